@@ -1,0 +1,51 @@
+package clientapi
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/matrix-org/util"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// errTooLarge is M_TOO_LARGE, which gomatrixserverlib does not name.
+const errTooLarge spec.MatrixErrorCode = "M_TOO_LARGE"
+
+// errorResponse is the one place where errors become Matrix error codes.
+func errorResponse(req *http.Request, err error) util.JSONResponse {
+	var (
+		field   *fieldError
+		limit   *expiration.LimitError
+		dropped *expiration.DropError
+	)
+	switch {
+	case errors.As(err, &field):
+		return util.JSONResponse{Code: http.StatusBadRequest, JSON: spec.InvalidParam(err.Error())}
+	case errors.Is(err, expiration.ErrNotFound):
+		return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.NotFound("No event is running with this token")}
+	case errors.Is(err, expiration.ErrTooLarge):
+		return util.JSONResponse{Code: http.StatusRequestEntityTooLarge, JSON: spec.MatrixError{
+			ErrCode: errTooLarge, Err: "The event fits, but its closing event would be too large",
+		}}
+	case errors.As(err, &limit):
+		return limitExceeded("Too many of your events are running", limit.RetryAfter)
+	case errors.As(err, &dropped):
+		return util.JSONResponse{Code: http.StatusForbidden, JSON: spec.Forbidden("The sender may no longer send this event")}
+	}
+	util.GetLogger(req.Context()).WithError(err).Error("Failed to handle an expiring event")
+	return util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.Unknown("Internal server error")}
+}
+
+// limitExceeded says when to come again twice: browsers cannot read the header through Dendrite's CORS settings.
+func limitExceeded(msg string, after time.Duration) util.JSONResponse {
+	ms := max((after + time.Millisecond - 1).Milliseconds(), 1)
+	return util.JSONResponse{
+		Code:    http.StatusTooManyRequests,
+		JSON:    spec.LimitExceeded(msg, ms),
+		Headers: map[string]string{"Retry-After": strconv.FormatInt((ms+999)/1000, 10)},
+	}
+}

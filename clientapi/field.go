@@ -1,0 +1,60 @@
+package clientapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// expireKey is the field that makes an event an expiring one (contract, section 1).
+const expireKey = "m.will_expire"
+
+var (
+	expireKeyBytes = []byte(expireKey)
+	// unicodeEscape can spell any key differently.
+	unicodeEscape = []byte(`\u`)
+	runningJSON   = json.RawMessage(`"` + expiration.Running + `"`)
+)
+
+// fieldError is a bad value of the field. Its text is for the client.
+type fieldError struct{ max time.Duration }
+
+func (e *fieldError) Error() string {
+	return fmt.Sprintf("%s must be a whole number of seconds from 1 to %d, or %q or %q",
+		expireKey, e.max/time.Second, expiration.Expired, expiration.Ended)
+}
+
+// parseContent looks for the field in the content of a request. If it asks for an expiring event, the duration is not 0,
+// and the content that is to be sent is returned. In every other case without error the content is returned as it is:
+// what is not JSON is left to Dendrite, which answers as it always does.
+func parseContent(content []byte, maxDuration time.Duration) ([]byte, time.Duration, error) {
+	if !bytes.Contains(content, expireKeyBytes) && !bytes.Contains(content, unicodeEscape) {
+		return content, 0, nil
+	}
+	var fields map[string]json.RawMessage
+	if !utf8.Valid(content) || json.Unmarshal(content, &fields) != nil {
+		return content, 0, nil
+	}
+	value, ok := fields[expireKey]
+	if !ok {
+		return content, 0, nil
+	}
+	var outcome expiration.Outcome
+	if json.Unmarshal(value, &outcome) == nil && (outcome == expiration.Expired || outcome == expiration.Ended) {
+		return content, 0, nil
+	}
+	seconds, err := strconv.ParseInt(string(value), 10, 64)
+	if err != nil || seconds < 1 || seconds > int64(maxDuration/time.Second) {
+		return nil, 0, &fieldError{maxDuration}
+	}
+	fields[expireKey] = runningJSON
+	if content, err = json.Marshal(fields); err != nil {
+		return nil, 0, err
+	}
+	return content, time.Duration(seconds) * time.Second, nil
+}

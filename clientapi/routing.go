@@ -1,0 +1,124 @@
+// Package clientapi is the client's side of expiring events: the field m.will_expire in the requests that send events,
+// and the keep-alive endpoint.
+//
+// Its routes for sending take the place of Dendrite's, whose own function they call: a request without the field is
+// handled by it unchanged. All that a request holds in memory is bounded but for the body of a send, which Dendrite does
+// not bound either.
+package clientapi
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/gorilla/mux"
+	"github.com/matrix-org/dendrite/internal"
+	"github.com/matrix-org/dendrite/internal/httputil"
+	"github.com/matrix-org/dendrite/internal/transactions"
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/setup/config"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/util"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// Timers is what the routes need of the component.
+type Timers interface {
+	Begin(ctx context.Context, e expiration.Event, duration time.Duration, exempt bool) (*expiration.Pending, error)
+	Token(eventID string) string
+	Running(eventID, sender string) bool
+	Restart(ctx context.Context, eventID string, duration time.Duration) error
+	LockState(ctx context.Context, s expiration.StateKey) (unlock func(), err error)
+	Known(expiration.TokenHash) bool
+	Refresh(context.Context, expiration.TokenHash) error
+	End(context.Context, expiration.TokenHash) error
+}
+
+// Config is what the routes can be told; see docs/configuration.md.
+type Config struct {
+	// MaxDuration is the longest duration that a client may ask for, in whole seconds.
+	MaxDuration  time.Duration
+	RateLimiting RateLimiting
+}
+
+// API has what the routes share.
+type API struct {
+	cfg          Config
+	dendrite     *config.ClientAPI
+	rsAPI        api.ClientRoomserverAPI
+	timers       Timers
+	transactions *transactions.Cache
+	limits       *limits
+	metrics      *metrics
+}
+
+// New returns the routes. The roomserver API is the wrapper that knows hooks, and the one that the rest of Dendrite has.
+func New(cfg Config, dendrite *config.ClientAPI, rsAPI api.ClientRoomserverAPI, timers Timers) *API {
+	return &API{
+		cfg: cfg, dendrite: dendrite, rsAPI: rsAPI, timers: timers,
+		transactions: transactions.New(),
+		limits:       newLimits(cfg.RateLimiting),
+		metrics:      newMetrics(),
+	}
+}
+
+// Collectors returns the metrics of the routes, to be registered once.
+func (a *API) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{a.metrics.keepAlives}
+}
+
+// AddRoutes registers the routes. It must be called before Dendrite registers its own: the first that matches is taken.
+func (a *API) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
+	v3 := router.PathPrefix("/{apiversion:(?:r0|v3)}/").Subrouter()
+	send := func(path, method string, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse) {
+		v3.Handle(path, httputil.MakeAuthAPI("send_message", userAPI,
+			func(req *http.Request, device *userapi.Device) util.JSONResponse {
+				vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
+				if err != nil {
+					return util.ErrorResponse(err)
+				}
+				return f(req, device, vars)
+			}, httputil.WithAllowGuests(),
+		)).Methods(method, http.MethodOptions)
+	}
+	send("/rooms/{roomID}/send/{eventType}", http.MethodPost,
+		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
+			return a.send(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"]})
+		})
+	send("/rooms/{roomID}/send/{eventType}/{txnID}", http.MethodPut,
+		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
+			txnID := vars["txnID"]
+			return a.send(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], txnID: &txnID})
+		})
+	send("/rooms/{roomID}/state/{eventType:[^/]+/?}", http.MethodPut,
+		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
+			stateKey, eventType := "", strings.TrimSuffix(vars["eventType"], "/")
+			return a.sendState(req, device, target{roomID: vars["roomID"], eventType: eventType, stateKey: &stateKey})
+		})
+	send("/rooms/{roomID}/state/{eventType}/{stateKey}", http.MethodPut,
+		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
+			stateKey := vars["stateKey"]
+			return a.sendState(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], stateKey: &stateKey})
+		})
+
+	router.Handle("/v3/expiration/{refresh_method:"+methodRefresh+"|"+methodEnd+"}", a.keepAliveHandler()).
+		Methods(http.MethodPut, http.MethodOptions)
+}
+
+// keepAliveHandler is what Dendrite's MakeExternalAPI would make, but for three things: the size of the body and the time
+// that it may take are limited, and bodies are never written to the log, not even with DENDRITE_TRACE_HTTP.
+func (a *API) keepAliveHandler() http.Handler {
+	handler := util.MakeJSONAPI(util.NewJSONRequestHandler(a.keepAlive))
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		trace, ctx := internal.StartTask(req.Context(), "expiration_keep_alive")
+		defer trace.EndTask()
+		// Not every ResponseWriter has deadlines; the size is limited in any case.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(keepAliveReadTimeout))
+		req = req.WithContext(ctx)
+		req.Body = http.MaxBytesReader(w, req.Body, maxKeepAliveSize)
+		handler(w, req)
+	})
+}

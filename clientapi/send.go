@@ -1,0 +1,191 @@
+package clientapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/matrix-org/dendrite/clientapi/routing"
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/syncapi/synctypes"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/matrix-org/util"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// target is where a request wants an event sent.
+type target struct {
+	roomID, eventType string
+	txnID, stateKey   *string
+}
+
+// sentEvent is Dendrite's answer to a send.
+type sentEvent struct {
+	EventID string `json:"event_id"`
+}
+
+// sentExpiringEvent is the answer to the send of an expiring event (contract, section 1).
+type sentExpiringEvent struct {
+	sentEvent
+	// DraftEventID repeats the ID under the key of the draft's example.
+	DraftEventID string `json:"eventId"`
+	Token        string `json:"expire_refresh_token"`
+}
+
+// sendState is send under the lock of the state that is sent, so that no closing event comes in between.
+func (a *API) sendState(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
+	unlock, err := a.timers.LockState(req.Context(), a.stateKey(req.Context(), to))
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	defer unlock()
+	return a.send(req, device, to)
+}
+
+// send sends an event, expiring or not.
+func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
+	body, readErr := io.ReadAll(req.Body)
+	if readErr != nil { // Dendrite is to see the same error as if it had read the body itself
+		req.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), errorReader{readErr}))
+		return a.dendriteSend(req, device, to, a.rsAPI)
+	}
+	content, duration, err := parseContent(body, a.cfg.MaxDuration)
+	switch {
+	case err != nil:
+		return errorResponse(req, err)
+	case duration == 0:
+		req.Body = io.NopCloser(bytes.NewReader(body))
+		return a.dendriteSend(req, device, to, a.rsAPI)
+	}
+	return a.sendExpiring(req, device, to, content, duration)
+}
+
+func (a *API) sendExpiring(
+	req *http.Request, device *userapi.Device, to target, content []byte, duration time.Duration,
+) util.JSONResponse {
+	var pending *expiration.Pending
+	hook := &expiration.Hook{
+		Before: func(ctx context.Context, b expiration.Built) (err error) {
+			if !b.Closable {
+				return expiration.ErrTooLarge
+			}
+			pending, err = a.timers.Begin(ctx, expiration.Event{
+				ID: b.EventID, RoomID: b.RoomID, Type: b.Type, StateKey: b.StateKey, Sender: device.UserID,
+			}, duration, device.AccountType == userapi.AccountTypeAppService)
+			return err
+		},
+		After: func(context.Context) { pending.Activate() },
+	}
+	hooked := req.WithContext(expiration.WithHook(req.Context(), hook))
+	rsAPI := &restartableState{ClientRoomserverAPI: a.rsAPI, timers: a.timers, userID: device.UserID}
+	for range 2 {
+		hooked.Body = io.NopCloser(bytes.NewReader(content))
+		res := a.dendriteSend(hooked, device, to, rsAPI)
+		if hook.Err != nil {
+			return errorResponse(req, hook.Err)
+		}
+		if res.Code != http.StatusOK {
+			return res
+		}
+		eventID, err := sentEventID(res)
+		if err != nil {
+			return errorResponse(req, err)
+		}
+		if !hook.Called && to.stateKey != nil {
+			// The same content is the current state already, and its timer was running a moment ago.
+			err = a.timers.Restart(req.Context(), eventID, duration)
+			if errors.Is(err, expiration.ErrNotFound) {
+				continue // no longer: now Dendrite will not be shown that state, and send a new event
+			}
+			if err != nil {
+				return errorResponse(req, err)
+			}
+		}
+		// An event that was not sent now, nor is state, was sent by an earlier request with this transaction ID.
+		res.JSON = sentExpiringEvent{
+			sentEvent: sentEvent{eventID}, DraftEventID: eventID, Token: a.timers.Token(eventID),
+		}
+		return res
+	}
+	return errorResponse(req, errors.New("the timer of an event that is sent again can neither be found nor replaced"))
+}
+
+// dendriteSend is Dendrite's own handling of a send.
+func (a *API) dendriteSend(
+	req *http.Request, device *userapi.Device, to target, rsAPI api.ClientRoomserverAPI,
+) util.JSONResponse {
+	return routing.SendEvent(
+		req, device, to.roomID, to.eventType, to.txnID, to.stateKey, a.dendrite, rsAPI, a.transactions,
+	)
+}
+
+// stateKey returns the state that a request will set. In rooms with pseudo IDs, a user ID as the state key stands for the
+// sender's key, as Dendrite translates it when it builds the event. What cannot be looked up is refused by Dendrite.
+func (a *API) stateKey(ctx context.Context, to target) expiration.StateKey {
+	s := expiration.StateKey{RoomID: to.roomID, Type: to.eventType, Key: *to.stateKey}
+	version, err := a.rsAPI.QueryRoomVersionForRoom(ctx, to.roomID)
+	if err != nil || version != gomatrixserverlib.RoomVersionPseudoIDs {
+		return s
+	}
+	roomID, err := spec.NewRoomID(to.roomID)
+	if err != nil {
+		return s
+	}
+	translated, err := synctypes.FromClientStateKey(*roomID, *to.stateKey,
+		func(roomID spec.RoomID, userID spec.UserID) (*spec.SenderID, error) {
+			return a.rsAPI.QuerySenderIDForUser(ctx, roomID, userID)
+		})
+	if err == nil && translated != nil {
+		s.Key = *translated
+	}
+	return s
+}
+
+// restartableState hides current state from Dendrite that has the content of the new event but no running timer of the
+// same sender. Dendrite answers such a send with the ID of the current event, before it looks whether the sender may send
+// it at all: there would be no timer to restart, or the token of somebody else's event would be given away.
+type restartableState struct {
+	api.ClientRoomserverAPI
+	timers Timers
+	userID string
+}
+
+// QueryCurrentState implements api.QueryEventsAPI.
+func (r *restartableState) QueryCurrentState(
+	ctx context.Context, req *api.QueryCurrentStateRequest, res *api.QueryCurrentStateResponse,
+) error {
+	if err := r.ClientRoomserverAPI.QueryCurrentState(ctx, req, res); err != nil {
+		return err
+	}
+	for tuple, e := range res.StateEvents {
+		if !r.timers.Running(e.EventID(), r.userID) {
+			delete(res.StateEvents, tuple)
+		}
+	}
+	return nil
+}
+
+// sentEventID reads the event ID out of Dendrite's answer, whose type is its own.
+func sentEventID(res util.JSONResponse) (string, error) {
+	data, err := json.Marshal(res.JSON)
+	if err != nil {
+		return "", err
+	}
+	var sent sentEvent
+	if err = json.Unmarshal(data, &sent); err == nil && sent.EventID == "" {
+		err = errors.New("the answer to a send has no event ID")
+	}
+	return sent.EventID, err
+}
+
+// errorReader fails as the original body did.
+type errorReader struct{ err error }
+
+func (r errorReader) Read([]byte) (int, error) { return 0, r.err }

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"crypto/rand"
+	_ "embed"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"text/template"
+
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/sirupsen/logrus"
+)
+
+// defaultConfig is what stock looks for if --config is not given.
+const defaultConfig = "dendrite.yaml"
+
+//go:embed dendrite.yaml.tmpl
+var configTemplate string
+
+// home is the data folder of a server that was started without a configuration file. A nil home is a server that has
+// one.
+type home struct {
+	dir string
+}
+
+// openHome finds out whether the server runs from a data folder, and if so makes what is missing there and sets the flags
+// as if they had been given.
+func openHome() (*home, error) {
+	given := map[string]bool{}
+	flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	if given["config"] || given["version"] {
+		if given["data"] {
+			return nil, errors.New("--data and --config exclude each other")
+		}
+		return nil, nil
+	}
+	if _, err := os.Stat(defaultConfig); err == nil && !given["data"] {
+		return nil, nil // as stock does
+	}
+	dir, err := filepath.Abs(*dataDir)
+	if err != nil {
+		return nil, err
+	}
+	h := &home{dir: dir}
+	if err = h.make(); err != nil {
+		return nil, fmt.Errorf("cannot set up the data folder %s: %w", dir, err)
+	}
+	if err = flag.Set("config", h.path(defaultConfig)); err != nil {
+		return nil, err
+	}
+	if !given["http-bind-address"] {
+		return h, flag.Set("http-bind-address", "127.0.0.1:8008")
+	}
+	return h, nil
+}
+
+func (h *home) path(name string) string { return filepath.Join(h.dir, name) }
+
+// make writes signing key and configuration, unless they are there.
+func (h *home) make() error {
+	if err := os.MkdirAll(h.dir, 0o700); err != nil {
+		return err
+	}
+	key, err := newSigningKey()
+	if err != nil {
+		return err
+	}
+	if err = writeNew(h.path("matrix_key.pem"), key); err != nil {
+		return err
+	}
+	cfg, err := h.newConfig()
+	if err != nil {
+		return err
+	}
+	return writeNew(h.path(defaultConfig), cfg)
+}
+
+// newConfig fills in the template.
+func (h *home) newConfig() ([]byte, error) {
+	secret := make([]byte, 32)
+	if _, err := rand.Read(secret); err != nil {
+		return nil, err
+	}
+	tmpl, err := template.New("").Funcs(template.FuncMap{
+		"file": func(name string) string { return fmt.Sprintf("%q", h.path(name)) },
+		"sqlite": func(name string) string {
+			return fmt.Sprintf("%q", (&url.URL{Scheme: "file", Path: h.path("dendrite_" + name + ".db")}).String())
+		},
+	}).Parse(configTemplate)
+	if err != nil {
+		return nil, err
+	}
+	var buf writeBuffer
+	err = tmpl.Execute(&buf, map[string]string{"Secret": hex.EncodeToString(secret)})
+	return buf, err
+}
+
+type writeBuffer []byte
+
+func (b *writeBuffer) Write(p []byte) (int, error) {
+	*b = append(*b, p...)
+	return len(p), nil
+}
+
+// newSigningKey returns a new key in the format of Dendrite's generate-keys.
+func newSigningKey() ([]byte, error) {
+	seed, id := make([]byte, 32), make([]byte, 3)
+	if _, err := rand.Read(seed); err != nil {
+		return nil, err
+	}
+	if _, err := rand.Read(id); err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{
+		Type:    "MATRIX PRIVATE KEY",
+		Headers: map[string]string{"Key-ID": "ed25519:" + hex.EncodeToString(id)},
+		Bytes:   seed,
+	}), nil
+}
+
+// writeNew writes a file that only the owner may read, if there is none of that name. It is there whole or not at all.
+func writeNew(name string, data []byte) error {
+	if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	suffix := make([]byte, 6)
+	if _, err := rand.Read(suffix); err != nil {
+		return err
+	}
+	temporary := name + "." + base64.RawURLEncoding.EncodeToString(suffix)
+	if err := os.WriteFile(temporary, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temporary, name)
+}
+
+// quiet keeps the log off the terminal, but for warnings: it is in the data folder. Dendrite always adds a hook for the
+// terminal behind those of the configuration; whoever configures one himself gets what he asked for.
+func (h *home) quiet(cfg *config.Dendrite) {
+	for _, hook := range cfg.Logging {
+		if hook.Type == "std" {
+			return
+		}
+	}
+	hooks := logrus.StandardLogger().Hooks
+	if n := len(hooks[logrus.InfoLevel]); n > 0 {
+		hooks[logrus.InfoLevel] = hooks[logrus.InfoLevel][:n-1]
+	}
+}
+
+// welcome says what a person needs to know who has just started the server.
+func (h *home) welcome(address string) {
+	fmt.Printf(`Dendrite with expiring events is running.
+
+  listening   http://%s
+  data        %s
+  log         %s
+
+Make the first user with
+  go run github.com/matrix-org/dendrite/cmd/create-account \
+    --config %s --url http://%s \
+    --username alice --password a-long-password
+Ctrl-C stops the server; the next start goes on with the same data.
+`, address, h.dir, h.path("log"), shellPath(h.path(defaultConfig)), address)
+}
+
+// shellPath shortens a path to one that works in this folder, if there is one.
+func shellPath(path string) string {
+	if wd, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(wd, path); err == nil && filepath.IsLocal(rel) {
+			return rel
+		}
+	}
+	return path
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/getsentry/sentry-go"
+	"github.com/matrix-org/dendrite/appservice"
+	"github.com/matrix-org/dendrite/federationapi"
+	"github.com/matrix-org/dendrite/internal"
+	"github.com/matrix-org/dendrite/internal/caching"
+	"github.com/matrix-org/dendrite/internal/httputil"
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/roomserver"
+	"github.com/matrix-org/dendrite/setup"
+	"github.com/matrix-org/dendrite/setup/base"
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/matrix-org/dendrite/setup/jetstream"
+	"github.com/matrix-org/dendrite/setup/mscs"
+	"github.com/matrix-org/dendrite/setup/process"
+	"github.com/matrix-org/dendrite/userapi"
+	"github.com/matrix-org/gomatrixserverlib/fclient"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140"
+)
+
+// server is a Dendrite that is ready to serve.
+type server struct {
+	process *process.ProcessContext
+	cfg     *config.Dendrite
+	routers httputil.Routers
+}
+
+// build makes all of Dendrite's components, as its own command does, with the extension between the roomserver and the
+// rest.
+func build(cfg *config.Dendrite, extensionCfg *msc4140.Config, h *home) (s *server, err error) {
+	s = &server{process: process.NewProcessContext(), cfg: cfg, routers: httputil.NewRouters()}
+	internal.SetupStdLogging()
+	internal.SetupHookLogging(cfg.Logging)
+	if h != nil {
+		h.quiet(cfg)
+	}
+	internal.SetupPprof()
+	base.PlatformSanityChecks()
+	logrus.Infof("Dendrite version %s", internal.VersionString())
+	if !cfg.ClientAPI.RegistrationDisabled && cfg.ClientAPI.OpenRegistrationWithoutVerificationEnabled {
+		logrus.Warn("Open registration is enabled")
+	}
+
+	// Dendrite's components give up by panicking.
+	defer func() {
+		if failed := asError(recover()); failed != nil {
+			err = failed
+		}
+	}()
+	if err = s.observe(); err != nil {
+		return nil, err
+	}
+	var dnsCache *fclient.DNSCache
+	if cfg.Global.DNSCache.Enabled {
+		dnsCache = fclient.NewDNSCache(cfg.Global.DNSCache.CacheSize, cfg.Global.DNSCache.CacheLifetime)
+	}
+	federationClient := base.CreateFederationClient(cfg, dnsCache)
+	connections := sqlutil.NewConnectionManager(s.process, cfg.Global.DatabaseOptions)
+	caches := caching.NewRistrettoCache(cfg.Global.Cache.EstimatedMaxSize, cfg.Global.Cache.MaxAge, caching.EnableMetrics)
+	nats := &jetstream.NATSInstance{}
+
+	rsAPI := roomserver.NewInternalAPI(s.process, cfg, connections, nats, caches, caching.EnableMetrics)
+	extension, err := msc4140.New(s.process, extensionCfg, cfg, connections, nats, rsAPI, caching.EnableMetrics)
+	if err != nil {
+		return nil, err
+	}
+	rsAPI = extension.RoomserverAPI()
+	fsAPI := federationapi.NewInternalAPI(s.process, cfg, connections, nats, federationClient, rsAPI, caches, nil, false)
+	keyRing := fsAPI.KeyRing()
+	rsAPI.SetFederationAPI(fsAPI, keyRing)
+	userAPI := userapi.NewInternalAPI(
+		s.process, cfg, connections, nats, rsAPI, federationClient, caching.EnableMetrics, fsAPI.IsBlacklistedOrBackingOff,
+	)
+	asAPI := appservice.NewInternalAPI(s.process, cfg, nats, userAPI, rsAPI)
+	rsAPI.SetAppserviceAPI(asAPI)
+	rsAPI.SetUserAPI(userAPI)
+
+	monolith := setup.Monolith{
+		Config: cfg, KeyRing: keyRing,
+		Client: base.CreateClient(cfg, dnsCache), FedClient: federationClient,
+		AppserviceAPI: asAPI, FederationAPI: fsAPI, RoomserverAPI: rsAPI, UserAPI: userAPI,
+	}
+	extension.AddPublicRoutes(s.routers, userAPI)
+	monolith.AddAllPublicRoutes(s.process, cfg, s.routers, connections, nats, caches, caching.EnableMetrics)
+	if len(cfg.MSCs.MSCs) > 0 {
+		if err = mscs.Enable(cfg, connections, s.routers, &monolith, caches); err != nil {
+			return nil, fmt.Errorf("failed to enable MSCs: %w", err)
+		}
+	}
+	up := prometheus.NewCounter(prometheus.CounterOpts{
+		Namespace: "dendrite", Name: "up",
+		ConstLabels: map[string]string{"version": internal.VersionString()},
+	})
+	up.Add(1)
+	if err = prometheus.Register(up); err != nil {
+		return nil, err
+	}
+	return s, extension.Start()
+}
+
+// observe sets up tracing and Sentry.
+func (s *server) observe() error {
+	tracing, err := s.cfg.SetupTracing()
+	if err != nil {
+		return fmt.Errorf("failed to start tracing: %w", err)
+	}
+	s.atShutdown(func() { _ = tracing.Close() })
+	if !s.cfg.Global.Sentry.Enabled {
+		return nil
+	}
+	if err = sentry.Init(sentry.ClientOptions{
+		Dsn:              s.cfg.Global.Sentry.DSN,
+		Environment:      s.cfg.Global.Sentry.Environment,
+		Debug:            true,
+		ServerName:       string(s.cfg.Global.ServerName),
+		Release:          "dendrite@" + internal.VersionString(),
+		AttachStacktrace: true,
+	}); err != nil {
+		return fmt.Errorf("failed to start Sentry: %w", err)
+	}
+	s.atShutdown(func() {
+		if !sentry.Flush(5 * time.Second) {
+			logrus.Warn("Failed to flush all Sentry events")
+		}
+	})
+	return nil
+}
+
+// atShutdown calls f when the server shuts down, before the process ends.
+func (s *server) atShutdown(f func()) {
+	s.process.ComponentStarted()
+	go func() {
+		defer s.process.ComponentFinished()
+		<-s.process.WaitForShutdown()
+		f()
+	}()
+}
+
+// serve serves HTTP until the process is told to stop.
+func (s *server) serve(listen addresses, h *home) {
+	go base.SetupAndServeHTTP(s.process, s.cfg, s.routers, listen.http, nil, nil)
+	if listen.https.Enabled() {
+		go base.SetupAndServeHTTP(s.process, s.cfg, s.routers, listen.https, certFile, keyFile)
+	}
+	if h != nil {
+		if err := s.waitUntilUp(listen.http.Address); err == nil {
+			h.welcome(listen.http.Address)
+		}
+	}
+	base.WaitForShutdown(s.process)
+}
+
+// waitUntilUp returns when the server answers.
+func (s *server) waitUntilUp(address string) error {
+	ctx, cancel := context.WithTimeout(s.process.Context(), 30*time.Second)
+	defer cancel()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/_dendrite/monitor/up", nil)
+		if err != nil {
+			return err
+		}
+		if res, err := http.DefaultClient.Do(req); err == nil {
+			_ = res.Body.Close()
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("the server did not come up")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}

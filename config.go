@@ -1,0 +1,222 @@
+package msc4140
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/config"
+	"gopkg.in/yaml.v2"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/clientapi"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// Config is the section expiration of dendrite.yaml. docs/configuration.md explains it to operators.
+type Config struct {
+	// Database is where the timers are kept. An empty connection string means the global database if that is PostgreSQL,
+	// and else an SQLite file of our own, beside the roomserver's.
+	Database config.DatabaseOptions `yaml:"database"`
+	// MaxDuration is the longest duration that a client may ask for, from 1s to 8760h, in whole seconds. Default 24h.
+	MaxDuration time.Duration `yaml:"max_duration"`
+	// MaxRunningPerUser is how many expiring events of one user may run at the same time, at least 1. Application services
+	// are exempt. Default 100.
+	MaxRunningPerUser int `yaml:"max_running_per_user"`
+	// RestartGrace is for how long after a start no event expires, from 0s to 1h. Default 0s: what ran out while the
+	// server was down expires at once.
+	RestartGrace time.Duration `yaml:"restart_grace"`
+	// RateLimiting limits the keep-alive endpoint.
+	RateLimiting RateLimiting `yaml:"rate_limiting"`
+}
+
+// RateLimiting is the section expiration.rate_limiting.
+type RateLimiting struct {
+	// Enabled: default true.
+	Enabled bool `yaml:"enabled"`
+	// Token limits the keep-alives for one valid token. Default 20 in 1000 ms.
+	Token RateLimit `yaml:"token"`
+	// UnknownToken limits the requests with unknown tokens from one address. Default 20 in 1000 ms.
+	UnknownToken RateLimit `yaml:"unknown_token"`
+	// RealIPHeader is the header in which the reverse proxy names the client's address. Default: none, the address of the
+	// connection counts.
+	RealIPHeader string `yaml:"real_ip_header"`
+}
+
+// RateLimit has the keys and the meaning of Dendrite's client_api.rate_limiting.
+type RateLimit struct {
+	// Threshold is how many requests are allowed at once, at least 1.
+	Threshold int `yaml:"threshold"`
+	// CooloffMS is the time in milliseconds, from 1 to 3600000, after which as many are allowed again.
+	CooloffMS int64 `yaml:"cooloff_ms"`
+}
+
+const (
+	maxMaxDuration  = 365 * 24 * time.Hour
+	maxRestartGrace = time.Hour
+	maxCooloffMS    = int64(time.Hour / time.Millisecond)
+)
+
+// Defaults sets every value as it is when the section is absent.
+func (c *Config) Defaults() {
+	*c = Config{
+		MaxDuration:       24 * time.Hour,
+		MaxRunningPerUser: 100,
+		RateLimiting: RateLimiting{
+			Enabled:      true,
+			Token:        RateLimit{Threshold: 20, CooloffMS: 1000},
+			UnknownToken: RateLimit{Threshold: 20, CooloffMS: 1000},
+		},
+	}
+	c.Database.Defaults(10)
+}
+
+// Verify adds to configErrs what is impossible, naming the key.
+func (c *Config) Verify(configErrs *config.ConfigErrors) {
+	check := func(ok bool, key string, value any, allowed string) {
+		if !ok {
+			configErrs.Add(fmt.Sprintf("invalid value for config key %q: %v (must be %s)", "expiration."+key, value, allowed))
+		}
+	}
+	check(c.MaxDuration >= time.Second && c.MaxDuration <= maxMaxDuration && c.MaxDuration%time.Second == 0,
+		"max_duration", c.MaxDuration, "whole seconds from 1s to 8760h")
+	check(c.MaxRunningPerUser >= 1, "max_running_per_user", c.MaxRunningPerUser, "at least 1")
+	check(c.RestartGrace >= 0 && c.RestartGrace <= maxRestartGrace, "restart_grace", c.RestartGrace, "from 0s to 1h")
+	for _, limit := range []struct {
+		key string
+		RateLimit
+	}{{"token", c.RateLimiting.Token}, {"unknown_token", c.RateLimiting.UnknownToken}} {
+		key := "rate_limiting." + limit.key
+		check(limit.Threshold >= 1, key+".threshold", limit.Threshold, "at least 1")
+		check(limit.CooloffMS >= 1 && limit.CooloffMS <= maxCooloffMS, key+".cooloff_ms", limit.CooloffMS, "from 1 to 3600000")
+	}
+}
+
+// resolveDatabase decides which database is used, given the rest of Dendrite's configuration.
+func (c *Config) resolveDatabase(cfg *config.Dendrite) error {
+	own, global := &c.Database, &cfg.Global.DatabaseOptions
+	roomserver := &cfg.RoomServer.Database
+	switch {
+	case own.ConnectionString != "":
+		if own.ConnectionString.IsSQLite() && sharesSQLite(own.ConnectionString, cfg) {
+			return fmt.Errorf("config key %q: the SQLite file is another component's; this one needs its own",
+				"expiration.database.connection_string")
+		}
+	case global.ConnectionString.IsPostgres() && global.ConnectionString != "":
+		*own = config.DatabaseOptions{} // the connection manager takes the global one
+	case global.ConnectionString != "":
+		own.ConnectionString = besideSQLite(global.ConnectionString)
+	case roomserver.ConnectionString.IsSQLite():
+		own.ConnectionString = besideSQLite(roomserver.ConnectionString)
+	default:
+		*own = *roomserver
+	}
+	return nil
+}
+
+// sqliteFile is the name of our own database.
+const sqliteFile = "dendrite_expiration.db"
+
+// besideSQLite returns the database of our own in the folder of another SQLite file.
+func besideSQLite(other config.DataSource) config.DataSource {
+	dir, _ := path.Split(string(other))
+	if dir == "" {
+		dir = "file:"
+	}
+	return config.DataSource(dir + sqliteFile)
+}
+
+func sharesSQLite(own config.DataSource, cfg *config.Dendrite) bool {
+	for _, other := range []config.DatabaseOptions{
+		cfg.Global.DatabaseOptions, cfg.FederationAPI.Database, cfg.KeyServer.Database, cfg.MediaAPI.Database,
+		cfg.RoomServer.Database, cfg.SyncAPI.Database, cfg.UserAPI.AccountDatabase, cfg.RelayAPI.Database, cfg.MSCs.Database,
+	} {
+		if other.ConnectionString == own {
+			return true
+		}
+	}
+	return false
+}
+
+// LoadConfig reads the section expiration out of the file that Dendrite has read the rest from. It is complete and
+// verified when there is no error; the error names every bad key.
+func LoadConfig(file string, cfg *config.Dendrite) (*Config, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	c, err := parseConfig(data)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.resolveDatabase(cfg)
+}
+
+func parseConfig(data []byte) (*Config, error) {
+	var sections struct {
+		Expiration yaml.MapSlice `yaml:"expiration"`
+	}
+	c := &Config{}
+	c.Defaults()
+	if err := yaml.Unmarshal(data, &sections); err != nil {
+		return nil, fmt.Errorf("config key %q: %w", "expiration", err)
+	}
+	var errs config.ConfigErrors
+	unknownKeys(&errs, "expiration", sections.Expiration, reflect.TypeFor[Config]())
+	if len(errs) > 0 {
+		return nil, errs
+	}
+	section, err := yaml.Marshal(sections.Expiration)
+	if err != nil {
+		return nil, err
+	}
+	if err = yaml.UnmarshalStrict(section, c); err != nil {
+		return nil, fmt.Errorf("config key %q: %s", "expiration", strings.TrimPrefix(err.Error(), "yaml: unmarshal errors:\n  "))
+	}
+	if c.Verify(&errs); len(errs) > 0 {
+		return nil, errs
+	}
+	return c, nil
+}
+
+// unknownKeys adds an error for each key that the section does not have. The YAML library would name the Go type
+// instead of the key's place.
+func unknownKeys(errs *config.ConfigErrors, prefix string, section yaml.MapSlice, t reflect.Type) {
+	for _, item := range section {
+		key := fmt.Sprint(item.Key)
+		field, ok := fieldByKey(t, key)
+		if !ok {
+			errs.Add(fmt.Sprintf("unknown config key %q", prefix+"."+key))
+			continue
+		}
+		if inner, isSection := item.Value.(yaml.MapSlice); isSection && field.Type.Kind() == reflect.Struct {
+			unknownKeys(errs, prefix+"."+key, inner, field.Type)
+		}
+	}
+}
+
+func fieldByKey(t reflect.Type, key string) (reflect.StructField, bool) {
+	for i := range t.NumField() {
+		if field := t.Field(i); field.Tag.Get("yaml") == key {
+			return field, true
+		}
+	}
+	return reflect.StructField{}, false
+}
+
+// component returns what the component and its routes need of the configuration.
+func (c *Config) component() (expiration.Config, clientapi.Config) {
+	limit := func(l RateLimit) clientapi.RateLimit {
+		return clientapi.RateLimit{Threshold: l.Threshold, Cooloff: time.Duration(l.CooloffMS) * time.Millisecond}
+	}
+	return expiration.Config{MaxRunningPerUser: c.MaxRunningPerUser, RestartGrace: c.RestartGrace},
+		clientapi.Config{
+			MaxDuration: c.MaxDuration,
+			RateLimiting: clientapi.RateLimiting{
+				Enabled: c.RateLimiting.Enabled, RealIPHeader: c.RateLimiting.RealIPHeader,
+				Token: limit(c.RateLimiting.Token), UnknownToken: limit(c.RateLimiting.UnknownToken),
+			},
+		}
+}

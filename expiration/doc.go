@@ -1,0 +1,53 @@
+// Package expiration keeps the timers of expiring events (MSC4140, 2024 draft) and sees to it that each of them is
+// closed exactly once.
+//
+// # The life of a timer
+//
+//	            Begin                 claim                 the room has the closing event
+//	(no timer) -------> running -----------------> claimed -------------------------------> (gone)
+//	                     |   ^                        |
+//	                     |   | Refresh, Restart       | the state was replaced meanwhile
+//	                     |   +--- (new deadline)      +------------------------------------> (gone)
+//	                     |
+//	                     | replaced, redacted, sender gone, room purged
+//	                     +-----------------------------------------------------------------> (gone)
+//
+// A running timer has an event, a token, a duration and a deadline. When the deadline passes ([Expired]) or somebody
+// who holds the token says so ([Ended]), the closing event is built and claimed: outcome and finished event are written
+// into the timer's row, on condition that the row is still as it was seen. Only then does the closing event go to the
+// roomserver, and when the room has it the row is deleted.
+//
+// # What is guaranteed
+//
+// Durability: Begin returns after the row is committed, and before the event is given to the roomserver; Refresh and
+// Restart return after the new deadline is committed. A row whose event never came into the room is found out when its
+// deadline passes, because the roomserver does not know the event.
+//
+// Exactly one closing event: the claim is conditional in the database, so of a refresh and an expiry, or of several
+// closings, one wins. What was claimed is never built a second time: after a fault or a crash the same event, with the
+// same ID, is given to the roomserver again, which ignores an event that it has.
+//
+// Never early: a deadline is compared by the monotonic clock while the process lives, so a step of the wall clock fires
+// nothing. The wall clock counts only across a restart. Deadlines are rounded up to the millisecond that the database
+// keeps.
+//
+// Never over a newer state: everything that this server itself sends as state is built and given to the roomserver under
+// the lock of its (room, type, state key), and so is a closing event, which looks under that lock whether its original
+// is still the current state.
+//
+// Ordering: due timers of one room are closed one after the other in the order of their deadlines; rooms do not wait for
+// one another, but of the rooms that wait the one with the earliest deadline is served first.
+//
+// # Concurrency
+//
+// All methods of [Timers] may be called from any goroutine. [Timers.Start] starts one goroutine that watches the
+// deadlines and a fixed number of workers that close; [Timers.Stop] ends them all and waits for them. Locks are taken in
+// this order, any of them may be left out, and none is taken while a later one is held:
+//
+//  1. timer.closing: one attempt to close a timer at a time
+//  2. the lock of a (room, type, state key), see [Timers.LockState]
+//  3. timer.row: one write to the timer's row at a time
+//  4. Timers.mu: the index in memory; never held while anything is waited for
+//
+// The package knows nothing of Dendrite. What it needs it asks of a [Store] and a [Roomserver].
+package expiration

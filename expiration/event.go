@@ -1,0 +1,165 @@
+package expiration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// StateKey names one piece of a room's state. For state events it is also what a newer event replaces.
+type StateKey struct {
+	RoomID string
+	Type   string
+	Key    string
+}
+
+// Event is what the component has to know of an event.
+type Event struct {
+	ID     string
+	RoomID string
+	Type   string
+	// StateKey is nil for events that are not state. In rooms with pseudo IDs it is the state key as it stands in the
+	// event.
+	StateKey *string
+	// Sender is the full ID of the user, also in rooms with pseudo IDs.
+	Sender string
+}
+
+// State returns the piece of state that the event sets, and false if it is not a state event.
+func (e Event) State() (StateKey, bool) {
+	if e.StateKey == nil {
+		return StateKey{}, false
+	}
+	return StateKey{RoomID: e.RoomID, Type: e.Type, Key: *e.StateKey}, true
+}
+
+// Outcome says how a timer came to its end.
+type Outcome string
+
+const (
+	// Expired: the deadline passed (contract, section 3).
+	Expired Outcome = "expired"
+	// Ended: a holder of the token called /end (contract, section 3).
+	Ended Outcome = "ended"
+)
+
+// Running is the value of m.will_expire while the timer runs (contract, section 1).
+const Running = "running"
+
+// ClosingEvent is a closing event, built and signed.
+type ClosingEvent struct {
+	EventID     string
+	RoomVersion string
+	// PDU is the event's JSON as it is given to the roomserver.
+	PDU []byte
+}
+
+// Claim is the decision, written once, how a timer ends and with which closing event.
+type Claim struct {
+	Outcome Outcome
+	Closing ClosingEvent
+}
+
+// TokenHash is the SHA-256 of a refresh token, the only form of it that is stored.
+type TokenHash [32]byte
+
+// Timer is one row of the store: an expiring event whose closing event is not yet known to be in the room.
+type Timer struct {
+	Event     Event
+	TokenHash TokenHash
+	Duration  time.Duration
+	// Received is when the event was accepted, Deadline when it expires. Both have whole milliseconds.
+	Received time.Time
+	Deadline time.Time
+	// Claim is nil while the timer runs.
+	Claim *Claim
+}
+
+// Store keeps timers durably: what returned without error survives a crash of the process, and a power failure as far
+// as the database does. An error says nothing about whether the write happened. Times have whole milliseconds.
+//
+// storage/storagetest is the suite that every implementation passes.
+type Store interface {
+	// Insert adds a running timer. It is an error if there is one for the event already.
+	Insert(ctx context.Context, t Timer) error
+	// Refresh sets duration and deadline of a running timer and reports whether there was one.
+	Refresh(ctx context.Context, eventID string, duration time.Duration, deadline time.Time) (bool, error)
+	// Claim ends a running timer whose deadline is exactly the given one, and reports whether there was one.
+	Claim(ctx context.Context, eventID string, deadline time.Time, c Claim) (bool, error)
+	// Drop removes the timer if it is running.
+	Drop(ctx context.Context, eventID string) error
+	// Delete removes the timer, claimed or not.
+	Delete(ctx context.Context, eventID string) error
+	// Timer returns the timer of an event, or ErrNotFound.
+	Timer(ctx context.Context, eventID string) (Timer, error)
+	// Timers calls f for each timer in the order of their deadlines, until f returns an error, which it returns.
+	Timers(ctx context.Context, f func(Timer) error) error
+	// Ping reports whether the timers can be read.
+	Ping(ctx context.Context) error
+}
+
+// Roomserver is what the component needs of the homeserver.
+//
+// Close and Resubmit are called under the lock of the event's state key, if it has one. Their errors are a *DropError
+// if there will never be a closing event, ErrUnknownEvent, an error of claim, or a passing fault.
+type Roomserver interface {
+	// Close builds the closing event of e, calls claim with it, and if that succeeds gives it to the roomserver. It
+	// returns nil when the room has the closing event.
+	Close(ctx context.Context, e Event, o Outcome, claim func(context.Context, ClosingEvent) error) error
+	// Resubmit gives a closing event, claimed earlier, to the roomserver again, unless the room has it already.
+	Resubmit(ctx context.Context, e Event, c ClosingEvent) error
+	// CurrentState returns the ID of the event that is the current state, or "" if there is none.
+	CurrentState(ctx context.Context, s StateKey) (string, error)
+}
+
+// DropReason says why an event gets no closing event (contract, section 3).
+type DropReason string
+
+const (
+	// Replaced: a newer event is the current state.
+	Replaced DropReason = "replaced"
+	// Redacted: the original has no content any more.
+	Redacted DropReason = "redacted"
+	// SenderGone: the sender is no longer joined.
+	SenderGone DropReason = "sender_gone"
+	// Forbidden: the sender may no longer send such an event.
+	Forbidden DropReason = "forbidden"
+	// RoomGone: the room was purged.
+	RoomGone DropReason = "room_gone"
+	// NeverSent: the event never came into its room.
+	NeverSent DropReason = "never_sent"
+)
+
+// DropError is the final reason why no closing event was sent.
+type DropError struct {
+	Reason DropReason
+	// Cause may be nil.
+	Cause error
+}
+
+func (e *DropError) Error() string {
+	if e.Cause == nil {
+		return "no closing event: " + string(e.Reason)
+	}
+	return fmt.Sprintf("no closing event: %s: %s", e.Reason, e.Cause)
+}
+
+func (e *DropError) Unwrap() error { return e.Cause }
+
+// LimitError is the error of Begin for a user who has as many running timers as are allowed.
+type LimitError struct {
+	// RetryAfter is how long it is until the first of the user's timers runs out, if nobody refreshes it.
+	RetryAfter time.Duration
+}
+
+func (e *LimitError) Error() string { return "too many running timers" }
+
+var (
+	// ErrNotFound: there is no running timer for the token or event.
+	ErrNotFound = errors.New("no running timer")
+	// ErrTooLarge: the closing event would not fit into an event.
+	ErrTooLarge = errors.New("the closing event would be too large")
+	// ErrUnknownEvent: the roomserver does not know the event; it may still be queued there.
+	ErrUnknownEvent = errors.New("the roomserver does not know the event")
+)

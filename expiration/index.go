@@ -1,0 +1,162 @@
+package expiration
+
+import (
+	"container/heap"
+	"sync"
+	"time"
+)
+
+// timer is a Timer in memory.
+type timer struct {
+	event    Event
+	hash     TokenHash
+	received time.Time
+
+	// row is held around each write to the timer's row, so that what memory says of the row is what was written last.
+	row sync.Mutex
+
+	// The rest is guarded by Timers.mu; claim, deadline and duration change only while row is held as well.
+
+	duration time.Duration
+	deadline time.Time // as the row has it: the wall clock, whole milliseconds
+	due      time.Time // the same moment by the monotonic clock
+	claim    *Claim
+	// unsure is set when a claim failed so that it may have been written all the same.
+	unsure bool
+	// gone is set when the timer is out of the index, rowLeft when its row could not be deleted then.
+	gone    bool
+	rowLeft bool
+	// refused is set while the token of a timer that is gone is still answered otherwise than an unknown one.
+	refused bool
+	// failures counts the attempts that failed since the last one that did not; it makes the pauses grow.
+	failures int
+	// wake is when the scheduler looks at the timer. A refresh moves only due: the scheduler finds out when it looks.
+	wake time.Time
+	// place is the timer's index in the heap, or -1.
+	place int
+}
+
+// running reports whether the token is valid.
+func (tm *timer) running() bool { return !tm.gone && tm.claim == nil }
+
+// index finds timers by all that they are asked for by. It has no lock of its own: Timers.mu guards it.
+type index struct {
+	byToken map[TokenHash]*timer
+	byEvent map[string]*timer
+	byState map[StateKey][]*timer
+	// byUser has timers that are not yet in the other maps too: they count for the limit from the moment in which
+	// their event is accepted.
+	byUser map[string]map[*timer]struct{}
+	wakes  wakeHeap
+}
+
+func newIndex() index {
+	return index{
+		byToken: map[TokenHash]*timer{},
+		byEvent: map[string]*timer{},
+		byState: map[StateKey][]*timer{},
+		byUser:  map[string]map[*timer]struct{}{},
+	}
+}
+
+// count makes the timer count for its user.
+func (x *index) count(tm *timer) {
+	timers := x.byUser[tm.event.Sender]
+	if timers == nil {
+		timers = map[*timer]struct{}{}
+		x.byUser[tm.event.Sender] = timers
+	}
+	timers[tm] = struct{}{}
+}
+
+func (x *index) uncount(tm *timer) {
+	timers := x.byUser[tm.event.Sender]
+	delete(timers, tm)
+	if len(timers) == 0 {
+		delete(x.byUser, tm.event.Sender)
+	}
+}
+
+func (x *index) add(tm *timer) {
+	x.count(tm)
+	x.byToken[tm.hash] = tm
+	x.byEvent[tm.event.ID] = tm
+	if s, ok := tm.event.State(); ok {
+		x.byState[s] = append(x.byState[s], tm)
+	}
+}
+
+func (x *index) remove(tm *timer) {
+	tm.gone = true
+	x.uncount(tm)
+	delete(x.byToken, tm.hash)
+	delete(x.byEvent, tm.event.ID)
+	if s, ok := tm.event.State(); ok {
+		var rest []*timer
+		for _, other := range x.byState[s] {
+			if other != tm {
+				rest = append(rest, other)
+			}
+		}
+		if len(rest) == 0 {
+			delete(x.byState, s)
+		} else {
+			x.byState[s] = rest
+		}
+	}
+	x.unschedule(tm)
+}
+
+// refuse remembers the token of a timer that is gone, until the scheduler looks at it.
+func (x *index) refuse(tm *timer, until time.Time) {
+	tm.refused = true
+	x.byToken[tm.hash] = tm
+	x.schedule(tm, until)
+}
+
+// forget ends what refuse began.
+func (x *index) forget(tm *timer) {
+	tm.refused = false
+	delete(x.byToken, tm.hash)
+}
+
+// schedule makes the scheduler look at the timer at wake.
+func (x *index) schedule(tm *timer, wake time.Time) {
+	tm.wake = wake
+	if tm.place < 0 {
+		heap.Push(&x.wakes, tm)
+	} else {
+		heap.Fix(&x.wakes, tm.place)
+	}
+}
+
+func (x *index) unschedule(tm *timer) {
+	if tm.place >= 0 {
+		heap.Remove(&x.wakes, tm.place)
+	}
+}
+
+// wakeHeap has the timer that is looked at next in front.
+type wakeHeap []*timer
+
+func (h wakeHeap) Len() int           { return len(h) }
+func (h wakeHeap) Less(i, j int) bool { return h[i].wake.Before(h[j].wake) }
+func (h wakeHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].place, h[j].place = i, j
+}
+
+func (h *wakeHeap) Push(x any) {
+	tm := x.(*timer)
+	tm.place = len(*h)
+	*h = append(*h, tm)
+}
+
+func (h *wakeHeap) Pop() any {
+	last := len(*h) - 1
+	tm := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	tm.place = -1
+	return tm
+}

@@ -1,0 +1,163 @@
+// Package shared is the one implementation of expiration.Store. The SQL is the same for SQLite and PostgreSQL; what is
+// not (types of columns, and how a write is made durable) stands in the packages beside this one.
+package shared
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/matrix-org/dendrite/internal"
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// A refresh changes no indexed column, so that PostgreSQL can do it without touching an index. Parameters stand in the
+// order of their numbers: SQLite counts them by where they first appear.
+const (
+	insertTimerSQL = "INSERT INTO expiration_timers" +
+		" (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms)" +
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+	refreshTimerSQL = "UPDATE expiration_timers SET duration_ms = $1, deadline_ms = $2" +
+		" WHERE event_id = $3 AND outcome IS NULL"
+	claimTimerSQL = "UPDATE expiration_timers" +
+		" SET outcome = $1, closing_event_id = $2, closing_room_version = $3, closing_pdu = $4" +
+		" WHERE event_id = $5 AND deadline_ms = $6 AND outcome IS NULL"
+	dropTimerSQL    = "DELETE FROM expiration_timers WHERE event_id = $1 AND outcome IS NULL"
+	deleteTimerSQL  = "DELETE FROM expiration_timers WHERE event_id = $1"
+	selectTimersSQL = "SELECT event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
+		" deadline_ms, outcome, closing_event_id, closing_room_version, closing_pdu FROM expiration_timers"
+	selectTimerSQL     = selectTimersSQL + " WHERE event_id = $1"
+	selectAllTimersSQL = selectTimersSQL + " ORDER BY deadline_ms, received_ms, event_id"
+	pingSQL            = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
+)
+
+// Exec runs one statement and returns when it is durable.
+type Exec func(ctx context.Context, query string, args ...any) (sql.Result, error)
+
+// Store implements expiration.Store.
+type Store struct {
+	// DB is for reading.
+	DB *sql.DB
+	// Exec is for writing.
+	Exec Exec
+}
+
+var _ expiration.Store = (*Store)(nil)
+
+// Migrate brings the database up to date. createSQL makes the first version of the table.
+func Migrate(ctx context.Context, db *sql.DB, createSQL string) error {
+	m := sqlutil.NewMigrator(db)
+	m.AddMigrations(sqlutil.Migration{
+		Version: "expiration: create timers",
+		Up: func(ctx context.Context, txn *sql.Tx) error {
+			_, err := txn.ExecContext(ctx, createSQL)
+			return err
+		},
+	})
+	return m.Up(ctx)
+}
+
+func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
+	_, err := s.Exec(ctx, insertTimerSQL,
+		t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:],
+		t.Duration.Milliseconds(), t.Received.UnixMilli(), t.Deadline.UnixMilli(),
+	)
+	return err
+}
+
+func (s *Store) Refresh(ctx context.Context, eventID string, duration time.Duration, deadline time.Time) (bool, error) {
+	return s.changed(s.Exec(ctx, refreshTimerSQL, duration.Milliseconds(), deadline.UnixMilli(), eventID))
+}
+
+func (s *Store) Claim(ctx context.Context, eventID string, deadline time.Time, c expiration.Claim) (bool, error) {
+	return s.changed(s.Exec(ctx, claimTimerSQL,
+		string(c.Outcome), c.Closing.EventID, c.Closing.RoomVersion, c.Closing.PDU, eventID, deadline.UnixMilli(),
+	))
+}
+
+func (s *Store) Drop(ctx context.Context, eventID string) error {
+	_, err := s.Exec(ctx, dropTimerSQL, eventID)
+	return err
+}
+
+func (s *Store) Delete(ctx context.Context, eventID string) error {
+	_, err := s.Exec(ctx, deleteTimerSQL, eventID)
+	return err
+}
+
+func (s *Store) Timer(ctx context.Context, eventID string) (expiration.Timer, error) {
+	t, err := scan(s.DB.QueryRowContext(ctx, selectTimerSQL, eventID))
+	if errors.Is(err, sql.ErrNoRows) {
+		return t, expiration.ErrNotFound
+	}
+	return t, err
+}
+
+func (s *Store) Timers(ctx context.Context, f func(expiration.Timer) error) error {
+	rows, err := s.DB.QueryContext(ctx, selectAllTimersSQL)
+	if err != nil {
+		return err
+	}
+	defer internal.CloseAndLogIfError(ctx, rows, "Timers: rows.close() failed")
+	for rows.Next() {
+		t, err := scan(rows)
+		if err != nil {
+			return err
+		}
+		if err = f(t); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+func (s *Store) Ping(ctx context.Context) error {
+	var n int
+	return s.DB.QueryRowContext(ctx, pingSQL).Scan(&n)
+}
+
+// changed reports whether a statement found its row.
+func (s *Store) changed(res sql.Result, err error) (bool, error) {
+	if err != nil {
+		return false, err
+	}
+	n, err := res.RowsAffected()
+	return n > 0, err
+}
+
+func scan(row interface{ Scan(...any) error }) (expiration.Timer, error) {
+	var (
+		t                              expiration.Timer
+		stateKey                       sql.NullString
+		hash                           []byte
+		duration, received, deadline   int64
+		outcome, closingID, closingVer sql.NullString
+		closingPDU                     []byte
+	)
+	if err := row.Scan(
+		&t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &hash, &duration, &received, &deadline,
+		&outcome, &closingID, &closingVer, &closingPDU,
+	); err != nil {
+		return t, err
+	}
+	if len(hash) != len(t.TokenHash) {
+		return t, fmt.Errorf("the timer of %s has a token hash of %d bytes", t.Event.ID, len(hash))
+	}
+	copy(t.TokenHash[:], hash)
+	if stateKey.Valid {
+		t.Event.StateKey = &stateKey.String
+	}
+	t.Duration = time.Duration(duration) * time.Millisecond
+	t.Received, t.Deadline = time.UnixMilli(received).UTC(), time.UnixMilli(deadline).UTC()
+	if outcome.Valid {
+		t.Claim = &expiration.Claim{
+			Outcome: expiration.Outcome(outcome.String),
+			Closing: expiration.ClosingEvent{EventID: closingID.String, RoomVersion: closingVer.String, PDU: closingPDU},
+		}
+	}
+	return t, nil
+}

@@ -1,0 +1,82 @@
+// Package sqlite3 keeps timers in an SQLite database.
+package sqlite3
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/shared"
+)
+
+const createTimersSQL = `
+CREATE TABLE expiration_timers (
+	event_id TEXT NOT NULL PRIMARY KEY,
+	room_id TEXT NOT NULL,
+	event_type TEXT NOT NULL,
+	-- NULL for events that are not state
+	state_key TEXT,
+	-- the full user ID
+	sender TEXT NOT NULL,
+	-- SHA-256 of the refresh token
+	token_hash BLOB NOT NULL,
+	duration_ms INTEGER NOT NULL,
+	received_ms INTEGER NOT NULL,
+	deadline_ms INTEGER NOT NULL,
+	-- NULL while the timer runs; set together once it is claimed
+	outcome TEXT,
+	closing_event_id TEXT,
+	closing_room_version TEXT,
+	closing_pdu BLOB
+)`
+
+// Open prepares the database, which must not be shared with another component, and returns the store.
+func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store, error) {
+	if err := shared.Migrate(ctx, db, createTimersSQL); err != nil {
+		return nil, err
+	}
+	c := &connection{db: db, writer: writer}
+	return &shared.Store{DB: db, Exec: c.exec}, nil
+}
+
+// connection is the one connection on which everything is written. The settings that make a commit durable belong to a
+// connection, and database/sql opens and closes its own as it likes; Dendrite gives no way to set them for all.
+type connection struct {
+	db     *sql.DB
+	writer sqlutil.Writer // runs one function at a time
+	conn   *sql.Conn      // nil before the first write and after an error; used only inside writer
+}
+
+func (c *connection) exec(ctx context.Context, query string, args ...any) (res sql.Result, err error) {
+	err = c.writer.Do(nil, nil, func(*sql.Tx) error {
+		if c.conn == nil {
+			if c.conn, err = c.open(ctx); err != nil {
+				return err
+			}
+		}
+		if res, err = c.conn.ExecContext(ctx, query, args...); err != nil {
+			_ = c.conn.Close()
+			c.conn = nil
+		}
+		return err
+	})
+	return res, err
+}
+
+// open returns a connection whose commits survive a power failure. The write-ahead log saves one of two syncs for each;
+// for it the driver's own default would be not to sync at all.
+func (c *connection) open(ctx context.Context) (*sql.Conn, error) {
+	conn, err := c.db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, pragma := range []string{"PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"} {
+		if _, err = conn.ExecContext(ctx, pragma); err != nil {
+			_ = conn.Close()
+			return nil, fmt.Errorf("%s: %w", pragma, err)
+		}
+	}
+	return conn, nil
+}

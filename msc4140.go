@@ -1,0 +1,122 @@
+// Package msc4140 adds expiring events (MSC4140, 2024 draft) to Dendrite: a client marks an event with a life time and
+// keeps it alive with a token; when the keep-alives stop, the homeserver sends a closing copy of the event.
+//
+// This package is the door: it has the configuration, and joins the rooms of the house behind it, which ARCHITECTURE.md
+// shows. A Dendrite that wants the feature does three things, in this order:
+//
+//	ext, err := msc4140.New(...)            // with the roomserver API, before any other component is given it
+//	rsAPI = ext.RoomserverAPI()             // to be used in its place from here on
+//	ext.AddPublicRoutes(routers, userAPI)   // before Dendrite's own routes
+//	err = ext.Start()                       // when all components stand, before HTTP is served
+package msc4140
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/matrix-org/dendrite/internal/httputil"
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/matrix-org/dendrite/setup/jetstream"
+	"github.com/matrix-org/dendrite/setup/process"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/clientapi"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/roomserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi"
+)
+
+// healthTimeout is how long the health check waits for the database.
+const healthTimeout = 2 * time.Second
+
+// Extension is the feature, wired into one Dendrite.
+type Extension struct {
+	process  *process.ProcessContext
+	rsAPI    *roomserver.API
+	timers   *expiration.Timers
+	client   *clientapi.API
+	consumer *syncapi.Consumer
+}
+
+// New opens the database and wires the component to Dendrite's. It starts nothing.
+func New(
+	processCtx *process.ProcessContext, cfg *Config, dendriteCfg *config.Dendrite,
+	cm *sqlutil.Connections, natsInstance *jetstream.NATSInstance, rsAPI api.RoomserverInternalAPI, enableMetrics bool,
+) (*Extension, error) {
+	store, err := storage.Open(processCtx.Context(), cm, &cfg.Database)
+	if err != nil {
+		return nil, fmt.Errorf("failed to open the database of expiring events: %w", err)
+	}
+	tokens, err := expiration.NewTokens(dendriteCfg.Global.PrivateKey.Seed())
+	if err != nil {
+		return nil, fmt.Errorf("failed to derive the key of the refresh tokens: %w", err)
+	}
+	componentCfg, clientCfg := cfg.component()
+	wrapper := roomserver.NewAPI(rsAPI)
+	timers := expiration.New(componentCfg, store, roomserver.NewCloser(&dendriteCfg.ClientAPI, wrapper), tokens)
+	wrapper.Watch(timers)
+	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, timers)
+	if enableMetrics {
+		prometheus.MustRegister(append(timers.Collectors(), client.Collectors()...)...)
+	}
+	js, _ := natsInstance.Prepare(processCtx, &dendriteCfg.Global.JetStream)
+	return &Extension{
+		process: processCtx, rsAPI: wrapper, timers: timers, client: client,
+		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
+	}, nil
+}
+
+// RoomserverAPI returns the roomserver API that all of Dendrite's components must be given.
+func (e *Extension) RoomserverAPI() api.RoomserverInternalAPI { return e.rsAPI }
+
+// AddPublicRoutes registers the routes. Dendrite's own must come after them.
+func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI) {
+	e.client.AddRoutes(routers.Client, userAPI)
+	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
+}
+
+// Start loads the timers and starts to watch deadlines and the output stream. Both stop when Dendrite shuts down.
+func (e *Extension) Start() error {
+	ctx := e.process.Context()
+	if err := e.timers.Start(ctx); err != nil {
+		return err
+	}
+	e.process.ComponentStarted()
+	go func() {
+		defer e.process.ComponentFinished()
+		<-e.process.WaitForShutdown()
+		e.timers.Stop()
+	}()
+	if err := e.consumer.Start(ctx); err != nil {
+		return fmt.Errorf("failed to start the output stream consumer of expiring events: %w", err)
+	}
+	return nil
+}
+
+// health answers what Dendrite's own health check does, and looks at our database too. Dendrite's list of reasons is
+// written once and never cleared, which does not suit a database that comes back.
+func (e *Extension) health(w http.ResponseWriter, req *http.Request) {
+	_, warnings := e.process.IsDegraded()
+	ctx, cancel := context.WithTimeout(req.Context(), healthTimeout)
+	defer cancel()
+	if err := e.timers.Ping(ctx); err != nil {
+		logrus.WithError(err).Warn("Failed to reach the database of expiring events")
+		warnings = append(warnings, "expiration: cannot reach the database")
+	}
+	if len(warnings) == 0 {
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+	_ = json.NewEncoder(w).Encode(struct {
+		Warnings []string `json:"warnings"`
+	}{warnings})
+}

@@ -1,0 +1,68 @@
+// Package roomserver is the seam between expiring events and Dendrite's roomserver: a wrapper around the roomserver's
+// interface, which sees each event before it is sent, and the sender of closing events.
+//
+// The wrapper is given to all of Dendrite's components in the roomserver's place. It guarantees that the hook of an event
+// has returned before the roomserver gets the event, and that when a local send of a state event returns, the timers of
+// what it replaced are stopped. What the roomserver sends by itself (invites, leaves, kicks) does not pass through here;
+// the output stream tells of it, see package syncapi.
+package roomserver
+
+import (
+	"context"
+
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/roomserver/types"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// StateWatcher is told when a state event has been sent.
+type StateWatcher interface {
+	StateChanged(ctx context.Context, s expiration.StateKey)
+}
+
+// API wraps Dendrite's roomserver.
+type API struct {
+	api.RoomserverInternalAPI
+	watcher StateWatcher
+}
+
+// NewAPI returns a wrapper. Watch must be called before events are sent.
+func NewAPI(inner api.RoomserverInternalAPI) *API {
+	return &API{RoomserverInternalAPI: inner}
+}
+
+// Watch sets who is told of state events. The watcher needs the wrapper itself, so it cannot come with NewAPI.
+func (a *API) Watch(w StateWatcher) { a.watcher = w }
+
+// InputRoomEvents implements api.InputRoomEventsAPI.
+func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
+	if hook := expiration.HookFrom(ctx); hook != nil && len(req.InputRoomEvents) == 1 {
+		hook.Called = true
+		if hook.Err = hook.Before(ctx, built(req.InputRoomEvents[0].Event)); hook.Err != nil {
+			res.ErrMsg = hook.Err.Error()
+			return
+		}
+		if hook.After != nil {
+			defer hook.After(ctx)
+		}
+	}
+	a.RoomserverInternalAPI.InputRoomEvents(ctx, req, res)
+	if req.Asynchronous || res.ErrMsg != "" {
+		return
+	}
+	for _, input := range req.InputRoomEvents {
+		if stateKey := input.Event.StateKey(); stateKey != nil && input.Kind == api.KindNew {
+			a.watcher.StateChanged(ctx, expiration.StateKey{
+				RoomID: input.Event.RoomID().String(), Type: input.Event.Type(), Key: *stateKey,
+			})
+		}
+	}
+}
+
+func built(e *types.HeaderedEvent) expiration.Built {
+	return expiration.Built{
+		EventID: e.EventID(), RoomID: e.RoomID().String(), Type: e.Type(), StateKey: e.StateKey(),
+		RoomVersion: string(e.Version()), PDU: e.JSON(), Closable: closable(e.PDU),
+	}
+}

@@ -1,0 +1,190 @@
+package roomserver
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/matrix-org/dendrite/clientapi/routing"
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/roomserver/types"
+	"github.com/matrix-org/dendrite/setup/config"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// Closer sends closing events. It implements expiration.Roomserver.
+type Closer struct {
+	cfg   *config.ClientAPI
+	rsAPI *API
+}
+
+var _ expiration.Roomserver = (*Closer)(nil)
+
+// NewCloser returns a sender of closing events. They pass through the wrapper, like all others.
+func NewCloser(cfg *config.ClientAPI, rsAPI *API) *Closer {
+	return &Closer{cfg: cfg, rsAPI: rsAPI}
+}
+
+// Close implements expiration.Roomserver. The closing event is sent the way a client's event is, so power levels, pseudo
+// IDs and room versions are Dendrite's own business.
+func (c *Closer) Close(
+	ctx context.Context, e expiration.Event, o expiration.Outcome,
+	claim func(context.Context, expiration.ClosingEvent) error,
+) error {
+	if err := c.checkSender(ctx, e); err != nil {
+		return err
+	}
+	original, err := c.event(ctx, e.RoomID, e.ID)
+	if err != nil {
+		return err
+	}
+	if original == nil {
+		return expiration.ErrUnknownEvent
+	}
+	if !isRunning(original) {
+		return &expiration.DropError{Reason: expiration.Redacted}
+	}
+	if s, ok := e.State(); ok {
+		current, err := c.CurrentState(ctx, s)
+		if err != nil {
+			return err
+		}
+		if current != e.ID {
+			return &expiration.DropError{Reason: expiration.Replaced}
+		}
+	}
+	content, err := closingContent(original.Content(), e.ID, o)
+	if err != nil {
+		return fmt.Errorf("making the content of a closing event: %w", err)
+	}
+	return c.send(ctx, e, content, claim)
+}
+
+func (c *Closer) send(
+	ctx context.Context, e expiration.Event, content []byte,
+	claim func(context.Context, expiration.ClosingEvent) error,
+) error {
+	hook := &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
+		return claim(ctx, expiration.ClosingEvent{EventID: b.EventID, RoomVersion: b.RoomVersion, PDU: b.PDU})
+	}}
+	req, err := http.NewRequestWithContext(expiration.WithHook(ctx, hook), http.MethodPut, "/", bytes.NewReader(content))
+	if err != nil {
+		return err
+	}
+	device := &userapi.Device{UserID: e.Sender}
+	res := routing.SendEvent(req, device, e.RoomID, e.Type, nil, e.StateKey, c.cfg, c.rsAPI, nil)
+	switch {
+	case hook.Err != nil:
+		return hook.Err
+	case res.Code == http.StatusOK && hook.Called:
+		return nil
+	}
+	cause := fmt.Errorf("sending a closing event: HTTP %d: %v", res.Code, res.JSON)
+	switch res.Code {
+	case http.StatusForbidden, http.StatusRequestEntityTooLarge:
+		return &expiration.DropError{Reason: expiration.Forbidden, Cause: cause}
+	case http.StatusNotFound:
+		return &expiration.DropError{Reason: expiration.RoomGone, Cause: cause}
+	}
+	return cause
+}
+
+// Resubmit implements expiration.Roomserver.
+func (c *Closer) Resubmit(ctx context.Context, e expiration.Event, closing expiration.ClosingEvent) error {
+	// Of a state event only the current one counts: if another has come since, the closing event is void.
+	if s, ok := e.State(); ok {
+		current, err := c.CurrentState(ctx, s)
+		switch {
+		case err != nil:
+			return c.checkRoom(ctx, e, err)
+		case current == closing.EventID:
+			return nil
+		case current != e.ID:
+			return &expiration.DropError{Reason: expiration.Replaced}
+		}
+	} else if known, err := c.event(ctx, e.RoomID, closing.EventID); err != nil || known != nil {
+		return err
+	}
+	if err := c.checkSender(ctx, e); err != nil {
+		return err
+	}
+	version, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(closing.RoomVersion))
+	if err != nil {
+		return err
+	}
+	pdu, err := version.NewEventFromTrustedJSON(closing.PDU, false)
+	if err != nil {
+		return fmt.Errorf("reading the claimed closing event %s: %w", closing.EventID, err)
+	}
+	sender, err := spec.NewUserID(e.Sender, true)
+	if err != nil {
+		return err
+	}
+	return api.SendEvents(
+		ctx, c.rsAPI, api.KindNew, []*types.HeaderedEvent{{PDU: pdu}},
+		sender.Domain(), sender.Domain(), sender.Domain(), nil, false,
+	)
+}
+
+// CurrentState implements expiration.Roomserver.
+func (c *Closer) CurrentState(ctx context.Context, s expiration.StateKey) (string, error) {
+	tuple := gomatrixserverlib.StateKeyTuple{EventType: s.Type, StateKey: s.Key}
+	var res api.QueryCurrentStateResponse
+	if err := c.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{
+		RoomID: s.RoomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple},
+	}, &res); err != nil {
+		return "", fmt.Errorf("looking up the current state: %w", err)
+	}
+	if e := res.StateEvents[tuple]; e != nil {
+		return e.EventID(), nil
+	}
+	return "", nil
+}
+
+// checkSender returns a *expiration.DropError if the room is gone or the sender is not joined.
+func (c *Closer) checkSender(ctx context.Context, e expiration.Event) error {
+	sender, err := spec.NewUserID(e.Sender, true)
+	if err != nil {
+		return err
+	}
+	var res api.QueryMembershipForUserResponse
+	if err = c.rsAPI.QueryMembershipForUser(ctx, &api.QueryMembershipForUserRequest{
+		RoomID: e.RoomID, UserID: *sender,
+	}, &res); err != nil {
+		return fmt.Errorf("looking up the membership of the sender: %w", err)
+	}
+	switch {
+	case !res.RoomExists:
+		return &expiration.DropError{Reason: expiration.RoomGone}
+	case !res.IsInRoom:
+		return &expiration.DropError{Reason: expiration.SenderGone}
+	}
+	return nil
+}
+
+// checkRoom returns a *expiration.DropError if a look-up failed because the room is gone, and else its error.
+func (c *Closer) checkRoom(ctx context.Context, e expiration.Event, lookup error) error {
+	if err := c.checkSender(ctx, e); err != nil {
+		return err
+	}
+	return lookup
+}
+
+// event returns an event that the roomserver has, or nil.
+func (c *Closer) event(ctx context.Context, roomID, eventID string) (gomatrixserverlib.PDU, error) {
+	var res api.QueryEventsByIDResponse
+	if err := c.rsAPI.QueryEventsByID(ctx, &api.QueryEventsByIDRequest{
+		RoomID: roomID, EventIDs: []string{eventID},
+	}, &res); err != nil {
+		return nil, fmt.Errorf("looking up %s: %w", eventID, err)
+	}
+	if len(res.Events) == 0 {
+		return nil, nil
+	}
+	return res.Events[0].PDU, nil
+}

@@ -1,0 +1,80 @@
+package roomserver
+
+import (
+	"encoding/json"
+
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+const (
+	// expireKey says in an event's content whether it is running, expired or ended.
+	expireKey = "m.will_expire"
+	// relatesToKey is the draft's key for the relation of a closing event to its original.
+	relatesToKey = "m.relates_to"
+	// expireRelType is the type of that relation.
+	expireRelType = "m.expire.relationship"
+
+	// maxEventSize is the limit of the specification, in bytes, for an event as it is federated.
+	maxEventSize = 65536
+	// Dendrite refers to at most so many events when it builds one.
+	maxPrevEvents = 20
+	maxAuthEvents = 10
+	// maxDepthDigits is how many digits the depth of an event can have.
+	maxDepthDigits = 19
+	// A reference to an event, comma included: from room version 3 on a quoted hash, before that any event ID with the
+	// event's hash beside it.
+	referenceSize    = len(`"$0123456789012345678901234567890123456789012",`)
+	oldReferenceSize = len(`["",{"sha256":"0123456789012345678901234567890123456789012"}],`) + 255
+)
+
+// closingContent returns the content of a closing event (contract, section 3).
+func closingContent(original []byte, eventID string, o expiration.Outcome) ([]byte, error) {
+	var content map[string]json.RawMessage
+	if err := json.Unmarshal(original, &content); err != nil {
+		return nil, err
+	}
+	outcome, err := json.Marshal(o)
+	if err != nil {
+		return nil, err
+	}
+	relation, err := json.Marshal(struct {
+		EventID string `json:"event_id"`
+		RelType string `json:"rel_type"`
+	}{eventID, expireRelType})
+	if err != nil {
+		return nil, err
+	}
+	content[expireKey], content[relatesToKey] = outcome, relation
+	return json.Marshal(content)
+}
+
+// isRunning reports whether an event has the content of an expiring event. A redacted one has not.
+func isRunning(e gomatrixserverlib.PDU) bool {
+	var content map[string]json.RawMessage
+	if err := json.Unmarshal(e.Content(), &content); err != nil {
+		return false
+	}
+	return gjson.ParseBytes(content[expireKey]).Str == expiration.Running
+}
+
+// closable reports whether the closing event of an event is sure to be within the size limit, however many events it will
+// have to refer to when it is built.
+func closable(e gomatrixserverlib.PDU) bool {
+	content, err := closingContent(e.Content(), e.EventID(), expiration.Expired)
+	if err != nil {
+		return false
+	}
+	if content, err = gomatrixserverlib.CanonicalJSON(content); err != nil {
+		return false
+	}
+	reference := referenceSize
+	switch e.Version() {
+	case gomatrixserverlib.RoomVersionV1, gomatrixserverlib.RoomVersionV2:
+		reference = oldReferenceSize
+	}
+	more := max(maxPrevEvents-len(e.PrevEventIDs()), 0) + max(maxAuthEvents-len(e.AuthEventIDs()), 0)
+	return len(e.JSON())-len(e.Content())+len(content)+more*reference+maxDepthDigits <= maxEventSize
+}

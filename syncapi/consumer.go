@@ -1,0 +1,124 @@
+// Package syncapi reads the roomserver's output stream, and stops the timers of events that were replaced, redacted, or
+// whose sender is gone.
+//
+// The stream tells of everything that happens in rooms, whoever did it, in the order of each room, at least once, and
+// across restarts: the consumer is durable. It comes a moment after the fact, so nothing depends on it but how soon a
+// token becomes invalid; what must not be sent is checked again when a closing event is built.
+package syncapi
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/matrix-org/dendrite/setup/jetstream"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/nats-io/nats.go"
+	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+const (
+	// batch is how many messages are read at once.
+	batch = 64
+	// forgetAfter is how long the stream keeps messages for a consumer that is away, so that a server that goes back to
+	// stock Dendrite does not keep them for ever.
+	forgetAfter = 24 * time.Hour
+)
+
+// Timers is what the consumer needs of the component.
+type Timers interface {
+	DropEvent(ctx context.Context, eventID string, reason expiration.DropReason)
+	DropSender(ctx context.Context, roomID, userID string, before time.Time)
+	DropRoom(ctx context.Context, roomID string)
+	RoomChanged(ctx context.Context, roomID string)
+}
+
+// Consumer reads the output stream.
+type Consumer struct {
+	jetstream nats.JetStreamContext
+	durable   string
+	topic     string
+	rsAPI     api.QuerySenderIDAPI
+	timers    Timers
+}
+
+// NewConsumer returns a consumer that does nothing before Start.
+func NewConsumer(cfg *config.JetStream, js nats.JetStreamContext, rsAPI api.QuerySenderIDAPI, timers Timers) *Consumer {
+	return &Consumer{
+		jetstream: js,
+		durable:   cfg.Durable("ExpirationRoomServerConsumer"),
+		topic:     cfg.Prefixed(jetstream.OutputRoomEvent),
+		rsAPI:     rsAPI,
+		timers:    timers,
+	}
+}
+
+// Start starts the goroutine that reads the stream, until ctx is done.
+func (c *Consumer) Start(ctx context.Context) error {
+	return jetstream.JetStreamConsumer(
+		ctx, c.jetstream, c.topic, c.durable, batch, c.onMessages,
+		nats.DeliverAll(), nats.ManualAck(), nats.InactiveThreshold(forgetAfter),
+	)
+}
+
+// onMessages always acknowledges: what could not be written is repeated by the timers themselves.
+func (c *Consumer) onMessages(ctx context.Context, msgs []*nats.Msg) bool {
+	for _, msg := range msgs {
+		switch api.OutputType(msg.Header.Get(jetstream.RoomEventType)) {
+		case api.OutputTypeNewRoomEvent, api.OutputTypeRedactedEvent, api.OutputTypePurgeRoom:
+			var output api.OutputEvent
+			if err := json.Unmarshal(msg.Data, &output); err != nil {
+				logrus.WithError(err).Error("expiration consumer: message parse failure")
+				continue
+			}
+			c.onOutput(ctx, &output, sentAt(msg))
+		}
+	}
+	return true
+}
+
+// sentAt returns when the roomserver put a message into the stream.
+func sentAt(msg *nats.Msg) time.Time {
+	if metadata, err := msg.Metadata(); err == nil {
+		return metadata.Timestamp
+	}
+	return time.Now()
+}
+
+func (c *Consumer) onOutput(ctx context.Context, output *api.OutputEvent, sent time.Time) {
+	switch {
+	case output.NewRoomEvent != nil:
+		c.onNewRoomEvent(ctx, output.NewRoomEvent, sent)
+	case output.RedactedEvent != nil:
+		c.timers.DropEvent(ctx, output.RedactedEvent.RedactedEventID, expiration.Redacted)
+	case output.PurgeRoom != nil:
+		c.timers.DropRoom(ctx, output.PurgeRoom.RoomID)
+	}
+}
+
+func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoomEvent, sent time.Time) {
+	for _, eventID := range output.RemovesStateEventIDs {
+		c.timers.DropEvent(ctx, eventID, expiration.Replaced)
+	}
+	event := output.Event
+	if output.RewritesState {
+		c.timers.RoomChanged(ctx, event.RoomID().String())
+	}
+	if event.Type() != spec.MRoomMember || event.StateKey() == nil {
+		return
+	}
+	if membership, err := event.Membership(); err != nil || membership == spec.Join {
+		return
+	}
+	userID, err := c.rsAPI.QueryUserIDForSender(ctx, event.RoomID(), spec.SenderID(*event.StateKey()))
+	if err != nil || userID == nil {
+		logrus.WithError(err).WithField("event_id", event.EventID()).Error("expiration consumer: unknown member")
+		return
+	}
+	// The message may come late, or again, when the user has long joined once more.
+	c.timers.DropSender(ctx, event.RoomID().String(), userID.String(), sent)
+}
