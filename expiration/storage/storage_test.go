@@ -1,0 +1,50 @@
+package storage_test
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/matrix-org/dendrite/setup/process"
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/storagetest"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
+)
+
+func TestMain(m *testing.M) { postgres.Main(m) }
+
+func TestSQLite(t *testing.T) {
+	storagetest.Run(t, func(t *testing.T) func() expiration.Store {
+		return reopen(t, "file:"+filepath.Join(t.TempDir(), "expiration.db"))
+	})
+}
+
+func TestPostgreSQL(t *testing.T) {
+	storagetest.Run(t, func(t *testing.T) func() expiration.Store {
+		return reopen(t, postgres.NewDatabase(t))
+	})
+}
+
+func connections(t *testing.T) *sqlutil.Connections {
+	processCtx := process.NewProcessContext()
+	t.Cleanup(func() {
+		processCtx.ShutdownDendrite()
+		processCtx.WaitForComponentsToFinish()
+	})
+	return sqlutil.NewConnectionManager(processCtx, config.DatabaseOptions{})
+}
+
+// reopen returns a function that opens the database anew, with connections and prepared state of its own.
+func reopen(t *testing.T, dsn string) func() expiration.Store {
+	return func() expiration.Store {
+		options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
+		options.Defaults(10)
+		store, err := storage.Open(t.Context(), connections(t), options)
+		require.NoError(t, err)
+		return store
+	}
+}

@@ -1,0 +1,267 @@
+// Package storagetest is the suite that every implementation of expiration.Store passes, on the real database.
+package storagetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// Run runs the suite. open returns a store on an empty database the first time that a test calls it, and on the same
+// database after that.
+func Run(t *testing.T, open func(t *testing.T) func() expiration.Store) {
+	for _, test := range []struct {
+		name string
+		run  func(t *testing.T, open func() expiration.Store)
+	}{
+		{"KeepsWhatWasInserted", keepsWhatWasInserted},
+		{"RefusesASecondTimerForAnEvent", refusesASecondTimer},
+		{"ListsInTheOrderOfDeadlines", listsInOrder},
+		{"ListingStopsAtAnError", listingStops},
+		{"RefreshesRunningTimersOnly", refreshesRunningTimersOnly},
+		{"ClaimsOnceAndOnlyAsSeen", claimsOnce},
+		{"OneOfManyClaimsWins", oneClaimWins},
+		{"RefreshAndClaimExcludeEachOther", refreshOrClaim},
+		{"DropSparesClaimedTimers", dropSparesClaimed},
+		{"ObeysContext", obeysContext},
+		{"Pings", pings},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
+	}
+}
+
+var start = time.UnixMilli(1_700_000_000_123).UTC()
+
+// newTimer returns a timer with something in every field; n makes it different from others.
+func newTimer(n int) expiration.Timer {
+	stateKey := fmt.Sprintf("_@alice:example.org_DEVICE%d", n)
+	t := expiration.Timer{
+		Event: expiration.Event{
+			ID: fmt.Sprintf("$event%d", n), RoomID: "!room:example.org", Type: "m.call.member",
+			StateKey: &stateKey, Sender: "@alice:example.org",
+		},
+		TokenHash: expiration.HashToken(fmt.Sprint(n)),
+		Duration:  10 * time.Second,
+		Received:  start,
+		Deadline:  start.Add(time.Duration(n) * time.Second),
+	}
+	return t
+}
+
+func newClaim(n int) expiration.Claim {
+	return expiration.Claim{Outcome: expiration.Expired, Closing: expiration.ClosingEvent{
+		EventID: fmt.Sprintf("$closing%d", n), RoomVersion: "10", PDU: []byte(`{"type":"m.call.member","x":"\u0000ü"}`),
+	}}
+}
+
+func keepsWhatWasInserted(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	withState, message, emptyKey := newTimer(1), newTimer(2), newTimer(3)
+	message.Event.StateKey = nil
+	empty := ""
+	emptyKey.Event.StateKey = &empty
+	for _, timer := range []expiration.Timer{withState, message, emptyKey} {
+		require.NoError(t, store.Insert(ctx, timer))
+	}
+	store = open()
+	for _, want := range []expiration.Timer{withState, message, emptyKey} {
+		got, err := store.Timer(ctx, want.Event.ID)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	_, err := store.Timer(ctx, "$other")
+	require.ErrorIs(t, err, expiration.ErrNotFound)
+}
+
+func refusesASecondTimer(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	require.NoError(t, store.Insert(ctx, newTimer(1)))
+	require.Error(t, store.Insert(ctx, newTimer(1)))
+	// ... and goes on working.
+	require.NoError(t, store.Insert(ctx, newTimer(2)))
+}
+
+func list(t *testing.T, store expiration.Store) (ids []string) {
+	require.NoError(t, store.Timers(t.Context(), func(timer expiration.Timer) error {
+		ids = append(ids, timer.Event.ID)
+		return nil
+	}))
+	return ids
+}
+
+func listsInOrder(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	require.Empty(t, list(t, store))
+	for _, n := range []int{3, 1, 2} {
+		require.NoError(t, store.Insert(ctx, newTimer(n)))
+	}
+	ok, err := store.Claim(ctx, "$event2", newTimer(2).Deadline, newClaim(2))
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, []string{"$event1", "$event2", "$event3"}, list(t, open()))
+	ok, err = store.Refresh(ctx, "$event1", 10*time.Second, start.Add(time.Hour))
+	require.NoError(t, err)
+	require.True(t, ok)
+	require.Equal(t, []string{"$event2", "$event3", "$event1"}, list(t, store))
+}
+
+func listingStops(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	require.NoError(t, store.Insert(ctx, newTimer(1)))
+	require.NoError(t, store.Insert(ctx, newTimer(2)))
+	stop, calls := errors.New("stop"), 0
+	require.ErrorIs(t, store.Timers(ctx, func(expiration.Timer) error { calls++; return stop }), stop)
+	require.Equal(t, 1, calls)
+}
+
+func refreshesRunningTimersOnly(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	deadline := start.Add(time.Hour)
+	refresh := func(want bool) {
+		t.Helper()
+		ok, err := store.Refresh(ctx, "$event1", 7*time.Second, deadline)
+		require.NoError(t, err)
+		require.Equal(t, want, ok)
+	}
+	refresh(false)
+	require.NoError(t, store.Insert(ctx, newTimer(1)))
+	refresh(true)
+	got, err := open().Timer(ctx, "$event1")
+	require.NoError(t, err)
+	require.Equal(t, deadline, got.Deadline)
+	require.Equal(t, 7*time.Second, got.Duration)
+	ok, err := store.Claim(ctx, "$event1", deadline, newClaim(1))
+	require.NoError(t, err)
+	require.True(t, ok)
+	refresh(false)
+	got, err = store.Timer(ctx, "$event1")
+	require.NoError(t, err)
+	require.Equal(t, deadline, got.Deadline)
+}
+
+func claimsOnce(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	timer := newTimer(1)
+	claim := func(deadline time.Time, c expiration.Claim) bool {
+		t.Helper()
+		ok, err := store.Claim(ctx, timer.Event.ID, deadline, c)
+		require.NoError(t, err)
+		return ok
+	}
+	require.False(t, claim(timer.Deadline, newClaim(1)), "no timer")
+	require.NoError(t, store.Insert(ctx, timer))
+	require.NoError(t, store.Insert(ctx, newTimer(2)))
+	require.False(t, claim(timer.Deadline.Add(time.Millisecond), newClaim(1)), "another deadline")
+	require.False(t, claim(timer.Deadline.Add(-time.Millisecond), newClaim(1)), "another deadline")
+	require.True(t, claim(timer.Deadline, newClaim(1)))
+	require.False(t, claim(timer.Deadline, newClaim(2)), "claimed already")
+	timer.Claim = new(expiration.Claim)
+	*timer.Claim = newClaim(1)
+	got, err := open().Timer(ctx, timer.Event.ID)
+	require.NoError(t, err)
+	require.Equal(t, timer, got)
+	got, err = store.Timer(ctx, "$event2")
+	require.NoError(t, err)
+	require.Nil(t, got.Claim, "somebody else's timer was claimed")
+}
+
+func oneClaimWins(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	timer := newTimer(1)
+	require.NoError(t, store.Insert(ctx, timer))
+	var (
+		wg   sync.WaitGroup
+		wins atomic.Int64
+		won  atomic.Int64
+	)
+	for n := range 20 {
+		wg.Go(func() {
+			ok, err := store.Claim(ctx, timer.Event.ID, timer.Deadline, newClaim(n))
+			if err != nil {
+				t.Error(err)
+			}
+			if ok {
+				wins.Add(1)
+				won.Store(int64(n))
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, 1, wins.Load())
+	got, err := store.Timer(ctx, timer.Event.ID)
+	require.NoError(t, err)
+	require.Equal(t, newClaim(int(won.Load())), *got.Claim)
+}
+
+func refreshOrClaim(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	for n := range 20 {
+		timer := newTimer(n)
+		require.NoError(t, store.Insert(ctx, timer))
+		var (
+			wg                 sync.WaitGroup
+			refreshed, claimed bool
+		)
+		wg.Go(func() {
+			var err error
+			if refreshed, err = store.Refresh(ctx, timer.Event.ID, timer.Duration, timer.Deadline.Add(time.Second)); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() {
+			var err error
+			if claimed, err = store.Claim(ctx, timer.Event.ID, timer.Deadline, newClaim(n)); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Wait()
+		require.NotEqual(t, refreshed, claimed, "one and only one must win")
+	}
+}
+
+func dropSparesClaimed(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	for n := range 4 {
+		require.NoError(t, store.Insert(ctx, newTimer(n)))
+	}
+	for n := range 2 {
+		ok, err := store.Claim(ctx, newTimer(n).Event.ID, newTimer(n).Deadline, newClaim(n))
+		require.NoError(t, err)
+		require.True(t, ok)
+	}
+	require.NoError(t, store.Drop(ctx, "$event0"), "claimed: stays")
+	require.NoError(t, store.Delete(ctx, "$event1"), "claimed: goes")
+	require.NoError(t, store.Drop(ctx, "$event2"), "running: goes")
+	require.Equal(t, []string{"$event0", "$event3"}, list(t, open()))
+	require.NoError(t, store.Delete(ctx, "$event3"), "running: goes")
+	require.NoError(t, store.Delete(ctx, "$event3"), "a second time: no error")
+	require.NoError(t, store.Drop(ctx, "$event3"))
+	require.Equal(t, []string{"$event0"}, list(t, open()))
+}
+
+func obeysContext(t *testing.T, open func() expiration.Store) {
+	store := open()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.Error(t, store.Insert(ctx, newTimer(1)))
+	_, err := store.Refresh(ctx, "$event1", time.Second, start)
+	require.Error(t, err)
+	require.Error(t, store.Ping(ctx))
+	require.Empty(t, list(t, store))
+	require.NoError(t, store.Insert(t.Context(), newTimer(1)), "goes on working")
+}
+
+func pings(t *testing.T, open func() expiration.Store) {
+	store := open()
+	require.NoError(t, store.Ping(t.Context()))
+	require.NoError(t, store.Insert(t.Context(), newTimer(1)))
+	require.NoError(t, store.Ping(t.Context()))
+}

@@ -1,0 +1,183 @@
+package homeserver
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha1"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync/atomic"
+
+	"github.com/tidwall/gjson"
+)
+
+// Client is one user's, or with no token anybody's, access to a server.
+type Client struct {
+	URL    string
+	UserID string
+	Token  string
+	// HTTP is used for requests; nil means a default one.
+	HTTP *http.Client
+}
+
+// Response is an answer.
+type Response struct {
+	Code   int
+	Header http.Header
+	Body   []byte
+}
+
+// Get returns a value of the answer's JSON, by a path of gjson.
+func (r Response) Get(path string) gjson.Result { return gjson.GetBytes(r.Body, path) }
+
+func (r Response) String() string { return fmt.Sprintf("HTTP %d: %s", r.Code, r.Body) }
+
+// Anonymous returns a client without an access token.
+func (s *Server) Anonymous() *Client { return &Client{URL: s.URL} }
+
+// Register makes an account and logs it in.
+func (s *Server) Register(ctx context.Context, localpart string) (*Client, error) {
+	return RegisterAt(ctx, s.URL, SharedSecret, localpart)
+}
+
+// RegisterAt makes an account with the registration secret of a server, and logs it in.
+func RegisterAt(ctx context.Context, serverURL, secret, localpart string) (*Client, error) {
+	const path, password = "/_synapse/admin/v1/register", "only-for-tests"
+	c := &Client{URL: serverURL}
+	res, err := c.Do(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	nonce := res.Get("nonce").Str
+	mac := hmac.New(sha1.New, []byte(secret))
+	mac.Write([]byte(strings.Join([]string{nonce, localpart, password, "notadmin"}, "\x00")))
+	res, err = c.Do(ctx, http.MethodPost, path, map[string]any{
+		"nonce": nonce, "username": localpart, "password": password, "admin": false,
+		"mac": hex.EncodeToString(mac.Sum(nil)),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if res.Code != http.StatusOK {
+		return nil, fmt.Errorf("registering %s: %s", localpart, res)
+	}
+	return c.loggedIn(res)
+}
+
+// RegisterGuest makes a guest account.
+func (s *Server) RegisterGuest(ctx context.Context) (*Client, error) {
+	c := s.Anonymous()
+	res, err := c.Do(ctx, http.MethodPost, "/_matrix/client/v3/register?kind=guest", map[string]any{})
+	if err != nil {
+		return nil, err
+	}
+	return c.loggedIn(res)
+}
+
+// loggedIn makes the client the user of an answer to a registration.
+func (c *Client) loggedIn(res Response) (*Client, error) {
+	c.UserID, c.Token = res.Get("user_id").Str, res.Get("access_token").Str
+	if c.Token == "" {
+		return nil, fmt.Errorf("no access token: %s", res)
+	}
+	return c, nil
+}
+
+// Do sends a request. A body that is []byte goes out as it is, nil as none, and anything else as JSON.
+func (c *Client) Do(ctx context.Context, method, path string, body any, header ...string) (Response, error) {
+	var reader io.Reader
+	switch body := body.(type) {
+	case nil:
+	case []byte:
+		reader = bytes.NewReader(body)
+	case io.Reader:
+		reader = body
+	default:
+		data, err := json.Marshal(body)
+		if err != nil {
+			return Response{}, err
+		}
+		reader = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.URL+path, reader)
+	if err != nil {
+		return Response{}, err
+	}
+	if c.Token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.Token)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	client := c.HTTP
+	if client == nil {
+		client = http.DefaultClient
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return Response{}, err
+	}
+	defer res.Body.Close()
+	data, err := io.ReadAll(res.Body)
+	return Response{Code: res.StatusCode, Header: res.Header, Body: data}, err
+}
+
+// JSON is a JSON object.
+type JSON = map[string]any
+
+// CreateRoom makes a room in which everybody may send the events of calls, and invites others into it.
+func (c *Client) CreateRoom(ctx context.Context, more JSON) (string, error) {
+	body := JSON{
+		"preset": "public_chat",
+		"power_level_content_override": JSON{"events": JSON{
+			"m.call.member": 0, "m.room.power_levels": 100, "m.room.history_visibility": 100,
+		}},
+	}
+	for key, value := range more {
+		body[key] = value
+	}
+	res, err := c.Do(ctx, http.MethodPost, "/_matrix/client/v3/createRoom", body)
+	if err != nil {
+		return "", err
+	}
+	roomID := res.Get("room_id").Str
+	if roomID == "" {
+		return "", fmt.Errorf("creating a room: %s", res)
+	}
+	return roomID, nil
+}
+
+// Join joins a room.
+func (c *Client) Join(ctx context.Context, roomID string) error {
+	res, err := c.Do(ctx, http.MethodPost, "/_matrix/client/v3/join/"+url.PathEscape(roomID), JSON{})
+	if err == nil && res.Code != http.StatusOK {
+		err = errors.New(res.String())
+	}
+	return err
+}
+
+// StatePath returns the path of a piece of state.
+func StatePath(roomID, eventType, stateKey string) string {
+	return "/_matrix/client/v3/rooms/" + url.PathEscape(roomID) + "/state/" + url.PathEscape(eventType) + "/" + url.PathEscape(stateKey)
+}
+
+var lastTxn atomic.Int64
+
+// SendPath returns a path with a new transaction ID for sending a message.
+func SendPath(roomID, eventType string) string {
+	return fmt.Sprintf("/_matrix/client/v3/rooms/%s/send/%s/txn%d",
+		url.PathEscape(roomID), url.PathEscape(eventType), lastTxn.Add(1))
+}
+
+// KeepAlive calls the keep-alive endpoint, without an access token.
+func (c *Client) KeepAlive(ctx context.Context, method, token string) (Response, error) {
+	anonymous := &Client{URL: c.URL, HTTP: c.HTTP}
+	return anonymous.Do(ctx, http.MethodPut, "/_matrix/client/v3/expiration/"+method, JSON{"expire_refresh_token": token})
+}

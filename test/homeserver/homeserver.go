@@ -1,0 +1,264 @@
+// Package homeserver builds the homeserver's real binary, runs it on a throw-away folder, and talks to it over HTTP.
+//
+// It is what the integration tests and the demo start servers with. A server listens on loopback only; a folder can be
+// served again after Stop or Kill, as after a restart or a crash.
+package homeserver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"gopkg.in/yaml.v2"
+)
+
+// pkg is the import path of the homeserver's command.
+const pkg = "github.com/matrix-org/dendrite/setup/mscs/msc4140/cmd/dendrite"
+
+const (
+	startTimeout = 60 * time.Second
+	stopTimeout  = 30 * time.Second
+	pollInterval = 10 * time.Millisecond
+)
+
+// SharedSecret is the registration secret of every server that this package configures.
+const SharedSecret = "only-for-tests"
+
+// Build compiles the homeserver into dir, with the given flags of go build, and returns the binary's path.
+func Build(ctx context.Context, dir string, flags ...string) (string, error) {
+	binary := filepath.Join(dir, "dendrite")
+	if runtime.GOOS == "windows" {
+		binary += ".exe"
+	}
+	args := append([]string{"build", "-o", binary}, flags...)
+	if out, err := exec.CommandContext(ctx, "go", append(args, pkg)...).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the homeserver: %w\n%s", err, out)
+	}
+	return binary, nil
+}
+
+// Config is the configuration of a server.
+type Config struct {
+	// Postgres is the connection string of an empty database, or "" for SQLite files in the server's folder.
+	Postgres string
+	// Expiration is the section expiration of dendrite.yaml, but for the database; nil leaves it out.
+	Expiration map[string]any
+	// AppServices are the paths of registration files.
+	AppServices []string
+}
+
+// Server is one homeserver in one folder.
+type Server struct {
+	// URL is where it listens, "http://127.0.0.1:PORT".
+	URL string
+	// Dir has its configuration, key, databases, log and output.
+	Dir string
+
+	binary string
+	args   []string
+	cmd    *exec.Cmd
+	exited chan struct{}
+}
+
+// New writes key and configuration into dir and returns a server that does not run yet.
+func New(binary, dir string, cfg Config) (*Server, error) {
+	s := &Server{Dir: dir, binary: binary}
+	address, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	s.URL = "http://" + address
+	if err = writeKey(s.path("matrix_key.pem")); err != nil {
+		return nil, err
+	}
+	if err = s.Configure(cfg); err != nil {
+		return nil, err
+	}
+	s.args = []string{"--config", s.path("dendrite.yaml"), "--http-bind-address", address}
+	return s, nil
+}
+
+// NewInHome returns a server that makes its own data folder, as one does that is started with no configuration.
+func NewInHome(binary, dir string) (*Server, error) {
+	address, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	return &Server{
+		URL: "http://" + address, Dir: dir, binary: binary,
+		args: []string{"--data", dir, "--http-bind-address", address},
+	}, nil
+}
+
+// freeAddress returns an address on loopback on which nobody listens just now.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+// writeKey writes a signing key: a server needs one, nobody else will see it.
+func writeKey(name string) error {
+	return os.WriteFile(name, []byte(`-----BEGIN MATRIX PRIVATE KEY-----
+Key-ID: ed25519:test
+
+dGhpcyBrZXkgaXMga25vd24gdG8gZXZlcnlib2R5ISE=
+-----END MATRIX PRIVATE KEY-----
+`), 0o600)
+}
+
+func (s *Server) path(name string) string { return filepath.Join(s.Dir, name) }
+
+// Configure writes dendrite.yaml; it takes effect at the next Start.
+func (s *Server) Configure(cfg Config) error {
+	type m = map[string]any
+	database := func(name string) m {
+		if cfg.Postgres != "" {
+			return m{}
+		}
+		return m{"connection_string": "file:" + s.path("dendrite_"+name+".db")}
+	}
+	root := m{
+		"version": 2,
+		"global": m{
+			"server_name": "localhost", "private_key": s.path("matrix_key.pem"), "disable_federation": true,
+			"jetstream": m{"storage_path": s.path("jetstream")},
+			"metrics":   m{"enabled": true},
+		},
+		"app_service_api": m{"config_files": cfg.AppServices},
+		"client_api": m{
+			"registration_disabled": false, "registration_shared_secret": SharedSecret, "guests_disabled": false,
+			"rate_limiting": m{"enabled": false},
+		},
+		"federation_api": m{"database": database("federationapi")},
+		"key_server":     m{"database": database("keyserver")},
+		"media_api":      m{"database": database("mediaapi"), "base_path": s.path("media")},
+		"mscs":           m{"database": database("mscs")},
+		"relay_api":      m{"database": database("relayapi")},
+		"room_server":    m{"database": database("roomserver")},
+		"sync_api":       m{"database": database("syncapi"), "search": m{"index_path": s.path("searchindex"), "language": "en"}},
+		"user_api":       m{"account_database": database("userapi"), "bcrypt_cost": 4},
+		"logging":        []m{{"type": "file", "level": "trace", "params": m{"path": s.path("log")}}},
+	}
+	if cfg.Postgres != "" {
+		root["global"].(m)["database"] = m{"connection_string": cfg.Postgres, "max_open_conns": 40, "max_idle_conns": 5}
+	}
+	if cfg.Expiration != nil {
+		root["expiration"] = cfg.Expiration
+	}
+	data, err := yaml.Marshal(root)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(s.path("dendrite.yaml"), data, 0o600)
+}
+
+// Start starts the server and returns when it answers.
+func (s *Server) Start(ctx context.Context) error {
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+		return err
+	}
+	output, err := os.OpenFile(s.path("output"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer output.Close()
+	// Guests and open registration only work with this flag, or a captcha.
+	s.cmd = exec.Command(s.binary, append([]string{"--really-enable-open-registration"}, s.args...)...)
+	s.cmd.Stdout, s.cmd.Stderr = output, output
+	if err = s.cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan struct{})
+	s.exited = exited
+	go func() {
+		_ = s.cmd.Wait()
+		close(exited)
+	}()
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		if res, err := http.Get(s.URL + "/_matrix/client/versions"); err == nil {
+			_ = res.Body.Close()
+			return nil
+		}
+		select {
+		case <-s.exited:
+			return fmt.Errorf("the homeserver ended at its start:\n%s", s.tail())
+		case <-ctx.Done():
+			s.Kill()
+			return fmt.Errorf("the homeserver did not come up:\n%s", s.tail())
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+// tail returns the last lines of what the server printed.
+func (s *Server) tail() []byte {
+	out, _ := os.ReadFile(s.path("output"))
+	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
+	return bytes.Join(lines[max(0, len(lines)-10):], []byte("\n"))
+}
+
+// Pid returns the process ID of the running server.
+func (s *Server) Pid() int { return s.cmd.Process.Pid }
+
+// Stop stops the server as an operator does, with SIGTERM.
+func (s *Server) Stop() error {
+	if s.cmd == nil {
+		return nil
+	}
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-s.exited:
+	case <-time.After(stopTimeout):
+		s.Kill()
+		return errors.New("the homeserver did not stop")
+	}
+	code := s.cmd.ProcessState.ExitCode()
+	s.cmd = nil
+	if code != 0 {
+		return fmt.Errorf("the homeserver ended with code %d:\n%s", code, s.tail())
+	}
+	return nil
+}
+
+// Kill ends the server with SIGKILL, as a crash does.
+func (s *Server) Kill() {
+	if s.cmd != nil {
+		_ = s.cmd.Process.Kill()
+		<-s.exited
+		s.cmd = nil
+	}
+}
+
+// Written returns everything that the server has written for people: its output and its log.
+func (s *Server) Written() ([]byte, error) {
+	names, err := filepath.Glob(s.path("log") + "/*")
+	if err != nil {
+		return nil, err
+	}
+	var all []byte
+	for _, name := range append(names, s.path("output")) {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, data...)
+	}
+	return all, nil
+}

@@ -1,0 +1,222 @@
+// Package postgres starts a PostgreSQL server for tests, from Debian's packages or any other installation.
+//
+// One cluster serves a whole test binary; each test gets a database of its own in it. The cluster listens on loopback
+// only and is gone, with its folder, when it is stopped.
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	_ "github.com/lib/pq" // the driver that Dendrite uses
+)
+
+// ErrNotInstalled: there is no PostgreSQL server on this machine.
+var ErrNotInstalled = errors.New("no PostgreSQL server found: install one (Debian: apt-get install postgresql)")
+
+// startTimeout is how long a cluster may take to come up, or to stop.
+const startTimeout = 60 * time.Second
+
+// Cluster is a running PostgreSQL server.
+type Cluster struct {
+	dir    string
+	bin    string
+	port   int
+	creds  *syscall.SysProcAttr
+	cmd    *exec.Cmd
+	exited chan struct{}
+	names  atomic.Int64
+}
+
+// Start makes a cluster in a folder of its own and starts it.
+func Start(ctx context.Context) (*Cluster, error) {
+	bin, err := findBinaries()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "msc4140-postgres-")
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{dir: dir, bin: bin}
+	if err = c.initialise(ctx); err != nil {
+		_ = os.RemoveAll(dir)
+		return nil, err
+	}
+	if err = c.Resume(ctx); err != nil {
+		c.Stop()
+		return nil, err
+	}
+	return c, nil
+}
+
+// findBinaries returns the folder with initdb and postgres.
+func findBinaries() (string, error) {
+	candidates, err := filepath.Glob("/usr/lib/postgresql/*/bin")
+	if err != nil {
+		return "", err
+	}
+	slices.SortFunc(candidates, func(a, b string) int { return version(b) - version(a) })
+	if path, err := exec.LookPath("initdb"); err == nil {
+		if path, err = filepath.EvalSymlinks(path); err == nil {
+			candidates = append(candidates, filepath.Dir(path))
+		}
+	}
+	for _, dir := range candidates {
+		if _, err := os.Stat(filepath.Join(dir, "postgres")); err == nil {
+			return dir, nil
+		}
+	}
+	return "", ErrNotInstalled
+}
+
+// version returns the number in /usr/lib/postgresql/15/bin.
+func version(bin string) int {
+	n, _ := strconv.Atoi(filepath.Base(filepath.Dir(bin)))
+	return n
+}
+
+func (c *Cluster) initialise(ctx context.Context) error {
+	if err := c.leaveRoot(); err != nil {
+		return err
+	}
+	cmd := c.command(ctx, "initdb", "--pgdata", c.data(), "--username", "dendrite", "--auth", "trust",
+		"--encoding", "UTF8", "--locale", "C", "--no-sync")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("initdb: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// leaveRoot makes the server run as an unprivileged user if this process is root, which PostgreSQL refuses to be.
+func (c *Cluster) leaveRoot() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	account, err := user.Lookup("postgres")
+	if err != nil {
+		return fmt.Errorf("PostgreSQL does not run as root: %w", err)
+	}
+	uid, err := strconv.Atoi(account.Uid)
+	if err != nil {
+		return err
+	}
+	gid, err := strconv.Atoi(account.Gid)
+	if err != nil {
+		return err
+	}
+	c.creds = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	return os.Chown(c.dir, uid, gid)
+}
+
+func (c *Cluster) data() string { return filepath.Join(c.dir, "data") }
+
+func (c *Cluster) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.bin, name), args...)
+	cmd.Dir, cmd.SysProcAttr = c.dir, c.creds
+	return cmd
+}
+
+// Resume starts the server, for the first time or after Pause.
+func (c *Cluster) Resume(ctx context.Context) error {
+	if c.port == 0 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		c.port = l.Addr().(*net.TCPAddr).Port
+		_ = l.Close()
+	}
+	log, err := os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	c.cmd = c.command(context.WithoutCancel(ctx), "postgres", "-D", c.data(), "-k", c.dir,
+		"-c", "listen_addresses=127.0.0.1", "-p", strconv.Itoa(c.port), "-c", "max_connections=400")
+	c.cmd.Stdout, c.cmd.Stderr = log, log
+	if err = c.cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan struct{})
+	c.exited = exited
+	go func() {
+		_ = c.cmd.Wait()
+		close(exited)
+	}()
+	return c.waitUntilUp(ctx)
+}
+
+func (c *Cluster) waitUntilUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	db, err := sql.Open("postgres", c.dsn("postgres"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	for {
+		if err = db.PingContext(ctx); err == nil {
+			return nil
+		}
+		select {
+		case <-c.exited:
+			out, _ := os.ReadFile(filepath.Join(c.dir, "log"))
+			return fmt.Errorf("PostgreSQL did not start:\n%s", out)
+		case <-ctx.Done():
+			return fmt.Errorf("PostgreSQL did not come up: %w", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Pause stops the server as an administrator would who cannot wait: connections are cut, the data stays.
+func (c *Cluster) Pause() {
+	if c.cmd == nil {
+		return
+	}
+	_ = c.cmd.Process.Signal(syscall.SIGINT)
+	select {
+	case <-c.exited:
+	case <-time.After(startTimeout):
+		_ = c.cmd.Process.Signal(syscall.SIGQUIT)
+		<-c.exited
+	}
+	c.cmd = nil
+}
+
+// Stop stops the server and removes its folder.
+func (c *Cluster) Stop() {
+	c.Pause()
+	_ = os.RemoveAll(c.dir)
+}
+
+// NewDatabase makes an empty database and returns its connection string.
+func (c *Cluster) NewDatabase(ctx context.Context) (string, error) {
+	db, err := sql.Open("postgres", c.dsn("postgres"))
+	if err != nil {
+		return "", err
+	}
+	defer db.Close()
+	name := fmt.Sprintf("test_%d", c.names.Add(1))
+	if _, err = db.ExecContext(ctx, "CREATE DATABASE "+name); err != nil {
+		return "", err
+	}
+	return c.dsn(name), nil
+}
+
+func (c *Cluster) dsn(database string) string {
+	return fmt.Sprintf("postgres://dendrite@127.0.0.1:%d/%s?sslmode=disable", c.port, database)
+}

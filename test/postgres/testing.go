@@ -1,0 +1,52 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"testing"
+)
+
+// shared is the cluster of a test binary.
+var shared struct {
+	once    sync.Once
+	cluster *Cluster
+	err     error
+}
+
+// Shared returns the cluster that all tests of this binary share; Main stops it. Without a PostgreSQL server on the
+// machine the test is skipped, loudly, unless the environment variable CI is set: there it fails.
+func Shared(t testing.TB) *Cluster {
+	t.Helper()
+	shared.once.Do(func() { shared.cluster, shared.err = Start(context.Background()) })
+	switch {
+	case errors.Is(shared.err, ErrNotInstalled) && os.Getenv("CI") == "":
+		t.Skipf("NOT TESTED ON POSTGRESQL: %s", shared.err)
+	case shared.err != nil:
+		t.Fatalf("starting PostgreSQL: %s", shared.err)
+	}
+	return shared.cluster
+}
+
+// NewDatabase returns the connection string of an empty database for one test.
+func NewDatabase(t testing.TB) string {
+	t.Helper()
+	dsn, err := Shared(t).NewDatabase(t.Context())
+	if err != nil {
+		t.Fatalf("creating a database: %s", err)
+	}
+	return dsn
+}
+
+// Main runs a package's tests and then stops the shared cluster. Packages that use it call it from their TestMain.
+func Main(m *testing.M) {
+	code := m.Run()
+	if shared.cluster != nil {
+		shared.cluster.Stop()
+	}
+	if errors.Is(shared.err, ErrNotInstalled) {
+		_, _ = os.Stderr.WriteString("\n*** NOT TESTED ON POSTGRESQL: " + shared.err.Error() + "\n\n")
+	}
+	os.Exit(code)
+}
