@@ -155,20 +155,27 @@ func LoadConfig(file string, cfg *config.Dendrite) (*Config, error) {
 }
 
 func parseConfig(data []byte) (*Config, error) {
-	var sections struct {
-		Expiration yaml.MapSlice `yaml:"expiration"`
+	var root yaml.MapSlice
+	if err := yaml.Unmarshal(data, &root); err != nil {
+		return nil, err
 	}
 	c := &Config{}
 	c.Defaults()
-	if err := yaml.Unmarshal(data, &sections); err != nil {
-		return nil, fmt.Errorf("config key %q: %w", "expiration", err)
+	var keys yaml.MapSlice
+	for _, section := range root {
+		if section.Key != "expiration" || section.Value == nil {
+			continue
+		}
+		var ok bool
+		if keys, ok = section.Value.(yaml.MapSlice); !ok {
+			return nil, fmt.Errorf("config key %q must be a section with keys of its own", "expiration")
+		}
 	}
 	var errs config.ConfigErrors
-	unknownKeys(&errs, "expiration", sections.Expiration, reflect.TypeFor[Config]())
-	if len(errs) > 0 {
+	if unknownKeys(&errs, "expiration", keys, reflect.TypeFor[Config]()); len(errs) > 0 {
 		return nil, errs
 	}
-	section, err := yaml.Marshal(sections.Expiration)
+	section, err := yaml.Marshal(keys)
 	if err != nil {
 		return nil, err
 	}

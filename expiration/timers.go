@@ -29,6 +29,8 @@ const (
 	attemptTimeout = time.Minute
 	// recoverTimeout is how long Start waits for what an earlier process claimed and did not finish.
 	recoverTimeout = 10 * time.Second
+	// stopPatience is how long Stop waits for the closings that are under way.
+	stopPatience = 5 * time.Second
 	// firstPause is the pause after the first failed attempt; it doubles with each further one up to lastPause.
 	firstPause = 500 * time.Millisecond
 	lastPause  = 30 * time.Second
@@ -56,7 +58,8 @@ type Timers struct {
 	wakeup  chan struct{} // of capacity 1: the first wake has come nearer
 	ctx     context.Context
 	stop    context.CancelFunc
-	stopped sync.WaitGroup // the goroutines that Start started
+	workers sync.WaitGroup // started by Start, ended by Stop
+	watcher sync.WaitGroup // likewise
 
 	mu    sync.Mutex // guards index and the timers in it, as it says there
 	index index
@@ -111,21 +114,25 @@ func (t *Timers) Start(ctx context.Context) error {
 
 	t.ctx, t.stop = context.WithCancel(ctx)
 	for range closers {
-		t.stopped.Go(func() { t.lanes.work(t.closeDue) })
+		t.workers.Go(func() { t.lanes.work(t.closeDue) })
 	}
 	t.recover(claimed)
-	t.stopped.Go(t.watch)
+	t.watcher.Go(t.watch)
 	return nil
 }
 
-// Stop ends all goroutines and waits for them. What they were doing is taken up by the next Start.
+// Stop lets the closings that are under way come to their end, within stopPatience and while the context of Start lasts,
+// and ends all goroutines. What is left is taken up by the next Start. Stop may be called more than once.
 func (t *Timers) Stop() {
 	if t.stop == nil {
 		return
 	}
-	t.stop()
 	t.lanes.stop()
-	t.stopped.Wait()
+	impatient := time.AfterFunc(stopPatience, t.stop)
+	defer impatient.Stop()
+	t.workers.Wait()
+	t.stop()
+	t.watcher.Wait()
 }
 
 // Ping reports whether the component can reach its database.

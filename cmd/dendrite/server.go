@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/getsentry/sentry-go"
@@ -23,23 +24,32 @@ import (
 	"github.com/matrix-org/dendrite/setup/process"
 	"github.com/matrix-org/dendrite/userapi"
 	"github.com/matrix-org/gomatrixserverlib/fclient"
+	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140"
 )
 
+// drainTimeout is how long a server that stops waits for its streams.
+const drainTimeout = 5 * time.Second
+
 // server is a Dendrite that is ready to serve.
 type server struct {
-	process *process.ProcessContext
-	cfg     *config.Dendrite
-	routers httputil.Routers
+	process   *process.ProcessContext
+	cfg       *config.Dendrite
+	routers   httputil.Routers
+	nats      *jetstream.NATSInstance
+	extension *msc4140.Extension
 }
 
 // build makes all of Dendrite's components, as its own command does, with the extension between the roomserver and the
 // rest.
 func build(cfg *config.Dendrite, extensionCfg *msc4140.Config, h *home) (s *server, err error) {
-	s = &server{process: process.NewProcessContext(), cfg: cfg, routers: httputil.NewRouters()}
+	s = &server{
+		process: process.NewProcessContext(), cfg: cfg,
+		routers: httputil.NewRouters(), nats: &jetstream.NATSInstance{},
+	}
 	internal.SetupStdLogging()
 	internal.SetupHookLogging(cfg.Logging)
 	if h != nil {
@@ -68,21 +78,20 @@ func build(cfg *config.Dendrite, extensionCfg *msc4140.Config, h *home) (s *serv
 	federationClient := base.CreateFederationClient(cfg, dnsCache)
 	connections := sqlutil.NewConnectionManager(s.process, cfg.Global.DatabaseOptions)
 	caches := caching.NewRistrettoCache(cfg.Global.Cache.EstimatedMaxSize, cfg.Global.Cache.MaxAge, caching.EnableMetrics)
-	nats := &jetstream.NATSInstance{}
 
-	rsAPI := roomserver.NewInternalAPI(s.process, cfg, connections, nats, caches, caching.EnableMetrics)
-	extension, err := msc4140.New(s.process, extensionCfg, cfg, connections, nats, rsAPI, caching.EnableMetrics)
+	rsAPI := roomserver.NewInternalAPI(s.process, cfg, connections, s.nats, caches, caching.EnableMetrics)
+	s.extension, err = msc4140.New(s.process, extensionCfg, cfg, connections, s.nats, rsAPI, caching.EnableMetrics)
 	if err != nil {
 		return nil, err
 	}
-	rsAPI = extension.RoomserverAPI()
-	fsAPI := federationapi.NewInternalAPI(s.process, cfg, connections, nats, federationClient, rsAPI, caches, nil, false)
+	rsAPI = s.extension.RoomserverAPI()
+	fsAPI := federationapi.NewInternalAPI(s.process, cfg, connections, s.nats, federationClient, rsAPI, caches, nil, false)
 	keyRing := fsAPI.KeyRing()
 	rsAPI.SetFederationAPI(fsAPI, keyRing)
 	userAPI := userapi.NewInternalAPI(
-		s.process, cfg, connections, nats, rsAPI, federationClient, caching.EnableMetrics, fsAPI.IsBlacklistedOrBackingOff,
+		s.process, cfg, connections, s.nats, rsAPI, federationClient, caching.EnableMetrics, fsAPI.IsBlacklistedOrBackingOff,
 	)
-	asAPI := appservice.NewInternalAPI(s.process, cfg, nats, userAPI, rsAPI)
+	asAPI := appservice.NewInternalAPI(s.process, cfg, s.nats, userAPI, rsAPI)
 	rsAPI.SetAppserviceAPI(asAPI)
 	rsAPI.SetUserAPI(userAPI)
 
@@ -91,8 +100,8 @@ func build(cfg *config.Dendrite, extensionCfg *msc4140.Config, h *home) (s *serv
 		Client: base.CreateClient(cfg, dnsCache), FedClient: federationClient,
 		AppserviceAPI: asAPI, FederationAPI: fsAPI, RoomserverAPI: rsAPI, UserAPI: userAPI,
 	}
-	extension.AddPublicRoutes(s.routers, userAPI)
-	monolith.AddAllPublicRoutes(s.process, cfg, s.routers, connections, nats, caches, caching.EnableMetrics)
+	s.extension.AddPublicRoutes(s.routers, userAPI)
+	monolith.AddAllPublicRoutes(s.process, cfg, s.routers, connections, s.nats, caches, caching.EnableMetrics)
 	if len(cfg.MSCs.MSCs) > 0 {
 		if err = mscs.Enable(cfg, connections, s.routers, &monolith, caches); err != nil {
 			return nil, fmt.Errorf("failed to enable MSCs: %w", err)
@@ -106,7 +115,7 @@ func build(cfg *config.Dendrite, extensionCfg *msc4140.Config, h *home) (s *serv
 	if err = prometheus.Register(up); err != nil {
 		return nil, err
 	}
-	return s, extension.Start()
+	return s, s.extension.Start()
 }
 
 // observe sets up tracing and Sentry.
@@ -147,18 +156,49 @@ func (s *server) atShutdown(f func()) {
 	}()
 }
 
-// serve serves HTTP until the process is told to stop.
+// serve serves HTTP until the process is told to stop, and then stops part by part. Dendrite's own command stops all at
+// once; a stream consumer that is writing in that moment finds its database closed, and panics.
 func (s *server) serve(listen addresses, h *home) {
-	go base.SetupAndServeHTTP(s.process, s.cfg, s.routers, listen.http, nil, nil)
+	web := process.NewProcessContext()
+	var served sync.WaitGroup
+	served.Go(func() { base.SetupAndServeHTTP(web, s.cfg, s.routers, listen.http, nil, nil) })
 	if listen.https.Enabled() {
-		go base.SetupAndServeHTTP(s.process, s.cfg, s.routers, listen.https, certFile, keyFile)
+		served.Go(func() { base.SetupAndServeHTTP(web, s.cfg, s.routers, listen.https, certFile, keyFile) })
 	}
 	if h != nil {
 		if err := s.waitUntilUp(listen.http.Address); err == nil {
 			h.welcome(listen.http.Address)
 		}
 	}
-	base.WaitForShutdown(s.process)
+	base.WaitForShutdown(web)
+	served.Wait()
+	s.extension.Stop()
+	s.drain()
+	s.process.ShutdownDendrite()
+	s.process.WaitForComponentsToFinish()
+}
+
+// drain waits until everything that was sent has come to everybody in this process, but not for long: what is left is
+// done at the next start.
+func (s *server) drain() {
+	ctx, cancel := context.WithTimeout(s.process.Context(), drainTimeout)
+	defer cancel()
+	js, _ := s.nats.Prepare(s.process, &s.cfg.Global.JetStream)
+	for _, stream := range []string{jetstream.InputRoomEvent, jetstream.OutputRoomEvent} {
+		for !idle(ctx, js, s.cfg.Global.JetStream.Prefixed(stream)) && ctx.Err() == nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+// idle reports whether no consumer of a stream has anything to do.
+func idle(ctx context.Context, js nats.JetStreamContext, stream string) bool {
+	for consumer := range js.Consumers(stream, nats.Context(ctx)) {
+		if consumer.NumPending > 0 || consumer.NumAckPending > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // waitUntilUp returns when the server answers.

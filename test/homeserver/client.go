@@ -49,6 +49,15 @@ func (s *Server) Register(ctx context.Context, localpart string) (*Client, error
 
 // RegisterAt makes an account with the registration secret of a server, and logs it in.
 func RegisterAt(ctx context.Context, serverURL, secret, localpart string) (*Client, error) {
+	return register(ctx, serverURL, secret, localpart, false)
+}
+
+// RegisterAdmin makes the account of a server administrator.
+func RegisterAdmin(ctx context.Context, serverURL, secret, localpart string) (*Client, error) {
+	return register(ctx, serverURL, secret, localpart, true)
+}
+
+func register(ctx context.Context, serverURL, secret, localpart string, admin bool) (*Client, error) {
 	const path, password = "/_synapse/admin/v1/register", "only-for-tests"
 	c := &Client{URL: serverURL}
 	res, err := c.Do(ctx, http.MethodGet, path, nil)
@@ -56,10 +65,14 @@ func RegisterAt(ctx context.Context, serverURL, secret, localpart string) (*Clie
 		return nil, err
 	}
 	nonce := res.Get("nonce").Str
+	role := "notadmin"
+	if admin {
+		role = "admin"
+	}
 	mac := hmac.New(sha1.New, []byte(secret))
-	mac.Write([]byte(strings.Join([]string{nonce, localpart, password, "notadmin"}, "\x00")))
+	mac.Write([]byte(strings.Join([]string{nonce, localpart, password, role}, "\x00")))
 	res, err = c.Do(ctx, http.MethodPost, path, map[string]any{
-		"nonce": nonce, "username": localpart, "password": password, "admin": false,
+		"nonce": nonce, "username": localpart, "password": password, "admin": admin,
 		"mac": hex.EncodeToString(mac.Sum(nil)),
 	})
 	if err != nil {

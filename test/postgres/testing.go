@@ -39,9 +39,13 @@ func NewDatabase(t testing.TB) string {
 	return dsn
 }
 
-// Main runs a package's tests and then stops the shared cluster. Packages that use it call it from their TestMain.
-func Main(m *testing.M) {
+// Main runs a package's tests, stops the shared cluster, cleans up, and ends the process. Packages that use the shared
+// cluster call it from their TestMain.
+func Main(m *testing.M, cleanup ...func()) {
 	code := m.Run()
+	for _, f := range cleanup {
+		f()
+	}
 	if shared.cluster != nil {
 		shared.cluster.Stop()
 	}

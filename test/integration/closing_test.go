@@ -1,0 +1,201 @@
+package integration
+
+import (
+	"net/http"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// Sections 3 and 4 of the contract: closing, and replacement.
+
+func TestClosing(t *testing.T) {
+	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+		alice, bob := s.newUser(t), s.newUser(t)
+		roomID := s.room(t, alice, bob)
+		t.Run("CopyOfTheOriginal", func(t *testing.T) { testCopy(t, alice, bob, roomID) })
+		t.Run("Redacted", func(t *testing.T) { testRedacted(t, s, alice, bob, roomID) })
+		t.Run("SenderLeft", func(t *testing.T) { testSenderLeft(t, s, alice, roomID) })
+		t.Run("SenderCameBack", func(t *testing.T) { testSenderCameBack(t, s, alice, roomID) })
+		t.Run("LoggedOut", func(t *testing.T) { testLoggedOut(t, s, bob, roomID) })
+		t.Run("Replaced", func(t *testing.T) { testReplaced(t, s, alice, bob, roomID) })
+		t.Run("ReplacedInTheMomentOfExpiry", func(t *testing.T) { testReplacedAtExpiry(t, s, alice, bob, roomID) })
+		t.Run("OrderInARoom", func(t *testing.T) { testOrder(t, alice, bob, roomID) })
+		t.Run("PurgedRoom", func(t *testing.T) { testPurged(t, s) })
+	})
+}
+
+func testCopy(t *testing.T, alice, bob *user, roomID string) {
+	follower := bob.follow(t, roomID)
+	content := JSON{
+		"html": "<a&b>", "n": 9007199254740991, "nested": JSON{"m.will_expire": 3},
+		"m.relates_to": JSON{"rel_type": "m.reference", "event_id": "$other", "more": true},
+		"m.new":        []any{nil, false, "x"},
+	}
+	state := alice.sendState(t, roomID, "copy", 1, content)
+	content["m.will_expire"] = 1
+	message := sentBy(t, alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.encrypted"), content))
+	for _, sent := range []sent{state, message} {
+		closing := follower.awaitClosing(t, sent.eventID, "expired")
+		original := alice.event(t, roomID, sent.eventID)
+		for _, field := range []string{"type", "sender", "state_key"} {
+			require.Equal(t, original.Get(field).Raw, closing.Get(field).Raw, field)
+		}
+		want := original.Get("content").Value().(map[string]any)
+		require.Equal(t, "running", want["m.will_expire"])
+		require.Contains(t, want, "m.relates_to")
+		want["m.will_expire"] = "expired"
+		want["m.relates_to"] = map[string]any{"event_id": sent.eventID, "rel_type": "m.expire.relationship"}
+		require.Equal(t, want, closing.Get("content").Value())
+	}
+	require.Equal(t, "expired", alice.state(t, roomID, "copy").Get(`content.m\.will_expire`).Str)
+}
+
+// gone waits until a token is refused, and then until its event would have been closed by now.
+func gone(t *testing.T, s *server, watcher *user, roomID string, sent sent) {
+	t.Helper()
+	eventually(t, "the token is refused", func() bool {
+		code, _ := s.keepAlive(t, "refresh", sent.token)
+		return code == http.StatusNotFound
+	})
+	control := watcher.sendMessage(t, roomID, 3)
+	watcher.follow(t, roomID).awaitClosing(t, control.eventID, "expired")
+	require.Empty(t, watcher.closings(t, roomID, sent.eventID))
+}
+
+func testRedacted(t *testing.T, s *server, alice, bob *user, roomID string) {
+	for _, send := range []func() sent{
+		func() sent { return alice.sendMessage(t, roomID, 3) },
+		func() sent { return alice.sendState(t, roomID, "redacted", 3, JSON{"secret": 1}) },
+	} {
+		sent := send()
+		alice.must(t, http.MethodPut, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/redact/"+url.PathEscape(sent.eventID)+"/"+sent.eventID[1:9], JSON{})
+		gone(t, s, bob, roomID, sent)
+	}
+}
+
+func testSenderLeft(t *testing.T, s *server, alice *user, roomID string) {
+	for _, how := range []string{"leave", "kick", "ban"} {
+		carol := s.newUser(t)
+		require.NoError(t, carol.Join(t.Context(), roomID))
+		sent := carol.sendState(t, roomID, carol.UserID, 3, nil)
+		if how == "leave" {
+			carol.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+roomID+"/leave", JSON{})
+		} else {
+			alice.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+roomID+"/"+how, JSON{"user_id": carol.UserID})
+		}
+		gone(t, s, alice, roomID, sent)
+	}
+}
+
+// Who has left loses the timers from before, and has those from afterwards.
+func testSenderCameBack(t *testing.T, s *server, alice *user, roomID string) {
+	carol := s.newUser(t)
+	require.NoError(t, carol.Join(t.Context(), roomID))
+	before := carol.sendMessage(t, roomID, 600)
+	carol.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+roomID+"/leave", JSON{})
+	require.NoError(t, carol.Join(t.Context(), roomID))
+	after := carol.sendMessage(t, roomID, 2)
+	eventually(t, "the old token is refused", func() bool {
+		code, _ := s.keepAlive(t, "refresh", before.token)
+		return code == http.StatusNotFound
+	})
+	s.refreshed(t, after.token)
+	alice.follow(t, roomID).awaitClosing(t, after.eventID, "expired")
+}
+
+// The event outlives the session that sent it: that is what it is for.
+func testLoggedOut(t *testing.T, s *server, bob *user, roomID string) {
+	carol := s.newUser(t)
+	require.NoError(t, carol.Join(t.Context(), roomID))
+	sent := carol.sendState(t, roomID, carol.UserID, 2, nil)
+	carol.must(t, http.MethodPost, "/_matrix/client/v3/logout/all", JSON{})
+	bob.follow(t, roomID).awaitClosing(t, sent.eventID, "expired")
+}
+
+func testReplaced(t *testing.T, s *server, alice, bob *user, roomID string) {
+	path := homeserver.StatePath(roomID, memberType, "replaced")
+	for _, by := range []*user{alice, bob} {
+		old := alice.sendState(t, roomID, "replaced", 600, JSON{"by": by.UserID})
+		by.must(t, http.MethodPut, path, JSON{"left": by.UserID})
+		s.refused(t, old.token) // before the sender has its answer
+		code, _ := s.keepAlive(t, "end", old.token)
+		require.Equal(t, http.StatusNotFound, code)
+
+		first := by.sendState(t, roomID, "replaced", 600, JSON{"first": by.UserID})
+		second := by.sendState(t, roomID, "replaced", 600, JSON{"second": by.UserID})
+		require.NotEqual(t, first, second)
+		s.refused(t, first.token)
+		s.refreshed(t, second.token)
+		code, _ = s.keepAlive(t, "end", second.token)
+		require.Equal(t, http.StatusOK, code)
+		require.Empty(t, alice.closings(t, roomID, old.eventID))
+		require.Empty(t, alice.closings(t, roomID, first.eventID))
+		require.Len(t, alice.closings(t, roomID, second.eventID), 1)
+	}
+	// Other state keys, types and rooms are not concerned.
+	other := alice.sendState(t, roomID, "other", 600, nil)
+	alice.must(t, http.MethodPut, path, JSON{"x": 1})
+	alice.must(t, http.MethodPut, homeserver.StatePath(roomID, "m.call.other", "other"), JSON{"x": 1})
+	require.Equal(t, http.StatusOK, alice.do(t, http.MethodPut, homeserver.StatePath(s.room(t, alice), memberType, "other"), JSON{}).Code)
+	s.refreshed(t, other.token)
+}
+
+func testReplacedAtExpiry(t *testing.T, s *server, alice, bob *user, roomID string) {
+	const races = 12
+	var wg sync.WaitGroup
+	wants := make([]string, races)
+	keys := make([]string, races)
+	for i := range races {
+		keys[i] = "race" + string(rune('a'+i))
+		wg.Go(func() {
+			alice.sendState(t, roomID, keys[i], 1, nil)
+			by := []*user{alice, bob}[i%2]
+			<-time.After(900*time.Millisecond + time.Duration(i)*20*time.Millisecond)
+			wants[i] = by.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, keys[i]), JSON{"new": i}).Get("event_id").Str
+		})
+	}
+	wg.Wait()
+	control := bob.sendMessage(t, roomID, 2)
+	bob.follow(t, roomID).awaitClosing(t, control.eventID, "expired")
+	for i, key := range keys {
+		require.Equal(t, wants[i], alice.state(t, roomID, key).Get("event_id").Str, "a closing event overwrote newer state")
+	}
+}
+
+func testOrder(t *testing.T, alice, bob *user, roomID string) {
+	follower := bob.follow(t, roomID)
+	ids := map[string]int{}
+	for i, seconds := range []int{4, 3, 2} {
+		ids[alice.sendMessage(t, roomID, seconds).eventID] = 2 - i
+	}
+	var order []int
+	follower.await(t, "all three", func(e gjson.Result) bool {
+		if n, ok := ids[e.Get(`content.m\.relates_to.event_id`).Str]; ok {
+			order = append(order, n)
+		}
+		return len(order) == 3
+	})
+	require.Equal(t, []int{0, 1, 2}, order)
+}
+
+func testPurged(t *testing.T, s *server) {
+	client, err := homeserver.RegisterAdmin(t.Context(), s.URL, homeserver.SharedSecret, "admin")
+	require.NoError(t, err)
+	admin := &user{client, s}
+	roomID := s.room(t, admin)
+	message, state := admin.sendMessage(t, roomID, 600), admin.sendState(t, roomID, "x", 600, nil)
+	admin.must(t, http.MethodPost, "/_dendrite/admin/purgeRoom/"+url.PathEscape(roomID), nil)
+	for _, sent := range []sent{message, state} {
+		eventually(t, "the token is refused", func() bool {
+			code, _ := s.keepAlive(t, "refresh", sent.token)
+			return code == http.StatusNotFound
+		})
+	}
+}

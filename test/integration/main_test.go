@@ -1,0 +1,350 @@
+// Package integration tests the contract of expiring events from outside: the real binary, over HTTP, on SQLite and on
+// PostgreSQL.
+package integration
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
+)
+
+const (
+	memberType = "m.call.member"
+	// soon is longer than anything takes here that is not waited for by its own clock.
+	soon = 20 * time.Second
+)
+
+type JSON = homeserver.JSON
+
+var binary string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "msc4140-integration-")
+	if err == nil {
+		// The server under test is itself looked at for races.
+		binary, err = homeserver.Build(context.Background(), dir, raceFlags...)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	postgres.Main(m, func() { _ = os.RemoveAll(dir) })
+}
+
+// database is one of the databases on which everything is tested.
+type database struct {
+	name string
+	// open returns the connection string of an empty database, as homeserver.Config has it.
+	open func(t testing.TB) string
+}
+
+var databases = []database{
+	{"SQLite", func(testing.TB) string { return "" }},
+	{"PostgreSQL", postgres.NewDatabase},
+}
+
+// unlimited is the configuration of tests that look at tokens again and again.
+var unlimited = map[string]any{"rate_limiting": JSON{"enabled": false}}
+
+// onEachDatabase runs a test with a server of its own on each database.
+func onEachDatabase(t *testing.T, expiration map[string]any, test func(t *testing.T, s *server)) {
+	for _, db := range databases {
+		t.Run(db.name, func(t *testing.T) {
+			test(t, start(t, homeserver.Config{Postgres: db.open(t), Expiration: expiration}))
+		})
+	}
+}
+
+// server is a running homeserver, with assertions.
+type server struct {
+	*homeserver.Server
+	mu     sync.Mutex
+	tokens []string // all that were issued
+	users  int
+}
+
+// start starts a homeserver for one test. When the test ends, it is stopped, and everything that it wrote is searched for
+// the tokens that it issued.
+func start(t *testing.T, cfg homeserver.Config) *server {
+	t.Helper()
+	hs, err := homeserver.New(binary, t.TempDir(), cfg)
+	require.NoError(t, err)
+	s := &server{Server: hs}
+	require.NoError(t, s.Start(t.Context()))
+	t.Cleanup(func() {
+		metrics, err := s.Anonymous().Do(context.Background(), http.MethodGet, "/metrics", nil)
+		if err == nil {
+			s.searchForTokens(t, "the metrics", metrics.Body)
+		}
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+		written, err := s.Written()
+		if err != nil {
+			t.Error(err)
+		}
+		s.searchForTokens(t, "the log", written)
+		if i := bytes.Index(written, []byte("DATA RACE")); i >= 0 {
+			t.Errorf("the server has a data race:\n%.4000s", written[i:])
+		}
+		if i := bytes.Index(written, []byte("Request panicked")); i >= 0 {
+			t.Errorf("a request panicked:\n%.2000s", written[i:])
+		}
+	})
+	return s
+}
+
+func (s *server) searchForTokens(t *testing.T, where string, written []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, token := range s.tokens {
+		if bytes.Contains(written, []byte(token)) {
+			t.Errorf("a token stands in %s", where)
+		}
+	}
+}
+
+// restart stops the server, or crashes it, and starts it again.
+func (s *server) restart(t *testing.T, crash bool) {
+	t.Helper()
+	if crash {
+		s.Kill()
+	} else {
+		require.NoError(t, s.Stop())
+	}
+	require.NoError(t, s.Start(t.Context()))
+}
+
+// user is a client with assertions.
+type user struct {
+	*homeserver.Client
+	s *server
+}
+
+// newUser makes an account with a name of its own.
+func (s *server) newUser(t *testing.T) *user {
+	t.Helper()
+	s.mu.Lock()
+	s.users++
+	name := fmt.Sprintf("user%d", s.users)
+	s.mu.Unlock()
+	c, err := s.Register(t.Context(), name)
+	require.NoError(t, err)
+	return &user{c, s}
+}
+
+// room makes a room with these users in it, all joined, the first its creator.
+func (s *server) room(t *testing.T, users ...*user) string {
+	t.Helper()
+	roomID, err := users[0].CreateRoom(t.Context(), nil)
+	require.NoError(t, err)
+	for _, u := range users[1:] {
+		require.NoError(t, u.Join(t.Context(), roomID))
+	}
+	return roomID
+}
+
+func (u *user) do(t *testing.T, method, path string, body any, header ...string) homeserver.Response {
+	t.Helper()
+	res, err := u.Do(t.Context(), method, path, body, header...)
+	require.NoError(t, err)
+	u.s.remember(res)
+	return res
+}
+
+func (s *server) remember(res homeserver.Response) {
+	if token := res.Get("expire_refresh_token").Str; token != "" {
+		s.mu.Lock()
+		s.tokens = append(s.tokens, token)
+		s.mu.Unlock()
+	}
+}
+
+// must is do with a request that succeeds.
+func (u *user) must(t *testing.T, method, path string, body any) homeserver.Response {
+	t.Helper()
+	res := u.do(t, method, path, body)
+	require.Equal(t, http.StatusOK, res.Code, "%s %s: %s", method, path, res)
+	return res
+}
+
+// sent is the answer to the send of an expiring event.
+type sent struct {
+	eventID, token string
+}
+
+// sendState sends an expiring state event that must be accepted.
+func (u *user) sendState(t *testing.T, roomID, stateKey string, seconds int, content JSON) sent {
+	t.Helper()
+	body := JSON{"m.will_expire": seconds}
+	for key, value := range content {
+		body[key] = value
+	}
+	return sentBy(t, u.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, stateKey), body))
+}
+
+// sendMessage sends an expiring message that must be accepted.
+func (u *user) sendMessage(t *testing.T, roomID string, seconds int) sent {
+	t.Helper()
+	return sentBy(t, u.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"),
+		JSON{"m.will_expire": seconds, "msgtype": "m.text", "body": "hello"}))
+}
+
+func sentBy(t *testing.T, res homeserver.Response) sent {
+	t.Helper()
+	result := sent{res.Get("event_id").Str, res.Get("expire_refresh_token").Str}
+	require.NotEmpty(t, result.eventID, res)
+	require.NotEmpty(t, result.token, res)
+	return result
+}
+
+// keepAlive calls the keep-alive endpoint and returns status and error code.
+func (s *server) keepAlive(t *testing.T, method, token string) (int, string) {
+	t.Helper()
+	res, err := s.Anonymous().KeepAlive(t.Context(), method, token)
+	require.NoError(t, err)
+	return res.Code, res.Get("errcode").Str
+}
+
+func (s *server) refreshed(t *testing.T, token string) {
+	t.Helper()
+	code, errcode := s.keepAlive(t, "refresh", token)
+	require.Equal(t, http.StatusOK, code, errcode)
+}
+
+// refused requires that a token is not known, or no longer.
+func (s *server) refused(t *testing.T, token string) {
+	t.Helper()
+	code, errcode := s.keepAlive(t, "refresh", token)
+	require.Equal(t, http.StatusNotFound, code)
+	require.Equal(t, "M_NOT_FOUND", errcode)
+}
+
+// state returns the current state event, or nothing.
+func (u *user) state(t *testing.T, roomID, stateKey string) gjson.Result {
+	t.Helper()
+	res := u.do(t, http.MethodGet, homeserver.StatePath(roomID, memberType, stateKey)+"?format=event", nil)
+	if res.Code == http.StatusNotFound {
+		return gjson.Result{}
+	}
+	require.Equal(t, http.StatusOK, res.Code, res)
+	return res.Get("@this")
+}
+
+// timeline returns the events of a room from the oldest on, all that were sent before the call.
+func (u *user) timeline(t *testing.T, roomID string) []gjson.Result {
+	t.Helper()
+	// Dendrite answers from a copy that follows a moment later, in order: a mark tells when it is there.
+	const markType = "org.example.mark"
+	mark := u.must(t, http.MethodPut, homeserver.SendPath(roomID, markType), JSON{}).Get("event_id").Str
+	var events []gjson.Result
+	eventually(t, "the mark", func() bool {
+		res := u.must(t, http.MethodGet, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/messages?dir=b&limit=1000", nil)
+		events = res.Get("chunk").Array()
+		return slices.ContainsFunc(events, func(e gjson.Result) bool { return e.Get("event_id").Str == mark })
+	})
+	slices.Reverse(events)
+	return slices.DeleteFunc(events, func(e gjson.Result) bool { return e.Get("type").Str == markType })
+}
+
+// event returns one event of a room, which has been sent.
+func (u *user) event(t *testing.T, roomID, eventID string) gjson.Result {
+	t.Helper()
+	return u.follow(t, roomID).await(t, eventID, func(e gjson.Result) bool { return e.Get("event_id").Str == eventID })
+}
+
+// closings returns the closing events of an event.
+func (u *user) closings(t *testing.T, roomID, eventID string) (found []gjson.Result) {
+	t.Helper()
+	for _, e := range u.timeline(t, roomID) {
+		if e.Get(`content.m\.relates_to.event_id`).Str == eventID && e.Get(`content.m\.will_expire`).Exists() {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// follower reads a user's /sync.
+type follower struct {
+	u      *user
+	roomID string
+	since  string
+	seen   []gjson.Result
+}
+
+// follow begins to read what comes to a room.
+func (u *user) follow(t *testing.T, roomID string) *follower {
+	t.Helper()
+	f := &follower{u: u, roomID: roomID}
+	f.read(t, 0)
+	return f
+}
+
+// read reads once, and waits at most so long for something new.
+func (f *follower) read(t *testing.T, timeout time.Duration) []gjson.Result {
+	t.Helper()
+	res := f.u.must(t, http.MethodGet, fmt.Sprintf("/_matrix/client/v3/sync?since=%s&timeout=%d",
+		url.QueryEscape(f.since), timeout.Milliseconds()), nil)
+	f.since = res.Get("next_batch").Str
+	room := res.Get("rooms.join." + gjsonKey(f.roomID))
+	events := append(room.Get("state.events").Array(), room.Get("timeline.events").Array()...)
+	f.seen = append(f.seen, events...)
+	return events
+}
+
+// await returns the first event that matches, new or already seen.
+func (f *follower) await(t *testing.T, what string, matches func(gjson.Result) bool) gjson.Result {
+	t.Helper()
+	deadline := time.Now().Add(soon)
+	for events := f.seen; ; events = f.read(t, time.Second) {
+		for _, e := range events {
+			if matches(e) {
+				return e
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not come", what)
+		}
+	}
+}
+
+// awaitClosing waits for the closing event of an event and returns it.
+func (f *follower) awaitClosing(t *testing.T, eventID, outcome string) gjson.Result {
+	t.Helper()
+	e := f.await(t, "the closing event of "+eventID, func(e gjson.Result) bool {
+		return e.Get(`content.m\.relates_to.event_id`).Str == eventID && e.Get(`content.m\.relates_to.rel_type`).Str == "m.expire.relationship"
+	})
+	require.Equal(t, outcome, e.Get(`content.m\.will_expire`).Str)
+	return e
+}
+
+// gjsonKey quotes a key for a path of gjson.
+func gjsonKey(key string) string {
+	var quoted []byte
+	for i := range len(key) {
+		if bytes.IndexByte([]byte(`.*?|#@!{}[]()=<>%\:`), key[i]) >= 0 {
+			quoted = append(quoted, '\\')
+		}
+		quoted = append(quoted, key[i])
+	}
+	return string(quoted)
+}
+
+// eventually waits until something holds that nothing announces.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	require.Eventually(t, holds, soon, 20*time.Millisecond, what)
+}

@@ -1,0 +1,154 @@
+package integration
+
+import (
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// Section 5 of the contract: durability.
+
+func TestRestart(t *testing.T) {
+	for name, crash := range map[string]bool{"SIGTERM": false, "SIGKILL": true} {
+		t.Run(name, func(t *testing.T) {
+			onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+				alice := s.newUser(t)
+				roomID, other := s.room(t, alice), s.room(t, alice)
+				running := alice.sendState(t, roomID, "running", 600, nil)
+				held := alice.sendState(t, roomID, "held", 5, nil)
+				var overdue []string
+				for range 5 {
+					overdue = append(overdue, alice.sendMessage(t, roomID, 1).eventID)
+				}
+				alice.sendMessage(t, other, 1)
+				replaced := alice.sendState(t, roomID, "replaced", 600, nil)
+				alice.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "replaced"), JSON{"left": true})
+				ended := alice.sendState(t, roomID, "ended", 600, nil)
+				code, _ := s.keepAlive(t, "end", ended.token)
+				require.Equal(t, http.StatusOK, code)
+				s.refreshed(t, held.token)
+				refreshed := time.Now()
+				s.restart(t, crash)
+
+				// What was refreshed right before the crash does not expire early.
+				s.refreshed(t, running.token)
+				s.refused(t, replaced.token)
+				s.refused(t, ended.token)
+				follower := alice.follow(t, roomID)
+				for _, eventID := range overdue {
+					follower.awaitClosing(t, eventID, "expired")
+				}
+				closing := follower.awaitClosing(t, held.eventID, "expired")
+				require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), refreshed.Add(4900*time.Millisecond).UnixMilli(), "early")
+
+				var order []string
+				for _, e := range alice.timeline(t, roomID) {
+					if closes := e.Get(`content.m\.relates_to.event_id`).Str; e.Get("type").Str == "m.room.message" && closes != "" {
+						order = append(order, closes)
+					}
+				}
+				require.Equal(t, overdue, order, "in the order of their deadlines, each once")
+				require.Len(t, alice.closings(t, roomID, ended.eventID), 1)
+				require.Empty(t, alice.closings(t, roomID, running.eventID))
+				require.Empty(t, alice.closings(t, roomID, replaced.eventID))
+				require.EqualValues(t, 1, s.metric(t, "dendrite_expiration_running_timers"))
+
+				// The same content again, as a client does that does not know what became of its request.
+				require.Equal(t, running, alice.sendState(t, roomID, "running", 600, nil))
+			})
+		})
+	}
+}
+
+// A crash in the middle of many sends, keep-alives and closings: whatever had an answer holds.
+func TestCrashUnderLoad(t *testing.T) {
+	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+		const clients = 4
+		type result struct {
+			roomID string
+			sent   []sent
+		}
+		results := make([]result, clients)
+		users := make([]*user, clients)
+		for i := range clients {
+			users[i] = s.newUser(t)
+			results[i].roomID = s.room(t, users[i])
+		}
+		var wg sync.WaitGroup
+		stop := make(chan struct{})
+		for i := range clients {
+			wg.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					res, err := users[i].Do(t.Context(), http.MethodPut, homeserver.SendPath(results[i].roomID, "m.room.message"),
+						JSON{"m.will_expire": 1})
+					if err != nil {
+						return // the crash
+					}
+					s.remember(res)
+					results[i].sent = append(results[i].sent, sent{res.Get("event_id").Str, res.Get("expire_refresh_token").Str})
+					if len(results[i].sent)%3 == 0 {
+						_, _ = s.Anonymous().KeepAlive(t.Context(), "end", res.Get("expire_refresh_token").Str)
+					}
+				}
+			})
+		}
+		<-time.After(2500 * time.Millisecond)
+		s.Kill()
+		close(stop)
+		wg.Wait()
+		require.NoError(t, s.Start(t.Context()))
+		for i, result := range results {
+			require.NotEmpty(t, result.sent)
+			follower := users[i].follow(t, result.roomID)
+			control := users[i].sendMessage(t, result.roomID, 1)
+			follower.awaitClosing(t, control.eventID, "expired")
+			closings := map[string]int{}
+			eventually(t, "all closings", func() bool {
+				clear(closings)
+				for _, e := range users[i].timeline(t, result.roomID) {
+					if closes := e.Get(`content.m\.relates_to.event_id`).Str; closes != "" {
+						closings[closes]++
+					}
+				}
+				for _, sent := range result.sent {
+					if closings[sent.eventID] == 0 {
+						return false
+					}
+				}
+				return true
+			})
+			for eventID, n := range closings {
+				require.Equal(t, 1, n, "%s was closed more than once", eventID)
+			}
+			for _, sent := range result.sent {
+				s.refused(t, sent.token)
+			}
+		}
+	})
+}
+
+func TestRestartGrace(t *testing.T) {
+	onEachDatabase(t, JSON{"restart_grace": "4s", "rate_limiting": JSON{"enabled": false}}, func(t *testing.T, s *server) {
+		alice := s.newUser(t)
+		roomID := s.room(t, alice)
+		dead, live := alice.sendState(t, roomID, "dead", 1, nil), alice.sendState(t, roomID, "live", 6, nil)
+		s.Kill()
+		<-time.After(1100 * time.Millisecond)
+		before := time.Now()
+		require.NoError(t, s.Start(t.Context()))
+		s.refreshed(t, live.token)
+		closing := alice.follow(t, roomID).awaitClosing(t, dead.eventID, "expired")
+		require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), before.Add(4*time.Second).UnixMilli())
+		s.refreshed(t, live.token)
+	})
+}

@@ -1,0 +1,166 @@
+package integration
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// A server that is started with no configuration makes what it needs, and finds it again.
+func TestDataFolder(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "with space", "data")
+	hs, err := homeserver.NewInHome(binary, dir)
+	require.NoError(t, err)
+	require.NoError(t, hs.Start(t.Context()))
+	t.Cleanup(hs.Kill)
+	for _, name := range []string{"dendrite.yaml", "matrix_key.pem", "dendrite_expiration.db", "jetstream"} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		require.NoError(t, err)
+		require.Zero(t, info.Mode().Perm()&0o077, "%s is readable for others", name)
+	}
+	config, err := os.ReadFile(filepath.Join(dir, "dendrite.yaml"))
+	require.NoError(t, err)
+	_, secret, _ := strings.Cut(string(config), "registration_shared_secret: ")
+	secret, _, _ = strings.Cut(secret, "\n")
+	client, err := homeserver.RegisterAt(t.Context(), hs.URL, secret, "alice")
+	require.NoError(t, err)
+	alice := &user{client, &server{Server: hs}}
+	require.Equal(t, "@alice:localhost", alice.UserID)
+	roomID := alice.s.room(t, alice)
+	sent := alice.sendState(t, roomID, "x", 600, nil)
+
+	out, err := os.ReadFile(filepath.Join(dir, "output"))
+	require.NoError(t, err)
+	for _, want := range []string{strings.TrimPrefix(hs.URL, "http://"), dir, "create-account"} {
+		require.Contains(t, string(out), want)
+	}
+	require.NoError(t, hs.Stop())
+	require.NoError(t, hs.Start(t.Context()))
+	alice.s.refreshed(t, sent.token)
+	again, err := os.ReadFile(filepath.Join(dir, "dendrite.yaml"))
+	require.NoError(t, err)
+	require.Equal(t, string(config), string(again))
+
+	// A second server on the same data.
+	requireFails(t, "in use by another server", "--data", dir, "--http-bind-address", "127.0.0.1:0")
+}
+
+// requireFails runs the homeserver, which must end with code 1 and one line that says this.
+func requireFails(t *testing.T, says string, args ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Dir = t.TempDir()
+	out, err := cmd.CombinedOutput()
+	require.Error(t, err, "%s", out)
+	require.Equal(t, 1, cmd.ProcessState.ExitCode(), "%s", out)
+	var lines []string
+	for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+		// What Dendrite says in any case.
+		if !strings.Contains(line, "level=info") && !strings.Contains(line, "level=warning") {
+			lines = append(lines, line)
+		}
+	}
+	require.Len(t, lines, 1, "%s", out)
+	require.Contains(t, lines[0], says)
+	require.NotContains(t, string(out), "goroutine ")
+}
+
+func TestStartFailures(t *testing.T) {
+	t.Run("TakenPort", func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer l.Close()
+		requireFails(t, "address already in use", "--data", t.TempDir(), "--http-bind-address", l.Addr().String())
+	})
+	t.Run("DataFolderIsAFile", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "file")
+		require.NoError(t, os.WriteFile(file, nil, 0o600))
+		requireFails(t, file, "--data", file)
+		requireFails(t, file, "--data", filepath.Join(file, "below"))
+	})
+	t.Run("NoSuchConfiguration", func(t *testing.T) {
+		requireFails(t, "no such file", "--config", filepath.Join(t.TempDir(), "dendrite.yaml"))
+	})
+	t.Run("BothDataAndConfiguration", func(t *testing.T) {
+		requireFails(t, "exclude each other", "--config", "dendrite.yaml", "--data", "data")
+	})
+	configured := func(t *testing.T, change func(config string) string) []string {
+		hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{Expiration: JSON{}})
+		require.NoError(t, err)
+		name := filepath.Join(hs.Dir, "dendrite.yaml")
+		config, err := os.ReadFile(name)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(name, []byte(change(string(config))), 0o600))
+		return []string{"--config", name, "--really-enable-open-registration", "--http-bind-address", "127.0.0.1:0"}
+	}
+	t.Run("NotYAML", func(t *testing.T) {
+		requireFails(t, "yaml", configured(t, func(string) string { return "a: [" })...)
+	})
+	t.Run("NoKey", func(t *testing.T) {
+		requireFails(t, "private_key", configured(t, func(c string) string { return strings.Replace(c, "matrix_key", "other_key", 1) })...)
+	})
+	t.Run("FolderOfADatabaseIsMissing", func(t *testing.T) {
+		requireFails(t, "cannot write a database", configured(t, func(c string) string {
+			return strings.Replace(c, "dendrite_syncapi.db", "missing/dendrite_syncapi.db", 1)
+		})...)
+	})
+	t.Run("NoPostgreSQL", func(t *testing.T) {
+		requireFails(t, "connect", configured(t, func(c string) string {
+			return strings.Replace(c, "global:\n", "global:\n  database: {connection_string: \"postgres://nobody@127.0.0.1:1/none?sslmode=disable\"}\n", 1) +
+				"\nroom_server: {database: {connection_string: \"\"}}\n"
+		})...)
+	})
+	for section, says := range map[string]string{
+		"{max_durations: 1h}":                               `unknown config key "expiration.max_durations"`,
+		"{rate_limiting: {token: {treshold: 1}}}":           `unknown config key "expiration.rate_limiting.token.treshold"`,
+		"{max_duration: 500ms}":                             `"expiration.max_duration"`,
+		"{max_duration: 1500ms}":                            `"expiration.max_duration"`,
+		"{max_duration: 10000h}":                            `"expiration.max_duration"`,
+		"{max_duration: long}":                              `expiration`,
+		"{max_running_per_user: 0}":                         `"expiration.max_running_per_user"`,
+		"{restart_grace: -1s}":                              `"expiration.restart_grace"`,
+		"{restart_grace: 2h}":                               `"expiration.restart_grace"`,
+		"{rate_limiting: {token: {threshold: 0}}}":          `"expiration.rate_limiting.token.threshold"`,
+		"{rate_limiting: {unknown_token: {cooloff_ms: 0}}}": `"expiration.rate_limiting.unknown_token.cooloff_ms"`,
+		"[]": `expiration`,
+		"{database: {connection_string: 'file:/nowhere/x.db'}}": `cannot write a database`,
+	} {
+		t.Run(section, func(t *testing.T) {
+			requireFails(t, says, configured(t, func(c string) string {
+				return strings.Replace(c, "expiration: {}", "expiration: "+section, 1)
+			})...)
+		})
+	}
+}
+
+// The flags of stock work: a certificate, and a unix socket.
+func TestUnixSocket(t *testing.T) {
+	hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
+	require.NoError(t, err)
+	socket := filepath.Join(hs.Dir, "socket")
+	cmd := exec.CommandContext(t.Context(), binary, "--config", filepath.Join(hs.Dir, "dendrite.yaml"),
+		"--really-enable-open-registration", "--unix-socket", socket, "--unix-socket-permission", "700")
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	client := &homeserver.Client{URL: "http://unix", HTTP: &http.Client{Transport: &http.Transport{
+		Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", socket) },
+	}}}
+	eventually(t, "an answer", func() bool {
+		res, err := client.Do(t.Context(), http.MethodGet, "/_matrix/client/versions", nil)
+		return err == nil && res.Code == http.StatusOK
+	})
+	res, err := client.KeepAlive(t.Context(), "refresh", "x")
+	require.NoError(t, err)
+	require.Equal(t, http.StatusNotFound, res.Code)
+}
