@@ -3,19 +3,17 @@ package homeserver
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
-	"crypto/sha1"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync/atomic"
 
 	"github.com/tidwall/gjson"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/synapseadmin"
 )
 
 // Client is one user's, or with no token anybody's, access to a server.
@@ -58,30 +56,16 @@ func RegisterAdmin(ctx context.Context, serverURL, secret, localpart string) (*C
 }
 
 func register(ctx context.Context, serverURL, secret, localpart string, admin bool) (*Client, error) {
-	const path, password = "/_synapse/admin/v1/register", "only-for-tests"
-	c := &Client{URL: serverURL}
-	res, err := c.Do(ctx, http.MethodGet, path, nil)
+	client, err := mautrix.NewClient(serverURL, "", "")
 	if err != nil {
 		return nil, err
 	}
-	nonce := res.Get("nonce").Str
-	role := "notadmin"
-	if admin {
-		role = "admin"
-	}
-	mac := hmac.New(sha1.New, []byte(secret))
-	mac.Write([]byte(strings.Join([]string{nonce, localpart, password, role}, "\x00")))
-	res, err = c.Do(ctx, http.MethodPost, path, map[string]any{
-		"nonce": nonce, "username": localpart, "password": password, "admin": admin,
-		"mac": hex.EncodeToString(mac.Sum(nil)),
-	})
+	account, err := (&synapseadmin.Client{Client: client}).SharedSecretRegister(ctx, secret,
+		synapseadmin.ReqSharedSecretRegister{Username: localpart, Password: "only-for-tests", Admin: admin})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("registering %s: %w", localpart, err)
 	}
-	if res.Code != http.StatusOK {
-		return nil, fmt.Errorf("registering %s: %s", localpart, res)
-	}
-	return c.loggedIn(res)
+	return &Client{URL: serverURL, UserID: string(account.UserID), Token: account.AccessToken}, nil
 }
 
 // RegisterGuest makes a guest account.
@@ -91,14 +75,9 @@ func (s *Server) RegisterGuest(ctx context.Context) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.loggedIn(res)
-}
-
-// loggedIn makes the client the user of an answer to a registration.
-func (c *Client) loggedIn(res Response) (*Client, error) {
 	c.UserID, c.Token = res.Get("user_id").Str, res.Get("access_token").Str
 	if c.Token == "" {
-		return nil, fmt.Errorf("no access token: %s", res)
+		return nil, fmt.Errorf("registering a guest: %s", res)
 	}
 	return c, nil
 }

@@ -1,0 +1,95 @@
+// Command demo shows expiring events at work: it starts the homeserver on a throw-away folder and a free port, plays a
+// call with four participants over HTTP, with a real client library, and checks what each of them sees.
+//
+// It exits with 0 if everything was as the contract says, and with 1 if not.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// playTime is how long the demo may take when the server is up.
+const playTime = 60 * time.Second
+
+func main() {
+	server := flag.String("server", "", "The URL of a homeserver that is already up; default: a new one")
+	secret := flag.String("registration-secret", "", "The registration_shared_secret of that homeserver; default: open registration")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := demo(ctx, *server, *secret); err != nil {
+		fmt.Fprintln(os.Stderr, "\ndemo: failed:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func demo(ctx context.Context, serverURL, secret string) error {
+	screen := newScreen()
+	suffix := ""
+	if serverURL == "" {
+		hs, cleanup, err := startServer(ctx, screen)
+		if err != nil {
+			return err
+		}
+		defer cleanup()
+		serverURL, secret = hs.URL, homeserver.SharedSecret
+	} else {
+		random := make([]byte, 3)
+		if _, err := rand.Read(random); err != nil {
+			return err
+		}
+		suffix = "-" + hex.EncodeToString(random) // the names may be taken there
+	}
+	ctx, cancel := context.WithTimeout(ctx, playTime)
+	defer cancel()
+	return newStory(screen, serverURL, secret, suffix).play(ctx)
+}
+
+// startServer builds and starts a homeserver; cleanup stops it and removes everything.
+func startServer(ctx context.Context, screen *screen) (hs *homeserver.Server, cleanup func(), err error) {
+	dir, err := os.MkdirTemp("", "msc4140-demo-")
+	if err != nil {
+		return nil, nil, err
+	}
+	cleanup = func() {
+		if hs != nil {
+			hs.Kill()
+		}
+		_ = os.RemoveAll(dir)
+	}
+	defer func() {
+		if err != nil {
+			cleanup()
+		}
+	}()
+	data := filepath.Join(dir, "data")
+	if err = os.Mkdir(data, 0o700); err != nil {
+		return nil, nil, err
+	}
+	var binary string
+	if err = screen.during("building the homeserver (minutes the first time)", func() (err error) {
+		binary, err = homeserver.Build(ctx, dir)
+		return err
+	}); err != nil {
+		return nil, nil, err
+	}
+	if hs, err = homeserver.New(binary, data, homeserver.Config{}); err != nil {
+		return nil, nil, err
+	}
+	if err = screen.during("starting it", func() error { return hs.Start(ctx) }); err != nil {
+		return nil, nil, err
+	}
+	return hs, cleanup, nil
+}
