@@ -1,0 +1,69 @@
+package clientapi
+
+import (
+	"net/http"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+func TestLimiter(t *testing.T) {
+	l := newLimiter[string](RateLimit{Threshold: 4, Cooloff: time.Second}, 2)
+	now := time.Unix(1_700_000_000, 0)
+	for range 4 {
+		require.Zero(t, l.wait("a", now))
+	}
+	require.Equal(t, 250*time.Millisecond, l.wait("a", now))
+	require.Equal(t, 250*time.Millisecond, l.wait("a", now), "who is refused does not wait longer for it")
+	require.Zero(t, l.wait("b", now), "somebody else")
+	require.Zero(t, l.wait("a", now.Add(250*time.Millisecond)))
+	require.NotZero(t, l.wait("a", now.Add(250*time.Millisecond)))
+	for range 4 {
+		require.Zero(t, l.wait("a", now.Add(time.Hour)))
+	}
+	require.NotZero(t, l.wait("a", now.Add(time.Hour)), "no more than the threshold at once")
+	for i := range 100 {
+		l.wait(string(rune(i)), now)
+	}
+	require.Equal(t, 2, l.buckets.Len(), "memory is bounded")
+}
+
+func TestKnownTokensAreNotLimitedByAddress(t *testing.T) {
+	one := RateLimit{Threshold: 1, Cooloff: time.Hour}
+	l := newLimits(RateLimiting{Enabled: true, Token: one, UnknownToken: one})
+	req, now := &http.Request{RemoteAddr: "192.0.2.1:1"}, time.Now()
+	require.Zero(t, l.wait(req, expiration.HashToken("guess"), false, now))
+	require.NotZero(t, l.wait(req, expiration.HashToken("another guess"), false, now))
+	require.Zero(t, l.wait(req, expiration.HashToken("valid"), true, now))
+	require.NotZero(t, l.wait(req, expiration.HashToken("valid"), true, now))
+	require.Zero(t, l.wait(req, expiration.HashToken("another"), true, now))
+	require.Zero(t, newLimits(RateLimiting{}).wait(req, expiration.HashToken("x"), false, now), "switched off")
+}
+
+func TestClientNetwork(t *testing.T) {
+	for _, test := range []struct{ remote, header, value, want string }{
+		{"192.0.2.1:1234", "", "", "192.0.2.1/32"},
+		{"[2001:db8:1:2:3::4]:1", "", "", "2001:db8:1:2::/64"},
+		{"[::ffff:192.0.2.1]:1", "", "", "192.0.2.1/32"},
+		{"[fe80::1%eth0]:1", "", "", "fe80::/64"},
+		{"192.0.2.1:1234", "", "203.0.113.9", "192.0.2.1/32"},
+		{"192.0.2.1:1234", "X-Forwarded-For", "203.0.113.9", "203.0.113.9/32"},
+		{"192.0.2.1:1234", "X-Forwarded-For", "10.1.1.1, 203.0.113.9", "203.0.113.9/32"},
+		{"192.0.2.1:1234", "X-Forwarded-For", "", "192.0.2.1/32"},
+		{"@", "", "", "invalid Prefix"},
+		{"192.0.2.1:1234", "X-Forwarded-For", "nonsense", "invalid Prefix"},
+	} {
+		req := &http.Request{RemoteAddr: test.remote, Header: http.Header{}}
+		if test.value != "" {
+			req.Header.Add("X-Forwarded-For", "198.51.100.1")
+			req.Header.Add("X-Forwarded-For", test.value)
+		}
+		got := clientNetwork(req, test.header)
+		require.Equal(t, test.want, got.String(), test)
+		require.IsType(t, netip.Prefix{}, got)
+	}
+}

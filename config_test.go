@@ -1,0 +1,84 @@
+package msc4140
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/stretchr/testify/require"
+)
+
+// What is refused, and how, is tested on the real binary, in test/integration.
+
+func TestDefaults(t *testing.T) {
+	for _, yaml := range []string{"", "version: 2\n", "expiration:\n", "expiration: {}\n"} {
+		c, err := parseConfig([]byte(yaml))
+		require.NoError(t, err)
+		require.Equal(t, 24*time.Hour, c.MaxDuration)
+		require.Equal(t, 100, c.MaxRunningPerUser)
+		require.Zero(t, c.RestartGrace)
+		require.True(t, c.RateLimiting.Enabled)
+		require.Empty(t, c.Database.ConnectionString)
+	}
+	c, err := parseConfig([]byte("expiration: {rate_limiting: {token: {threshold: 7}}, max_duration: 1h}"))
+	require.NoError(t, err)
+	require.Equal(t, RateLimit{Threshold: 7, CooloffMS: 1000}, c.RateLimiting.Token, "what is not named keeps its default")
+	require.Equal(t, time.Hour, c.MaxDuration)
+}
+
+// The example in the documentation is complete, and shows the defaults.
+func TestDocumentedExample(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join("docs", "configuration.md"))
+	require.NoError(t, err)
+	example := regexp.MustCompile("(?s)```yaml\n(expiration:.*?)```").FindSubmatch(doc)
+	require.NotNil(t, example)
+	c, err := parseConfig(example[1])
+	require.NoError(t, err)
+	require.Equal(t, config.DataSource("file:dendrite_expiration.db"), c.Database.ConnectionString)
+	var defaults Config
+	defaults.Defaults()
+	c.Database = defaults.Database
+	require.Equal(t, &defaults, c)
+}
+
+func TestWhichDatabase(t *testing.T) {
+	sqlite := func(c *config.Dendrite) { c.RoomServer.Database.ConnectionString = "file:/var/lib/dendrite_roomserver.db" }
+	for name, test := range map[string]struct {
+		own  config.DataSource
+		rest func(*config.Dendrite)
+		want config.DataSource
+	}{
+		"its own":           {"file:mine.db", sqlite, "file:mine.db"},
+		"beside the others": {"", sqlite, "file:/var/lib/dendrite_expiration.db"},
+		"in the current folder": {"", func(c *config.Dendrite) { c.RoomServer.Database.ConnectionString = "file:roomserver.db" },
+			"file:dendrite_expiration.db"},
+		"the global one": {"", func(c *config.Dendrite) {
+			c.Global.DatabaseOptions.ConnectionString = "postgres://host/dendrite"
+		}, ""},
+		"beside a global SQLite file": {"", func(c *config.Dendrite) {
+			c.Global.DatabaseOptions.ConnectionString = "file:///data/all.db"
+		}, "file:///data/dendrite_expiration.db"},
+		"the roomserver's": {"", func(c *config.Dendrite) {
+			c.RoomServer.Database.ConnectionString = "postgres://host/roomserver"
+		}, "postgres://host/roomserver"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var (
+				rest config.Dendrite
+				c    Config
+			)
+			c.Defaults()
+			c.Database.ConnectionString = test.own
+			test.rest(&rest)
+			require.NoError(t, c.resolveDatabase(&rest))
+			require.Equal(t, test.want, c.Database.ConnectionString)
+		})
+	}
+	var rest config.Dendrite
+	sqlite(&rest)
+	c := Config{Database: rest.RoomServer.Database}
+	require.ErrorContains(t, c.resolveDatabase(&rest), "expiration.database.connection_string", "one file for two")
+}

@@ -1,0 +1,246 @@
+package expiration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+var errFault = errors.New("a passing fault")
+
+// memoryStore is a Store whose durability is that of the test. storagetest runs on the real ones.
+type memoryStore struct {
+	mu   sync.Mutex
+	rows map[string]Timer
+	// fail is called before each operation; an error is returned, and if after is set, returned although the operation
+	// was done.
+	fail  func(operation string) error
+	after bool
+}
+
+// set changes the fields above while the component works.
+func (s *memoryStore) set(after bool, fail func(operation string) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.after, s.fail = after, fail
+}
+
+func newMemoryStore() *memoryStore { return &memoryStore{rows: map[string]Timer{}} }
+
+func (s *memoryStore) do(operation string, f func()) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	if s.fail != nil {
+		err = s.fail(operation)
+	}
+	if err == nil || s.after {
+		f()
+	}
+	return err
+}
+
+func (s *memoryStore) Insert(_ context.Context, t Timer) error {
+	return s.do("insert", func() { s.rows[t.Event.ID] = t })
+}
+
+func (s *memoryStore) Refresh(_ context.Context, eventID string, duration time.Duration, deadline time.Time) (ok bool, err error) {
+	err = s.do("refresh", func() {
+		row, found := s.rows[eventID]
+		if ok = found && row.Claim == nil; ok {
+			row.Duration, row.Deadline = duration, deadline
+			s.rows[eventID] = row
+		}
+	})
+	return ok && err == nil, err
+}
+
+func (s *memoryStore) Claim(_ context.Context, eventID string, deadline time.Time, c Claim) (ok bool, err error) {
+	err = s.do("claim", func() {
+		row, found := s.rows[eventID]
+		if ok = found && row.Claim == nil && row.Deadline.Equal(deadline); ok {
+			row.Claim = &c
+			s.rows[eventID] = row
+		}
+	})
+	return ok && err == nil, err
+}
+
+func (s *memoryStore) Drop(_ context.Context, eventID string) error {
+	return s.do("drop", func() {
+		if s.rows[eventID].Claim == nil {
+			delete(s.rows, eventID)
+		}
+	})
+}
+
+func (s *memoryStore) Delete(_ context.Context, eventID string) error {
+	return s.do("delete", func() { delete(s.rows, eventID) })
+}
+
+func (s *memoryStore) Timer(_ context.Context, eventID string) (row Timer, err error) {
+	found := false
+	if err = s.do("timer", func() { row, found = s.rows[eventID] }); err == nil && !found {
+		err = ErrNotFound
+	}
+	return row, err
+}
+
+func (s *memoryStore) Timers(_ context.Context, f func(Timer) error) error {
+	var rows []Timer
+	if err := s.do("timers", func() {
+		for _, row := range s.rows {
+			rows = append(rows, row)
+		}
+	}); err != nil {
+		return err
+	}
+	slices.SortFunc(rows, func(a, b Timer) int { return a.Deadline.Compare(b.Deadline) })
+	for _, row := range rows {
+		if err := f(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *memoryStore) Ping(context.Context) error { return s.do("ping", func() {}) }
+
+func (s *memoryStore) len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.rows)
+}
+
+// fakeRoomserver has rooms whose state is set by the test and by closing events.
+type fakeRoomserver struct {
+	mu     sync.Mutex
+	state  map[StateKey]string // current event IDs
+	events map[string]bool     // all that are known
+	log    []closing           // in the order in which the rooms got them
+	built  int
+
+	hooks hooks
+}
+
+// hooks are called without a lock; an error ends the attempt to close an event.
+type hooks struct {
+	beforeClaim, afterClaim func(Event) error
+}
+
+// set changes the hooks while the component works.
+func (r *fakeRoomserver) set(h hooks) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hooks = h
+}
+
+func (r *fakeRoomserver) call(which func(hooks) func(Event) error, e Event) error {
+	r.mu.Lock()
+	f := which(r.hooks)
+	r.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(e)
+}
+
+// attempts returns how many closing events have been built.
+func (r *fakeRoomserver) attempts() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.built
+}
+
+// takes returns a hook that takes time.
+func takes(d time.Duration) func(Event) error {
+	return func(Event) error { time.Sleep(d); return nil }
+}
+
+// fails is a hook that fails in passing.
+func fails(Event) error { return errFault }
+
+// closing is a closing event that a room has got.
+type closing struct {
+	eventID, closes, roomID string
+	at                      time.Time
+}
+
+func newFakeRoomserver() *fakeRoomserver {
+	return &fakeRoomserver{state: map[StateKey]string{}, events: map[string]bool{}}
+}
+
+// send makes an event known, and current if it is state.
+func (r *fakeRoomserver) send(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events[e.ID] = true
+	if s, ok := e.State(); ok {
+		r.state[s] = e.ID
+	}
+}
+
+func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, claim func(context.Context, ClosingEvent) error) error {
+	if err := r.call(func(h hooks) func(Event) error { return h.beforeClaim }, e); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	s, isState := e.State()
+	known, current := r.events[e.ID], !isState || r.state[s] == e.ID
+	r.built++
+	c := ClosingEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: []byte(o)}
+	r.mu.Unlock()
+	switch {
+	case !known:
+		return ErrUnknownEvent
+	case !current:
+		return &DropError{Reason: Replaced}
+	}
+	if err := claim(ctx, c); err != nil {
+		return err
+	}
+	return r.input(e, c)
+}
+
+func (r *fakeRoomserver) input(e Event, c ClosingEvent) error {
+	if err := r.call(func(h hooks) func(Event) error { return h.afterClaim }, e); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.events[c.EventID] {
+		return nil
+	}
+	r.events[c.EventID] = true
+	r.log = append(r.log, closing{c.EventID, e.ID, e.RoomID, time.Now()})
+	if s, ok := e.State(); ok {
+		r.state[s] = c.EventID
+	}
+	return nil
+}
+
+func (r *fakeRoomserver) Resubmit(_ context.Context, e Event, c ClosingEvent) error {
+	r.mu.Lock()
+	if s, ok := e.State(); ok && r.state[s] != e.ID && r.state[s] != c.EventID {
+		r.mu.Unlock()
+		return &DropError{Reason: Replaced}
+	}
+	r.mu.Unlock()
+	return r.input(e, c)
+}
+
+func (r *fakeRoomserver) CurrentState(_ context.Context, s StateKey) (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state[s], nil
+}
+
+// closings returns what the rooms have got.
+func (r *fakeRoomserver) closings() []closing {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.log)
+}

@@ -1,0 +1,621 @@
+package expiration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/sirupsen/logrus"
+	"github.com/stretchr/testify/require"
+)
+
+func TestMain(m *testing.M) {
+	logrus.SetLevel(logrus.PanicLevel) // faults are made on purpose here
+	m.Run()
+}
+
+// world is a component with everything around it, under fake time.
+type world struct {
+	*Timers
+	t          *testing.T
+	store      *memoryStore
+	roomserver *fakeRoomserver
+	events     int
+}
+
+// inWorld runs a test under fake time.
+func inWorld(t *testing.T, cfg Config, test func(t *testing.T, w *world)) {
+	synctest.Test(t, func(t *testing.T) {
+		if cfg.MaxRunningPerUser == 0 {
+			cfg.MaxRunningPerUser = 100
+		}
+		w := &world{t: t, store: newMemoryStore(), roomserver: newFakeRoomserver()}
+		w.start(cfg)
+		defer func() { w.Stop() }()
+		test(t, w)
+	})
+}
+
+// start begins a new life of the process on what is stored.
+func (w *world) start(cfg Config) {
+	w.t.Helper()
+	tokens, err := NewTokens([]byte("secret"))
+	require.NoError(w.t, err)
+	w.Timers = New(cfg, w.store, w.roomserver, tokens)
+	require.NoError(w.t, w.Start(w.t.Context()))
+}
+
+// restart ends the process, at once, and begins a new life after the given time.
+func (w *world) restart(down time.Duration) {
+	w.t.Helper()
+	w.stop()
+	w.Stop()
+	time.Sleep(down)
+	w.start(w.cfg)
+}
+
+// message sends an expiring message to a room and returns its event.
+func (w *world) message(room string, d time.Duration) Event {
+	w.t.Helper()
+	w.events++
+	e := Event{ID: fmt.Sprintf("$event%d", w.events), RoomID: room, Type: "m.room.message", Sender: "@alice:example.org"}
+	w.send(e, d)
+	return e
+}
+
+// state sends an expiring state event, as the routes and the wrapper do.
+func (w *world) state(key string, d time.Duration) Event {
+	w.t.Helper()
+	w.events++
+	e := Event{
+		ID: fmt.Sprintf("$event%d", w.events), RoomID: "!room", Type: "m.call.member", StateKey: &key,
+		Sender: "@alice:example.org",
+	}
+	s, _ := e.State()
+	unlock, err := w.LockState(w.t.Context(), s)
+	require.NoError(w.t, err)
+	defer unlock()
+	w.send(e, d)
+	w.StateChanged(w.t.Context(), s)
+	return e
+}
+
+func (w *world) send(e Event, d time.Duration) {
+	w.t.Helper()
+	p, err := w.Begin(w.t.Context(), e, d, false)
+	require.NoError(w.t, err)
+	w.roomserver.send(e)
+	p.Activate()
+}
+
+func (w *world) hash(e Event) TokenHash { return HashToken(w.Token(e.ID)) }
+
+// wantClosings requires that these events have been closed, in this order, each once.
+func (w *world) wantClosings(events ...Event) {
+	w.t.Helper()
+	synctest.Wait()
+	var got, want []string
+	for _, c := range w.roomserver.closings() {
+		got = append(got, c.closes)
+	}
+	for _, e := range events {
+		want = append(want, e.ID)
+	}
+	require.Equal(w.t, want, got)
+}
+
+func TestExpiresAtTheDeadline(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.message("!room", 10*time.Second)
+		time.Sleep(10*time.Second - time.Nanosecond)
+		w.wantClosings()
+		time.Sleep(time.Nanosecond)
+		w.wantClosings(e)
+		require.Zero(t, w.store.len())
+		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
+		require.ErrorIs(t, w.End(t.Context(), w.hash(e)), ErrNotFound)
+		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.closings.WithLabelValues("expired")))
+	})
+}
+
+func TestRefreshHolds(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.state("key", 10*time.Second)
+		for range 20 {
+			time.Sleep(9 * time.Second)
+			require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+		}
+		w.wantClosings()
+		time.Sleep(10*time.Second - time.Nanosecond)
+		w.wantClosings()
+		time.Sleep(time.Nanosecond)
+		w.wantClosings(e)
+	})
+}
+
+func TestEndClosesOnce(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
+		e := w.message("!room", 10*time.Second)
+		errs := make(chan error, 5)
+		for range 5 {
+			go func() { errs <- w.End(t.Context(), w.hash(e)) }()
+		}
+		time.Sleep(time.Minute)
+		won := 0
+		for range 5 {
+			if err := <-errs; err == nil {
+				won++
+			} else {
+				require.ErrorIs(t, err, ErrNotFound)
+			}
+		}
+		require.Equal(t, 1, won)
+		w.wantClosings(e)
+	})
+}
+
+func TestEndSurvivesACallerWhoHangsUp(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.message("!room", time.Hour)
+		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { _ = w.End(ctx, w.hash(e)) }()
+		synctest.Wait()
+		cancel()
+		time.Sleep(2 * time.Second)
+		w.wantClosings(e)
+	})
+}
+
+func TestRefreshWinsWhileTheClosingEventIsBuilt(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
+		e := w.message("!room", 10*time.Second)
+		time.Sleep(10*time.Second + 500*time.Millisecond)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "not claimed yet")
+		time.Sleep(10*time.Second + 500*time.Millisecond)
+		w.wantClosings()
+		time.Sleep(time.Second)
+		w.wantClosings(e)
+	})
+}
+
+func TestRefreshLosesAgainstAClaim(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{afterClaim: takes(time.Second)})
+		e := w.message("!room", 10*time.Second)
+		time.Sleep(10*time.Second + 500*time.Millisecond)
+		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
+		time.Sleep(time.Second)
+		w.wantClosings(e)
+	})
+}
+
+func TestReplacement(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		old := w.state("key", 10*time.Second)
+		other := w.state("other", time.Hour)
+		e := w.state("key", 20*time.Second)
+		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(old)), ErrNotFound)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(other)))
+		require.Equal(t, 2, w.store.len())
+		time.Sleep(15 * time.Second)
+		w.wantClosings()
+		time.Sleep(10 * time.Second)
+		w.wantClosings(e)
+	})
+}
+
+// Somebody else's event, of which only the stream tells, and late: the closing event must look for itself.
+func TestReplacedBehindOurBack(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.state("key", 10*time.Second)
+		s, _ := e.State()
+		w.roomserver.send(Event{ID: "$remote", RoomID: s.RoomID, Type: s.Type, StateKey: &s.Key})
+		time.Sleep(11 * time.Second)
+		w.wantClosings()
+		require.Zero(t, w.store.len())
+		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
+		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.drops.WithLabelValues("replaced")))
+	})
+}
+
+func TestDrops(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		redacted, purged, left := w.message("!a", time.Hour), w.message("!b", time.Hour), w.message("!c", time.Hour)
+		time.Sleep(time.Second)
+		when := time.Now()
+		time.Sleep(time.Second)
+		back, kept := w.message("!c", time.Hour), w.message("!a", time.Hour)
+		w.DropEvent(t.Context(), redacted.ID, Redacted)
+		w.DropEvent(t.Context(), "$unknown", Redacted)
+		w.DropRoom(t.Context(), "!b")
+		w.DropSender(t.Context(), "!c", "@alice:example.org", when)
+		w.DropSender(t.Context(), "!a", "@bob:example.org", time.Now())
+		for _, e := range []Event{redacted, purged, left} {
+			require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
+		}
+		for _, e := range []Event{back, kept} {
+			require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+		}
+		require.Equal(t, 2, w.store.len())
+		// Who left is told so once at /end, and then is not known; what was redacted is not known at once.
+		var dropped *DropError
+		require.ErrorAs(t, w.End(t.Context(), w.hash(left)), &dropped)
+		require.Equal(t, SenderGone, dropped.Reason)
+		require.ErrorIs(t, w.End(t.Context(), w.hash(left)), ErrNotFound)
+		require.ErrorIs(t, w.End(t.Context(), w.hash(redacted)), ErrNotFound)
+		time.Sleep(2 * time.Hour)
+		w.wantClosings(back, kept)
+	})
+}
+
+func TestTokensOfSendersWhoLeftAreForgotten(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		long, short := w.message("!a", time.Hour), w.message("!a", time.Minute)
+		time.Sleep(time.Second)
+		w.DropSender(t.Context(), "!a", "@alice:example.org", time.Now())
+		time.Sleep(time.Minute)
+		require.True(t, w.Known(w.hash(long)))
+		require.False(t, w.Known(w.hash(short)), "not beyond its deadline")
+		time.Sleep(refusedFor)
+		require.False(t, w.Known(w.hash(long)))
+		require.Empty(t, w.index.byToken)
+		require.Empty(t, w.index.wakes)
+	})
+}
+
+func TestPassingFaultsAreRetried(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		attempted := make(chan time.Time, 100)
+		w.roomserver.set(hooks{beforeClaim: func(Event) error {
+			attempted <- time.Now()
+			return errFault
+		}})
+		e := w.message("!room", 10*time.Second)
+		require.ErrorIs(t, w.End(t.Context(), w.hash(e)), errFault)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "the timer goes on")
+		<-attempted
+		time.Sleep(10*time.Second + 5*time.Minute)
+		w.wantClosings()
+		var attempts []time.Time
+		for len(attempted) > 0 {
+			attempts = append(attempts, <-attempted)
+		}
+		require.Greater(t, len(attempts), 8)
+		require.Less(t, len(attempts), 25, "without a pause")
+		for i := 2; i < len(attempts); i++ {
+			require.GreaterOrEqual(t, attempts[i].Sub(attempts[i-1]), min(attempts[i-1].Sub(attempts[i-2]), lastPause), "pauses grow")
+		}
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "a live client keeps it, faults or not")
+		w.roomserver.set(hooks{})
+		time.Sleep(9 * time.Second)
+		w.wantClosings()
+		time.Sleep(time.Second)
+		w.wantClosings(e)
+	})
+}
+
+func TestAfterTheClaimTheSameEventIsSentAgain(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{afterClaim: fails})
+		e := w.state("key", 10*time.Second)
+		time.Sleep(time.Minute)
+		require.Equal(t, 1, w.roomserver.attempts(), "a second closing event was built")
+		require.Error(t, w.End(t.Context(), w.hash(e)))
+		w.restart(time.Second)
+		require.Equal(t, 1, w.roomserver.attempts())
+		w.roomserver.set(hooks{})
+		time.Sleep(time.Minute)
+		w.wantClosings(e)
+		require.Equal(t, "$closing1", w.roomserver.closings()[0].eventID)
+		require.Zero(t, w.store.len())
+	})
+}
+
+// A claim of which nobody knows whether it was written must be found out before anything else is done.
+func TestUnsureClaims(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		inWorld(t, Config{}, func(t *testing.T, w *world) {
+			w.store.set(written, func(operation string) error {
+				if operation == "claim" || operation == "timer" {
+					return errFault
+				}
+				return nil
+			})
+			e := w.message("!room", 10*time.Second)
+			time.Sleep(30 * time.Second)
+			w.wantClosings()
+			built := w.roomserver.attempts()
+			w.store.set(false, nil)
+			time.Sleep(time.Minute)
+			w.wantClosings(e)
+			if written {
+				require.Equal(t, built, w.roomserver.attempts(), "built again what was claimed")
+				require.Equal(t, "$closing1", w.roomserver.closings()[0].eventID)
+			}
+			require.Zero(t, w.store.len())
+		})
+	}
+}
+
+func TestFailedRefreshPromisesNothing(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		inWorld(t, Config{}, func(t *testing.T, w *world) {
+			e := w.message("!room", 10*time.Second)
+			time.Sleep(5 * time.Second)
+			w.store.set(written, func(string) error { return errFault })
+			require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), errFault)
+			w.store.set(false, nil)
+			time.Sleep(11 * time.Second)
+			w.wantClosings(e)
+		})
+	}
+}
+
+func TestFailedInsertIsNotCounted(t *testing.T) {
+	inWorld(t, Config{MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
+		w.store.set(false, func(string) error { return errFault })
+		for range 3 {
+			_, err := w.Begin(t.Context(), Event{ID: "$x", Sender: "@alice:example.org"}, time.Second, false)
+			require.ErrorIs(t, err, errFault)
+		}
+		w.store.set(false, nil)
+		w.message("!room", time.Second)
+		require.Empty(t, w.index.byUser["@bob:example.org"])
+	})
+}
+
+func TestRowsThatCouldNotBeDeleted(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		closed, dropped := w.message("!room", 10*time.Second), w.message("!room", time.Hour)
+		w.store.set(false, func(operation string) error {
+			if operation == "delete" || operation == "drop" {
+				return errFault
+			}
+			return nil
+		})
+		require.NoError(t, w.End(t.Context(), w.hash(closed)), "the closing event is in the room")
+		w.DropEvent(t.Context(), dropped.ID, Redacted)
+		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(dropped)), ErrNotFound)
+		require.Equal(t, 2, w.store.len())
+		time.Sleep(time.Minute)
+		w.store.set(false, nil)
+		time.Sleep(time.Minute)
+		require.Zero(t, w.store.len())
+		w.wantClosings(closed)
+		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.closings.WithLabelValues("ended")))
+	})
+}
+
+func TestLimitPerUser(t *testing.T) {
+	inWorld(t, Config{MaxRunningPerUser: 2}, func(t *testing.T, w *world) {
+		first := w.state("key", 10*time.Second)
+		w.message("!room", time.Minute)
+		time.Sleep(4 * time.Second)
+		another := Event{ID: "$another", RoomID: "!room", Type: "m", Sender: "@alice:example.org"}
+		_, err := w.Begin(t.Context(), another, time.Second, false)
+		var limit *LimitError
+		require.ErrorAs(t, err, &limit)
+		require.Equal(t, 6*time.Second, limit.RetryAfter)
+		_, err = w.Begin(t.Context(), Event{ID: "$bob", Sender: "@bob:example.org"}, time.Second, false)
+		require.NoError(t, err, "somebody else's")
+		_, err = w.Begin(t.Context(), Event{ID: "$bridge", Sender: "@alice:example.org"}, time.Second, true)
+		require.NoError(t, err, "exempt")
+		w.DropEvent(t.Context(), first.ID, Redacted)
+		_, err = w.Begin(t.Context(), another, time.Second, false)
+		require.Error(t, err, "the exempt one counts")
+	})
+	inWorld(t, Config{MaxRunningPerUser: 2}, func(t *testing.T, w *world) {
+		w.state("key", 10*time.Second)
+		w.message("!room", time.Minute)
+		for range 5 {
+			w.state("key", 10*time.Second) // replaces, so needs no other place
+		}
+	})
+}
+
+func TestRestart(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		third, first, second := w.message("!room", 30*time.Second), w.message("!room", 10*time.Second), w.message("!room", 20*time.Second)
+		later := w.message("!room", 2*time.Minute)
+		w.restart(time.Minute)
+		w.wantClosings(first, second, third)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(later)))
+		time.Sleep(2*time.Minute - time.Millisecond)
+		w.wantClosings(first, second, third)
+		time.Sleep(time.Millisecond)
+		w.wantClosings(first, second, third, later)
+	})
+}
+
+func TestRestartGrace(t *testing.T) {
+	inWorld(t, Config{RestartGrace: 30 * time.Second}, func(t *testing.T, w *world) {
+		overdue, alive, later := w.message("!room", 10*time.Second), w.message("!room", 20*time.Second), w.message("!room", 100*time.Second)
+		w.restart(time.Minute)
+		time.Sleep(29 * time.Second)
+		w.wantClosings()
+		require.NoError(t, w.Refresh(t.Context(), w.hash(alive)))
+		time.Sleep(2 * time.Second)
+		w.wantClosings(overdue)
+		time.Sleep(18 * time.Second)
+		w.wantClosings(overdue, later, alive)
+	})
+}
+
+// A crash between the row and the event: the roomserver does not know it, but may still have it queued.
+func TestEventThatNeverCame(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		lost := Event{ID: "$lost", RoomID: "!room", Type: "m", Sender: "@alice:example.org"}
+		late := Event{ID: "$late", RoomID: "!room", Type: "m", Sender: "@alice:example.org"}
+		for _, e := range []Event{lost, late} {
+			_, err := w.Begin(t.Context(), e, time.Second, false)
+			require.NoError(t, err)
+		}
+		w.restart(time.Second)
+		time.Sleep(5 * time.Minute)
+		w.wantClosings()
+		w.roomserver.send(late)
+		time.Sleep(time.Minute)
+		w.wantClosings(late)
+		time.Sleep(neverSentAfter)
+		require.Zero(t, w.store.len())
+		w.wantClosings(late)
+	})
+}
+
+// A slow room holds up nobody but itself.
+func TestRoomsDoNotWaitForOneAnother(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: func(e Event) error {
+			if e.RoomID == "!slow" {
+				time.Sleep(20 * time.Second)
+			}
+			return nil
+		}})
+		var slow, fast []Event
+		for i := range 5 {
+			slow = append(slow, w.message("!slow", 10*time.Second-time.Duration(5-i)*time.Millisecond))
+			fast = append(fast, w.message(fmt.Sprintf("!fast%d", i), 10*time.Second))
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		require.Len(t, w.roomserver.closings(), len(fast))
+		time.Sleep(100 * time.Second)
+		synctest.Wait()
+		closings := w.roomserver.closings()
+		require.Len(t, closings, len(fast)+len(slow))
+		for i, c := range closings[len(fast):] {
+			require.Equal(t, slow[i].ID, c.closes)
+		}
+	})
+}
+
+// More rooms than workers: those with the earliest deadlines first.
+func TestEarliestRoomsFirst(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
+		const rooms = 3 * closers
+		for i := range rooms {
+			w.message(fmt.Sprintf("!room%d", i), time.Minute+time.Duration(rooms-i)*time.Millisecond)
+		}
+		w.restart(2 * time.Minute)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		closings := w.roomserver.closings()
+		require.Len(t, closings, rooms)
+		for i, c := range closings {
+			var n int
+			_, err := fmt.Sscanf(c.closes, "$event%d", &n)
+			require.NoError(t, err)
+			require.InDelta(t, rooms-i, n, closers, "of these %d are served at the same time", closers)
+		}
+	})
+}
+
+func TestRepeatedContent(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.state("key", time.Hour)
+		require.True(t, w.Running(e.ID, e.Sender))
+		require.False(t, w.Running(e.ID, "@bob:example.org"))
+		require.NoError(t, w.Restart(t.Context(), e.ID, 10*time.Second), "sooner than the scheduler meant to look")
+		time.Sleep(9 * time.Second)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "with the new duration")
+		time.Sleep(9 * time.Second)
+		w.wantClosings()
+		time.Sleep(time.Second)
+		w.wantClosings(e)
+		require.ErrorIs(t, w.Restart(t.Context(), e.ID, time.Second), ErrNotFound)
+		require.False(t, w.Running(e.ID, e.Sender))
+	})
+}
+
+// A send finishes what an earlier fault left half done, so that the closing event does not come behind it.
+func TestLockStateFinishesClosings(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{afterClaim: fails})
+		old := w.state("key", 10*time.Second)
+		time.Sleep(11 * time.Second)
+		s, _ := old.State()
+		_, err := w.LockState(t.Context(), s)
+		require.ErrorIs(t, err, errFault)
+		w.roomserver.set(hooks{})
+		e := w.state("key", time.Hour)
+		w.wantClosings(old)
+		current, err := w.roomserver.CurrentState(t.Context(), s)
+		require.NoError(t, err)
+		require.Equal(t, e.ID, current)
+		time.Sleep(time.Minute)
+		w.wantClosings(old)
+		current, err = w.roomserver.CurrentState(t.Context(), s)
+		require.NoError(t, err)
+		require.Equal(t, e.ID, current)
+	})
+}
+
+func TestLockStateObeysContext(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		s := StateKey{"!room", "m", "key"}
+		unlock, err := w.LockState(t.Context(), s)
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err = w.LockState(ctx, s)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		unlock()
+		require.Empty(t, w.states.locks, "locks are forgotten")
+	})
+}
+
+func TestStopIsPatientAndRepeatable(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
+		e := w.message("!room", 10*time.Second)
+		time.Sleep(10*time.Second + time.Millisecond)
+		w.Stop()
+		w.wantClosings(e)
+		w.Stop()
+	})
+	New(Config{}, newMemoryStore(), newFakeRoomserver(), nil).Stop() // never started
+}
+
+func TestStartFailsWithTheDatabase(t *testing.T) {
+	store := newMemoryStore()
+	store.set(false, func(string) error { return errFault })
+	require.ErrorIs(t, New(Config{}, store, newFakeRoomserver(), nil).Start(t.Context()), errFault)
+}
+
+// The wall clock may jump: while the process lives, only the time that passes counts.
+func TestStoredTimesAreRoundedUp(t *testing.T) {
+	base := time.UnixMilli(1_700_000_000_000).UTC()
+	require.Equal(t, base, storedTime(base))
+	require.Equal(t, base.Add(time.Millisecond), storedTime(base.Add(time.Nanosecond)))
+	require.Equal(t, base.Add(time.Millisecond), storedTime(base.Add(time.Millisecond)))
+}
+
+func TestTokens(t *testing.T) {
+	a, err := NewTokens([]byte("a"))
+	require.NoError(t, err)
+	again, err := NewTokens([]byte("a"))
+	require.NoError(t, err)
+	b, err := NewTokens([]byte("b"))
+	require.NoError(t, err)
+	require.Len(t, a.Token("$x"), 43)
+	require.Equal(t, a.Token("$x"), again.Token("$x"))
+	require.NotEqual(t, a.Token("$x"), a.Token("$y"))
+	require.NotEqual(t, a.Token("$x"), b.Token("$x"))
+	require.NotEqual(t, HashToken("x"), HashToken("y"))
+}
+
+func TestDropErrorSaysWhy(t *testing.T) {
+	err := fmt.Errorf("closing: %w", &DropError{Reason: Forbidden, Cause: errFault})
+	require.ErrorIs(t, err, errFault)
+	require.Contains(t, err.Error(), "forbidden")
+	require.True(t, isFinal(err))
+	require.False(t, isFinal(errors.New("x")))
+}
