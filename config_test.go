@@ -45,7 +45,9 @@ func TestDocumentedExample(t *testing.T) {
 }
 
 func TestWhichDatabase(t *testing.T) {
-	sqlite := func(c *config.Dendrite) { c.RoomServer.Database.ConnectionString = "file:/var/lib/dendrite_roomserver.db" }
+	sqlite := func(c *config.Dendrite) {
+		c.RoomServer.Database.ConnectionString = "file:/var/lib/dendrite_roomserver.db"
+	}
 	for name, test := range map[string]struct {
 		own  config.DataSource
 		rest func(*config.Dendrite)
