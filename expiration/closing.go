@@ -225,8 +225,12 @@ func (t *Timers) closed(ctx context.Context, tm *timer, o Outcome) error {
 // gone takes a timer out that gets no closing event.
 func (t *Timers) gone(ctx context.Context, tm *timer, dropped *DropError) {
 	t.mu.Lock()
+	already := tm.gone
 	t.index.remove(tm)
 	t.mu.Unlock()
+	if already { // dropped by somebody else meanwhile
+		return
+	}
 	t.metrics.drops.WithLabelValues(string(dropped.Reason)).Inc()
 	t.log.WithError(dropped.Cause).WithFields(logrus.Fields{
 		"event_id": tm.event.ID, "room_id": tm.event.RoomID, "reason": dropped.Reason,

@@ -2,6 +2,7 @@ package expiration
 
 import (
 	"container/heap"
+	"slices"
 	"sync"
 	"time"
 )
@@ -23,6 +24,8 @@ type timer struct {
 	claim    *Claim
 	// unsure is set when a claim failed so that it may have been written all the same.
 	unsure bool
+	// pending is set until the roomserver has answered: the event may not be in its room yet.
+	pending bool
 	// gone is set when the timer is out of the index, rowLeft when its row could not be deleted then.
 	gone    bool
 	rowLeft bool
@@ -44,10 +47,8 @@ type index struct {
 	byToken map[TokenHash]*timer
 	byEvent map[string]*timer
 	byState map[StateKey][]*timer
-	// byUser has timers that are not yet in the other maps too: they count for the limit from the moment in which
-	// their event is accepted.
-	byUser map[string]map[*timer]struct{}
-	wakes  wakeHeap
+	byUser  map[string]map[*timer]struct{}
+	wakes   wakeHeap
 }
 
 func newIndex() index {
@@ -59,8 +60,12 @@ func newIndex() index {
 	}
 }
 
-// count makes the timer count for its user.
-func (x *index) count(tm *timer) {
+func (x *index) add(tm *timer) {
+	x.byToken[tm.hash] = tm
+	x.byEvent[tm.event.ID] = tm
+	if s, ok := tm.event.State(); ok {
+		x.byState[s] = append(x.byState[s], tm)
+	}
 	timers := x.byUser[tm.event.Sender]
 	if timers == nil {
 		timers = map[*timer]struct{}{}
@@ -69,42 +74,26 @@ func (x *index) count(tm *timer) {
 	timers[tm] = struct{}{}
 }
 
-func (x *index) uncount(tm *timer) {
+// remove takes out what add put in, and may be called again.
+func (x *index) remove(tm *timer) {
+	if tm.gone {
+		return
+	}
+	tm.gone = true
+	x.unschedule(tm)
+	delete(x.byToken, tm.hash)
+	delete(x.byEvent, tm.event.ID)
+	if s, ok := tm.event.State(); ok {
+		x.byState[s] = slices.DeleteFunc(x.byState[s], func(other *timer) bool { return other == tm })
+		if len(x.byState[s]) == 0 {
+			delete(x.byState, s)
+		}
+	}
 	timers := x.byUser[tm.event.Sender]
 	delete(timers, tm)
 	if len(timers) == 0 {
 		delete(x.byUser, tm.event.Sender)
 	}
-}
-
-func (x *index) add(tm *timer) {
-	x.count(tm)
-	x.byToken[tm.hash] = tm
-	x.byEvent[tm.event.ID] = tm
-	if s, ok := tm.event.State(); ok {
-		x.byState[s] = append(x.byState[s], tm)
-	}
-}
-
-func (x *index) remove(tm *timer) {
-	tm.gone = true
-	x.uncount(tm)
-	delete(x.byToken, tm.hash)
-	delete(x.byEvent, tm.event.ID)
-	if s, ok := tm.event.State(); ok {
-		var rest []*timer
-		for _, other := range x.byState[s] {
-			if other != tm {
-				rest = append(rest, other)
-			}
-		}
-		if len(rest) == 0 {
-			delete(x.byState, s)
-		} else {
-			x.byState[s] = rest
-		}
-	}
-	x.unschedule(tm)
 }
 
 // refuse remembers the token of a timer that is gone, until the scheduler looks at it.

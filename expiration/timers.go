@@ -149,13 +149,7 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 	if err != nil {
 		return nil, err
 	}
-	for _, tm := range t.timersOf(s) {
-		t.mu.Lock()
-		unfinished := !tm.gone && tm.claim != nil
-		t.mu.Unlock()
-		if !unfinished {
-			continue
-		}
+	for _, tm := range t.unfinished(s) {
 		if err = t.attempt(ctx, tm, Expired); err != nil && !isFinal(err) {
 			unlock()
 			return nil, fmt.Errorf("finishing the closing event of %s: %w", tm.event.ID, err)
@@ -189,12 +183,13 @@ func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exe
 			return nil, err
 		}
 	}
-	t.index.count(tm)
+	tm.pending = true
+	t.index.add(tm)
 	t.mu.Unlock()
 
 	if err := t.store.Insert(ctx, row); err != nil {
 		t.mu.Lock()
-		t.index.uncount(tm)
+		t.index.remove(tm)
 		t.mu.Unlock()
 		t.metrics.errors.WithLabelValues("insert").Inc()
 		return nil, fmt.Errorf("storing the timer of %s: %w", e.ID, err)
@@ -229,10 +224,12 @@ func (t *Timers) overLimit(e Event, now time.Time) error {
 // not in the room is found out when the timer fires, and an event whose fate is unknown must not lose its timer.
 func (p *Pending) Activate() {
 	p.t.mu.Lock()
-	p.t.index.add(p.tm)
-	p.t.index.schedule(p.tm, p.tm.due)
-	p.t.mu.Unlock()
-	p.t.notify()
+	defer p.t.mu.Unlock()
+	p.tm.pending = false
+	if !p.tm.gone { // the stream can be faster than the roomserver's answer
+		p.t.index.schedule(p.tm, p.tm.due)
+		p.t.notify()
+	}
 }
 
 // Running reports whether there is a running timer for an event of this sender.
@@ -352,7 +349,14 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 // StateChanged stops the timers of a piece of state whose event is not the current state any more. It is called when a
 // state event that this server sent has come to the roomserver.
 func (t *Timers) StateChanged(ctx context.Context, s StateKey) {
-	timers := t.timersOf(s)
+	var timers []*timer
+	t.mu.Lock()
+	for _, tm := range t.index.byState[s] {
+		if tm.running() && !tm.pending {
+			timers = append(timers, tm)
+		}
+	}
+	t.mu.Unlock()
 	if len(timers) == 0 {
 		return
 	}
@@ -504,10 +508,16 @@ func (t *Timers) reload(ctx context.Context, tm *timer) error {
 	return nil
 }
 
-func (t *Timers) timersOf(s StateKey) []*timer {
+// unfinished returns the timers of a piece of state that are claimed and not closed.
+func (t *Timers) unfinished(s StateKey) (timers []*timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return append([]*timer(nil), t.index.byState[s]...)
+	for _, tm := range t.index.byState[s] {
+		if tm.claim != nil {
+			timers = append(timers, tm)
+		}
+	}
+	return timers
 }
 
 // timersIn looks at every timer: whole rooms change rarely.

@@ -367,7 +367,6 @@ func TestFailedInsertIsNotCounted(t *testing.T) {
 		}
 		w.store.set(false, nil)
 		w.message("!room", time.Second)
-		require.Empty(t, w.index.byUser["@bob:example.org"])
 	})
 }
 
@@ -390,6 +389,22 @@ func TestRowsThatCouldNotBeDeleted(t *testing.T) {
 		require.Zero(t, w.store.len())
 		w.wantClosings(closed)
 		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.closings.WithLabelValues("ended")))
+	})
+}
+
+// The stream can tell of the end of an event before the roomserver's answer to its sender is there.
+func TestDroppedWhilePending(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := Event{ID: "$x", RoomID: "!room", Type: "m", Sender: "@alice:example.org"}
+		p, err := w.Begin(t.Context(), e, time.Second, false)
+		require.NoError(t, err)
+		w.roomserver.send(e)
+		w.DropEvent(t.Context(), e.ID, Redacted)
+		p.Activate()
+		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
+		require.Zero(t, w.store.len())
+		time.Sleep(time.Minute)
+		w.wantClosings()
 	})
 }
 

@@ -154,7 +154,9 @@ func TestUnixSocket(t *testing.T) {
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	client := &homeserver.Client{URL: "http://unix", HTTP: &http.Client{Transport: &http.Transport{
-		Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", socket) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
 	}}}
 	eventually(t, "an answer", func() bool {
 		res, err := client.Do(t.Context(), http.MethodGet, "/_matrix/client/versions", nil)
