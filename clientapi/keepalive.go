@@ -27,8 +27,8 @@ const (
 	tokenKey = "expire_refresh_token"
 )
 
-// keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} (contract, section 2). The body has been limited
-// to maxKeepAliveSize.
+// keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} (contract, section 2). The body has been read
+// within its limits, or reading it fails as it did.
 func (a *API) keepAlive(req *http.Request) util.JSONResponse {
 	method := mux.Vars(req)["refresh_method"]
 	result, res := a.doKeepAlive(req, method)

@@ -7,8 +7,11 @@
 package clientapi
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -72,6 +75,10 @@ func (a *API) Collectors() []prometheus.Collector {
 
 // AddRoutes registers the routes. It must be called before Dendrite registers its own: the first that matches is taken.
 func (a *API) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
+	untraced(func() { a.addRoutes(router, userAPI) })
+}
+
+func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	v3 := router.PathPrefix("/{apiversion:(?:r0|v3)}/").Subrouter()
 	send := func(path, method string, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse) {
 		v3.Handle(path, httputil.MakeAuthAPI("send_message", userAPI,
@@ -108,17 +115,44 @@ func (a *API) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 		Methods(http.MethodPut, http.MethodOptions)
 }
 
-// keepAliveHandler is what Dendrite's MakeExternalAPI would make, but for three things: the size of the body and the time
-// that it may take are limited, and bodies are never written to the log, not even with DENDRITE_TRACE_HTTP.
+// keepAliveHandler is what Dendrite's MakeExternalAPI would make, but for the limits of the body, in size and time, and
+// that it is not traced, see untraced.
 func (a *API) keepAliveHandler() http.Handler {
 	handler := util.MakeJSONAPI(util.NewJSONRequestHandler(a.keepAlive))
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		trace, ctx := internal.StartTask(req.Context(), "expiration_keep_alive")
 		defer trace.EndTask()
-		// Not every ResponseWriter has deadlines; the size is limited in any case.
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(keepAliveReadTimeout))
+		// The time is for the body alone: a deadline that passes later would cancel the request. Not every
+		// ResponseWriter has deadlines; the size is limited in any case.
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(time.Now().Add(keepAliveReadTimeout))
+		body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxKeepAliveSize))
+		_ = control.SetReadDeadline(time.Time{})
 		req = req.WithContext(ctx)
-		req.Body = http.MaxBytesReader(w, req.Body, maxKeepAliveSize)
+		req.Body = readAlready(body, err)
 		handler(w, req)
 	})
 }
+
+// untraced calls f with Dendrite's tracing of whole requests switched off, which is decided when a route is made: what is
+// sent and answered here has tokens in it, and they belong into no log.
+func untraced(f func()) {
+	const variable = "DENDRITE_TRACE_HTTP"
+	if value, ok := os.LookupEnv(variable); ok {
+		_ = os.Unsetenv(variable)
+		defer func() { _ = os.Setenv(variable, value) }()
+	}
+	f()
+}
+
+// readAlready returns a body that reads as the original did: these bytes, and then this error, if any.
+func readAlready(body []byte, err error) io.ReadCloser {
+	if err == nil {
+		return io.NopCloser(bytes.NewReader(body))
+	}
+	return io.NopCloser(io.MultiReader(bytes.NewReader(body), errorReader{err}))
+}
+
+type errorReader struct{ err error }
+
+func (r errorReader) Read([]byte) (int, error) { return 0, r.err }

@@ -52,17 +52,13 @@ func (a *API) sendState(req *http.Request, device *userapi.Device, to target) ut
 // send sends an event, expiring or not.
 func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
 	body, readErr := io.ReadAll(req.Body)
-	if readErr != nil { // Dendrite is to see the same error as if it had read the body itself
-		req.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), errorReader{readErr}))
-		return a.dendriteSend(req, device, to, a.rsAPI)
-	}
 	content, duration, err := parseContent(body, a.cfg.MaxDuration)
 	switch {
+	case readErr != nil || err == nil && duration == 0:
+		req.Body = readAlready(body, readErr)
+		return a.dendriteSend(req, device, to, a.rsAPI)
 	case err != nil:
 		return errorResponse(req, err)
-	case duration == 0:
-		req.Body = io.NopCloser(bytes.NewReader(body))
-		return a.dendriteSend(req, device, to, a.rsAPI)
 	}
 	return a.sendExpiring(req, device, to, content, duration)
 }
@@ -184,8 +180,3 @@ func sentEventID(res util.JSONResponse) (string, error) {
 	}
 	return sent.EventID, err
 }
-
-// errorReader fails as the original body did.
-type errorReader struct{ err error }
-
-func (r errorReader) Read([]byte) (int, error) { return 0, r.err }

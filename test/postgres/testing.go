@@ -50,7 +50,17 @@ func Main(m *testing.M, cleanup ...func()) {
 		shared.cluster.Stop()
 	}
 	if errors.Is(shared.err, ErrNotInstalled) {
-		_, _ = os.Stderr.WriteString("\n*** NOT TESTED ON POSTGRESQL: " + shared.err.Error() + "\n\n")
+		say("\n*** NOT TESTED ON POSTGRESQL: " + shared.err.Error() + "\n\n")
 	}
 	os.Exit(code)
+}
+
+// say writes to the terminal, if there is one: go test shows nothing of what a package prints whose tests have passed.
+func say(text string) {
+	if terminal, err := os.OpenFile("/dev/tty", os.O_WRONLY, 0); err == nil {
+		defer terminal.Close()
+		_, _ = terminal.WriteString(text)
+		return
+	}
+	_, _ = os.Stderr.WriteString(text)
 }
