@@ -54,6 +54,8 @@ type Config struct {
 	Expiration map[string]any
 	// AppServices are the paths of registration files.
 	AppServices []string
+	// TraceHTTP makes Dendrite log whole requests.
+	TraceHTTP bool
 }
 
 // Server is one homeserver in one folder.
@@ -65,6 +67,7 @@ type Server struct {
 
 	binary string
 	args   []string
+	env    []string
 	cmd    *exec.Cmd
 	exited chan struct{}
 }
@@ -82,6 +85,9 @@ func New(binary, dir string, cfg Config) (*Server, error) {
 	}
 	if err = s.Configure(cfg); err != nil {
 		return nil, err
+	}
+	if cfg.TraceHTTP {
+		s.env = append(s.env, "DENDRITE_TRACE_HTTP=1")
 	}
 	s.args = []string{"--config", s.path("dendrite.yaml"), "--http-bind-address", address}
 	return s, nil
@@ -177,7 +183,7 @@ func (s *Server) Start(ctx context.Context) error {
 	defer output.Close()
 	// Guests and open registration only work with this flag, or a captcha.
 	s.cmd = exec.Command(s.binary, append([]string{"--really-enable-open-registration"}, s.args...)...)
-	s.cmd.Stdout, s.cmd.Stderr = output, output
+	s.cmd.Stdout, s.cmd.Stderr, s.cmd.Env = output, output, append(os.Environ(), s.env...)
 	if err = s.cmd.Start(); err != nil {
 		return err
 	}

@@ -57,57 +57,60 @@ func testCopy(t *testing.T, alice, bob *user, roomID string) {
 	require.Equal(t, "expired", alice.state(t, roomID, "copy").Get(`content.m\.will_expire`).Str)
 }
 
-// gone waits until a token is refused, and then until its event would have been closed by now.
-func gone(t *testing.T, s *server, watcher *user, roomID string, sent sent) {
-	t.Helper()
-	eventually(t, "the token is refused", func() bool {
-		code, _ := s.keepAlive(t, "refresh", sent.token)
-		return code == http.StatusNotFound
-	})
-	control := watcher.sendMessage(t, roomID, 3)
-	watcher.follow(t, roomID).awaitClosing(t, control.eventID, "expired")
-	require.Empty(t, watcher.closings(t, roomID, sent.eventID))
-}
+// briefly is the life time, in seconds, of events that are stopped before it is over.
+const briefly = 5
 
-func testRedacted(t *testing.T, s *server, alice, bob *user, roomID string) {
-	for _, send := range []func() sent{
-		func() sent { return alice.sendMessage(t, roomID, 3) },
-		func() sent { return alice.sendState(t, roomID, "redacted", 3, JSON{"secret": 1}) },
-	} {
-		sent := send()
-		alice.must(t, http.MethodPut, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/redact/"+url.PathEscape(sent.eventID)+"/"+sent.eventID[1:9], JSON{})
-		gone(t, s, bob, roomID, sent)
+// gone waits until the tokens are refused, and then until their events, if they lived briefly, would have been closed.
+func gone(t *testing.T, s *server, watcher *user, roomID string, events ...sent) {
+	t.Helper()
+	for _, sent := range events {
+		eventually(t, "the token is refused", func() bool {
+			code, _ := s.keepAlive(t, "refresh", sent.token)
+			return code == http.StatusNotFound
+		})
+	}
+	control := watcher.sendMessage(t, roomID, briefly)
+	watcher.follow(t, roomID).awaitClosing(t, control.eventID, "expired")
+	for _, sent := range events {
+		require.Empty(t, watcher.closings(t, roomID, sent.eventID))
 	}
 }
 
+func testRedacted(t *testing.T, s *server, alice, bob *user, roomID string) {
+	events := []sent{alice.sendMessage(t, roomID, briefly), alice.sendState(t, roomID, "redacted", briefly, JSON{"secret": 1})}
+	for _, sent := range events {
+		alice.must(t, http.MethodPut, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/redact/"+url.PathEscape(sent.eventID)+"/"+sent.eventID[1:9], JSON{})
+	}
+	gone(t, s, bob, roomID, events...)
+}
+
 func testSenderLeft(t *testing.T, s *server, alice *user, roomID string) {
+	var events []sent
 	for _, how := range []string{"leave", "kick", "ban"} {
 		carol := s.newUser(t)
 		require.NoError(t, carol.Join(t.Context(), roomID))
-		sent := carol.sendState(t, roomID, carol.UserID, 3, nil)
+		events = append(events, carol.sendState(t, roomID, carol.UserID, briefly, nil))
 		if how == "leave" {
 			carol.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+roomID+"/leave", JSON{})
 		} else {
 			alice.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+roomID+"/"+how, JSON{"user_id": carol.UserID})
 		}
-		gone(t, s, alice, roomID, sent)
 	}
+	gone(t, s, alice, roomID, events...)
 }
 
 // Who has left loses the timers from before, and has those from afterwards.
 func testSenderCameBack(t *testing.T, s *server, alice *user, roomID string) {
 	carol := s.newUser(t)
 	require.NoError(t, carol.Join(t.Context(), roomID))
-	before := carol.sendMessage(t, roomID, 600)
+	before := carol.sendMessage(t, roomID, briefly)
 	carol.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+roomID+"/leave", JSON{})
 	require.NoError(t, carol.Join(t.Context(), roomID))
-	after := carol.sendMessage(t, roomID, 2)
-	eventually(t, "the old token is refused", func() bool {
-		code, _ := s.keepAlive(t, "refresh", before.token)
-		return code == http.StatusNotFound
-	})
+	after := carol.sendMessage(t, roomID, 600)
+	gone(t, s, alice, roomID, before)
 	s.refreshed(t, after.token)
-	alice.follow(t, roomID).awaitClosing(t, after.eventID, "expired")
+	code, errcode := s.keepAlive(t, "end", after.token)
+	require.Equal(t, http.StatusOK, code, errcode)
 }
 
 // The event outlives the session that sent it: that is what it is for.
@@ -172,7 +175,7 @@ func testReplacedAtExpiry(t *testing.T, s *server, alice, bob *user, roomID stri
 func testOrder(t *testing.T, alice, bob *user, roomID string) {
 	follower := bob.follow(t, roomID)
 	ids := map[string]int{}
-	for i, seconds := range []int{4, 3, 2} {
+	for i, seconds := range []int{6, 4, 2} {
 		ids[alice.sendMessage(t, roomID, seconds).eventID] = 2 - i
 	}
 	var order []int
@@ -196,6 +199,39 @@ func testPurged(t *testing.T, s *server) {
 		eventually(t, "the token is refused", func() bool {
 			code, _ := s.keepAlive(t, "refresh", sent.token)
 			return code == http.StatusNotFound
+		})
+	}
+}
+
+// Other room versions: the oldest, whose event IDs are of another kind, and the one with pseudo IDs, in which neither
+// sender nor state key of an event is what the client wrote.
+func TestRoomVersions(t *testing.T) {
+	s := start(t, homeserver.Config{Expiration: unlimited})
+	alice, bob := s.newUser(t), s.newUser(t)
+	for _, version := range []string{"1", "2", "6", "11", "org.matrix.msc4014"} {
+		t.Run(version, func(t *testing.T) {
+			roomID, err := alice.CreateRoom(t.Context(), JSON{"room_version": version})
+			require.NoError(t, err)
+			require.NoError(t, bob.Join(t.Context(), roomID))
+			follower := bob.follow(t, roomID)
+			expired := alice.sendState(t, roomID, alice.UserID, 1, JSON{"call": 1})
+			closing := follower.awaitClosing(t, expired.eventID, "expired")
+			require.Equal(t, alice.UserID, closing.Get("sender").Str)
+			require.Equal(t, alice.UserID, closing.Get("state_key").Str)
+
+			old := alice.sendState(t, roomID, alice.UserID, 600, JSON{"call": 2})
+			require.Equal(t, old, alice.sendState(t, roomID, alice.UserID, 600, JSON{"call": 2}))
+			replaced := alice.sendState(t, roomID, alice.UserID, 600, JSON{"call": 3})
+			s.refused(t, old.token)
+			code, errcode := s.keepAlive(t, "end", replaced.token)
+			require.Equal(t, http.StatusOK, code, errcode)
+
+			message := bob.sendMessage(t, roomID, 600)
+			bob.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+roomID+"/leave", JSON{})
+			eventually(t, "the token is refused", func() bool {
+				code, _ := s.keepAlive(t, "refresh", message.token)
+				return code == http.StatusNotFound
+			})
 		})
 	}
 }

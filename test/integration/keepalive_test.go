@@ -34,10 +34,11 @@ func TestKeepAlive(t *testing.T) {
 
 func testRefreshHolds(t *testing.T, s *server, alice, bob *user, roomID string) {
 	follower := bob.follow(t, roomID)
-	sent := alice.sendState(t, roomID, "held", 2, nil)
+	const life = 4
+	sent := alice.sendState(t, roomID, "held", life, nil)
 	start := time.Now()
 	var last time.Time
-	for time.Since(start) < 5*time.Second { // the answers themselves are the pauses
+	for time.Since(start) < 2*life*time.Second { // the answers themselves are the pauses
 		before := time.Now()
 		s.refreshed(t, sent.token)
 		last = before
@@ -45,7 +46,7 @@ func testRefreshHolds(t *testing.T, s *server, alice, bob *user, roomID string) 
 	}
 	require.Equal(t, "running", alice.state(t, roomID, "held").Get(`content.m\.will_expire`).Str)
 	closing := follower.awaitClosing(t, sent.eventID, "expired")
-	require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), last.Add(2*time.Second).UnixMilli(), "early")
+	require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), last.Add(life*time.Second).UnixMilli(), "early")
 	s.refused(t, sent.token)
 	code, errcode := s.keepAlive(t, "end", sent.token)
 	require.Equal(t, http.StatusNotFound, code)

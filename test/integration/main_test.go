@@ -63,6 +63,7 @@ var unlimited = map[string]any{"rate_limiting": JSON{"enabled": false}}
 func onEachDatabase(t *testing.T, expiration map[string]any, test func(t *testing.T, s *server)) {
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
+			t.Parallel() // most of the time is waiting
 			test(t, start(t, homeserver.Config{Postgres: db.open(t), Expiration: expiration}))
 		})
 	}
@@ -346,5 +347,14 @@ func gjsonKey(key string) string {
 // eventually waits until something holds that nothing announces.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	require.Eventually(t, holds, soon, 20*time.Millisecond, what)
+	eventuallyWithin(t, soon, what, holds)
+}
+
+func eventuallyWithin(t *testing.T, d time.Duration, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(d); !holds(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
 }

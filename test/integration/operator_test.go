@@ -46,7 +46,7 @@ func TestMetrics(t *testing.T) {
 	s := start(t, homeserver.Config{})
 	alice := s.newUser(t)
 	roomID := s.room(t, alice)
-	expired, ended := alice.sendMessage(t, roomID, 2), alice.sendMessage(t, roomID, 600)
+	expired, ended := alice.sendMessage(t, roomID, 4), alice.sendMessage(t, roomID, 600)
 	replaced := alice.sendState(t, roomID, "x", 600, nil)
 	require.EqualValues(t, 3, s.metric(t, "dendrite_expiration_running_timers"))
 	s.refreshed(t, expired.token)
