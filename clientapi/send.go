@@ -77,7 +77,7 @@ func (a *API) sendExpiring(
 			}, duration, device.AccountType == userapi.AccountTypeAppService)
 			return err
 		},
-		After: func(context.Context) { pending.Activate() },
+		After: func(_ context.Context, sent bool) { pending.Activate(sent) },
 	}
 	hooked := req.WithContext(expiration.WithHook(req.Context(), hook))
 	rsAPI := &restartableState{ClientRoomserverAPI: a.rsAPI, timers: a.timers, userID: device.UserID}

@@ -125,8 +125,13 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 		return err
 	}
 	t.mu.Lock()
-	gone, claim, notDue := tm.gone, tm.claim, tm.due.After(time.Now())
+	gone, claim, notDue, confirmed := tm.gone, tm.claim, tm.due.After(time.Now()), tm.confirmed
 	t.mu.Unlock()
+	if !gone && !confirmed && claim == nil && (o != Expired || !notDue) {
+		if err = t.confirm(ctx, tm); err != nil {
+			return t.settle(ctx, tm, o, err)
+		}
+	}
 	switch {
 	case gone:
 		t.removeLeftRow(ctx, tm)
@@ -141,6 +146,17 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 		})
 	}
 	return t.settle(ctx, tm, o, err)
+}
+
+// confirm makes sure that the event is in its room before a closing event is built, or looked for what replaced it.
+func (t *Timers) confirm(ctx context.Context, tm *timer) error {
+	if err := t.roomserver.Confirm(ctx, tm.event); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm.confirmed = true
+	return nil
 }
 
 // claim writes into the timer's row how it ends, if it is still due.
@@ -189,7 +205,10 @@ func (t *Timers) settle(ctx context.Context, tm *timer, o Outcome, err error) er
 	if err == nil {
 		return t.closed(ctx, tm, o)
 	}
-	if errors.Is(err, ErrUnknownEvent) && time.Since(tm.received) > neverSentAfter {
+	t.mu.Lock()
+	neverSent := !tm.confirmed && tm.claim == nil && time.Since(tm.received) > neverSentAfter
+	t.mu.Unlock()
+	if neverSent && !isFinal(err) {
 		err = &DropError{Reason: NeverSent, Cause: err}
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {

@@ -21,7 +21,8 @@
 //
 // Durability: Begin returns after the row is committed, and before the event is given to the roomserver; Refresh and
 // Restart return after the new deadline is committed. A row whose event never came into the room is found out when its
-// deadline passes, because the roomserver does not know the event.
+// deadline passes, because the roomserver does not know the event. An event that the roomserver had when the process died,
+// but had not yet finished with, is given to it again before anything is concluded from what is in the room.
 //
 // Exactly one closing event: the claim is conditional in the database, so of a refresh and an expiry, or of several
 // closings, one wins. What was claimed is never built a second time: after a fault or a crash the same event, with the

@@ -101,13 +101,16 @@ type Store interface {
 
 // Roomserver is what the component needs of the homeserver.
 //
-// Close and Resubmit are called under the lock of the event's state key, if it has one. Their errors are a *DropError
+// All but CurrentState are called under the lock of the event's state key, if it has one. Their errors are a *DropError
 // if there will never be a closing event, ErrUnknownEvent, an error of claim, or a passing fault.
 type Roomserver interface {
+	// Confirm makes sure that the roomserver is done with an event that it was given before a crash or a fault: what it
+	// knows of, it may have stored and not yet sent.
+	Confirm(ctx context.Context, e Event) error
 	// Close builds the closing event of e, calls claim with it, and if that succeeds gives it to the roomserver. It
 	// returns nil when the room has the closing event.
 	Close(ctx context.Context, e Event, o Outcome, claim func(context.Context, ClosingEvent) error) error
-	// Resubmit gives a closing event, claimed earlier, to the roomserver again, unless the room has it already.
+	// Resubmit gives a closing event, claimed earlier, to the roomserver again. It returns nil when the room has it.
 	Resubmit(ctx context.Context, e Event, c ClosingEvent) error
 	// CurrentState returns the ID of the event that is the current state, or "" if there is none.
 	CurrentState(ctx context.Context, s StateKey) (string, error)

@@ -120,6 +120,7 @@ type fakeRoomserver struct {
 	mu     sync.Mutex
 	state  map[StateKey]string // current event IDs
 	events map[string]bool     // all that are known
+	stored map[string]Event    // those that a crash has left stored and not sent
 	log    []closing           // in the order in which the rooms got them
 	built  int
 
@@ -170,7 +171,29 @@ type closing struct {
 }
 
 func newFakeRoomserver() *fakeRoomserver {
-	return &fakeRoomserver{state: map[StateKey]string{}, events: map[string]bool{}}
+	return &fakeRoomserver{state: map[StateKey]string{}, events: map[string]bool{}, stored: map[string]Event{}}
+}
+
+// store makes an event known as one is that a crash has left half done.
+func (r *fakeRoomserver) store(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events[e.ID], r.stored[e.ID] = true, e
+}
+
+func (r *fakeRoomserver) Confirm(_ context.Context, e Event) error {
+	r.mu.Lock()
+	_, stored := r.stored[e.ID]
+	known := r.events[e.ID]
+	delete(r.stored, e.ID)
+	r.mu.Unlock()
+	switch {
+	case !known:
+		return ErrUnknownEvent
+	case stored:
+		r.send(e)
+	}
+	return nil
 }
 
 // send makes an event known, and current if it is state.

@@ -24,8 +24,9 @@ type Hook struct {
 	// Before is called with the event, once at the most. If it fails, the event does not reach the roomserver, and the
 	// error stands in Err.
 	Before func(ctx context.Context, b Built) error
-	// After is called when the roomserver has answered, if Before was called and succeeded.
-	After func(ctx context.Context)
+	// After is called when the roomserver has answered, if Before was called and succeeded. sent is false if the event may
+	// not be in its room.
+	After func(ctx context.Context, sent bool)
 	// Called reports whether Before was called, and Err how it failed. Both may be read when the send function has
 	// returned.
 	Called bool

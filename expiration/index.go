@@ -24,6 +24,8 @@ type timer struct {
 	claim    *Claim
 	// unsure is set when a claim failed so that it may have been written all the same.
 	unsure bool
+	// confirmed is set when the roomserver has said that the event is in its room, since the process started.
+	confirmed bool
 	// pending is set until the roomserver has answered: the event may not be in its room yet.
 	pending bool
 	// gone is set when the timer is out of the index, rowLeft when its row could not be deleted then.

@@ -221,10 +221,11 @@ func (t *Timers) overLimit(e Event, now time.Time) error {
 }
 
 // Activate makes the timer run. It is called when the roomserver has answered, whatever the answer was: an event that is
-// not in the room is found out when the timer fires, and an event whose fate is unknown must not lose its timer.
-func (p *Pending) Activate() {
+// not in its room is found out when the timer fires, and one whose fate is unknown must not lose its timer.
+func (p *Pending) Activate(sent bool) {
 	p.t.mu.Lock()
 	defer p.t.mu.Unlock()
+	p.tm.confirmed = sent
 	p.tm.pending = false
 	if !p.tm.gone { // the stream can be faster than the roomserver's answer
 		p.t.index.schedule(p.tm, p.tm.due)

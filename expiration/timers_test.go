@@ -89,7 +89,7 @@ func (w *world) send(e Event, d time.Duration) {
 	p, err := w.Begin(w.t.Context(), e, d, false)
 	require.NoError(w.t, err)
 	w.roomserver.send(e)
-	p.Activate()
+	p.Activate(true)
 }
 
 func (w *world) hash(e Event) TokenHash { return HashToken(w.Token(e.ID)) }
@@ -400,7 +400,7 @@ func TestDroppedWhilePending(t *testing.T) {
 		require.NoError(t, err)
 		w.roomserver.send(e)
 		w.DropEvent(t.Context(), e.ID, Redacted)
-		p.Activate()
+		p.Activate(true)
 		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
 		require.Zero(t, w.store.len())
 		time.Sleep(time.Minute)
@@ -481,6 +481,20 @@ func TestEventThatNeverCame(t *testing.T) {
 		time.Sleep(neverSentAfter)
 		require.Zero(t, w.store.len())
 		w.wantClosings(late)
+	})
+}
+
+// A crash while the roomserver was busy with the event: it is stored and not the current state, and will yet be. To take it
+// for one that was replaced would lose its timer.
+func TestEventThatTheRoomserverHadNotFinished(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		key := "key"
+		e := Event{ID: "$half", RoomID: "!room", Type: "m", StateKey: &key, Sender: "@alice:example.org"}
+		_, err := w.Begin(t.Context(), e, time.Second, false)
+		require.NoError(t, err)
+		w.roomserver.store(e)
+		w.restart(time.Second)
+		w.wantClosings(e)
 	})
 }
 

@@ -44,7 +44,7 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 			return
 		}
 		if hook.After != nil {
-			defer hook.After(ctx)
+			defer func() { hook.After(ctx, res.ErrMsg == "") }()
 		}
 	}
 	a.RoomserverInternalAPI.InputRoomEvents(ctx, req, res)

@@ -94,6 +94,30 @@ func (c *Closer) send(
 	return cause
 }
 
+// Confirm implements expiration.Roomserver. The roomserver stores an event first, and sends it later: one that it was busy
+// with when the process died is known to it, and not in the room. JetStream brings it again, but only after minutes. To give
+// it to the roomserver once more is harmless if it was done with it, and finishes it if not.
+func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
+	if err := c.checkSender(ctx, e); err != nil {
+		return err
+	}
+	if s, ok := e.State(); ok {
+		if current, err := c.CurrentState(ctx, s); err != nil || current == e.ID {
+			return err
+		}
+	}
+	original, err := c.event(ctx, e.RoomID, e.ID)
+	switch {
+	case err != nil:
+		return err
+	case original == nil:
+		return expiration.ErrUnknownEvent
+	case !isRunning(original): // redacted, so it was sent
+		return nil
+	}
+	return c.input(ctx, e, original)
+}
+
 // Resubmit implements expiration.Roomserver.
 func (c *Closer) Resubmit(ctx context.Context, e expiration.Event, closing expiration.ClosingEvent) error {
 	// Of a state event only the current one counts: if another has come since, the closing event is void.
@@ -107,8 +131,6 @@ func (c *Closer) Resubmit(ctx context.Context, e expiration.Event, closing expir
 		case current != e.ID:
 			return &expiration.DropError{Reason: expiration.Replaced}
 		}
-	} else if known, err := c.event(ctx, e.RoomID, closing.EventID); err != nil || known != nil {
-		return err
 	}
 	if err := c.checkSender(ctx, e); err != nil {
 		return err
@@ -121,6 +143,11 @@ func (c *Closer) Resubmit(ctx context.Context, e expiration.Event, closing expir
 	if err != nil {
 		return fmt.Errorf("reading the claimed closing event %s: %w", closing.EventID, err)
 	}
+	return c.input(ctx, e, pdu)
+}
+
+// input gives an event of this server to the roomserver, for the first time or again.
+func (c *Closer) input(ctx context.Context, e expiration.Event, pdu gomatrixserverlib.PDU) error {
 	sender, err := spec.NewUserID(e.Sender, true)
 	if err != nil {
 		return err

@@ -97,6 +97,10 @@ func start(t *testing.T, cfg homeserver.Config) *server {
 		if err != nil {
 			t.Error(err)
 		}
+		if dir := os.Getenv("KEEP_LOGS"); t.Failed() && dir != "" {
+			_ = os.WriteFile(dir+"/log", written, 0o600)
+			_ = os.WriteFile(dir+"/metrics", metrics.Body, 0o600)
+		}
 		s.searchForTokens(t, "the log", written)
 		if i := bytes.Index(written, []byte("DATA RACE")); i >= 0 {
 			t.Errorf("the server has a data race:\n%.4000s", written[i:])
@@ -251,14 +255,32 @@ func (u *user) timeline(t *testing.T, roomID string) []gjson.Result {
 	// Dendrite answers from a copy that follows a moment later, in order: a mark tells when it is there.
 	const markType = "org.example.mark"
 	mark := u.must(t, http.MethodPut, homeserver.SendPath(roomID, markType), JSON{}).Get("event_id").Str
-	var events []gjson.Result
 	eventually(t, "the mark", func() bool {
-		res := u.must(t, http.MethodGet, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/messages?dir=b&limit=1000", nil)
-		events = res.Get("chunk").Array()
-		return slices.ContainsFunc(events, func(e gjson.Result) bool { return e.Get("event_id").Str == mark })
+		newest, _ := u.messages(t, roomID, "")
+		return slices.ContainsFunc(newest, func(e gjson.Result) bool { return e.Get("event_id").Str == mark })
 	})
+	var events []gjson.Result
+	for from := ""; ; {
+		page, end := u.messages(t, roomID, from)
+		events = append(events, page...)
+		if len(page) == 0 || end == "" || end == from {
+			break
+		}
+		from = end
+	}
 	slices.Reverse(events)
 	return slices.DeleteFunc(events, func(e gjson.Result) bool { return e.Get("type").Str == markType })
+}
+
+// messages returns a page of a room's events, the newest first, and where the next page begins.
+func (u *user) messages(t *testing.T, roomID, from string) (page []gjson.Result, end string) {
+	t.Helper()
+	path := "/_matrix/client/v3/rooms/" + url.PathEscape(roomID) + "/messages?dir=b&limit=100"
+	if from != "" {
+		path += "&from=" + url.QueryEscape(from)
+	}
+	res := u.must(t, http.MethodGet, path, nil)
+	return res.Get("chunk").Array(), res.Get("end").Str
 }
 
 // event returns one event of a room, which has been sent.

@@ -119,20 +119,27 @@ func TestCrashUnderLoad(t *testing.T) {
 			follower := users[i].follow(t, result.roomID)
 			control := users[i].sendMessage(t, result.roomID, 1)
 			follower.awaitClosing(t, control.eventID, "expired")
-			closings := map[string]int{}
+			closings, missing := map[string]int{}, []string(nil)
+			t.Cleanup(func() {
+				if t.Failed() && len(missing) > 0 {
+					t.Logf("of %d events in %s these have no closing event: %v", len(result.sent), result.roomID, missing)
+				}
+			})
 			eventuallyWithin(t, afterCrash, "all closings", func() bool {
+				follower.read(t, time.Second)
 				clear(closings)
 				for _, e := range users[i].timeline(t, result.roomID) {
 					if closes := e.Get(`content.m\.relates_to.event_id`).Str; closes != "" {
 						closings[closes]++
 					}
 				}
+				missing = nil
 				for _, sent := range result.sent {
 					if closings[sent.eventID] == 0 {
-						return false
+						missing = append(missing, sent.eventID)
 					}
 				}
-				return true
+				return len(missing) == 0
 			})
 			for eventID, n := range closings {
 				require.Equal(t, 1, n, "%s was closed more than once", eventID)
