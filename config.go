@@ -1,6 +1,7 @@
 package msc4140
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -168,40 +169,63 @@ func parseConfig(data []byte) (*Config, error) {
 		}
 		var ok bool
 		if keys, ok = section.Value.(yaml.MapSlice); !ok {
-			return nil, fmt.Errorf("config key %q must be a section with keys of its own", "expiration")
+			return nil, fmt.Errorf("config key %q must be %s", "expiration", kind(reflect.TypeFor[Config]()))
 		}
 	}
 	var errs config.ConfigErrors
-	if unknownKeys(&errs, "expiration", keys, reflect.TypeFor[Config]()); len(errs) > 0 {
-		return nil, errs
+	if checkKeys(&errs, "expiration", keys, reflect.TypeFor[Config]()); len(errs) > 0 {
+		return nil, errors.New(strings.Join(errs, "; "))
 	}
 	section, err := yaml.Marshal(keys)
 	if err != nil {
 		return nil, err
 	}
 	if err = yaml.UnmarshalStrict(section, c); err != nil {
-		return nil, fmt.Errorf("config key %q: %s", "expiration", strings.TrimPrefix(err.Error(), "yaml: unmarshal errors:\n  "))
+		return nil, fmt.Errorf("config key %q: %w", "expiration", err)
 	}
 	if c.Verify(&errs); len(errs) > 0 {
-		return nil, errs
+		return nil, errors.New(strings.Join(errs, "; "))
 	}
 	return c, nil
 }
 
-// unknownKeys adds an error for each key that the section does not have. The YAML library would name the Go type
-// instead of the key's place.
-func unknownKeys(errs *config.ConfigErrors, prefix string, section yaml.MapSlice, t reflect.Type) {
+// checkKeys adds an error for each key that the section does not have, and for each value of a wrong kind. The YAML
+// library would name Go types instead of the keys' places.
+func checkKeys(errs *config.ConfigErrors, prefix string, section yaml.MapSlice, t reflect.Type) {
 	for _, item := range section {
-		key := fmt.Sprint(item.Key)
-		field, ok := fieldByKey(t, key)
-		if !ok {
-			errs.Add(fmt.Sprintf("unknown config key %q", prefix+"."+key))
-			continue
-		}
-		if inner, isSection := item.Value.(yaml.MapSlice); isSection && field.Type.Kind() == reflect.Struct {
-			unknownKeys(errs, prefix+"."+key, inner, field.Type)
+		key := fmt.Sprintf("%s.%v", prefix, item.Key)
+		field, ok := fieldByKey(t, fmt.Sprint(item.Key))
+		inner, isSection := item.Value.(yaml.MapSlice)
+		switch {
+		case !ok:
+			errs.Add(fmt.Sprintf("unknown config key %q", key))
+		case isSection && field.Type.Kind() == reflect.Struct:
+			checkKeys(errs, key, inner, field.Type)
+		default:
+			data, err := yaml.Marshal(item.Value)
+			if err == nil {
+				err = yaml.Unmarshal(data, reflect.New(field.Type).Interface())
+			}
+			if err != nil {
+				errs.Add(fmt.Sprintf("invalid value for config key %q: %v (must be %s)", key, item.Value, kind(field.Type)))
+			}
 		}
 	}
+}
+
+// kind says what the values of a type look like.
+func kind(t reflect.Type) string {
+	switch {
+	case t == reflect.TypeFor[time.Duration]():
+		return "a duration, such as 90s or 24h"
+	case t.Kind() == reflect.Struct:
+		return "a section with keys of its own"
+	case t.Kind() == reflect.Bool:
+		return "true or false"
+	case t.Kind() == reflect.String:
+		return "text"
+	}
+	return "a whole number"
 }
 
 func fieldByKey(t reflect.Type, key string) (reflect.StructField, bool) {

@@ -1,9 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"crypto/rand"
 	_ "embed"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -98,16 +98,9 @@ func (h *home) newConfig() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var buf writeBuffer
+	var buf bytes.Buffer
 	err = tmpl.Execute(&buf, map[string]string{"Secret": hex.EncodeToString(secret)})
-	return buf, err
-}
-
-type writeBuffer []byte
-
-func (b *writeBuffer) Write(p []byte) (int, error) {
-	*b = append(*b, p...)
-	return len(p), nil
+	return buf.Bytes(), err
 }
 
 // newSigningKey returns a new key in the format of Dendrite's generate-keys.
@@ -131,15 +124,18 @@ func writeNew(name string, data []byte) error {
 	if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	suffix := make([]byte, 6)
-	if _, err := rand.Read(suffix); err != nil {
+	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*")
+	if err != nil {
 		return err
 	}
-	temporary := name + "." + base64.RawURLEncoding.EncodeToString(suffix)
-	if err := os.WriteFile(temporary, data, 0o600); err != nil {
-		return err
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), name)
 	}
-	return os.Rename(temporary, name)
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
 }
 
 // quiet keeps the log off the terminal, but for warnings: it is in the data folder. Dendrite always adds a hook for the

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 
 	"github.com/matrix-org/dendrite/setup"
 	"github.com/matrix-org/dendrite/setup/config"
@@ -52,7 +53,7 @@ func fail(err error) {
 func run(cfg *config.Dendrite, h *home) error {
 	var errs config.ConfigErrors
 	if cfg.Verify(&errs); len(errs) > 0 {
-		return fmt.Errorf("configuration error: %w", errors.Join(asErrors(errs)...))
+		return fmt.Errorf("configuration error: %s", strings.Join(errs, "; "))
 	}
 	extension, err := msc4140.LoadConfig(flag.Lookup("config").Value.String(), cfg)
 	if err != nil {
@@ -73,14 +74,6 @@ func run(cfg *config.Dendrite, h *home) error {
 	}
 	s.serve(listen, h)
 	return nil
-}
-
-func asErrors(errs config.ConfigErrors) []error {
-	list := make([]error, len(errs))
-	for i, err := range errs {
-		list[i] = errors.New(err)
-	}
-	return list
 }
 
 // errLogged is an error of which Dendrite has already logged a line.
