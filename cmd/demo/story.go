@@ -258,7 +258,9 @@ func (s *story) register(ctx context.Context, name string) (*participant, error)
 			Username: name + s.suffix, Password: password,
 		})
 	}
-	if err != nil {
+	if err != nil && s.secret == "" {
+		return nil, fmt.Errorf("%w (does the server need --registration-secret?)", err)
+	} else if err != nil {
 		return nil, err
 	}
 	client.UserID, client.AccessToken = account.UserID, account.AccessToken
