@@ -1,0 +1,138 @@
+package roomserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/roomserver/types"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// journal is a roomserver, a watcher and a hook that write down in which order they are called.
+type journal struct {
+	api.RoomserverInternalAPI
+	calls  []string
+	errMsg string
+}
+
+func (j *journal) InputRoomEvents(_ context.Context, _ *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
+	j.calls = append(j.calls, "input")
+	res.ErrMsg = j.errMsg
+}
+
+func (j *journal) StateChanged(_ context.Context, s expiration.StateKey) {
+	j.calls = append(j.calls, "changed "+s.RoomID+" "+s.Type+" "+s.Key)
+}
+
+func (j *journal) hook(err error) *expiration.Hook {
+	return &expiration.Hook{
+		Before: func(_ context.Context, b expiration.Built) error {
+			j.calls = append(j.calls, "before "+b.EventID)
+			return err
+		},
+		After: func(_ context.Context, sent bool) { j.calls = append(j.calls, fmt.Sprint("after ", sent)) },
+	}
+}
+
+// reference is an event ID as those that events refer to.
+const reference = "$0123456789012345678901234567890123456789012"
+
+// newEvent returns an event of room version 10.
+func newEvent(t *testing.T, stateKey, content string) *types.HeaderedEvent {
+	t.Helper()
+	version, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersionV10)
+	require.NoError(t, err)
+	pdu, err := version.NewEventFromTrustedJSON([]byte(fmt.Sprintf(`{"auth_events":[%[1]q,%[1]q],"content":%[2]s,"depth":5,`+
+		`"hashes":{"sha256":"x"},"origin_server_ts":1,"prev_events":[%[1]q],"room_id":"!room:example.org",`+
+		`"sender":"@alice:example.org","signatures":{}%[3]s,"type":"m.call.member"}`, reference, content, stateKey)), false)
+	require.NoError(t, err)
+	return &types.HeaderedEvent{PDU: pdu}
+}
+
+func TestInputRoomEvents(t *testing.T) {
+	state := newEvent(t, `,"state_key":"key"`, `{}`)
+	message := newEvent(t, "", `{}`)
+	changed := "changed !room:example.org m.call.member key"
+	for name, test := range map[string]struct {
+		event  *types.HeaderedEvent
+		kind   api.Kind
+		async  bool
+		errMsg string
+		hooked bool
+		before error
+		want   []string
+	}{
+		"state":               {event: state, kind: api.KindNew, want: []string{"input", changed}},
+		"message":             {event: message, kind: api.KindNew, want: []string{"input"}},
+		"old state":           {event: state, kind: api.KindOld, want: []string{"input"}},
+		"outlier":             {event: state, kind: api.KindOutlier, want: []string{"input"}},
+		"asynchronous":        {event: state, kind: api.KindNew, async: true, want: []string{"input"}},
+		"refused":             {event: state, kind: api.KindNew, errMsg: "no", want: []string{"input"}},
+		"hooked state":        {event: state, kind: api.KindNew, hooked: true, want: []string{"before " + state.EventID(), "input", changed, "after true"}},
+		"hooked and refused":  {event: state, kind: api.KindNew, hooked: true, errMsg: "no", want: []string{"before " + state.EventID(), "input", "after false"}},
+		"hooked, called off":  {event: message, kind: api.KindNew, hooked: true, before: errors.New("limit"), want: []string{"before " + message.EventID()}},
+		"hooked, and message": {event: message, kind: api.KindNew, hooked: true, want: []string{"before " + message.EventID(), "input", "after true"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := &journal{errMsg: test.errMsg}
+			wrapper := NewAPI(j)
+			wrapper.Watch(j)
+			ctx, hook := t.Context(), j.hook(test.before)
+			if test.hooked {
+				ctx = expiration.WithHook(ctx, hook)
+			}
+			var res api.InputRoomEventsResponse
+			wrapper.InputRoomEvents(ctx, &api.InputRoomEventsRequest{
+				InputRoomEvents: []api.InputRoomEvent{{Kind: test.kind, Event: test.event}}, Asynchronous: test.async,
+			}, &res)
+			require.Equal(t, test.want, j.calls)
+			require.Equal(t, test.hooked, hook.Called)
+			require.Equal(t, test.before, hook.Err)
+			require.Equal(t, test.before != nil || test.errMsg != "", res.Err() != nil, "the send must fail if it did not happen")
+		})
+	}
+}
+
+func TestClosingContent(t *testing.T) {
+	got, err := closingContent([]byte(`{"a":[1,{"b":"<"}],"m.relates_to":{"x":1},"m.will_expire":"running"}`), "$original", expiration.Ended)
+	require.NoError(t, err)
+	require.JSONEq(t, `{"a":[1,{"b":"<"}],"m.relates_to":{"event_id":"$original","rel_type":"m.expire.relationship"},"m.will_expire":"ended"}`, string(got))
+	_, err = closingContent([]byte(`[]`), "$original", expiration.Ended)
+	require.Error(t, err)
+}
+
+func TestIsRunning(t *testing.T) {
+	require.True(t, isRunning(newEvent(t, "", `{"m.will_expire":"running"}`)))
+	for _, content := range []string{`{}`, `{"m.will_expire":"ended"}`, `{"m.will_expire":5}`, `{"m.will_expire":{"a":"running"}}`} {
+		require.False(t, isRunning(newEvent(t, "", content)), content)
+	}
+}
+
+// However large the event is that is accepted, its closing event fits, with as many references as Dendrite ever makes.
+func TestClosable(t *testing.T) {
+	event := func(size int) *types.HeaderedEvent {
+		return newEvent(t, `,"state_key":"key"`, `{"m.will_expire":"running","x":"`+strings.Repeat("<", size)+`"}`)
+	}
+	largest := 0
+	for size := 1 << 16; size > 0; size >>= 1 {
+		if closable(event(largest + size)) {
+			largest += size
+		}
+	}
+	accepted := event(largest)
+	content, err := closingContent(accepted.Content(), accepted.EventID(), expiration.Expired)
+	require.NoError(t, err)
+	content, err = gomatrixserverlib.CanonicalJSON(content)
+	require.NoError(t, err)
+	references := strings.Repeat(`"`+reference+`",`, maxPrevEvents+maxAuthEvents-3)
+	closing := len(accepted.JSON()) - len(accepted.Content()) + len(content) + len(references) + len("9223372036854775807")
+	require.LessOrEqual(t, closing, maxEventSize)
+	require.Greater(t, closing, maxEventSize-10, "no more is refused than needs be")
+}
