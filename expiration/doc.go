@@ -45,10 +45,12 @@
 // deadlines and a fixed number of workers that close; [Timers.Stop] ends them all and waits for them. Locks are taken in
 // this order, any of them may be left out, and none is taken while a later one is held:
 //
-//  1. timer.closing: one attempt to close a timer at a time
-//  2. the lock of a (room, type, state key), see [Timers.LockState]
+//  1. the event's lock in Timers.closings: one attempt to close it at a time
+//  2. the lock of a (room, type, state key) in Timers.states, see [Timers.LockState]; under it the roomserver's own lock
+//     for sends of one user in one room is taken
 //  3. timer.row: one write to the timer's row at a time
-//  4. Timers.mu: the index in memory; never held while anything is waited for
+//  4. Timers.mu: the index in memory; held while nothing is waited for, but for the database at the start
+//  5. leaves: lanes.mu, and the locks inside keyedLocks
 //
 // The package knows nothing of Dendrite. What it needs it asks of a [Store] and a [Roomserver].
 package expiration
