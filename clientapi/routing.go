@@ -103,12 +103,12 @@ func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 	send("/rooms/{roomID}/state/{eventType:[^/]+/?}", http.MethodPut,
 		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 			stateKey, eventType := "", strings.TrimSuffix(vars["eventType"], "/")
-			return a.sendState(req, device, target{roomID: vars["roomID"], eventType: eventType, stateKey: &stateKey})
+			return a.send(req, device, target{roomID: vars["roomID"], eventType: eventType, stateKey: &stateKey})
 		})
 	send("/rooms/{roomID}/state/{eventType}/{stateKey}", http.MethodPut,
 		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 			stateKey := vars["stateKey"]
-			return a.sendState(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], stateKey: &stateKey})
+			return a.send(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], stateKey: &stateKey})
 		})
 
 	router.Handle("/v3/expiration/{refresh_method:"+methodRefresh+"|"+methodEnd+"}", a.keepAliveHandler()).

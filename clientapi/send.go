@@ -39,26 +39,24 @@ type sentExpiringEvent struct {
 	Token        string `json:"expire_refresh_token"`
 }
 
-// sendState is send under the lock of the state that is sent, so that no closing event comes in between.
-func (a *API) sendState(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
-	unlock, err := a.timers.LockState(req.Context(), a.stateKey(req.Context(), to))
-	if err != nil {
-		return errorResponse(req, err)
-	}
-	defer unlock()
-	return a.send(req, device, to)
-}
-
-// send sends an event, expiring or not.
+// send sends an event, expiring or not. State is sent under the lock of its state key, so that no closing event comes in
+// between; the lock is taken when the whole request is here, and not held for a client that is slow.
 func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
 	body, readErr := io.ReadAll(req.Body)
 	content, duration, err := parseContent(body, a.cfg.MaxDuration)
-	switch {
-	case readErr != nil || err == nil && duration == 0:
+	if err != nil && readErr == nil {
+		return errorResponse(req, err)
+	}
+	if to.stateKey != nil {
+		unlock, err := a.timers.LockState(req.Context(), a.stateKey(req.Context(), to))
+		if err != nil {
+			return errorResponse(req, err)
+		}
+		defer unlock()
+	}
+	if readErr != nil || duration == 0 {
 		req.Body = readAlready(body, readErr)
 		return a.dendriteSend(req, device, to, a.rsAPI)
-	case err != nil:
-		return errorResponse(req, err)
 	}
 	return a.sendExpiring(req, device, to, content, duration)
 }

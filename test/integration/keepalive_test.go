@@ -288,10 +288,31 @@ func TestSlowBodies(t *testing.T) {
 	s.refreshed(t, sent.token)
 }
 
+// Sending state takes a lock, which must not wait for a slow client, least of all for one who is not even in the room.
+func TestSlowStateHoldsUpNobody(t *testing.T) {
+	s := start(t, homeserver.Config{})
+	alice, stranger := s.newUser(t), s.newUser(t)
+	roomID := s.room(t, alice)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	body := &endless{ctx: ctx, started: make(chan struct{})}
+	wg.Go(func() {
+		_, _ = stranger.Do(ctx, http.MethodPut, homeserver.StatePath(roomID, memberType, "key"), body)
+	})
+	<-body.started
+	// The server has the request when it answers a later one; the first byte is on its way with it.
+	alice.must(t, http.MethodGet, "/_matrix/client/versions", nil)
+	sent := alice.sendState(t, roomID, "key", 1, nil)
+	alice.follow(t, roomID).awaitClosing(t, sent.eventID, "expired")
+}
+
 // endless is a body of which one byte comes, and then nothing.
 type endless struct {
-	ctx  context.Context
-	sent bool
+	ctx     context.Context
+	sent    bool
+	started chan struct{} // closed when more is asked for than the first byte, if it is not nil
 }
 
 func (e *endless) Read(p []byte) (int, error) {
@@ -299,6 +320,10 @@ func (e *endless) Read(p []byte) (int, error) {
 		e.sent = true
 		p[0] = '{'
 		return 1, nil
+	}
+	if e.started != nil {
+		close(e.started)
+		e.started = nil
 	}
 	<-e.ctx.Done()
 	return 0, e.ctx.Err()
