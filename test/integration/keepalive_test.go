@@ -297,11 +297,12 @@ func TestSlowStateHoldsUpNobody(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	body := &endless{ctx: ctx, started: make(chan struct{})}
+	started := make(chan struct{})
+	body := &endless{ctx: ctx, started: started}
 	wg.Go(func() {
 		_, _ = stranger.Do(ctx, http.MethodPut, homeserver.StatePath(roomID, memberType, "key"), body)
 	})
-	<-body.started
+	<-started
 	// The server has the request when it answers a later one; the first byte is on its way with it.
 	alice.must(t, http.MethodGet, "/_matrix/client/versions", nil)
 	sent := alice.sendState(t, roomID, "key", 1, nil)
