@@ -3,8 +3,10 @@ package clientapi
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"github.com/matrix-org/util"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
 // target is where a request wants an event sent.
@@ -54,16 +57,30 @@ func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JS
 		}
 		defer unlock()
 	}
+	var res util.JSONResponse
 	if readErr != nil || duration == 0 {
 		req.Body = readAlready(body, readErr)
-		return a.dendriteSend(req, device, to, a.rsAPI)
+		res = a.dendriteSend(req, device, to, a.rsAPI)
+	} else {
+		res = a.sendExpiring(req, device, to, content, duration)
 	}
-	return a.sendExpiring(req, device, to, content, duration)
+	failpoint.Pass(failpoint.BeforeAnswer)
+	return res
 }
 
 func (a *API) sendExpiring(
 	req *http.Request, device *userapi.Device, to target, content []byte, duration time.Duration,
 ) util.JSONResponse {
+	request := transaction(device, to)
+	if request != nil {
+		eventID, err := a.timers.Sent(req.Context(), *request)
+		switch {
+		case err != nil:
+			return errorResponse(req, err)
+		case eventID != "":
+			return a.sent(eventID)
+		}
+	}
 	var pending *expiration.Pending
 	hook := &expiration.Hook{
 		Before: func(ctx context.Context, b expiration.Built) (err error) {
@@ -71,7 +88,7 @@ func (a *API) sendExpiring(
 				return expiration.ErrTooLarge
 			}
 			pending, err = a.timers.Begin(ctx, expiration.Event{
-				ID: b.EventID, RoomID: b.RoomID, Type: b.Type, StateKey: b.StateKey, Sender: device.UserID,
+				ID: b.EventID, RoomID: b.RoomID, Type: b.Type, StateKey: b.StateKey, Sender: device.UserID, Transaction: request,
 			}, duration, device.AccountType == userapi.AccountTypeAppService)
 			return err
 		},
@@ -103,12 +120,29 @@ func (a *API) sendExpiring(
 			}
 		}
 		// An event that was not sent now, nor is state, was sent by an earlier request with this transaction ID.
-		res.JSON = sentExpiringEvent{
-			sentEvent: sentEvent{eventID}, DraftEventID: eventID, Token: a.timers.Token(eventID),
-		}
-		return res
+		return a.sent(eventID)
 	}
 	return errorResponse(req, errors.New("the timer of an event that is sent again can neither be found nor replaced"))
+}
+
+// sent is the answer to the send of an expiring event, now or by an earlier request.
+func (a *API) sent(eventID string) util.JSONResponse {
+	return util.JSONResponse{Code: http.StatusOK, JSON: sentExpiringEvent{
+		sentEvent: sentEvent{eventID}, DraftEventID: eventID, Token: a.timers.Token(eventID),
+	}}
+}
+
+// transaction names a request by what its transaction ID is unique for, or returns nil if it has none. Dendrite's own memory
+// of transactions ends with the process; by this name a request is known again after a crash.
+func transaction(device *userapi.Device, to target) *expiration.Transaction {
+	if to.txnID == nil {
+		return nil
+	}
+	hash := sha256.New()
+	for _, part := range []string{device.UserID, device.ID, to.roomID, to.eventType, *to.txnID} {
+		_, _ = fmt.Fprintf(hash, "%d:%s", len(part), part)
+	}
+	return (*expiration.Transaction)(hash.Sum(nil))
 }
 
 // dendriteSend is Dendrite's own handling of a send.

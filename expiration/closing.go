@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
 // errNotDue: the timer was refreshed while its closing event was being built.
@@ -42,6 +44,9 @@ func (t *Timers) watch() {
 func (t *Timers) dispatch(now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if now.Sub(t.started) > retriedFor {
+		t.index.byTransaction = nil
+	}
 	for len(t.index.wakes) > 0 {
 		tm := t.index.wakes[0]
 		if tm.wake.After(now) {
@@ -55,7 +60,7 @@ func (t *Timers) dispatch(now time.Time) time.Duration {
 		if tm.refused {
 			t.index.forget(tm)
 		}
-		if !tm.gone || tm.rowLeft {
+		if _, left := t.index.left[tm]; left || !tm.gone {
 			t.lanes.add(tm, tm.due)
 		}
 	}
@@ -137,6 +142,7 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 		t.removeLeftRow(ctx, tm)
 		return ErrNotFound
 	case claim != nil:
+		failpoint.Pass(failpoint.BeforeResubmit)
 		err = t.roomserver.Resubmit(ctx, tm.event, claim.Closing)
 	case o == Expired && notDue:
 		err = errNotDue
@@ -150,9 +156,11 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 
 // confirm makes sure that the event is in its room before a closing event is built, or looked for what replaced it.
 func (t *Timers) confirm(ctx context.Context, tm *timer) error {
+	failpoint.Pass(failpoint.BeforeConfirm)
 	if err := t.roomserver.Confirm(ctx, tm.event); err != nil {
 		return err
 	}
+	failpoint.Pass(failpoint.AfterConfirm)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tm.confirmed = true
@@ -173,7 +181,9 @@ func (t *Timers) claim(ctx context.Context, tm *timer, c Claim) error {
 	case notDue:
 		return errNotDue
 	}
+	failpoint.Pass(failpoint.BeforeClaim)
 	ok, err := t.store.Claim(ctx, tm.event.ID, deadline, c)
+	failpoint.Pass(failpoint.AfterClaim)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil || !ok {
@@ -222,6 +232,7 @@ func (t *Timers) settle(ctx context.Context, tm *timer, o Outcome, err error) er
 // closed takes a timer out whose closing event is in the room. It returns ErrNotFound if the event was closed otherwise
 // than the caller wanted: the token was invalid before he came.
 func (t *Timers) closed(ctx context.Context, tm *timer, o Outcome) error {
+	failpoint.Pass(failpoint.AfterClosing)
 	t.mu.Lock()
 	claim, late := tm.claim, time.Since(tm.due)
 	t.index.remove(tm)

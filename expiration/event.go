@@ -24,7 +24,12 @@ type Event struct {
 	StateKey *string
 	// Sender is the full ID of the user, also in rooms with pseudo IDs.
 	Sender string
+	// Transaction is nil for state, and for requests without a transaction ID.
+	Transaction *Transaction
 }
+
+// Transaction names the request that sent an event: it is the SHA-256 of all that a client's transaction ID is unique for.
+type Transaction [32]byte
 
 // State returns the piece of state that the event sets, and false if it is not a state event.
 func (e Event) State() (StateKey, bool) {

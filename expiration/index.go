@@ -28,9 +28,8 @@ type timer struct {
 	confirmed bool
 	// pending is set until the roomserver has answered: the event may not be in its room yet.
 	pending bool
-	// gone is set when the timer is out of the index, rowLeft when its row could not be deleted then.
-	gone    bool
-	rowLeft bool
+	// gone is set when the timer is out of the index, but for index.left.
+	gone bool
 	// refused is set while the token of a timer that is gone is still answered otherwise than an unknown one.
 	refused bool
 	// failures counts the attempts that failed since the last one that did not; it makes the pauses grow.
@@ -50,7 +49,11 @@ type index struct {
 	byEvent map[string]*timer
 	byState map[StateKey][]*timer
 	byUser  map[string]map[*timer]struct{}
-	wakes   wakeHeap
+	// byTransaction has the timers of an earlier process only, gone or not, until a client has given up to try again.
+	byTransaction map[Transaction]*timer
+	// left has the timers that are gone and whose rows could not be deleted.
+	left  map[*timer]struct{}
+	wakes wakeHeap
 }
 
 func newIndex() index {
@@ -59,6 +62,9 @@ func newIndex() index {
 		byEvent: map[string]*timer{},
 		byState: map[StateKey][]*timer{},
 		byUser:  map[string]map[*timer]struct{}{},
+
+		byTransaction: map[Transaction]*timer{},
+		left:          map[*timer]struct{}{},
 	}
 }
 

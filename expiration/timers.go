@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
 // Config is what the component itself can be told; see docs/configuration.md.
@@ -37,6 +41,9 @@ const (
 	// refusedFor is how long the token of a sender who is gone is told so at /end, before it is a token like any unknown
 	// one.
 	refusedFor = 5 * time.Minute
+	// retriedFor is how long after the start a request that an earlier process answered, or could not, is known again.
+	// Dendrite itself remembers for as long what this process answered.
+	retriedFor = 30 * time.Minute
 	// neverSentAfter is how long the roomserver's queue can hold an event that was handed over and then forgotten by a
 	// crash: Dendrite's input stream keeps messages for a day.
 	neverSentAfter = 25 * time.Hour
@@ -58,6 +65,7 @@ type Timers struct {
 	wakeup  chan struct{} // of capacity 1: the first wake has come nearer
 	ctx     context.Context
 	stop    context.CancelFunc
+	started time.Time
 	workers sync.WaitGroup // started by Start, ended by Stop
 	watcher sync.WaitGroup // likewise
 
@@ -91,6 +99,7 @@ func (t *Timers) Collectors() []prometheus.Collector { return t.metrics.collecto
 // called or ctx is done. It must return before events are sent or tokens used.
 func (t *Timers) Start(ctx context.Context) error {
 	now := time.Now()
+	t.started = now
 	var claimed []*timer
 	t.mu.Lock()
 	err := t.store.Timers(ctx, func(row Timer) error {
@@ -100,6 +109,9 @@ func (t *Timers) Start(ctx context.Context) error {
 			tm.due = earliest
 		}
 		t.index.add(tm)
+		if row.Event.Transaction != nil && now.Sub(row.Received) < retriedFor {
+			t.index.byTransaction[*row.Event.Transaction] = tm
+		}
 		if tm.claim != nil {
 			claimed = append(claimed, tm)
 			return nil
@@ -112,6 +124,7 @@ func (t *Timers) Start(ctx context.Context) error {
 		return fmt.Errorf("loading the timers of expiring events: %w", err)
 	}
 
+	failpoint.Pass(failpoint.AfterLoad)
 	t.ctx, t.stop = context.WithCancel(ctx)
 	for range closers {
 		t.workers.Go(func() { t.lanes.work(t.closeDue) })
@@ -187,6 +200,7 @@ func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exe
 	t.index.add(tm)
 	t.mu.Unlock()
 
+	failpoint.Pass(failpoint.BeforeInsert)
 	if err := t.store.Insert(ctx, row); err != nil {
 		t.mu.Lock()
 		t.index.remove(tm)
@@ -194,6 +208,7 @@ func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exe
 		t.metrics.errors.WithLabelValues("insert").Inc()
 		return nil, fmt.Errorf("storing the timer of %s: %w", e.ID, err)
 	}
+	failpoint.Pass(failpoint.AfterInsert)
 	return &Pending{t: t, tm: tm}, nil
 }
 
@@ -231,6 +246,28 @@ func (p *Pending) Activate(sent bool) {
 		p.t.index.schedule(p.tm, p.tm.due)
 		p.t.notify()
 	}
+}
+
+// Sent returns the ID of the event that an earlier process sent for a request which is made again now, or "" if there is
+// none: it never came into its room, or it is too long ago.
+func (t *Timers) Sent(ctx context.Context, request Transaction) (eventID string, err error) {
+	t.mu.Lock()
+	tm := t.index.byTransaction[request]
+	confirmed := tm != nil && tm.confirmed
+	t.mu.Unlock()
+	if tm == nil {
+		return "", nil
+	}
+	if !confirmed {
+		var dropped *DropError
+		if err = t.confirm(ctx, tm); errors.Is(err, ErrUnknownEvent) || errors.As(err, &dropped) {
+			return "", nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("looking for %s, which is sent again: %w", tm.event.ID, err)
+		}
+	}
+	return tm.event.ID, nil
 }
 
 // Running reports whether there is a running timer for an event of this sender.
@@ -286,6 +323,7 @@ func (t *Timers) refresh(ctx context.Context, tm *timer, duration time.Duration)
 		return ErrNotFound
 	}
 	due := time.Now().Add(duration)
+	failpoint.Pass(failpoint.BeforeRefresh)
 	ok, err := t.store.Refresh(ctx, tm.event.ID, duration, storedTime(due))
 	if err != nil {
 		t.metrics.errors.WithLabelValues("refresh").Inc()
@@ -297,6 +335,7 @@ func (t *Timers) refresh(ctx context.Context, tm *timer, duration time.Duration)
 		}
 		return ErrNotFound
 	}
+	failpoint.Pass(failpoint.AfterRefresh)
 	t.mu.Lock()
 	tm.duration, tm.due, tm.deadline = duration, due, storedTime(due)
 	tm.unsure, tm.failures = false, 0
@@ -440,6 +479,7 @@ func (t *Timers) drop(ctx context.Context, tm *timer, reason DropReason) {
 	t.log.WithFields(logrus.Fields{
 		"event_id": tm.event.ID, "room_id": tm.event.RoomID, "reason": reason,
 	}).Debug("Dropped the timer of an expiring event")
+	failpoint.Pass(failpoint.BeforeDrop)
 	t.removeRow(ctx, tm)
 }
 
@@ -455,8 +495,13 @@ func (t *Timers) removeRow(ctx context.Context, tm *timer) {
 	}
 	t.mu.Unlock()
 	err := remove(ctx, tm.event.ID)
+	failpoint.Pass(failpoint.AfterDelete)
 	t.mu.Lock()
-	tm.rowLeft = err != nil
+	if err == nil {
+		delete(t.index.left, tm)
+	} else {
+		t.index.left[tm] = struct{}{}
+	}
 	t.mu.Unlock()
 	if err != nil {
 		t.metrics.errors.WithLabelValues("delete").Inc()
@@ -468,11 +513,28 @@ func (t *Timers) removeRow(ctx context.Context, tm *timer) {
 // removeLeftRow tries again what removeRow could not do.
 func (t *Timers) removeLeftRow(ctx context.Context, tm *timer) {
 	t.mu.Lock()
-	left := tm.rowLeft
+	_, left := t.index.left[tm]
 	t.mu.Unlock()
 	if left {
 		t.removeRow(ctx, tm)
 	}
+}
+
+// Settle deletes the rows of timers that were stopped and could not be deleted then. Until it has returned nil, a crash
+// could bring back a timer that was stopped before.
+func (t *Timers) Settle(ctx context.Context) error {
+	t.mu.Lock()
+	left := slices.Collect(maps.Keys(t.index.left))
+	t.mu.Unlock()
+	for _, tm := range left {
+		t.removeRow(ctx, tm)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := len(t.index.left); n > 0 {
+		return fmt.Errorf("%d stopped timers still have their rows", n)
+	}
+	return nil
 }
 
 // scheduleRetry makes the scheduler look at the timer again after a pause that grows with each failure.
@@ -543,6 +605,7 @@ func (t *Timers) notify() {
 }
 
 func newTimer(row Timer) *timer {
+	row.Event.Transaction = nil // only an earlier process's are ever asked for, see index.byTransaction
 	return &timer{
 		event: row.Event, hash: row.TokenHash, received: row.Received,
 		duration: row.Duration, deadline: row.Deadline, claim: row.Claim, place: -1,

@@ -14,6 +14,7 @@ import (
 	"github.com/matrix-org/dendrite/roomserver/types"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
 // StateWatcher is told when a state event has been sent.
@@ -47,7 +48,12 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 			defer func() { hook.After(ctx, res.ErrMsg == "") }()
 		}
 	}
+	if err := failpoint.Fail(failpoint.BeforeInput); err != nil {
+		res.ErrMsg = err.Error()
+		return
+	}
 	a.RoomserverInternalAPI.InputRoomEvents(ctx, req, res)
+	failpoint.Pass(failpoint.AfterInput)
 	if req.Asynchronous || res.ErrMsg != "" {
 		return
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
 const (
@@ -27,6 +28,11 @@ const (
 	// forgetAfter is how long the stream keeps messages for a consumer that is away, so that a server that goes back to
 	// stock Dendrite does not keep them for ever.
 	forgetAfter = 24 * time.Hour
+	// redeliverAfter is how long after a crash a message comes again that had come and not been acknowledged: for so long
+	// an event that was replaced in that moment can be taken for running.
+	redeliverAfter = 5 * time.Second
+	// pause is how long to wait before messages are read again that could not be dealt with.
+	pause = time.Second
 )
 
 // Timers is what the consumer needs of the component.
@@ -35,6 +41,7 @@ type Timers interface {
 	DropSender(ctx context.Context, roomID, userID string, before time.Time)
 	DropRoom(ctx context.Context, roomID string)
 	RoomChanged(ctx context.Context, roomID string)
+	Settle(ctx context.Context) error
 }
 
 // Consumer reads the output stream.
@@ -50,7 +57,7 @@ type Consumer struct {
 func NewConsumer(cfg *config.JetStream, js nats.JetStreamContext, rsAPI api.QuerySenderIDAPI, timers Timers) *Consumer {
 	return &Consumer{
 		jetstream: js,
-		durable:   cfg.Durable("ExpirationRoomServerConsumer"),
+		durable:   cfg.Durable("ExpirationTimers"),
 		topic:     cfg.Prefixed(jetstream.OutputRoomEvent),
 		rsAPI:     rsAPI,
 		timers:    timers,
@@ -61,12 +68,13 @@ func NewConsumer(cfg *config.JetStream, js nats.JetStreamContext, rsAPI api.Quer
 func (c *Consumer) Start(ctx context.Context) error {
 	return jetstream.JetStreamConsumer(
 		ctx, c.jetstream, c.topic, c.durable, batch, c.onMessages,
-		nats.DeliverAll(), nats.ManualAck(), nats.InactiveThreshold(forgetAfter),
+		nats.DeliverAll(), nats.ManualAck(), nats.InactiveThreshold(forgetAfter), nats.AckWait(redeliverAfter),
 	)
 }
 
-// onMessages always acknowledges: what could not be written is repeated by the timers themselves.
+// onMessages acknowledges what has been written: a timer that was stopped must not come back with a crash.
 func (c *Consumer) onMessages(ctx context.Context, msgs []*nats.Msg) bool {
+	failpoint.Pass(failpoint.Stream)
 	for _, msg := range msgs {
 		switch api.OutputType(msg.Header.Get(jetstream.RoomEventType)) {
 		case api.OutputTypeNewRoomEvent, api.OutputTypeRedactedEvent, api.OutputTypePurgeRoom:
@@ -77,6 +85,14 @@ func (c *Consumer) onMessages(ctx context.Context, msgs []*nats.Msg) bool {
 			}
 			c.onOutput(ctx, &output, sentAt(msg))
 		}
+	}
+	if err := c.timers.Settle(ctx); err != nil {
+		logrus.WithError(err).Warn("expiration consumer: cannot go on for the moment")
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		return false
 	}
 	return true
 }

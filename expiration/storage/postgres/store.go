@@ -30,9 +30,13 @@ CREATE TABLE expiration_timers (
 	closing_pdu BYTEA
 ) WITH (fillfactor = 70)`
 
+// NULL for events that are not sent with a transaction ID
+const addTransactionsSQL = `ALTER TABLE expiration_timers ADD COLUMN transaction_hash BYTEA`
+
 // Open prepares the database and returns the store.
 func Open(ctx context.Context, db *sql.DB) (*shared.Store, error) {
-	if err := shared.Migrate(ctx, db, createTimersSQL); err != nil {
+	if err := shared.Migrate(ctx, db, shared.Migration{Name: "create timers", SQL: createTimersSQL},
+		shared.Migration{Name: "add transactions", SQL: addTransactionsSQL}); err != nil {
 		return nil, err
 	}
 	return &shared.Store{DB: db, Exec: db.ExecContext}, nil

@@ -19,8 +19,8 @@ import (
 // order of their numbers: SQLite counts them by where they first appear.
 const (
 	insertTimerSQL = "INSERT INTO expiration_timers" +
-		" (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms)" +
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+		" (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms, transaction_hash)" +
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
 	refreshTimerSQL = "UPDATE expiration_timers SET duration_ms = $1, deadline_ms = $2" +
 		" WHERE event_id = $3 AND outcome IS NULL"
 	claimTimerSQL = "UPDATE expiration_timers" +
@@ -29,7 +29,7 @@ const (
 	dropTimerSQL    = "DELETE FROM expiration_timers WHERE event_id = $1 AND outcome IS NULL"
 	deleteTimerSQL  = "DELETE FROM expiration_timers WHERE event_id = $1"
 	selectTimersSQL = "SELECT event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
-		" deadline_ms, outcome, closing_event_id, closing_room_version, closing_pdu FROM expiration_timers"
+		" deadline_ms, transaction_hash, outcome, closing_event_id, closing_room_version, closing_pdu FROM expiration_timers"
 	selectTimerSQL     = selectTimersSQL + " WHERE event_id = $1"
 	selectAllTimersSQL = selectTimersSQL + " ORDER BY deadline_ms, received_ms, event_id"
 	pingSQL            = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
@@ -48,23 +48,36 @@ type Store struct {
 
 var _ expiration.Store = (*Store)(nil)
 
-// Migrate brings the database up to date. createSQL makes the first version of the table.
-func Migrate(ctx context.Context, db *sql.DB, createSQL string) error {
+// Migration is one step from an empty database to the table as it is now.
+type Migration struct {
+	// Name is never changed: the database remembers it.
+	Name string
+	SQL  string
+}
+
+// Migrate brings the database up to date, by the steps that it has not yet seen.
+func Migrate(ctx context.Context, db *sql.DB, steps ...Migration) error {
 	m := sqlutil.NewMigrator(db)
-	m.AddMigrations(sqlutil.Migration{
-		Version: "expiration: create timers",
-		Up: func(ctx context.Context, txn *sql.Tx) error {
-			_, err := txn.ExecContext(ctx, createSQL)
-			return err
-		},
-	})
+	for _, step := range steps {
+		m.AddMigrations(sqlutil.Migration{
+			Version: "expiration: " + step.Name,
+			Up: func(ctx context.Context, txn *sql.Tx) error {
+				_, err := txn.ExecContext(ctx, step.SQL)
+				return err
+			},
+		})
+	}
 	return m.Up(ctx)
 }
 
 func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
+	var transaction []byte
+	if t.Event.Transaction != nil {
+		transaction = t.Event.Transaction[:]
+	}
 	_, err := s.Exec(ctx, insertTimerSQL,
 		t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:],
-		t.Duration.Milliseconds(), t.Received.UnixMilli(), t.Deadline.UnixMilli(),
+		t.Duration.Milliseconds(), t.Received.UnixMilli(), t.Deadline.UnixMilli(), transaction,
 	)
 	return err
 }
@@ -133,23 +146,26 @@ func scan(row interface{ Scan(...any) error }) (expiration.Timer, error) {
 	var (
 		t                              expiration.Timer
 		stateKey                       sql.NullString
-		hash                           []byte
+		hash, transaction              []byte
 		duration, received, deadline   int64
 		outcome, closingID, closingVer sql.NullString
 		closingPDU                     []byte
 	)
 	if err := row.Scan(
 		&t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &hash, &duration, &received, &deadline,
-		&outcome, &closingID, &closingVer, &closingPDU,
+		&transaction, &outcome, &closingID, &closingVer, &closingPDU,
 	); err != nil {
 		return t, err
 	}
-	if len(hash) != len(t.TokenHash) {
-		return t, fmt.Errorf("the timer of %s has a token hash of %d bytes", t.Event.ID, len(hash))
+	if len(hash) != len(t.TokenHash) || (transaction != nil && len(transaction) != len(expiration.Transaction{})) {
+		return t, fmt.Errorf("the timer of %s has hashes of %d and %d bytes", t.Event.ID, len(hash), len(transaction))
 	}
 	copy(t.TokenHash[:], hash)
 	if stateKey.Valid {
 		t.Event.StateKey = &stateKey.String
+	}
+	if transaction != nil {
+		t.Event.Transaction = (*expiration.Transaction)(transaction)
 	}
 	t.Duration = time.Duration(duration) * time.Millisecond
 	t.Received, t.Deadline = time.UnixMilli(received).UTC(), time.UnixMilli(deadline).UTC()

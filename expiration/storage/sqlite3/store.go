@@ -32,9 +32,13 @@ CREATE TABLE expiration_timers (
 	closing_pdu BLOB
 )`
 
+// NULL for events that are not sent with a transaction ID
+const addTransactionsSQL = `ALTER TABLE expiration_timers ADD COLUMN transaction_hash BLOB`
+
 // Open prepares the database, which must not be shared with another component, and returns the store.
 func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store, error) {
-	if err := shared.Migrate(ctx, db, createTimersSQL); err != nil {
+	if err := shared.Migrate(ctx, db, shared.Migration{Name: "create timers", SQL: createTimersSQL},
+		shared.Migration{Name: "add transactions", SQL: addTransactionsSQL}); err != nil {
 		return nil, err
 	}
 	c := &connection{db: db, writer: writer}

@@ -46,7 +46,7 @@ func newTimer(n int) expiration.Timer {
 	t := expiration.Timer{
 		Event: expiration.Event{
 			ID: fmt.Sprintf("$event%d", n), RoomID: "!room:example.org", Type: "m.call.member",
-			StateKey: &stateKey, Sender: "@alice:example.org",
+			StateKey: &stateKey, Sender: "@alice:example.org", Transaction: &expiration.Transaction{1, byte(n)},
 		},
 		TokenHash: expiration.HashToken(fmt.Sprint(n)),
 		Duration:  10 * time.Second,
@@ -68,6 +68,7 @@ func keepsWhatWasInserted(t *testing.T, open func() expiration.Store) {
 	message.Event.StateKey = nil
 	empty := ""
 	emptyKey.Event.StateKey = &empty
+	emptyKey.Event.Transaction = nil
 	for _, timer := range []expiration.Timer{withState, message, emptyKey} {
 		require.NoError(t, store.Insert(ctx, timer))
 	}
