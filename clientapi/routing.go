@@ -31,7 +31,7 @@ import (
 // Timers is what the routes need of the component.
 type Timers interface {
 	Begin(ctx context.Context, e expiration.Event, duration time.Duration, exempt bool) (*expiration.Pending, error)
-	Sent(ctx context.Context, request expiration.Transaction) (eventID string, err error)
+	Sent(ctx context.Context, request expiration.RequestHash) (eventID string, err error)
 	Token(eventID string) string
 	Running(eventID, sender string) bool
 	Restart(ctx context.Context, eventID string, duration time.Duration) error

@@ -71,7 +71,7 @@ func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JS
 func (a *API) sendExpiring(
 	req *http.Request, device *userapi.Device, to target, content []byte, duration time.Duration,
 ) util.JSONResponse {
-	request := transaction(device, to)
+	request := requestHash(device, to)
 	if request != nil {
 		eventID, err := a.timers.Sent(req.Context(), *request)
 		switch {
@@ -87,9 +87,11 @@ func (a *API) sendExpiring(
 			if !b.Closable {
 				return expiration.ErrTooLarge
 			}
-			pending, err = a.timers.Begin(ctx, expiration.Event{
-				ID: b.EventID, RoomID: b.RoomID, Type: b.Type, StateKey: b.StateKey, Sender: device.UserID, Transaction: request,
-			}, duration, device.AccountType == userapi.AccountTypeAppService)
+			e := expiration.Event{ID: b.EventID, RoomID: b.RoomID, Type: b.Type, StateKey: b.StateKey, Sender: device.UserID}
+			if request != nil {
+				e.Request = &expiration.Request{Hash: *request, Signed: b.Signed()}
+			}
+			pending, err = a.timers.Begin(ctx, e, duration, device.AccountType == userapi.AccountTypeAppService)
 			return err
 		},
 		After: func(_ context.Context, sent bool) { pending.Activate(sent) },
@@ -132,9 +134,9 @@ func (a *API) sent(eventID string) util.JSONResponse {
 	}}
 }
 
-// transaction names a request by what its transaction ID is unique for, or returns nil if it has none. Dendrite's own memory
+// requestHash names a request by what its transaction ID is unique for, or returns nil if it has none. Dendrite's own memory
 // of transactions ends with the process; by this name a request is known again after a crash.
-func transaction(device *userapi.Device, to target) *expiration.Transaction {
+func requestHash(device *userapi.Device, to target) *expiration.RequestHash {
 	if to.txnID == nil {
 		return nil
 	}
@@ -142,7 +144,7 @@ func transaction(device *userapi.Device, to target) *expiration.Transaction {
 	for _, part := range []string{device.UserID, device.ID, to.roomID, to.eventType, *to.txnID} {
 		_, _ = fmt.Fprintf(hash, "%d:%s", len(part), part)
 	}
-	return (*expiration.Transaction)(hash.Sum(nil))
+	return (*expiration.RequestHash)(hash.Sum(nil))
 }
 
 // dendriteSend is Dendrite's own handling of a send.

@@ -45,7 +45,7 @@ func (t *Timers) dispatch(now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if now.Sub(t.started) > retriedFor {
-		t.index.byTransaction = nil
+		t.index.byRequest = nil
 	}
 	for len(t.index.wakes) > 0 {
 		tm := t.index.wakes[0]
@@ -130,9 +130,9 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 		return err
 	}
 	t.mu.Lock()
-	gone, claim, notDue, confirmed := tm.gone, tm.claim, tm.due.After(time.Now()), tm.confirmed
+	gone, claim, notDue := tm.gone, tm.claim, tm.due.After(time.Now())
 	t.mu.Unlock()
-	if !gone && !confirmed && claim == nil && (o != Expired || !notDue) {
+	if !gone && claim == nil && (o != Expired || !notDue) {
 		if err = t.confirm(ctx, tm); err != nil {
 			return t.settle(ctx, tm, o, err)
 		}
@@ -147,15 +147,21 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 	case o == Expired && notDue:
 		err = errNotDue
 	default:
-		err = t.roomserver.Close(ctx, tm.event, o, func(ctx context.Context, c ClosingEvent) error {
+		err = t.roomserver.Close(ctx, tm.event, o, func(ctx context.Context, c SignedEvent) error {
 			return t.claim(ctx, tm, Claim{Outcome: o, Closing: c})
 		})
 	}
 	return t.settle(ctx, tm, o, err)
 }
 
-// confirm makes sure that the event is in its room before a closing event is built, or looked for what replaced it.
+// confirm makes sure that the event is in its room, if this process has not seen it come there.
 func (t *Timers) confirm(ctx context.Context, tm *timer) error {
+	t.mu.Lock()
+	confirmed := tm.confirmed
+	t.mu.Unlock()
+	if confirmed {
+		return nil
+	}
 	failpoint.Pass(failpoint.BeforeConfirm)
 	if err := t.roomserver.Confirm(ctx, tm.event); err != nil {
 		return err

@@ -24,12 +24,19 @@ type Event struct {
 	StateKey *string
 	// Sender is the full ID of the user, also in rooms with pseudo IDs.
 	Sender string
-	// Transaction is nil for state, and for requests without a transaction ID.
-	Transaction *Transaction
+	// Request is nil for state, and for requests without a transaction ID. It is stored, and not kept in memory.
+	Request *Request
 }
 
-// Transaction names the request that sent an event: it is the SHA-256 of all that a client's transaction ID is unique for.
-type Transaction [32]byte
+// RequestHash is the SHA-256 of all that a client's transaction ID is unique for.
+type RequestHash [32]byte
+
+// Request is what is kept of the request that sent an event, so that it can be repeated after a crash and sends nothing
+// new.
+type Request struct {
+	Hash   RequestHash
+	Signed SignedEvent
+}
 
 // State returns the piece of state that the event sets, and false if it is not a state event.
 func (e Event) State() (StateKey, bool) {
@@ -52,18 +59,17 @@ const (
 // Running is the value of m.will_expire while the timer runs (contract, section 1).
 const Running = "running"
 
-// ClosingEvent is a closing event, built and signed.
-type ClosingEvent struct {
+// SignedEvent is an event as it is given to the roomserver, once or again.
+type SignedEvent struct {
 	EventID     string
 	RoomVersion string
-	// PDU is the event's JSON as it is given to the roomserver.
-	PDU []byte
+	PDU         []byte
 }
 
 // Claim is the decision, written once, how a timer ends and with which closing event.
 type Claim struct {
 	Outcome Outcome
-	Closing ClosingEvent
+	Closing SignedEvent
 }
 
 // TokenHash is the SHA-256 of a refresh token, the only form of it that is stored.
@@ -114,9 +120,10 @@ type Roomserver interface {
 	Confirm(ctx context.Context, e Event) error
 	// Close builds the closing event of e, calls claim with it, and if that succeeds gives it to the roomserver. It
 	// returns nil when the room has the closing event.
-	Close(ctx context.Context, e Event, o Outcome, claim func(context.Context, ClosingEvent) error) error
-	// Resubmit gives a closing event, claimed earlier, to the roomserver again. It returns nil when the room has it.
-	Resubmit(ctx context.Context, e Event, c ClosingEvent) error
+	Close(ctx context.Context, e Event, o Outcome, claim func(context.Context, SignedEvent) error) error
+	// Resubmit gives an event that was built for e earlier to the roomserver again: the closing event that was claimed, or,
+	// if e is a message, e itself. It returns nil when the room has it.
+	Resubmit(ctx context.Context, e Event, signed SignedEvent) error
 	// CurrentState returns the ID of the event that is the current state, or "" if there is none.
 	CurrentState(ctx context.Context, s StateKey) (string, error)
 }

@@ -206,7 +206,7 @@ func (r *fakeRoomserver) send(e Event) {
 	}
 }
 
-func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, claim func(context.Context, ClosingEvent) error) error {
+func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, claim func(context.Context, SignedEvent) error) error {
 	if err := r.call(func(h hooks) func(Event) error { return h.beforeClaim }, e); err != nil {
 		return err
 	}
@@ -214,7 +214,7 @@ func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, claim fu
 	s, isState := e.State()
 	known, current := r.events[e.ID], !isState || r.state[s] == e.ID
 	r.built++
-	c := ClosingEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: []byte(o)}
+	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: []byte(o)}
 	r.mu.Unlock()
 	switch {
 	case !known:
@@ -228,7 +228,7 @@ func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, claim fu
 	return r.input(e, c)
 }
 
-func (r *fakeRoomserver) input(e Event, c ClosingEvent) error {
+func (r *fakeRoomserver) input(e Event, c SignedEvent) error {
 	if err := r.call(func(h hooks) func(Event) error { return h.afterClaim }, e); err != nil {
 		return err
 	}
@@ -245,7 +245,7 @@ func (r *fakeRoomserver) input(e Event, c ClosingEvent) error {
 	return nil
 }
 
-func (r *fakeRoomserver) Resubmit(_ context.Context, e Event, c ClosingEvent) error {
+func (r *fakeRoomserver) Resubmit(_ context.Context, e Event, c SignedEvent) error {
 	r.mu.Lock()
 	if s, ok := e.State(); ok && r.state[s] != e.ID && r.state[s] != c.EventID {
 		r.mu.Unlock()

@@ -14,6 +14,11 @@ type Built struct {
 	Closable bool
 }
 
+// Signed returns the event as it is given to the roomserver again, should that be necessary.
+func (b Built) Signed() SignedEvent {
+	return SignedEvent{EventID: b.EventID, RoomVersion: b.RoomVersion, PDU: b.PDU}
+}
+
 // Hook sees one event between the moment in which Dendrite has built it and the moment in which the roomserver gets it.
 //
 // It exists because Dendrite's send function builds and sends in one go, and hands nothing in between but the request's

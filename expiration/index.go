@@ -49,8 +49,8 @@ type index struct {
 	byEvent map[string]*timer
 	byState map[StateKey][]*timer
 	byUser  map[string]map[*timer]struct{}
-	// byTransaction has the timers of an earlier process only, gone or not, until a client has given up to try again.
-	byTransaction map[Transaction]*timer
+	// byRequest has the timers of an earlier process only, gone or not, until clients have given up to repeat requests.
+	byRequest map[RequestHash]*timer
 	// left has the timers that are gone and whose rows could not be deleted.
 	left  map[*timer]struct{}
 	wakes wakeHeap
@@ -63,8 +63,8 @@ func newIndex() index {
 		byState: map[StateKey][]*timer{},
 		byUser:  map[string]map[*timer]struct{}{},
 
-		byTransaction: map[Transaction]*timer{},
-		left:          map[*timer]struct{}{},
+		byRequest: map[RequestHash]*timer{},
+		left:      map[*timer]struct{}{},
 	}
 }
 

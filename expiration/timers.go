@@ -41,8 +41,8 @@ const (
 	// refusedFor is how long the token of a sender who is gone is told so at /end, before it is a token like any unknown
 	// one.
 	refusedFor = 5 * time.Minute
-	// retriedFor is how long after the start a request that an earlier process answered, or could not, is known again.
-	// Dendrite itself remembers for as long what this process answered.
+	// retriedFor is how long after the start the requests of earlier processes are known. Dendrite itself remembers for as
+	// long those of its own.
 	retriedFor = 30 * time.Minute
 	// neverSentAfter is how long the roomserver's queue can hold an event that was handed over and then forgotten by a
 	// crash: Dendrite's input stream keeps messages for a day.
@@ -109,8 +109,8 @@ func (t *Timers) Start(ctx context.Context) error {
 			tm.due = earliest
 		}
 		t.index.add(tm)
-		if row.Event.Transaction != nil && now.Sub(row.Received) < retriedFor {
-			t.index.byTransaction[*row.Event.Transaction] = tm
+		if row.Event.Request != nil && now.Sub(row.Received) < retriedFor {
+			t.index.byRequest[row.Event.Request.Hash] = tm
 		}
 		if tm.claim != nil {
 			claimed = append(claimed, tm)
@@ -248,26 +248,35 @@ func (p *Pending) Activate(sent bool) {
 	}
 }
 
-// Sent returns the ID of the event that an earlier process sent for a request which is made again now, or "" if there is
-// none: it never came into its room, or it is too long ago.
-func (t *Timers) Sent(ctx context.Context, request Transaction) (eventID string, err error) {
+// Sent returns the ID of the event that an earlier process accepted from a request which is repeated now, or "" if there is
+// none. The event is in its room then, even if the crash came before it was.
+func (t *Timers) Sent(ctx context.Context, request RequestHash) (eventID string, err error) {
 	t.mu.Lock()
-	tm := t.index.byTransaction[request]
-	confirmed := tm != nil && tm.confirmed
+	tm := t.index.byRequest[request]
 	t.mu.Unlock()
 	if tm == nil {
 		return "", nil
 	}
-	if !confirmed {
-		var dropped *DropError
-		if err = t.confirm(ctx, tm); errors.Is(err, ErrUnknownEvent) || errors.As(err, &dropped) {
-			return "", nil
-		}
-		if err != nil {
-			return "", fmt.Errorf("looking for %s, which is sent again: %w", tm.event.ID, err)
-		}
+	err = t.confirm(ctx, tm)
+	if errors.Is(err, ErrUnknownEvent) {
+		err = t.sendAgain(ctx, tm)
 	}
-	return tm.event.ID, nil
+	switch {
+	case err == nil:
+		return tm.event.ID, nil
+	case isFinal(err):
+		return "", nil
+	}
+	return "", fmt.Errorf("sending %s again: %w", tm.event.ID, err)
+}
+
+// sendAgain gives an event to the roomserver that it does not have, or has in its queue.
+func (t *Timers) sendAgain(ctx context.Context, tm *timer) error {
+	row, err := t.store.Timer(ctx, tm.event.ID)
+	if err != nil {
+		return err
+	}
+	return t.roomserver.Resubmit(ctx, tm.event, row.Event.Request.Signed)
 }
 
 // Running reports whether there is a running timer for an event of this sender.
@@ -305,6 +314,10 @@ func (t *Timers) Restart(ctx context.Context, eventID string, duration time.Dura
 	t.mu.Unlock()
 	if tm == nil {
 		return ErrNotFound
+	}
+	// It is the current state, and yet clients may not have seen it: a crash can leave it so.
+	if err := t.confirm(ctx, tm); err != nil {
+		return fmt.Errorf("sending %s again: %w", eventID, err)
 	}
 	return t.refresh(ctx, tm, duration)
 }
@@ -605,7 +618,7 @@ func (t *Timers) notify() {
 }
 
 func newTimer(row Timer) *timer {
-	row.Event.Transaction = nil // only an earlier process's are ever asked for, see index.byTransaction
+	row.Event.Request = nil // nobody asks for it but in a later process
 	return &timer{
 		event: row.Event, hash: row.TokenHash, received: row.Received,
 		duration: row.Duration, deadline: row.Deadline, claim: row.Claim, place: -1,

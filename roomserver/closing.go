@@ -34,7 +34,7 @@ func NewCloser(cfg *config.ClientAPI, rsAPI *API) *Closer {
 // IDs and room versions are Dendrite's own business.
 func (c *Closer) Close(
 	ctx context.Context, e expiration.Event, o expiration.Outcome,
-	claim func(context.Context, expiration.ClosingEvent) error,
+	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
 	if err := c.checkSender(ctx, e); err != nil {
 		return err
@@ -67,10 +67,10 @@ func (c *Closer) Close(
 
 func (c *Closer) send(
 	ctx context.Context, e expiration.Event, content []byte,
-	claim func(context.Context, expiration.ClosingEvent) error,
+	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
 	hook := &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
-		return claim(ctx, expiration.ClosingEvent{EventID: b.EventID, RoomVersion: b.RoomVersion, PDU: b.PDU})
+		return claim(ctx, b.Signed())
 	}}
 	req, err := http.NewRequestWithContext(expiration.WithHook(ctx, hook), http.MethodPut, "/", bytes.NewReader(content))
 	if err != nil {
@@ -95,16 +95,12 @@ func (c *Closer) send(
 }
 
 // Confirm implements expiration.Roomserver. The roomserver stores an event first, and sends it later: one that it was busy
-// with when the process died is known to it, and not in the room. JetStream brings it again, but only after minutes. To give
-// it to the roomserver once more is harmless if it was done with it, and finishes it if not.
+// with when the process died is known to it, even the current state perhaps, and nobody has been told. JetStream brings it
+// again, but only after minutes. To give it to the roomserver once more is harmless if it was done with it, and finishes it
+// if not.
 func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
 	if err := c.checkSender(ctx, e); err != nil {
 		return err
-	}
-	if s, ok := e.State(); ok {
-		if current, err := c.CurrentState(ctx, s); err != nil || current == e.ID {
-			return err
-		}
 	}
 	original, err := c.event(ctx, e.RoomID, e.ID)
 	switch {
@@ -119,15 +115,14 @@ func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
 }
 
 // Resubmit implements expiration.Roomserver.
-func (c *Closer) Resubmit(ctx context.Context, e expiration.Event, closing expiration.ClosingEvent) error {
+func (c *Closer) Resubmit(ctx context.Context, e expiration.Event, signed expiration.SignedEvent) error {
 	// Of a state event only the current one counts: if another has come since, the closing event is void.
 	if s, ok := e.State(); ok {
 		current, err := c.CurrentState(ctx, s)
 		switch {
 		case err != nil:
 			return c.checkRoom(ctx, e, err)
-		case current == closing.EventID:
-			return nil
+		case current == signed.EventID:
 		case current != e.ID:
 			return &expiration.DropError{Reason: expiration.Replaced}
 		}
@@ -135,13 +130,13 @@ func (c *Closer) Resubmit(ctx context.Context, e expiration.Event, closing expir
 	if err := c.checkSender(ctx, e); err != nil {
 		return err
 	}
-	version, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(closing.RoomVersion))
+	version, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(signed.RoomVersion))
 	if err != nil {
 		return err
 	}
-	pdu, err := version.NewEventFromTrustedJSON(closing.PDU, false)
+	pdu, err := version.NewEventFromTrustedJSON(signed.PDU, false)
 	if err != nil {
-		return fmt.Errorf("reading the claimed closing event %s: %w", closing.EventID, err)
+		return fmt.Errorf("reading %s, which was built earlier: %w", signed.EventID, err)
 	}
 	return c.input(ctx, e, pdu)
 }

@@ -15,10 +15,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
 	"gopkg.in/yaml.v2"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
 // pkg is the import path of the homeserver's command.
@@ -89,6 +92,7 @@ func New(binary, dir string, cfg Config) (*Server, error) {
 	if cfg.TraceHTTP {
 		s.env = append(s.env, "DENDRITE_TRACE_HTTP=1")
 	}
+	s.env = append(s.env, failpoint.File+"="+s.path("failpoints"))
 	s.args = []string{"--config", s.path("dendrite.yaml"), "--http-bind-address", address}
 	return s, nil
 }
@@ -171,6 +175,22 @@ func (s *Server) Configure(cfg Config) error {
 	return os.WriteFile(s.path("dendrite.yaml"), data, 0o600)
 }
 
+// Failpoints says what happens where in a server that is built with the tag "failpoints", as package failpoint explains.
+// It replaces what was said before, and holds for a running server as well.
+func (s *Server) Failpoints(lines ...string) error {
+	next := s.path("failpoints.next")
+	if err := os.WriteFile(next, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, s.path("failpoints"))
+}
+
+// ErrEnded is the error of Start if the process ended by itself.
+var ErrEnded = errors.New("the homeserver ended at its start")
+
+// Ended returns a channel that is closed when the process that was started last has ended.
+func (s *Server) Ended() <-chan struct{} { return s.exited }
+
 // Start starts the server and returns when it answers.
 func (s *Server) Start(ctx context.Context) error {
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
@@ -202,7 +222,7 @@ func (s *Server) Start(ctx context.Context) error {
 		}
 		select {
 		case <-s.exited:
-			return fmt.Errorf("the homeserver ended at its start:\n%s", s.tail())
+			return fmt.Errorf("%w:\n%s", ErrEnded, s.tail())
 		case <-ctx.Done():
 			s.Kill()
 			return fmt.Errorf("the homeserver did not come up:\n%s", s.tail())

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -29,7 +30,25 @@ const (
 
 type JSON = homeserver.JSON
 
-var binary string
+// binary is the server, and withFailpoints builds the same with the places at which package failpoint makes it crash or fail.
+var (
+	binary         string
+	withFailpoints = sync.OnceValues(func() (string, error) {
+		dir := filepath.Join(filepath.Dir(binary), "failpoints")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return "", err
+		}
+		return homeserver.Build(context.Background(), dir, "-tags", "failpoints")
+	})
+)
+
+// startWithFailpoints is start with a server that obeys Server.Failpoints.
+func startWithFailpoints(t *testing.T, cfg homeserver.Config) *server {
+	t.Helper()
+	binary, err := withFailpoints()
+	require.NoError(t, err)
+	return startBinary(t, binary, cfg)
+}
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "msc4140-integration-")
@@ -72,18 +91,24 @@ func onEachDatabase(t *testing.T, expiration map[string]any, test func(t *testin
 // server is a running homeserver, with assertions.
 type server struct {
 	*homeserver.Server
-	mu     sync.Mutex
-	tokens []string // all that were issued
-	users  int
+	postgres string // the connection string, or "" for SQLite
+	mu       sync.Mutex
+	tokens   []string // all that were issued
+	users    int
 }
 
 // start starts a homeserver for one test. When the test ends, it is stopped, and everything that it wrote is searched for
 // the tokens that it issued.
 func start(t *testing.T, cfg homeserver.Config) *server {
 	t.Helper()
+	return startBinary(t, binary, cfg)
+}
+
+func startBinary(t *testing.T, binary string, cfg homeserver.Config) *server {
+	t.Helper()
 	hs, err := homeserver.New(binary, t.TempDir(), cfg)
 	require.NoError(t, err)
-	s := &server{Server: hs}
+	s := &server{Server: hs, postgres: cfg.Postgres}
 	require.NoError(t, s.Start(t.Context()))
 	t.Cleanup(func() {
 		metrics, err := s.Anonymous().Do(context.Background(), http.MethodGet, "/metrics", nil)

@@ -31,12 +31,15 @@ CREATE TABLE expiration_timers (
 ) WITH (fillfactor = 70)`
 
 // NULL for events that are not sent with a transaction ID
-const addTransactionsSQL = `ALTER TABLE expiration_timers ADD COLUMN transaction_hash BYTEA`
+const addRequestsSQL = `
+ALTER TABLE expiration_timers ADD COLUMN request_hash BYTEA;
+ALTER TABLE expiration_timers ADD COLUMN room_version TEXT;
+ALTER TABLE expiration_timers ADD COLUMN pdu BYTEA`
 
 // Open prepares the database and returns the store.
 func Open(ctx context.Context, db *sql.DB) (*shared.Store, error) {
 	if err := shared.Migrate(ctx, db, shared.Migration{Name: "create timers", SQL: createTimersSQL},
-		shared.Migration{Name: "add transactions", SQL: addTransactionsSQL}); err != nil {
+		shared.Migration{Name: "add requests", SQL: addRequestsSQL}); err != nil {
 		return nil, err
 	}
 	return &shared.Store{DB: db, Exec: db.ExecContext}, nil

@@ -19,8 +19,8 @@ import (
 // order of their numbers: SQLite counts them by where they first appear.
 const (
 	insertTimerSQL = "INSERT INTO expiration_timers" +
-		" (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms, transaction_hash)" +
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+		" (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
+		" request_hash, room_version, pdu) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 	refreshTimerSQL = "UPDATE expiration_timers SET duration_ms = $1, deadline_ms = $2" +
 		" WHERE event_id = $3 AND outcome IS NULL"
 	claimTimerSQL = "UPDATE expiration_timers" +
@@ -29,7 +29,7 @@ const (
 	dropTimerSQL    = "DELETE FROM expiration_timers WHERE event_id = $1 AND outcome IS NULL"
 	deleteTimerSQL  = "DELETE FROM expiration_timers WHERE event_id = $1"
 	selectTimersSQL = "SELECT event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
-		" deadline_ms, transaction_hash, outcome, closing_event_id, closing_room_version, closing_pdu FROM expiration_timers"
+		" deadline_ms, request_hash, room_version, pdu, outcome, closing_event_id, closing_room_version, closing_pdu FROM expiration_timers"
 	selectTimerSQL     = selectTimersSQL + " WHERE event_id = $1"
 	selectAllTimersSQL = selectTimersSQL + " ORDER BY deadline_ms, received_ms, event_id"
 	pingSQL            = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
@@ -71,13 +71,17 @@ func Migrate(ctx context.Context, db *sql.DB, steps ...Migration) error {
 }
 
 func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
-	var transaction []byte
-	if t.Event.Transaction != nil {
-		transaction = t.Event.Transaction[:]
+	var (
+		request, pdu []byte
+		roomVersion  *string
+	)
+	if r := t.Event.Request; r != nil {
+		request, roomVersion, pdu = r.Hash[:], &r.Signed.RoomVersion, r.Signed.PDU
 	}
 	_, err := s.Exec(ctx, insertTimerSQL,
 		t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:],
-		t.Duration.Milliseconds(), t.Received.UnixMilli(), t.Deadline.UnixMilli(), transaction,
+		t.Duration.Milliseconds(), t.Received.UnixMilli(), t.Deadline.UnixMilli(),
+		request, roomVersion, pdu,
 	)
 	return err
 }
@@ -145,34 +149,37 @@ func (s *Store) changed(res sql.Result, err error) (bool, error) {
 func scan(row interface{ Scan(...any) error }) (expiration.Timer, error) {
 	var (
 		t                              expiration.Timer
-		stateKey                       sql.NullString
-		hash, transaction              []byte
+		stateKey, roomVersion          sql.NullString
+		hash, request, pdu             []byte
 		duration, received, deadline   int64
 		outcome, closingID, closingVer sql.NullString
 		closingPDU                     []byte
 	)
 	if err := row.Scan(
 		&t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &hash, &duration, &received, &deadline,
-		&transaction, &outcome, &closingID, &closingVer, &closingPDU,
+		&request, &roomVersion, &pdu, &outcome, &closingID, &closingVer, &closingPDU,
 	); err != nil {
 		return t, err
 	}
-	if len(hash) != len(t.TokenHash) || (transaction != nil && len(transaction) != len(expiration.Transaction{})) {
-		return t, fmt.Errorf("the timer of %s has hashes of %d and %d bytes", t.Event.ID, len(hash), len(transaction))
+	if len(hash) != len(t.TokenHash) || (request != nil && len(request) != len(expiration.RequestHash{})) {
+		return t, fmt.Errorf("the timer of %s has hashes of %d and %d bytes", t.Event.ID, len(hash), len(request))
 	}
 	copy(t.TokenHash[:], hash)
 	if stateKey.Valid {
 		t.Event.StateKey = &stateKey.String
 	}
-	if transaction != nil {
-		t.Event.Transaction = (*expiration.Transaction)(transaction)
+	if request != nil {
+		t.Event.Request = &expiration.Request{
+			Hash:   expiration.RequestHash(request),
+			Signed: expiration.SignedEvent{EventID: t.Event.ID, RoomVersion: roomVersion.String, PDU: pdu},
+		}
 	}
 	t.Duration = time.Duration(duration) * time.Millisecond
 	t.Received, t.Deadline = time.UnixMilli(received).UTC(), time.UnixMilli(deadline).UTC()
 	if outcome.Valid {
 		t.Claim = &expiration.Claim{
 			Outcome: expiration.Outcome(outcome.String),
-			Closing: expiration.ClosingEvent{EventID: closingID.String, RoomVersion: closingVer.String, PDU: closingPDU},
+			Closing: expiration.SignedEvent{EventID: closingID.String, RoomVersion: closingVer.String, PDU: closingPDU},
 		}
 	}
 	return t, nil

@@ -33,12 +33,15 @@ CREATE TABLE expiration_timers (
 )`
 
 // NULL for events that are not sent with a transaction ID
-const addTransactionsSQL = `ALTER TABLE expiration_timers ADD COLUMN transaction_hash BLOB`
+const addRequestsSQL = `
+ALTER TABLE expiration_timers ADD COLUMN request_hash BLOB;
+ALTER TABLE expiration_timers ADD COLUMN room_version TEXT;
+ALTER TABLE expiration_timers ADD COLUMN pdu BLOB`
 
 // Open prepares the database, which must not be shared with another component, and returns the store.
 func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store, error) {
 	if err := shared.Migrate(ctx, db, shared.Migration{Name: "create timers", SQL: createTimersSQL},
-		shared.Migration{Name: "add transactions", SQL: addTransactionsSQL}); err != nil {
+		shared.Migration{Name: "add requests", SQL: addRequestsSQL}); err != nil {
 		return nil, err
 	}
 	c := &connection{db: db, writer: writer}

@@ -46,18 +46,22 @@ func newTimer(n int) expiration.Timer {
 	t := expiration.Timer{
 		Event: expiration.Event{
 			ID: fmt.Sprintf("$event%d", n), RoomID: "!room:example.org", Type: "m.call.member",
-			StateKey: &stateKey, Sender: "@alice:example.org", Transaction: &expiration.Transaction{1, byte(n)},
+			StateKey: &stateKey, Sender: "@alice:example.org",
 		},
 		TokenHash: expiration.HashToken(fmt.Sprint(n)),
 		Duration:  10 * time.Second,
 		Received:  start,
 		Deadline:  start.Add(time.Duration(n) * time.Second),
 	}
+	t.Event.Request = &expiration.Request{
+		Hash:   expiration.RequestHash{1, byte(n)},
+		Signed: expiration.SignedEvent{EventID: t.Event.ID, RoomVersion: "11", PDU: []byte(`{"content":{"\u0000":"ü"}}`)},
+	}
 	return t
 }
 
 func newClaim(n int) expiration.Claim {
-	return expiration.Claim{Outcome: expiration.Expired, Closing: expiration.ClosingEvent{
+	return expiration.Claim{Outcome: expiration.Expired, Closing: expiration.SignedEvent{
 		EventID: fmt.Sprintf("$closing%d", n), RoomVersion: "10", PDU: []byte(`{"type":"m.call.member","x":"\u0000ü"}`),
 	}}
 }
@@ -68,7 +72,7 @@ func keepsWhatWasInserted(t *testing.T, open func() expiration.Store) {
 	message.Event.StateKey = nil
 	empty := ""
 	emptyKey.Event.StateKey = &empty
-	emptyKey.Event.Transaction = nil
+	emptyKey.Event.Request = nil
 	for _, timer := range []expiration.Timer{withState, message, emptyKey} {
 		require.NoError(t, store.Insert(ctx, timer))
 	}

@@ -1,0 +1,127 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+var (
+	crashes = flag.Int("crashes", 120, "how many times TestCrashes crashes each of its servers")
+	seed    = flag.Uint64("seed", 1, "what the random choices of TestCrashes are made from")
+)
+
+// roundTime is how long a server may live that does not come to the place where it is to crash.
+const roundTime = 2 * time.Second
+
+// crashPoints are the places where TestCrashes kills the server.
+var crashPoints = []failpoint.Point{
+	failpoint.BeforeInsert, failpoint.AfterInsert, failpoint.BeforeInput, failpoint.AfterInput, failpoint.BeforeAnswer,
+	failpoint.BeforeRefresh, failpoint.AfterRefresh, failpoint.BeforeDrop, failpoint.BeforeClaim, failpoint.AfterClaim,
+	failpoint.BeforeResubmit, failpoint.AfterClosing, failpoint.AfterLoad, failpoint.AfterDelete, failpoint.BeforeConfirm,
+	failpoint.AfterConfirm, failpoint.Stream,
+}
+
+// Section 5 of the contract, crash by crash: random clients are at work, and the server ends itself with SIGKILL at each
+// place in the life of an event, in recovery too, or somewhere in between. It is started again on what is left; the clients
+// repeat what had no answer, and go on. In the end everything that was answered is true, nothing was lost or done twice, and
+// nothing came early.
+func TestCrashes(t *testing.T) {
+	for _, db := range databases {
+		t.Run(db.name, func(t *testing.T) {
+			t.Parallel()
+			s := startWithFailpoints(t, homeserver.Config{Postgres: db.open(t), Expiration: unlimited})
+			l := newLedger()
+			for range 4 {
+				l.newActor(t, s, *seed)
+			}
+			s.Kill()
+			random := rand.New(rand.NewPCG(*seed, 0))
+			hits := map[failpoint.Point]int{}
+			for n := range *crashes {
+				point := crashPoints[n%len(crashPoints)]
+				if s.crashAt(t, l, point, random) {
+					hits[point]++
+				}
+				l.crashed(s.timers(t))
+				if random.IntN(3) == 0 { // so that more runs out while the server is down
+					<-time.After(time.Duration(random.IntN(1500)) * time.Millisecond)
+				}
+			}
+			t.Logf("%d crashes, of them at the chosen place: %v", *crashes, hits)
+			if *crashes >= 4*len(crashPoints) {
+				for _, point := range crashPoints {
+					require.NotZero(t, hits[point], "never came to %s", point)
+				}
+			}
+
+			require.NoError(t, s.Failpoints())
+			require.NoError(t, s.Start(t.Context()))
+			l.verify(t, s)
+		})
+	}
+}
+
+// crashAt starts the server and lets the actors act until it ends at a place, or somewhere else after some time. It
+// reports whether it was the place.
+func (s *server) crashAt(t *testing.T, l *ledger, point failpoint.Point, random *rand.Rand) bool {
+	t.Helper()
+	times := 1 + random.IntN(12)
+	if point == failpoint.AfterLoad || point == failpoint.BeforeResubmit {
+		times = 1
+	}
+	line := fmt.Sprintf("%s kill %d", point, times)
+	if point == failpoint.BeforeInput { // somewhere in the roomserver
+		line += fmt.Sprintf(" %dus", random.IntN(30_000))
+	}
+	require.NoError(t, s.Failpoints(line))
+	if err := s.Start(t.Context()); errors.Is(err, homeserver.ErrEnded) {
+		return true
+	} else {
+		require.NoError(t, err)
+	}
+	defer s.Kill()
+	ctx, cancel := context.WithTimeout(t.Context(), roundTime)
+	defer cancel()
+	var actors sync.WaitGroup
+	for _, a := range l.actors {
+		actors.Go(func() { a.act(ctx) })
+	}
+	select {
+	case <-s.Ended():
+	case <-ctx.Done():
+		s.Kill()
+	}
+	cancel()
+	actors.Wait()
+	return ctx.Err() == context.Canceled
+}
+
+// verify lets everything come to its end, stops the server, and requires that all is as it must be.
+func (l *ledger) verify(t *testing.T, s *server) {
+	t.Helper()
+	l.settle(t, s)
+	l.checkTokens(t.Context())
+	current := l.current(t)
+	events := s.events(t)
+	l.visible(t, events)
+	l.check(events, s.timers(t), current)
+	answers := map[int]int{}
+	for _, a := range l.actors {
+		for code, n := range a.answers {
+			answers[code] += n
+		}
+	}
+	t.Logf("%d events in %d rooms, answers: %v", len(events), len(l.actors), answers)
+	l.require(t)
+}

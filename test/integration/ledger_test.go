@@ -1,0 +1,358 @@
+package integration
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"fmt"
+	"maps"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/matrix-org/dendrite/setup/process"
+	"github.com/stretchr/testify/require"
+	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
+)
+
+// ledger has what random clients asked of a server and what it answered, and knows what must be true of it, whatever
+// crashed or was away meanwhile. What is not true is a fault.
+type ledger struct {
+	actors []*actor
+	// claims has the closing event of each event that was found claimed after a crash.
+	claims map[string]string
+	// overdue has what was found running and overdue after each crash.
+	overdue []overdue
+	faults  []string
+}
+
+// overdue are events of one room in the order of their deadlines, which had passed when the server was down.
+type overdue struct {
+	found  time.Time
+	events []string
+}
+
+func newLedger() *ledger { return &ledger{claims: map[string]string{}} }
+
+func (l *ledger) fault(format string, args ...any) {
+	l.faults = append(l.faults, fmt.Sprintf(format, args...))
+}
+
+// timers returns the rows of the timers of a server that does not run.
+func (s *server) timers(t *testing.T) (rows []expiration.Timer) {
+	t.Helper()
+	s.database(t, "expiration", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
+		store, err := storage.Open(t.Context(), cm, options)
+		require.NoError(t, err)
+		require.NoError(t, store.Timers(t.Context(), func(row expiration.Timer) error {
+			rows = append(rows, row)
+			return nil
+		}))
+	})
+	return rows
+}
+
+// roomEvent is an event as the roomserver has it.
+type roomEvent struct {
+	id      string
+	depth   int64
+	sent    bool // or only stored
+	json    gjson.Result
+	closes  string // the original, if it is a closing event
+	running bool
+}
+
+// state returns type and state key of a state event, or "".
+func (e roomEvent) state() string {
+	if !e.json.Get("state_key").Exists() {
+		return ""
+	}
+	return e.json.Get("type").Str + "|" + e.json.Get("state_key").Str
+}
+
+// events returns all events that the roomserver of a server has that does not run, the oldest first. What clients see
+// follows later, and after a crash in another order.
+func (s *server) events(t *testing.T) (events []roomEvent) {
+	t.Helper()
+	s.database(t, "roomserver", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
+		db, _, err := cm.Connection(options)
+		require.NoError(t, err)
+		rows, err := db.QueryContext(t.Context(), "SELECT e.event_id, e.depth, e.sent_to_output, j.event_json"+
+			" FROM roomserver_events e JOIN roomserver_event_json j ON j.event_nid = e.event_nid")
+		require.NoError(t, err)
+		defer rows.Close()
+		for rows.Next() {
+			var (
+				e    roomEvent
+				data sql.RawBytes
+			)
+			require.NoError(t, rows.Scan(&e.id, &e.depth, &e.sent, &data))
+			e.json = gjson.Parse(string(data))
+			switch e.json.Get(`content.m\.will_expire`).Str {
+			case "running":
+				e.running = true
+			case "expired", "ended":
+				e.closes = e.json.Get(`content.m\.relates_to.event_id`).Str
+			}
+			events = append(events, e)
+		}
+		require.NoError(t, rows.Err())
+	})
+	slices.SortFunc(events, func(a, b roomEvent) int { return cmp.Compare(a.depth, b.depth) })
+	return events
+}
+
+// database calls f with the means to open one of the databases of a server that does not run.
+func (s *server) database(t *testing.T, name string, f func(*sqlutil.Connections, *config.DatabaseOptions)) {
+	t.Helper()
+	dsn := s.postgres
+	if dsn == "" {
+		dsn = "file:" + filepath.Join(s.Dir, "dendrite_"+name+".db")
+	}
+	processCtx := process.NewProcessContext()
+	defer func() {
+		processCtx.ShutdownDendrite()
+		processCtx.WaitForComponentsToFinish()
+	}()
+	options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
+	options.Defaults(10)
+	f(sqlutil.NewConnectionManager(processCtx, config.DatabaseOptions{}), options)
+}
+
+// entry is one expiring event, or one plain state event, that a client wants in its room.
+type entry struct {
+	n         int
+	path      string
+	body      JSON
+	key       string // the state key, or "" for a message
+	life      time.Duration
+	eventID   string // "" until there is an answer
+	token     string
+	earliest  time.Time // before which it must not expire
+	touched   time.Time // of the last request that concerned it
+	replaced  bool      // another event for its state key was answered
+	ended     bool      // end was answered with 200
+	dead      bool      // its token was refused, or must be
+	retried   bool      // the first request for it had no answer
+	uncertain bool      // it may have been replaced or ended: there was no answer
+}
+
+func (e *entry) String() string {
+	what := "message"
+	if e.key != "" {
+		what = "state " + e.key
+	}
+	if e.retried {
+		what += ", sent again"
+	}
+	return fmt.Sprintf("%s, %d s", what, int(e.life.Seconds()))
+}
+
+// crashed records what the rows say after a crash, while the server is down.
+func (l *ledger) crashed(rows []expiration.Timer) {
+	now := time.Now()
+	entries := l.entries()
+	rooms := map[string][]string{}
+	for _, row := range rows {
+		if row.Claim != nil {
+			before, ok := l.claims[row.Event.ID]
+			if ok && before != row.Claim.Closing.EventID {
+				l.fault("%s was claimed for %s, and then for %s", row.Event.ID, before, row.Claim.Closing.EventID)
+			}
+			l.claims[row.Event.ID] = row.Claim.Closing.EventID
+		} else if entries[row.Event.ID] != nil && row.Deadline.Before(now) {
+			rooms[row.Event.RoomID] = append(rooms[row.Event.RoomID], row.Event.ID)
+		}
+	}
+	for _, events := range rooms {
+		l.overdue = append(l.overdue, overdue{now, events})
+	}
+}
+
+// entries returns all that was answered, by event ID.
+func (l *ledger) entries() map[string]*entry {
+	entries := map[string]*entry{}
+	for _, a := range l.actors {
+		for _, e := range a.entries {
+			if e.eventID != "" {
+				entries[e.eventID] = e
+			}
+		}
+	}
+	return entries
+}
+
+// checkTokens requires that no token of an event that is closed is accepted: that is all of them, when everything has
+// settled.
+func (l *ledger) checkTokens(ctx context.Context) {
+	for _, a := range l.actors {
+		for _, e := range a.entries {
+			if e.token == "" {
+				continue
+			}
+			if res, err := a.KeepAlive(ctx, "refresh", e.token); err != nil || res.Code != http.StatusNotFound {
+				l.fault("the token of %s outlives it: %v %v", e.eventID, res, err)
+			}
+		}
+	}
+}
+
+// current returns the IDs of the events that are the current state.
+func (l *ledger) current(t *testing.T) map[string]bool {
+	t.Helper()
+	current := map[string]bool{}
+	for _, a := range l.actors {
+		for key := range actorKeys {
+			current[a.state(t, a.roomID, stateKey(key)).Get("event_id").Str] = true
+		}
+	}
+	return current
+}
+
+// check compares the ledger with what the roomserver has in the end: all events, and those that are the current state; and
+// with the timers that are left.
+func (l *ledger) check(events []roomEvent, left []expiration.Timer, current map[string]bool) {
+	byID, closings := map[string]roomEvent{}, map[string][]roomEvent{}
+	for _, e := range events {
+		byID[e.id] = e
+		if e.closes != "" && e.sent {
+			closings[e.closes] = append(closings[e.closes], e)
+		}
+	}
+	entries := l.entries()
+	l.checkEntries(entries, byID, closings)
+	l.checkEvents(events, entries, closings, current)
+	l.checkClosings(entries, byID, closings)
+	l.checkOrder(entries, closings)
+	for _, row := range left {
+		if byID[row.Event.ID].sent {
+			l.fault("%s still has a row (claimed: %t)", row.Event.ID, row.Claim != nil)
+		}
+	}
+}
+
+// checkEntries: what was answered is true.
+func (l *ledger) checkEntries(entries map[string]*entry, byID map[string]roomEvent, closings map[string][]roomEvent) {
+	for _, e := range entries {
+		// What does not expire is Dendrite's own business: it brings it after some minutes.
+		if at, ok := byID[e.eventID]; !at.sent && (e.life > 0 || !e.retried) {
+			l.fault("%s (%s) was answered and is not in its room (stored: %t)", e.eventID, e, ok)
+		}
+		if e.ended && (len(closings[e.eventID]) != 1 || closings[e.eventID][0].json.Get(`content.m\.will_expire`).Str != "ended") {
+			l.fault("%s was ended and is not", e.eventID)
+		}
+	}
+}
+
+// checkEvents: no event that runs is lost or closed twice, and no message was sent twice.
+func (l *ledger) checkEvents(
+	events []roomEvent, entries map[string]*entry, closings map[string][]roomEvent, current map[string]bool,
+) {
+	messages := map[string]string{}
+	for _, e := range events {
+		if !e.running || !e.sent {
+			continue
+		}
+		switch n := len(closings[e.id]); {
+		case n > 1:
+			l.fault("%s was closed %d times", e.id, n)
+		case n == 0 && (e.state() == "" || current[e.id]):
+			l.fault("%s runs for ever (answered: %t)", e.id, entries[e.id] != nil)
+		}
+		if e.state() == "" {
+			n := e.json.Get("room_id").Str + e.json.Get("content.n").Raw
+			// The request is forgotten with the timer.
+			if closed := closings[messages[n]]; messages[n] != "" && (len(closed) == 0 || closed[0].depth > e.depth) {
+				l.fault("%s and %s are the same message", e.id, messages[n])
+			}
+			messages[n] = e.id
+		}
+	}
+}
+
+// checkClosings: they are what was claimed, not early, copies of their originals, and over nothing newer.
+func (l *ledger) checkClosings(entries map[string]*entry, byID map[string]roomEvent, closings map[string][]roomEvent) {
+	for original, found := range closings {
+		c := found[0]
+		if claimed := l.claims[original]; claimed != "" && claimed != c.id {
+			l.fault("%s was claimed for %s and closed by %s", original, claimed, c.id)
+		}
+		want, _ := byID[original].json.Get("content").Value().(map[string]any)
+		got, _ := c.json.Get("content").Value().(map[string]any)
+		want = maps.Clone(want)
+		want["m.will_expire"], want["m.relates_to"] = got["m.will_expire"], got["m.relates_to"]
+		if fmt.Sprint(want) != fmt.Sprint(got) || c.state() != byID[original].state() {
+			l.fault("%s is not a copy of %s", c.id, original)
+		}
+		e := entries[original]
+		if e == nil {
+			continue
+		}
+		if early := e.earliest.Sub(time.UnixMilli(c.json.Get("origin_server_ts").Int())); got["m.will_expire"] == "expired" && early > time.Millisecond {
+			l.fault("%s expired %s early", original, early)
+		}
+		for _, newer := range entries {
+			if at := byID[newer.eventID]; e.key != "" && at.state() == c.state() && at.json.Get("room_id").Str == c.json.Get("room_id").Str &&
+				at.depth > byID[original].depth && at.depth < c.depth {
+				l.fault("%s was closed over %s", original, newer.eventID)
+			}
+		}
+	}
+	for original, claimed := range l.claims {
+		if len(closings[original]) == 0 {
+			l.fault("%s was claimed for %s and never closed", original, claimed)
+		}
+	}
+}
+
+// checkOrder: what ran out while the server was down was closed in the order of the deadlines, room by room.
+func (l *ledger) checkOrder(entries map[string]*entry, closings map[string][]roomEvent) {
+	for _, o := range l.overdue {
+		last, lastID := int64(0), ""
+		for _, id := range o.events {
+			if len(closings[id]) == 0 || entries[id].touched.After(o.found) {
+				continue
+			}
+			if c := closings[id][0]; c.depth < last {
+				l.fault("%s was closed before %s, whose deadline came first", id, lastID)
+			} else {
+				last, lastID = c.depth, id
+			}
+		}
+	}
+}
+
+// require fails the test if there is a fault.
+func (l *ledger) require(t *testing.T) {
+	t.Helper()
+	slices.Sort(l.faults)
+	for _, fault := range l.faults[:min(len(l.faults), 20)] {
+		t.Error(fault)
+	}
+	if len(l.faults) > 20 {
+		t.Errorf("… and %d faults more", len(l.faults)-20)
+	}
+}
+
+// visible requires that clients see all closing events in the end.
+func (l *ledger) visible(t *testing.T, events []roomEvent) {
+	t.Helper()
+	for _, a := range l.actors {
+		eventuallyWithin(t, afterCrash, "clients see all closing events of "+a.roomID, func() bool {
+			seen := map[string]bool{}
+			for _, e := range a.timeline(t, a.roomID) {
+				seen[e.Get("event_id").Str] = true
+			}
+			return !slices.ContainsFunc(events, func(e roomEvent) bool {
+				return e.closes != "" && e.json.Get("room_id").Str == a.roomID && !seen[e.id]
+			})
+		})
+	}
+}
