@@ -31,6 +31,7 @@ import (
 // Timers is what the routes need of the component.
 type Timers interface {
 	Begin(ctx context.Context, e expiration.Event, duration time.Duration, exempt bool) (*expiration.Pending, error)
+	LockRequest(ctx context.Context, request expiration.RequestHash) (unlock func(), err error)
 	Sent(ctx context.Context, request expiration.RequestHash) (eventID string, err error)
 	Token(eventID string) string
 	Running(eventID, sender string) bool

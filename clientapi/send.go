@@ -23,6 +23,9 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
+// sendTimeout is how long the send of an expiring event may take.
+const sendTimeout = time.Minute
+
 // target is where a request wants an event sent.
 type target struct {
 	roomID, eventType string
@@ -71,9 +74,19 @@ func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JS
 func (a *API) sendExpiring(
 	req *http.Request, device *userapi.Device, to target, content []byte, duration time.Duration,
 ) util.JSONResponse {
+	// What has begun is brought to its end, even if the client hangs up: it will repeat the request and must be told of
+	// the same event.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(req.Context()), sendTimeout)
+	defer cancel()
+	req = req.WithContext(ctx)
 	request := requestHash(device, to)
 	if request != nil {
-		eventID, err := a.timers.Sent(req.Context(), *request)
+		unlock, err := a.timers.LockRequest(ctx, *request)
+		if err != nil {
+			return errorResponse(req, err)
+		}
+		defer unlock()
+		eventID, err := a.timers.Sent(ctx, *request)
 		switch {
 		case err != nil:
 			return errorResponse(req, err)
@@ -96,7 +109,7 @@ func (a *API) sendExpiring(
 		},
 		After: func(_ context.Context, sent bool) { pending.Activate(sent) },
 	}
-	hooked := req.WithContext(expiration.WithHook(req.Context(), hook))
+	hooked := req.WithContext(expiration.WithHook(ctx, hook))
 	rsAPI := &restartableState{ClientRoomserverAPI: a.rsAPI, timers: a.timers, userID: device.UserID}
 	for range 2 {
 		hooked.Body = io.NopCloser(bytes.NewReader(content))
@@ -113,7 +126,7 @@ func (a *API) sendExpiring(
 		}
 		if !hook.Called && to.stateKey != nil {
 			// The same content is the current state already, and its timer was running a moment ago.
-			err = a.timers.Restart(req.Context(), eventID, duration)
+			err = a.timers.Restart(ctx, eventID, duration)
 			if errors.Is(err, expiration.ErrNotFound) {
 				continue // no longer: now Dendrite will not be shown that state, and send a new event
 			}

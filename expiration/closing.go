@@ -44,8 +44,9 @@ func (t *Timers) watch() {
 func (t *Timers) dispatch(now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if now.Sub(t.started) > retriedFor {
-		t.index.byRequest = nil
+	if now.Sub(t.forgot) > retriedFor {
+		t.index.forgetRequests()
+		t.forgot = now
 	}
 	for len(t.index.wakes) > 0 {
 		tm := t.index.wakes[0]
@@ -169,7 +170,7 @@ func (t *Timers) confirm(ctx context.Context, tm *timer) error {
 	failpoint.Pass(failpoint.AfterConfirm)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm.confirmed = true
+	tm.confirmed, tm.unsent = true, false
 	return nil
 }
 
@@ -221,11 +222,14 @@ func (t *Timers) settle(ctx context.Context, tm *timer, o Outcome, err error) er
 	if err == nil {
 		return t.closed(ctx, tm, o)
 	}
-	t.mu.Lock()
-	neverSent := !tm.confirmed && tm.claim == nil && time.Since(tm.received) > neverSentAfter
-	t.mu.Unlock()
-	if neverSent && !isFinal(err) {
-		err = &DropError{Reason: NeverSent, Cause: err}
+	if errors.Is(err, ErrUnknownEvent) {
+		t.mu.Lock()
+		tm.unknown++
+		neverSent := tm.unknown > neverSentAfter
+		t.mu.Unlock()
+		if neverSent {
+			err = &DropError{Reason: NeverSent, Cause: err}
+		}
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
 		t.gone(ctx, tm, dropped)

@@ -245,7 +245,19 @@ func (r *fakeRoomserver) input(e Event, c SignedEvent) error {
 	return nil
 }
 
+// has reports whether an event is in its room, and not only stored.
+func (r *fakeRoomserver) has(eventID string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, stored := r.stored[eventID]
+	return r.events[eventID] && !stored
+}
+
 func (r *fakeRoomserver) Resubmit(_ context.Context, e Event, c SignedEvent) error {
+	if c.EventID == e.ID {
+		r.send(e)
+		return nil
+	}
 	r.mu.Lock()
 	if s, ok := e.State(); ok && r.state[s] != e.ID && r.state[s] != c.EventID {
 		r.mu.Unlock()

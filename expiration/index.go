@@ -2,6 +2,7 @@ package expiration
 
 import (
 	"container/heap"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -26,6 +27,10 @@ type timer struct {
 	unsure bool
 	// confirmed is set when the roomserver has said that the event is in its room, since the process started.
 	confirmed bool
+	// unsent is set when the roomserver has failed to take the event, until it turns out that it has it.
+	unsent bool
+	// unknown counts how many times in a row the roomserver has said that it does not know the event.
+	unknown int
 	// pending is set until the roomserver has answered: the event may not be in its room yet.
 	pending bool
 	// gone is set when the timer is out of the index, but for index.left.
@@ -49,7 +54,8 @@ type index struct {
 	byEvent map[string]*timer
 	byState map[StateKey][]*timer
 	byUser  map[string]map[*timer]struct{}
-	// byRequest has the timers of an earlier process only, gone or not, until clients have given up to repeat requests.
+	// byRequest has the timers, gone or not, of requests of which Dendrite's memory does not know what came of them: those
+	// of earlier processes, and those that failed.
 	byRequest map[RequestHash]*timer
 	// left has the timers that are gone and whose rows could not be deleted.
 	left  map[*timer]struct{}
@@ -115,6 +121,11 @@ func (x *index) refuse(tm *timer, until time.Time) {
 func (x *index) forget(tm *timer) {
 	tm.refused = false
 	delete(x.byToken, tm.hash)
+}
+
+// forgetRequests forgets the requests whose timers are gone.
+func (x *index) forgetRequests() {
+	maps.DeleteFunc(x.byRequest, func(_ RequestHash, tm *timer) bool { return tm.gone })
 }
 
 // schedule makes the scheduler look at the timer at wake.

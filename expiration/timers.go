@@ -41,12 +41,15 @@ const (
 	// refusedFor is how long the token of a sender who is gone is told so at /end, before it is a token like any unknown
 	// one.
 	refusedFor = 5 * time.Minute
-	// retriedFor is how long after the start the requests of earlier processes are known. Dendrite itself remembers for as
-	// long those of its own.
+	// retriedFor is how long at least a request is known whose timer is gone; Dendrite itself knows those that went well for
+	// as long.
 	retriedFor = 30 * time.Minute
-	// neverSentAfter is how long the roomserver's queue can hold an event that was handed over and then forgotten by a
-	// crash: Dendrite's input stream keeps messages for a day.
-	neverSentAfter = 25 * time.Hour
+	// neverSentAfter is how many times in a row the roomserver can say that it does not know an event. With lastPause
+	// between them it is more than an hour, in which the roomserver's queue brings what a crash has left in it: Dendrite
+	// waits some five minutes for that.
+	neverSentAfter = 125
+	// unsentFactor times as many timers as may be running can a user have whose events the roomserver has failed to take.
+	unsentFactor = 10
 )
 
 // Timers is the component. See the package comment for what it guarantees.
@@ -60,17 +63,18 @@ type Timers struct {
 
 	closings *keyedLocks[string] // by event ID
 	states   *keyedLocks[StateKey]
+	requests *keyedLocks[RequestHash]
 	lanes    *lanes
 
 	wakeup  chan struct{} // of capacity 1: the first wake has come nearer
 	ctx     context.Context
 	stop    context.CancelFunc
-	started time.Time
 	workers sync.WaitGroup // started by Start, ended by Stop
 	watcher sync.WaitGroup // likewise
 
-	mu    sync.Mutex // guards index and the timers in it, as it says there
-	index index
+	mu     sync.Mutex // guards what follows, and the timers in index, as it says there
+	index  index
+	forgot time.Time // when requests were forgotten last
 }
 
 // New returns the component. It does nothing before Start.
@@ -80,6 +84,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		log:      logrus.WithField("component", "expiration"),
 		closings: newKeyedLocks[string](),
 		states:   newKeyedLocks[StateKey](),
+		requests: newKeyedLocks[RequestHash](),
 		lanes:    newLanes(),
 		wakeup:   make(chan struct{}, 1),
 		index:    newIndex(),
@@ -99,7 +104,7 @@ func (t *Timers) Collectors() []prometheus.Collector { return t.metrics.collecto
 // called or ctx is done. It must return before events are sent or tokens used.
 func (t *Timers) Start(ctx context.Context) error {
 	now := time.Now()
-	t.started = now
+	t.forgot = now
 	var claimed []*timer
 	t.mu.Lock()
 	err := t.store.Timers(ctx, func(row Timer) error {
@@ -109,7 +114,7 @@ func (t *Timers) Start(ctx context.Context) error {
 			tm.due = earliest
 		}
 		t.index.add(tm)
-		if row.Event.Request != nil && now.Sub(row.Received) < retriedFor {
+		if row.Event.Request != nil {
 			t.index.byRequest[row.Event.Request.Hash] = tm
 		}
 		if tm.claim != nil {
@@ -173,13 +178,15 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 
 // Pending is a timer whose event is on its way into the room.
 type Pending struct {
-	t  *Timers
-	tm *timer
+	t       *Timers
+	tm      *timer
+	request *RequestHash // nil if the request cannot be repeated
 }
 
 // Begin stores the timer of an event that is about to be given to the roomserver. The deadline is the given duration,
 // which must be positive, from now. The limit of running timers does not hold for exempt users; for others the error is
-// a *LimitError when it is reached. A timer that the new event replaces does not count.
+// a *LimitError when it is reached. A timer that the new event replaces does not count, nor does, within bounds, one whose
+// event the roomserver has failed to take: most likely it never runs.
 func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exempt bool) (*Pending, error) {
 	now := time.Now()
 	row := Timer{
@@ -209,28 +216,37 @@ func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exe
 		return nil, fmt.Errorf("storing the timer of %s: %w", e.ID, err)
 	}
 	failpoint.Pass(failpoint.AfterInsert)
-	return &Pending{t: t, tm: tm}, nil
+	p := &Pending{t: t, tm: tm}
+	if e.Request != nil {
+		p.request = &e.Request.Hash
+	}
+	return p, nil
 }
 
 // overLimit returns an error if the event's sender may not have another timer. Timers.mu is held.
 func (t *Timers) overLimit(e Event, now time.Time) error {
 	timers := t.index.byUser[e.Sender]
-	running := len(timers)
-	if s, ok := e.State(); ok {
-		for _, replaced := range t.index.byState[s] {
-			if replaced.event.Sender == e.Sender {
-				running--
-			}
-		}
-	}
-	if running < t.cfg.MaxRunningPerUser {
+	if len(timers) < t.cfg.MaxRunningPerUser {
 		return nil
 	}
-	var first time.Time
+	s, isState := e.State()
+	var (
+		running, unsent int
+		first           time.Time
+	)
 	for tm := range timers {
+		switch other, ok := tm.event.State(); {
+		case tm.unsent:
+			unsent++
+		case !isState || !ok || s != other:
+			running++
+		}
 		if first.IsZero() || tm.due.Before(first) {
 			first = tm.due
 		}
+	}
+	if running < t.cfg.MaxRunningPerUser && unsent < unsentFactor*t.cfg.MaxRunningPerUser {
+		return nil
 	}
 	return &LimitError{RetryAfter: max(first.Sub(now), 0)}
 }
@@ -240,16 +256,25 @@ func (t *Timers) overLimit(e Event, now time.Time) error {
 func (p *Pending) Activate(sent bool) {
 	p.t.mu.Lock()
 	defer p.t.mu.Unlock()
-	p.tm.confirmed = sent
+	p.tm.confirmed, p.tm.unsent = sent, !sent
 	p.tm.pending = false
+	if !sent && p.request != nil {
+		p.t.index.byRequest[*p.request] = p.tm
+	}
 	if !p.tm.gone { // the stream can be faster than the roomserver's answer
 		p.t.index.schedule(p.tm, p.tm.due)
 		p.t.notify()
 	}
 }
 
-// Sent returns the ID of the event that an earlier process accepted from a request which is repeated now, or "" if there is
-// none. The event is in its room then, even if the crash came before it was.
+// LockRequest waits until no other request with this hash is being dealt with, and returns the function that lets the next
+// one in. What a client repeats because it was impatient must find what came of it the first time.
+func (t *Timers) LockRequest(ctx context.Context, request RequestHash) (unlock func(), err error) {
+	return t.requests.lock(ctx, request)
+}
+
+// Sent returns the ID of the event that was accepted from a request which is repeated now, by an earlier process, or by this
+// one if the roomserver failed to take it; or "" if there is none. The event is in its room then, even if it was not before.
 func (t *Timers) Sent(ctx context.Context, request RequestHash) (eventID string, err error) {
 	t.mu.Lock()
 	tm := t.index.byRequest[request]
@@ -276,7 +301,13 @@ func (t *Timers) sendAgain(ctx context.Context, tm *timer) error {
 	if err != nil {
 		return err
 	}
-	return t.roomserver.Resubmit(ctx, tm.event, row.Event.Request.Signed)
+	if err = t.roomserver.Resubmit(ctx, tm.event, row.Event.Request.Signed); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm.confirmed, tm.unsent = true, false
+	return nil
 }
 
 // Running reports whether there is a running timer for an event of this sender.

@@ -479,7 +479,7 @@ func TestEventThatNeverCame(t *testing.T) {
 		w.roomserver.send(late)
 		time.Sleep(time.Minute)
 		w.wantClosings(late)
-		time.Sleep(neverSentAfter)
+		time.Sleep(neverSentAfter * lastPause)
 		require.Zero(t, w.store.len())
 		w.wantClosings(late)
 	})
@@ -648,4 +648,69 @@ func TestDropErrorSaysWhy(t *testing.T) {
 	require.Contains(t, err.Error(), "forbidden")
 	require.True(t, isFinal(err))
 	require.False(t, isFinal(errors.New("x")))
+}
+
+// A client that repeats a message after a crash, whatever had become of it, is told of the same event.
+func TestRepeatedRequest(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		begin := func(n byte) Event {
+			e := Event{ID: fmt.Sprintf("$event%d", n), RoomID: "!room", Type: "m", Sender: "@alice:example.org"}
+			sent := e
+			sent.Request = &Request{Hash: RequestHash{n}, Signed: SignedEvent{EventID: e.ID, PDU: []byte(e.ID)}}
+			_, err := w.Begin(t.Context(), sent, time.Minute, false)
+			require.NoError(t, err)
+			return e
+		}
+		queued, stored, sent := begin(1), begin(2), begin(3)
+		w.roomserver.store(stored)
+		w.roomserver.send(sent)
+		w.restart(time.Second)
+		for n, e := range map[byte]Event{1: queued, 2: stored, 3: sent} {
+			for range 2 {
+				eventID, err := w.Sent(t.Context(), RequestHash{n})
+				require.NoError(t, err)
+				require.Equal(t, e.ID, eventID)
+				require.True(t, w.roomserver.has(e.ID), "it was answered and is not in its room")
+			}
+		}
+		eventID, err := w.Sent(t.Context(), RequestHash{4})
+		require.NoError(t, err)
+		require.Empty(t, eventID)
+
+		// Closed or not, until the client has given up; and then it is forgotten.
+		require.NoError(t, w.End(t.Context(), w.hash(sent)))
+		eventID, err = w.Sent(t.Context(), RequestHash{3})
+		require.NoError(t, err)
+		require.Equal(t, sent.ID, eventID)
+		time.Sleep(2 * retriedFor)
+		require.Empty(t, w.index.byRequest)
+	})
+}
+
+// What the roomserver fails to take is not held against the user, and is the same event when the client tries again.
+func TestRoomserverFailsToTakeEvents(t *testing.T) {
+	inWorld(t, Config{MaxRunningPerUser: 2}, func(t *testing.T, w *world) {
+		refused := func(n int) error {
+			e := Event{
+				ID: fmt.Sprintf("$event%d", n), RoomID: "!room", Type: "m", Sender: "@alice:example.org",
+				Request: &Request{Hash: RequestHash{byte(n)}, Signed: SignedEvent{EventID: fmt.Sprintf("$event%d", n)}},
+			}
+			p, err := w.Begin(t.Context(), e, time.Second, false)
+			if err == nil {
+				p.Activate(false)
+			}
+			return err
+		}
+		for n := range 2 * unsentFactor {
+			require.NoError(t, refused(n))
+		}
+		require.Error(t, refused(100), "there is a bound all the same")
+		eventID, err := w.Sent(t.Context(), RequestHash{0})
+		require.NoError(t, err)
+		require.Equal(t, "$event0", eventID)
+		require.True(t, w.roomserver.has(eventID))
+		time.Sleep(neverSentAfter * lastPause)
+		require.Zero(t, w.store.len())
+		require.Len(t, w.roomserver.closings(), 1)
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -55,6 +56,8 @@ type Config struct {
 	Postgres string
 	// Expiration is the section expiration of dendrite.yaml, but for the database; nil leaves it out.
 	Expiration map[string]any
+	// ExpirationDatabase is the connection string of a database for the timers alone; "" leaves it to the defaults.
+	ExpirationDatabase string
 	// AppServices are the paths of registration files.
 	AppServices []string
 	// TraceHTTP makes Dendrite log whole requests.
@@ -165,8 +168,15 @@ func (s *Server) Configure(cfg Config) error {
 	if cfg.Postgres != "" {
 		root["global"].(m)["database"] = m{"connection_string": cfg.Postgres, "max_open_conns": 40, "max_idle_conns": 5}
 	}
-	if cfg.Expiration != nil {
-		root["expiration"] = cfg.Expiration
+	expiration := maps.Clone(cfg.Expiration)
+	if cfg.ExpirationDatabase != "" {
+		if expiration == nil {
+			expiration = m{}
+		}
+		expiration["database"] = m{"connection_string": cfg.ExpirationDatabase}
+	}
+	if expiration != nil {
+		root["expiration"] = expiration
 	}
 	data, err := yaml.Marshal(root)
 	if err != nil {

@@ -40,6 +40,9 @@ const (
 
 func stateKey(n int) string { return fmt.Sprint("key", n) }
 
+// noAnswer stands for the status of an answer that did not come.
+const noAnswer = 0
+
 // errNoAnswer: the server is gone, or has a fault.
 var errNoAnswer = errors.New("no answer")
 
@@ -59,14 +62,22 @@ func (a *actor) act(ctx context.Context) {
 	}
 }
 
+// actOn is act for a server that goes away and comes back.
+func (a *actor) actOn(ctx context.Context) {
+	for ctx.Err() == nil {
+		a.act(ctx)
+		_ = a.pause(ctx)
+	}
+}
+
 // step makes one request.
 func (a *actor) step(ctx context.Context) error {
 	if a.unanswered != nil {
 		return a.send(ctx, a.unanswered)
 	}
 	choice := a.random.IntN(10)
-	if len(a.live) == 0 || choice < 4 && len(a.live) < actorLimit {
-		return a.send(ctx, a.newEntry(choice < 2, choice != 3))
+	if len(a.live) == 0 || choice < 5 && len(a.live) < actorLimit {
+		return a.send(ctx, a.newEntry(choice < 2, choice < 4))
 	}
 	// Half of the events are left alone.
 	e := a.live[a.random.IntN(len(a.live))]
@@ -203,6 +214,7 @@ func (a *actor) request(ctx context.Context, method, path string, body JSON) (ho
 	}
 	res, err := client.Do(ctx, method, path, body)
 	if err != nil {
+		a.answers[noAnswer]++
 		return res, errNoAnswer
 	}
 	a.answers[res.Code]++

@@ -17,12 +17,12 @@ import (
 )
 
 var (
-	crashes = flag.Int("crashes", 120, "how many times TestCrashes crashes each of its servers")
+	crashes = flag.Int("crashes", 110, "how many times TestCrashes crashes each of its servers")
 	seed    = flag.Uint64("seed", 1, "what the random choices of TestCrashes are made from")
 )
 
 // roundTime is how long a server may live that does not come to the place where it is to crash.
-const roundTime = 2 * time.Second
+const roundTime = 3 * time.Second
 
 // crashPoints are the places where TestCrashes kills the server.
 var crashPoints = []failpoint.Point{
@@ -76,9 +76,12 @@ func TestCrashes(t *testing.T) {
 // reports whether it was the place.
 func (s *server) crashAt(t *testing.T, l *ledger, point failpoint.Point, random *rand.Rand) bool {
 	t.Helper()
-	times := 1 + random.IntN(12)
-	if point == failpoint.AfterLoad || point == failpoint.BeforeResubmit {
+	times := 1 + random.IntN(8)
+	switch point {
+	case failpoint.AfterLoad, failpoint.BeforeResubmit: // once in a process, or not often
 		times = 1
+	case failpoint.BeforeDrop, failpoint.BeforeRefresh, failpoint.AfterRefresh: // not often either
+		times = 1 + random.IntN(2)
 	}
 	line := fmt.Sprintf("%s kill %d", point, times)
 	if point == failpoint.BeforeInput { // somewhere in the roomserver

@@ -112,8 +112,11 @@ func (s *server) events(t *testing.T) (events []roomEvent) {
 // database calls f with the means to open one of the databases of a server that does not run.
 func (s *server) database(t *testing.T, name string, f func(*sqlutil.Connections, *config.DatabaseOptions)) {
 	t.Helper()
-	dsn := s.postgres
-	if dsn == "" {
+	dsn := s.cfg.Postgres
+	switch {
+	case name == "expiration" && s.cfg.ExpirationDatabase != "":
+		dsn = s.cfg.ExpirationDatabase
+	case dsn == "":
 		dsn = "file:" + filepath.Join(s.Dir, "dendrite_"+name+".db")
 	}
 	processCtx := process.NewProcessContext()

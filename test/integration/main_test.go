@@ -91,10 +91,10 @@ func onEachDatabase(t *testing.T, expiration map[string]any, test func(t *testin
 // server is a running homeserver, with assertions.
 type server struct {
 	*homeserver.Server
-	postgres string // the connection string, or "" for SQLite
-	mu       sync.Mutex
-	tokens   []string // all that were issued
-	users    int
+	cfg    homeserver.Config
+	mu     sync.Mutex
+	tokens []string // all that were issued
+	users  int
 }
 
 // start starts a homeserver for one test. When the test ends, it is stopped, and everything that it wrote is searched for
@@ -108,7 +108,7 @@ func startBinary(t *testing.T, binary string, cfg homeserver.Config) *server {
 	t.Helper()
 	hs, err := homeserver.New(binary, t.TempDir(), cfg)
 	require.NoError(t, err)
-	s := &server{Server: hs, postgres: cfg.Postgres}
+	s := &server{Server: hs, cfg: cfg}
 	require.NoError(t, s.Start(t.Context()))
 	t.Cleanup(func() {
 		metrics, err := s.Anonymous().Do(context.Background(), http.MethodGet, "/metrics", nil)

@@ -7,12 +7,10 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
 // metric returns the sum of a metric over the given labels, or 0 if it has none yet.
@@ -81,44 +79,4 @@ func TestMetrics(t *testing.T) {
 			require.NotContains(t, line, "expiration/refresh", "a line for each keep-alive")
 		}
 	}
-}
-
-// The database goes away and comes back: no false promise, nothing lost, nobody has to do anything.
-func TestDatabaseOutage(t *testing.T) {
-	postgres.Shared(t)                          // is there one at all?
-	cluster, err := postgres.Start(t.Context()) // of its own: other tests go on
-	require.NoError(t, err)
-	t.Cleanup(cluster.Stop)
-	dsn, err := cluster.NewDatabase(t.Context())
-	require.NoError(t, err)
-	s := start(t, homeserver.Config{Postgres: dsn})
-	alice := s.newUser(t)
-	roomID := s.room(t, alice)
-	health := func() homeserver.Response {
-		res, err := s.Anonymous().Do(t.Context(), http.MethodGet, "/_dendrite/monitor/health", nil)
-		require.NoError(t, err)
-		return res
-	}
-	require.Equal(t, http.StatusOK, health().Code)
-	expiring, held := alice.sendState(t, roomID, "expiring", 3, nil), alice.sendState(t, roomID, "held", 600, nil)
-	// Dendrite's own consumers panic if the database goes while they write.
-	alice.event(t, roomID, held.eventID)
-
-	cluster.Pause()
-	res := health()
-	require.Equal(t, http.StatusServiceUnavailable, res.Code)
-	require.Contains(t, res.Get("warnings").Raw, "expiration: cannot reach the database")
-	for _, method := range []string{"refresh", "end"} {
-		code, _ := s.keepAlive(t, method, held.token)
-		require.GreaterOrEqual(t, code, 500, "a false promise")
-	}
-	<-time.After(4 * time.Second) // the deadline passes meanwhile
-	require.NoError(t, cluster.Resume(t.Context()))
-
-	eventually(t, "health", func() bool { return health().Code == http.StatusOK })
-	s.refreshed(t, held.token)
-	alice.follow(t, roomID).awaitClosing(t, expiring.eventID, "expired")
-	require.Len(t, alice.closings(t, roomID, expiring.eventID), 1)
-	code, errcode := s.keepAlive(t, "end", held.token)
-	require.Equal(t, http.StatusOK, code, errcode)
 }

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +31,7 @@ func TestSending(t *testing.T) {
 		t.Run("ContentIsUntouched", func(t *testing.T) { testContent(t, alice, roomID) })
 		t.Run("Guests", func(t *testing.T) { testGuests(t, s, alice) })
 		t.Run("RetriedMessage", func(t *testing.T) { testRetriedMessage(t, s, alice, roomID) })
+		t.Run("ImpatientClient", func(t *testing.T) { testImpatientClient(t, alice, roomID) })
 		t.Run("RepeatedState", func(t *testing.T) { testRepeatedState(t, s, alice, roomID) })
 		t.Run("NobodyGetsTheTokenOfAnother", func(t *testing.T) { testTokenOfAnother(t, s, alice, bob, roomID) })
 		t.Run("RefusedLikeStock", func(t *testing.T) { testRefused(t, s, alice, bob, roomID) })
@@ -178,6 +181,31 @@ func testRetriedMessage(t *testing.T, s *server, alice *user, roomID string) {
 	require.Equal(t, first, sentBy(t, alice.must(t, http.MethodPut, path, body)), "also when it is over")
 	s.refused(t, first.token)
 	require.Len(t, alice.closings(t, roomID, first.eventID), 1)
+}
+
+// A client that hangs up and tries again, or does not wait at all, sends one message.
+func testImpatientClient(t *testing.T, alice *user, roomID string) {
+	for round := range 5 {
+		path, body := homeserver.SendPath(roomID, "m.room.message"), JSON{"m.will_expire": 600, "impatient": round}
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(4*i)*time.Millisecond)
+				defer cancel()
+				_, _ = alice.Do(ctx, http.MethodPut, path, body)
+			})
+		}
+		sent := sentBy(t, alice.must(t, http.MethodPut, path, body))
+		wg.Wait()
+		require.Equal(t, sent, sentBy(t, alice.must(t, http.MethodPut, path, body)))
+		var found []string
+		for _, e := range alice.timeline(t, roomID) {
+			if n := e.Get("content.impatient"); n.Exists() && int(n.Int()) == round {
+				found = append(found, e.Get("event_id").Str)
+			}
+		}
+		require.Equal(t, []string{sent.eventID}, found)
+	}
 }
 
 func testRepeatedState(t *testing.T, s *server, alice *user, roomID string) {

@@ -1,0 +1,205 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
+)
+
+// What the server needs is away for a while: nobody gets a false promise, nothing is lost, and everything goes on by itself.
+
+const (
+	// actorsBefore is how long the actors of an outage act before it.
+	actorsBefore = 3 * time.Second
+	// outageTime is longer than most events of actors live.
+	outageTime = 4 * time.Second
+)
+
+// outage lets random clients act while something is away, and verifies all that they were promised.
+func (s *server) outage(t *testing.T, begin, end func()) {
+	t.Helper()
+	l := newLedger()
+	for range 3 {
+		l.newActor(t, s, *seed)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for _, a := range l.actors {
+		wg.Go(func() { a.actOn(ctx) })
+	}
+	wg.Go(func() { s.supervise(ctx) })
+	<-time.After(actorsBefore)
+	begin()
+	<-time.After(outageTime)
+	end()
+	<-time.After(actorsBefore)
+	cancel()
+	wg.Wait()
+	s.revive(t)
+	faults := 0
+	for _, a := range l.actors {
+		faults += a.answers[http.StatusInternalServerError] + a.answers[noAnswer]
+	}
+	require.NotZero(t, faults, "there was no outage")
+	l.verify(t, s)
+}
+
+// supervise starts the server again when it has ended, as systemd does: Dendrite's own components end the process when a
+// database fails in the middle of a write. When the context ends, it returns.
+func (s *server) supervise(ctx context.Context) {
+	for {
+		select {
+		case <-s.Ended():
+			_ = s.Start(ctx) // again, if the database is not back yet
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// revive starts the server if it has ended.
+func (s *server) revive(t *testing.T) {
+	t.Helper()
+	select {
+	case <-s.Ended():
+		require.NoError(t, s.Start(t.Context()))
+	default:
+	}
+}
+
+func TestPostgreSQLIsAway(t *testing.T) {
+	cluster, dsn := ownCluster(t)
+	s := start(t, homeserver.Config{Postgres: dsn, Expiration: unlimited})
+	s.outage(t, cluster.Pause, func() { require.NoError(t, cluster.Resume(t.Context())) })
+}
+
+// ownCluster starts a PostgreSQL server for one test: those of other tests go on.
+func ownCluster(t *testing.T) (*postgres.Cluster, string) {
+	t.Helper()
+	postgres.Shared(t) // is there one at all?
+	cluster, err := postgres.Start(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(cluster.Stop)
+	dsn, err := cluster.NewDatabase(t.Context())
+	require.NoError(t, err)
+	return cluster, dsn
+}
+
+func TestDiskIsFull(t *testing.T) {
+	dir := t.TempDir()
+	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m")
+	if errors.Is(err, syscall.EPERM) && os.Getenv("CI") == "" {
+		t.Skip("NOT TESTED WITH A FULL DISK: only root can mount a small one")
+	}
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, syscall.Unmount(dir, 0)) })
+	s := start(t, homeserver.Config{
+		ExpirationDatabase: "file:" + filepath.Join(dir, "dendrite_expiration.db"), Expiration: unlimited,
+	})
+	ballast := filepath.Join(dir, "ballast")
+	s.outage(t, func() {
+		f, err := os.Create(ballast)
+		require.NoError(t, err)
+		for block := make([]byte, 4096); err == nil; {
+			_, err = f.Write(block)
+		}
+		require.ErrorIs(t, err, syscall.ENOSPC)
+		_ = f.Close() // its data may not fit either
+	}, func() { require.NoError(t, os.Remove(ballast)) })
+}
+
+func TestRoomserverRefuses(t *testing.T) {
+	for _, db := range databases {
+		t.Run(db.name, func(t *testing.T) {
+			t.Parallel()
+			s := startWithFailpoints(t, homeserver.Config{Postgres: db.open(t), Expiration: unlimited})
+			s.outage(t,
+				func() { require.NoError(t, s.Failpoints(string(failpoint.BeforeInput)+" fail")) },
+				func() { require.NoError(t, s.Failpoints()) })
+		})
+	}
+}
+
+// The consumer of the output stream is far behind. What happens through other doors than a send is known by it alone; until
+// it comes, tokens may be accepted, and nothing may be closed that must not be.
+func TestStreamIsBehind(t *testing.T) {
+	for _, db := range databases {
+		t.Run(db.name, func(t *testing.T) {
+			t.Parallel()
+			s := startWithFailpoints(t, homeserver.Config{Postgres: db.open(t), Expiration: unlimited})
+			alice, bob := s.newUser(t), s.newUser(t)
+			roomID := s.room(t, alice, bob)
+			require.NoError(t, s.Failpoints(string(failpoint.Stream)+" hold"))
+			var dead []sent
+			for _, life := range []int{briefly, 600} {
+				redacted := alice.sendMessage(t, roomID, life)
+				alice.must(t, http.MethodPut, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/redact/"+
+					url.PathEscape(redacted.eventID)+"/"+redacted.eventID[1:9], JSON{})
+				carol := s.newUser(t)
+				require.NoError(t, carol.Join(t.Context(), roomID))
+				kicked := carol.sendState(t, roomID, carol.UserID, life, nil)
+				alice.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+roomID+"/kick", JSON{"user_id": carol.UserID})
+				dead = append(dead, redacted, kicked)
+			}
+			replaced := alice.sendState(t, roomID, "x", briefly, nil)
+			bob.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "x"), JSON{"new": true})
+			s.refused(t, replaced.token) // the stream is not needed for it
+
+			control := bob.sendMessage(t, roomID, briefly)
+			bob.follow(t, roomID).awaitClosing(t, control.eventID, "expired")
+			for _, sent := range append(dead, replaced) {
+				require.Empty(t, bob.closings(t, roomID, sent.eventID))
+			}
+			require.NoError(t, s.Failpoints())
+			gone(t, s, bob, roomID, dead...)
+		})
+	}
+}
+
+// The same in slow motion: what each request is answered while the database is away.
+func TestDatabaseOutage(t *testing.T) {
+	cluster, dsn := ownCluster(t)
+	s := start(t, homeserver.Config{Postgres: dsn})
+	alice := s.newUser(t)
+	roomID := s.room(t, alice)
+	health := func() homeserver.Response {
+		res, err := s.Anonymous().Do(t.Context(), http.MethodGet, "/_dendrite/monitor/health", nil)
+		require.NoError(t, err)
+		return res
+	}
+	require.Equal(t, http.StatusOK, health().Code)
+	expiring, held := alice.sendState(t, roomID, "expiring", 3, nil), alice.sendState(t, roomID, "held", 600, nil)
+	// Dendrite's own consumers panic if the database goes while they write.
+	alice.event(t, roomID, held.eventID)
+
+	cluster.Pause()
+	res := health()
+	require.Equal(t, http.StatusServiceUnavailable, res.Code)
+	require.Contains(t, res.Get("warnings").Raw, "expiration: cannot reach the database")
+	for _, method := range []string{"refresh", "end"} {
+		code, _ := s.keepAlive(t, method, held.token)
+		require.GreaterOrEqual(t, code, 500, "a false promise")
+	}
+	<-time.After(4 * time.Second) // the deadline passes meanwhile
+	require.NoError(t, cluster.Resume(t.Context()))
+
+	eventually(t, "health", func() bool { return health().Code == http.StatusOK })
+	s.refreshed(t, held.token)
+	alice.follow(t, roomID).awaitClosing(t, expiring.eventID, "expired")
+	require.Len(t, alice.closings(t, roomID, expiring.eventID), 1)
+	code, errcode := s.keepAlive(t, "end", held.token)
+	require.Equal(t, http.StatusOK, code, errcode)
+}
