@@ -12,7 +12,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// errNotDue: the timer was refreshed while its closing event was being built.
+// errNotDue: the timer was refreshed since its closing event began to be built, or before.
 var errNotDue = errors.New("the timer was refreshed")
 
 // errClaimFailed: the row was not as it was seen, or nobody knows.
@@ -131,7 +131,7 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 		return err
 	}
 	t.mu.Lock()
-	gone, claim, notDue := tm.gone, tm.claim, tm.due.After(time.Now())
+	gone, claim, notDue, passed := tm.gone, tm.claim, tm.due.After(time.Now()), tm.deadline
 	t.mu.Unlock()
 	if !gone && claim == nil && (o != Expired || !notDue) {
 		if err = t.confirm(ctx, tm); err != nil {
@@ -149,7 +149,7 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 		err = errNotDue
 	default:
 		err = t.roomserver.Close(ctx, tm.event, o, func(ctx context.Context, c SignedEvent) error {
-			return t.claim(ctx, tm, Claim{Outcome: o, Closing: c})
+			return t.claim(ctx, tm, passed, Claim{Outcome: o, Closing: c})
 		})
 	}
 	return t.settle(ctx, tm, o, err)
@@ -174,13 +174,15 @@ func (t *Timers) confirm(ctx context.Context, tm *timer) error {
 	return nil
 }
 
-// claim writes into the timer's row how it ends, if it is still due.
-func (t *Timers) claim(ctx context.Context, tm *timer, c Claim) error {
+// claim writes into the timer's row how it ends. To be expired, the timer must have the deadline that had passed when the
+// closing event began to be built: if it was refreshed since, the event bears a time at which it was not due, even if the
+// new deadline has passed as well by now.
+func (t *Timers) claim(ctx context.Context, tm *timer, passed time.Time, c Claim) error {
 	tm.row.Lock()
 	defer tm.row.Unlock()
 	t.mu.Lock()
 	running, deadline := tm.running(), tm.deadline
-	notDue := c.Outcome == Expired && tm.due.After(time.Now())
+	notDue := c.Outcome == Expired && (tm.due.After(time.Now()) || !deadline.Equal(passed))
 	t.mu.Unlock()
 	switch {
 	case !running:
@@ -288,7 +290,7 @@ func (t *Timers) again(tm *timer, err error) {
 		t.mu.Unlock()
 		return
 	}
-	if tm.running() && !tm.unsure && tm.due.After(time.Now()) {
+	if tm.running() && !tm.unsure && (tm.due.After(time.Now()) || errors.Is(err, errNotDue)) {
 		tm.failures = 0
 		t.index.schedule(tm, tm.due)
 		t.mu.Unlock()

@@ -185,6 +185,24 @@ func TestRefreshWinsWhileTheClosingEventIsBuilt(t *testing.T) {
 	})
 }
 
+// A closing event that was begun before a refresh bears a time at which the timer was not due: it must not be sent, even if
+// building it took so long that the new deadline has passed as well.
+func TestNothingBuiltBeforeARefreshIsSent(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: takes(15 * time.Second)})
+		e := w.message("!room", 10*time.Second)
+		time.Sleep(11 * time.Second)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "the new deadline is 21 s after the beginning")
+		time.Sleep(15 * time.Second)
+		w.wantClosings()
+		time.Sleep(14*time.Second - time.Nanosecond)
+		w.wantClosings()
+		time.Sleep(time.Nanosecond)
+		w.wantClosings(e)
+		require.Equal(t, 2, w.roomserver.attempts())
+	})
+}
+
 func TestRefreshLosesAgainstAClaim(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{afterClaim: takes(time.Second)})
