@@ -3,6 +3,7 @@ module github.com/matrix-org/dendrite/setup/mscs/msc4140
 go 1.26.0
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/getsentry/sentry-go v0.14.0
 	github.com/gofrs/flock v0.13.1
 	github.com/gorilla/mux v1.8.0
