@@ -17,10 +17,12 @@ require (
 	github.com/sirupsen/logrus v1.9.3
 	github.com/stretchr/testify v1.12.1
 	github.com/tidwall/gjson v1.19.0
+	go.uber.org/goleak v1.3.0
 	golang.org/x/term v0.47.0
 	golang.org/x/time v0.10.0
 	gopkg.in/yaml.v2 v2.4.0
 	maunium.net/go/mautrix v0.30.0
+	pgregory.net/rapid v1.3.0
 )
 
 require (

@@ -115,13 +115,23 @@ func (s *memoryStore) len() int {
 	return len(s.rows)
 }
 
+// has reports whether there is a row for an event.
+func (s *memoryStore) has(eventID string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.rows[eventID]
+	return ok
+}
+
 // fakeRoomserver has rooms whose state is set by the test and by closing events.
 type fakeRoomserver struct {
 	mu     sync.Mutex
-	state  map[StateKey]string // current event IDs
-	events map[string]bool     // all that are known
-	stored map[string]Event    // those that a crash has left stored and not sent
-	log    []closing           // in the order in which the rooms got them
+	state  map[StateKey]string   // current event IDs
+	events map[string]bool       // all that are known
+	stored map[string]stored     // those that a crash has left stored and not sent
+	never  map[string]DropReason // why there will be no closing event, by event ID
+	log    []closing             // in the order in which the rooms got them
+	begun  map[string]time.Time  // when the building of a closing event began, by its ID
 	built  int
 
 	hooks hooks
@@ -167,30 +177,53 @@ func fails(Event) error { return errFault }
 // closing is a closing event that a room has got.
 type closing struct {
 	eventID, closes, roomID string
+	outcome                 Outcome
+	over                    string // the current state before it, if it is state
+	built                   time.Time
 	at                      time.Time
 }
 
+// stored is an event that is stored and not sent, and what was the current state when it was built.
+type stored struct {
+	event Event
+	over  string
+}
+
 func newFakeRoomserver() *fakeRoomserver {
-	return &fakeRoomserver{state: map[StateKey]string{}, events: map[string]bool{}, stored: map[string]Event{}}
+	return &fakeRoomserver{
+		state: map[StateKey]string{}, events: map[string]bool{}, stored: map[string]stored{},
+		never: map[string]DropReason{}, begun: map[string]time.Time{},
+	}
+}
+
+// refuse makes the roomserver accept no closing event for an event any more.
+func (r *fakeRoomserver) refuse(eventID string, reason DropReason) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.never[eventID] = reason
 }
 
 // store makes an event known as one is that a crash has left half done.
 func (r *fakeRoomserver) store(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.events[e.ID], r.stored[e.ID] = true, e
+	r.events[e.ID] = true
+	s, _ := e.State()
+	r.stored[e.ID] = stored{e, r.state[s]}
 }
 
 func (r *fakeRoomserver) Confirm(_ context.Context, e Event) error {
 	r.mu.Lock()
-	_, stored := r.stored[e.ID]
+	half, stored := r.stored[e.ID]
 	known := r.events[e.ID]
 	delete(r.stored, e.ID)
+	s, _ := e.State()
+	newer := r.state[s] != half.over
 	r.mu.Unlock()
 	switch {
 	case !known:
 		return ErrUnknownEvent
-	case stored:
+	case stored && !newer:
 		r.send(e)
 	}
 	return nil
@@ -207,16 +240,21 @@ func (r *fakeRoomserver) send(e Event) {
 }
 
 func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, claim func(context.Context, SignedEvent) error) error {
+	begun := time.Now()
 	if err := r.call(func(h hooks) func(Event) error { return h.beforeClaim }, e); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	s, isState := e.State()
+	never := r.never[e.ID]
 	known, current := r.events[e.ID], !isState || r.state[s] == e.ID
 	r.built++
 	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: []byte(o)}
+	r.begun[c.EventID] = begun
 	r.mu.Unlock()
 	switch {
+	case never != "":
+		return &DropError{Reason: never}
 	case !known:
 		return ErrUnknownEvent
 	case !current:
@@ -238,8 +276,12 @@ func (r *fakeRoomserver) input(e Event, c SignedEvent) error {
 		return nil
 	}
 	r.events[c.EventID] = true
-	r.log = append(r.log, closing{c.EventID, e.ID, e.RoomID, time.Now()})
-	if s, ok := e.State(); ok {
+	s, isState := e.State()
+	r.log = append(r.log, closing{
+		eventID: c.EventID, closes: e.ID, roomID: e.RoomID, outcome: Outcome(c.PDU), over: r.state[s],
+		built: r.begun[c.EventID], at: time.Now(),
+	})
+	if isState {
 		r.state[s] = c.EventID
 	}
 	return nil

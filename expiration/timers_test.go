@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,11 +12,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) {
 	logrus.SetLevel(logrus.PanicLevel) // faults are made on purpose here
-	m.Run()
+	goleak.VerifyTestMain(m)           // Stop ends all goroutines
 }
 
 // world is a component with everything around it, under fake time.
@@ -630,6 +632,45 @@ func TestStopIsPatientAndRepeatable(t *testing.T) {
 		w.Stop()
 	})
 	New(Config{}, newMemoryStore(), newFakeRoomserver(), nil).Stop() // never started
+}
+
+// Whenever a process is stopped, and however often, the next one finishes what is left, and nothing is closed twice. Stop is
+// called while closing events are built, claimed and sent, by several at once.
+func TestStopAtAnyMoment(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: takes(7 * time.Millisecond), afterClaim: takes(11 * time.Millisecond)})
+		const events = 40
+		closed := map[string]bool{}
+		for i := range events {
+			w.message(fmt.Sprintf("!room%d", i%5), time.Duration(i+1)*3*time.Millisecond)
+		}
+		for life := range 2 * events {
+			time.Sleep(time.Duration(life) * time.Millisecond)
+			var stops sync.WaitGroup
+			for range 3 {
+				stops.Go(w.Stop)
+			}
+			stops.Wait()
+			w.Stop()
+			closings := len(w.roomserver.closings())
+			time.Sleep(time.Second)
+			require.Len(t, w.roomserver.closings(), closings, "it went on after Stop")
+			w.start(w.cfg)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for _, c := range w.roomserver.closings() {
+			require.False(t, closed[c.closes], "closed twice")
+			closed[c.closes] = true
+		}
+		require.Len(t, closed, events)
+		require.Zero(t, w.store.len())
+	})
+	unstarted := New(Config{}, newMemoryStore(), newFakeRoomserver(), nil)
+	unstarted.Stop()
+	require.NoError(t, unstarted.Start(t.Context()))
+	unstarted.Stop()
+	unstarted.Stop()
 }
 
 func TestStartFailsWithTheDatabase(t *testing.T) {

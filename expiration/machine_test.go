@@ -1,0 +1,503 @@
+package expiration
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// TestMachine plays scripts that nobody would think of, and compares what the component does with what package doc.go
+// promises. A script that fails is made as short as possible before it is shown.
+func TestMachine(t *testing.T) {
+	for _, calm := range []bool{true, false} {
+		t.Run(map[bool]string{true: "Calm", false: "WithFaults"}[calm], func(t *testing.T) {
+			rapid.Check(t, func(rt *rapid.T) {
+				script := rapid.SliceOfN(actions(calm), 1, 30).Draw(rt, "script")
+				var problems []string
+				synctest.Test(t, func(t *testing.T) { problems = play(t, calm, script) })
+				if len(problems) > 0 {
+					rt.Log(strings.Join(problems, "\n"))
+					rt.Fatalf("a promise was not kept") // always the same: a shorter script must fail as the longer one did
+				}
+			})
+		})
+	}
+}
+
+// action is one line of a script.
+type action struct {
+	do string
+	// which chooses the event that the action is about, or where a new one goes.
+	which int
+	// long is how long something takes, or lasts.
+	long time.Duration
+	// fault is, for "faults", what fails, and written whether the store fails after it has done what it was asked.
+	fault   string
+	written bool
+}
+
+func (a action) String() string {
+	text := fmt.Sprintf("%s %d %s", a.do, a.which, a.long)
+	if a.fault != "" {
+		text += fmt.Sprintf(" %s %t", a.fault, a.written)
+	}
+	return text
+}
+
+// The things that can go wrong: operations of the store, and moments in the roomserver.
+var faults = []string{"insert", "refresh", "claim", "timer", "drop", "delete", "build", "input", "slow build", "slow input"}
+
+// actions draws lines of scripts. In a calm one nothing fails and nothing takes time.
+func actions(calm bool) *rapid.Generator[action] {
+	todo := []string{"send", "send", "refresh", "refresh", "sleep", "sleep", "end", "repeat", "replace", "replace remotely", "tell", "redact", "leave", "purge"}
+	if !calm {
+		todo = append(todo, "faults", "faults", "heal", "crash", "lose", "store", "await", "await")
+	}
+	return rapid.Custom(func(t *rapid.T) action {
+		a := action{
+			do:    rapid.SampledFrom(todo).Draw(t, "do"),
+			which: rapid.IntRange(0, 7).Draw(t, "which"),
+			long:  time.Duration(rapid.IntRange(1, 12_000).Draw(t, "ms"))*time.Millisecond + 137*time.Microsecond,
+		}
+		if a.do == "faults" {
+			a.fault = rapid.SampledFrom(faults).Draw(t, "fault")
+			a.written = rapid.Bool().Draw(t, "written")
+		}
+		return a
+	})
+}
+
+// life is what the model knows of an expiring event.
+type life struct {
+	event Event
+	hash  TokenHash
+	// duration and earliest are what the last successful refresh left. After one of which nobody knows whether it was
+	// written, they are the lesser of both.
+	duration time.Duration
+	earliest time.Time
+	// excused: there need be no closing event. stopped: nor may the token be valid.
+	excused, stopped bool
+	// refused: the token was not known, once.
+	refused bool
+	// remote is when a remote event replaced this one, if one did.
+	remote time.Time
+}
+
+// machine plays a script.
+type machine struct {
+	w     *world
+	calm  bool
+	lives []*life
+	ends  sync.WaitGroup // calls of End that have not returned
+	// orphans: the store may have rows of events that were never sent.
+	orphans bool
+	broken  map[string]action // what fails just now
+
+	mu       sync.Mutex // guards problems, and of each life stopped and refused
+	problems []string
+}
+
+// play plays a script and returns what was wrong.
+func play(t *testing.T, calm bool, script []action) []string {
+	m := &machine{calm: calm, broken: map[string]action{}}
+	m.w = &world{t: t, store: newMemoryStore(), roomserver: newFakeRoomserver()}
+	m.w.start(Config{MaxRunningPerUser: 100})
+	for _, a := range script {
+		m.act(a)
+		synctest.Wait()
+		m.checkClosings()
+	}
+	m.finish()
+	m.w.Stop()
+	return m.problems
+}
+
+func (m *machine) problem(format string, args ...any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.problems = append(m.problems, fmt.Sprintf(format, args...))
+}
+
+func (m *machine) act(a action) {
+	switch a.do {
+	case "sleep":
+		time.Sleep(a.long)
+	case "send", "lose", "store":
+		m.send(a)
+	case "faults":
+		m.broken[a.fault] = a
+		m.setFaults()
+	case "heal":
+		clear(m.broken)
+		m.setFaults()
+	case "crash":
+		m.crash(a.long)
+	case "replace":
+		m.replace(a)
+	case "purge":
+		room := m.place(a).RoomID
+		m.stop(RoomGone, func(l *life) bool { return l.event.RoomID == room })
+		m.w.DropRoom(m.w.t.Context(), room)
+	case "leave":
+		time.Sleep(time.Millisecond) // the database knows no shorter time
+		e := m.place(a)
+		m.stop(SenderGone, func(l *life) bool { return l.event.RoomID == e.RoomID && l.event.Sender == e.Sender })
+		m.w.DropSender(m.w.t.Context(), e.RoomID, e.Sender, time.Now())
+	default:
+		if len(m.lives) > 0 {
+			// Mostly one of the newest.
+			m.actOn(a, m.lives[max(0, len(m.lives)-1-a.which/2)])
+		}
+	}
+}
+
+// actOn is act for what is about an event.
+func (m *machine) actOn(a action, l *life) {
+	ctx := m.w.t.Context()
+	switch a.do {
+	case "refresh":
+		m.refreshed(l, l.duration, m.w.Refresh(ctx, l.hash))
+	case "await": // its deadline, and a moment more: what is slow has begun then
+		time.Sleep(time.Until(l.earliest.Add(a.long / 1000)))
+	case "repeat":
+		m.repeat(l, a.long)
+	case "end":
+		m.ends.Go(func() { m.end(l) })
+	case "redact":
+		m.stop(Redacted, func(other *life) bool { return other == l })
+		m.w.DropEvent(ctx, l.event.ID, Redacted)
+	case "replace remotely": // the stream will tell of it later
+		if s, ok := l.event.State(); ok {
+			m.w.events++
+			m.replaced(s, false)
+			m.w.roomserver.send(Event{ID: fmt.Sprintf("$remote%d", m.w.events), RoomID: s.RoomID, Type: s.Type, StateKey: &s.Key})
+		}
+	case "tell":
+		if !l.remote.IsZero() {
+			m.stop("", func(other *life) bool { return other == l })
+			m.w.DropEvent(ctx, l.event.ID, Replaced)
+		}
+	}
+}
+
+// place returns a new event where the action wants it, without an ID.
+func (m *machine) place(a action) Event {
+	m.w.events++
+	e := Event{
+		ID: fmt.Sprintf("$event%d", m.w.events), Type: "m", RoomID: fmt.Sprintf("!room%d", a.which&1),
+		Sender: fmt.Sprintf("@user%d:example.org", a.which>>2&1),
+	}
+	if a.which&2 != 0 {
+		key := "key"
+		e.StateKey = &key
+	}
+	return e
+}
+
+// send sends an expiring event as the routes and the wrapper do, or crashes in the middle of it.
+func (m *machine) send(a action) {
+	ctx, e := m.w.t.Context(), m.place(a)
+	s, isState := e.State()
+	unlock := func() {}
+	if isState {
+		var err error
+		if unlock, err = m.w.LockState(ctx, s); err != nil {
+			m.failed(err)
+			return
+		}
+	}
+	l := &life{event: e, hash: m.w.hash(e), duration: a.long, earliest: time.Now().Add(a.long)}
+	p, err := m.w.Begin(ctx, e, a.long, false)
+	if err != nil {
+		unlock()
+		m.failed(err)
+		m.orphans = true
+		return
+	}
+	switch a.do {
+	case "send":
+		m.lives = append(m.lives, l)
+		m.w.roomserver.send(e)
+		p.Activate(true)
+		if isState {
+			m.w.StateChanged(ctx, s)
+			m.replaced(s, true, l)
+		}
+		unlock()
+		return
+	case "store":
+		// It comes after a while, if nothing newer has come before: of those for the same state, any may win.
+		for _, other := range m.lives {
+			if its, ok := other.event.State(); ok && isState && its == s && m.closingOf(other) == nil {
+				other.excused, l.excused = true, true
+				other.remote = time.Now()
+			}
+		}
+		m.lives = append(m.lives, l)
+		m.w.roomserver.store(e)
+	case "lose":
+		m.orphans = true
+	}
+	unlock()
+	m.crash(time.Second)
+}
+
+// replace sends a state event that does not expire.
+func (m *machine) replace(a action) {
+	a.which |= 2
+	e := m.place(a)
+	s, _ := e.State()
+	unlock, err := m.w.LockState(m.w.t.Context(), s)
+	if err != nil {
+		m.failed(err)
+		return
+	}
+	defer unlock()
+	m.w.roomserver.send(e)
+	m.w.StateChanged(m.w.t.Context(), s)
+	m.replaced(s, true)
+}
+
+// replaced notes that the events of a piece of state are not current any more, but for those that are kept.
+func (m *machine) replaced(s StateKey, here bool, keep ...*life) {
+	for _, l := range m.lives {
+		if its, ok := l.event.State(); !ok || its != s || slices.Contains(keep, l) {
+			continue
+		}
+		l.excused = true
+		if l.remote.IsZero() && !here {
+			l.remote = time.Now()
+		}
+		if here {
+			m.mu.Lock()
+			l.stopped = true
+			m.mu.Unlock()
+		}
+	}
+}
+
+// stop notes that there will be no closing event for some events, if there is none yet. Where there is a reason, the
+// roomserver knows it too.
+func (m *machine) stop(reason DropReason, which func(*life) bool) {
+	for _, l := range m.lives {
+		if !which(l) {
+			continue
+		}
+		l.excused = true
+		m.mu.Lock()
+		l.stopped = true
+		m.mu.Unlock()
+		if reason != "" {
+			m.w.roomserver.refuse(l.event.ID, reason)
+		}
+	}
+}
+
+// repeat sends the content of an event again.
+func (m *machine) repeat(l *life, d time.Duration) {
+	ctx := m.w.t.Context()
+	s, ok := l.event.State()
+	if !ok {
+		return
+	}
+	unlock, err := m.w.LockState(ctx, s)
+	if err != nil {
+		m.failed(err)
+		return
+	}
+	defer unlock()
+	m.refreshed(l, d, m.w.Restart(ctx, l.event.ID, d))
+}
+
+// refreshed notes what a refresh or restart was answered.
+func (m *machine) refreshed(l *life, d time.Duration, err error) {
+	due := time.Now().Add(d)
+	switch {
+	case err == nil:
+		m.mu.Lock()
+		stopped, refused := l.stopped, l.refused
+		m.mu.Unlock()
+		if stopped || refused {
+			m.problem("%s was refreshed: stopped %t, refused before %t", l.event.ID, stopped, refused)
+		}
+		if c := m.closingOf(l); c != nil {
+			m.problem("%s was refreshed and has been closed by %s", l.event.ID, c.eventID)
+		}
+		l.duration, l.earliest = d, due
+	case errors.Is(err, ErrNotFound):
+		m.refuse(l, "refresh")
+	default: // written or not
+		m.failed(err)
+		l.duration = min(d, l.duration)
+		if due.Before(l.earliest) {
+			l.earliest = due
+		}
+	}
+}
+
+// end ends an event.
+func (m *machine) end(l *life) {
+	m.mu.Lock()
+	invalid := l.stopped || l.refused
+	m.mu.Unlock()
+	err := m.w.End(m.w.t.Context(), l.hash)
+	var dropped *DropError
+	switch {
+	case err == nil:
+		if c := m.closingOf(l); c == nil || c.outcome != Ended || invalid {
+			m.problem("%s was ended: its token was invalid %t, closing event %+v", l.event.ID, invalid, c)
+		}
+		m.mu.Lock()
+		l.refused = true
+		m.mu.Unlock()
+	case errors.Is(err, ErrNotFound), errors.As(err, &dropped):
+		m.refuse(l, "end")
+	default:
+		m.failed(err)
+	}
+}
+
+// refuse notes that a token is not known.
+func (m *machine) refuse(l *life, method string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l.refused = true
+	if m.calm && !l.excused && m.closingOf(l) == nil {
+		m.problems = append(m.problems, fmt.Sprintf("%s of %s was refused, and it runs", method, l.event.ID))
+	}
+}
+
+// failed notes a fault, which must be one that was made.
+func (m *machine) failed(err error) {
+	if m.calm || !errors.Is(err, errFault) {
+		m.problem("failed: %s", err)
+	}
+}
+
+// setFaults makes happen what is in broken.
+func (m *machine) setFaults() {
+	written := false
+	var h hooks
+	failing := map[string]bool{}
+	for name, a := range m.broken {
+		failing[name] = true
+		switch name {
+		case "build":
+			h.beforeClaim = fails
+		case "input":
+			h.afterClaim = fails
+		case "slow build":
+			h.beforeClaim = takes(a.long)
+		case "slow input":
+			h.afterClaim = takes(a.long)
+		default:
+			written = written || a.written
+		}
+	}
+	m.w.roomserver.set(h)
+	m.w.store.set(written, func(operation string) error {
+		if failing[operation] {
+			return errFault
+		}
+		return nil
+	})
+}
+
+// crash ends the process, which gets nothing done any more, and begins a new life of it.
+func (m *machine) crash(down time.Duration) {
+	m.w.roomserver.set(hooks{beforeClaim: fails, afterClaim: fails})
+	m.w.store.set(false, func(string) error { return errFault })
+	m.w.stop()
+	m.w.Stop()
+	m.ends.Wait()
+	// A row that could not be deleted is a timer again; what it is worth is found out when it fires.
+	m.mu.Lock()
+	for _, l := range m.lives {
+		if m.w.store.has(l.event.ID) {
+			l.stopped, l.refused = false, false
+		}
+	}
+	m.mu.Unlock()
+	time.Sleep(down)
+	m.setFaults()
+	m.w.start(m.w.cfg)
+}
+
+// closingOf returns the closing event of an event, or nil.
+func (m *machine) closingOf(l *life) *closing {
+	for _, c := range m.w.roomserver.closings() {
+		if c.closes == l.event.ID {
+			return &c
+		}
+	}
+	return nil
+}
+
+// checkClosings checks what must hold at every moment.
+func (m *machine) checkClosings() {
+	seen := map[string]string{}
+	for _, c := range m.w.roomserver.closings() {
+		if other, ok := seen[c.closes]; ok {
+			m.problem("%s was closed by %s and by %s", c.closes, other, c.eventID)
+		}
+		seen[c.closes] = c.eventID
+		i := slices.IndexFunc(m.lives, func(l *life) bool { return l.event.ID == c.closes })
+		if i < 0 {
+			m.problem("%s closes %s, which was never sent", c.eventID, c.closes)
+			continue
+		}
+		l := m.lives[i]
+		if c.outcome == Expired && (c.built.Before(l.earliest) || m.calm && !c.at.Equal(l.earliest)) {
+			m.problem("%s expired at %s, built at %s, its deadline was %s", c.closes, c.at, c.built, l.earliest)
+		}
+		if _, isState := l.event.State(); isState && c.over != c.closes && (l.remote.IsZero() || l.remote.Before(c.built)) {
+			m.problem("%s, which closes %s, was put over %s", c.eventID, c.closes, c.over)
+		}
+	}
+}
+
+// finish heals everything, waits until nothing is left to do, and checks that.
+func (m *machine) finish() {
+	clear(m.broken)
+	m.setFaults()
+	time.Sleep(5 * time.Minute)
+	m.ends.Wait()
+	m.checkOver()
+	if !m.calm {
+		// A claim of which nobody knew, and the row of an event that was never sent, are found by the next start.
+		m.crash(time.Second)
+		time.Sleep(5 * time.Minute)
+		if m.orphans {
+			time.Sleep(neverSentAfter * lastPause)
+		}
+		m.checkOver()
+	}
+	if n := m.w.store.len(); n > 0 {
+		m.problem("%d rows are left", n)
+	}
+	x := &m.w.index
+	if n := len(x.byToken) + len(x.byEvent) + len(x.byState) + len(x.byUser) + len(x.wakes); n > 0 {
+		m.problem("the index is not empty")
+	}
+}
+
+// checkOver checks that every event has come to its end.
+func (m *machine) checkOver() {
+	synctest.Wait()
+	m.checkClosings()
+	for _, l := range m.lives {
+		if m.closingOf(l) == nil && !l.excused {
+			m.problem("%s was never closed", l.event.ID)
+		}
+		if m.w.Known(l.hash) {
+			m.problem("the token of %s is still known", l.event.ID)
+		}
+	}
+}
