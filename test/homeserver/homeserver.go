@@ -7,6 +7,9 @@ package homeserver
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -62,12 +65,16 @@ type Config struct {
 	AppServices []string
 	// TraceHTTP makes Dendrite log whole requests.
 	TraceHTTP bool
+	// Federation makes the server federate; nil means that it is alone.
+	Federation *Federation
 }
 
 // Server is one homeserver in one folder.
 type Server struct {
-	// URL is where it listens, "http://127.0.0.1:PORT".
+	// URL is where it listens for clients, "http://127.0.0.1:PORT".
 	URL string
+	// Name is its server name: "localhost", or if it federates the address at which other servers find it.
+	Name string
 	// Dir has its configuration, key, databases, log and output.
 	Dir string
 
@@ -80,12 +87,18 @@ type Server struct {
 
 // New writes key and configuration into dir and returns a server that does not run yet.
 func New(binary, dir string, cfg Config) (*Server, error) {
-	s := &Server{Dir: dir, binary: binary}
-	address, err := freeAddress()
+	s := &Server{Name: "localhost", Dir: dir, binary: binary}
+	address, err := freeAddress(loopback)
 	if err != nil {
 		return nil, err
 	}
 	s.URL = "http://" + address
+	s.args = []string{"--config", s.path("dendrite.yaml"), "--http-bind-address", address}
+	if cfg.Federation != nil {
+		if err = s.federate(cfg.Federation); err != nil {
+			return nil, err
+		}
+	}
 	if err = writeKey(s.path("matrix_key.pem")); err != nil {
 		return nil, err
 	}
@@ -96,25 +109,38 @@ func New(binary, dir string, cfg Config) (*Server, error) {
 		s.env = append(s.env, "DENDRITE_TRACE_HTTP=1")
 	}
 	s.env = append(s.env, failpoint.File+"="+s.path("failpoints"))
-	s.args = []string{"--config", s.path("dendrite.yaml"), "--http-bind-address", address}
 	return s, nil
+}
+
+// federate gives the server an address for other servers, and a certificate.
+func (s *Server) federate(f *Federation) (err error) {
+	if s.Name, err = freeAddress(f.Host); err != nil {
+		return err
+	}
+	certFile, keyFile := s.path("tls_cert.pem"), s.path("tls_key.pem")
+	s.args = append(s.args, "--https-bind-address", s.Name, "--tls-cert", certFile, "--tls-key", keyFile)
+	s.env = append(s.env, f.Authority.env()...)
+	return f.Authority.issue(f.Host, certFile, keyFile)
 }
 
 // NewInHome returns a server that makes its own data folder, as one does that is started with no configuration.
 func NewInHome(binary, dir string) (*Server, error) {
-	address, err := freeAddress()
+	address, err := freeAddress(loopback)
 	if err != nil {
 		return nil, err
 	}
 	return &Server{
-		URL: "http://" + address, Dir: dir, binary: binary,
+		URL: "http://" + address, Name: "localhost", Dir: dir, binary: binary,
 		args: []string{"--data", dir, "--http-bind-address", address},
 	}, nil
 }
 
-// freeAddress returns an address on loopback on which nobody listens just now.
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// loopback is where servers listen for clients.
+const loopback = "127.0.0.1"
+
+// freeAddress returns an address with a port on which nobody listens just now.
+func freeAddress(host string) (string, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return "", err
 	}
@@ -122,14 +148,15 @@ func freeAddress() (string, error) {
 	return l.Addr().String(), nil
 }
 
-// writeKey writes a signing key: a server needs one, nobody else will see it.
+// writeKey writes a signing key: each server has its own.
 func writeKey(name string) error {
-	return os.WriteFile(name, []byte(`-----BEGIN MATRIX PRIVATE KEY-----
-Key-ID: ed25519:test
-
-dGhpcyBrZXkgaXMga25vd24gdG8gZXZlcnlib2R5ISE=
------END MATRIX PRIVATE KEY-----
-`), 0o600)
+	seed := make([]byte, ed25519.SeedSize)
+	if _, err := rand.Read(seed); err != nil {
+		return err
+	}
+	return os.WriteFile(name, pem.EncodeToMemory(&pem.Block{
+		Type: "MATRIX PRIVATE KEY", Headers: map[string]string{"Key-ID": "ed25519:test"}, Bytes: seed,
+	}), 0o600)
 }
 
 func (s *Server) path(name string) string { return filepath.Join(s.Dir, name) }
@@ -146,7 +173,7 @@ func (s *Server) Configure(cfg Config) error {
 	root := m{
 		"version": 2,
 		"global": m{
-			"server_name": "localhost", "private_key": s.path("matrix_key.pem"), "disable_federation": true,
+			"server_name": s.Name, "private_key": s.path("matrix_key.pem"), "disable_federation": cfg.Federation == nil,
 			"jetstream": m{"storage_path": s.path("jetstream")},
 			"metrics":   m{"enabled": true},
 		},

@@ -311,7 +311,7 @@ func (u *user) messages(t *testing.T, roomID, from string) (page []gjson.Result,
 // event returns one event of a room, which has been sent.
 func (u *user) event(t *testing.T, roomID, eventID string) gjson.Result {
 	t.Helper()
-	return u.follow(t, roomID).await(t, eventID, func(e gjson.Result) bool { return e.Get("event_id").Str == eventID })
+	return u.follow(t, roomID).awaitEvent(t, eventID)
 }
 
 // closings returns the closing events of an event.
@@ -367,6 +367,12 @@ func (f *follower) await(t *testing.T, what string, matches func(gjson.Result) b
 			t.Fatalf("%s did not come", what)
 		}
 	}
+}
+
+// awaitEvent waits for an event and returns it.
+func (f *follower) awaitEvent(t *testing.T, eventID string) gjson.Result {
+	t.Helper()
+	return f.await(t, eventID, func(e gjson.Result) bool { return e.Get("event_id").Str == eventID })
 }
 
 // awaitClosing waits for the closing event of an event and returns it.

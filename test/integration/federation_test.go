@@ -1,0 +1,270 @@
+package integration
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// What other servers see of expiring events, and what they can do to them.
+
+// longAway is longer than a server waits until it tries again to reach one that was away for a few seconds.
+const longAway = 90 * time.Second
+
+// pair is two servers that federate, and a room with users of both.
+type pair struct {
+	near, far *server
+	// alice and bob are users of the near server, carol is one of the far server. Alice made the room; bob and carol are
+	// moderators in it.
+	alice, bob, carol *user
+	roomID            string
+}
+
+// onEachPair runs a test with two servers of its own, the near one on each of the databases.
+func onEachPair(t *testing.T, test func(t *testing.T, p *pair)) {
+	for i, db := range databases {
+		t.Run(db.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, startPair(t, db, databases[(i+1)%len(databases)]))
+		})
+	}
+}
+
+func startPair(t *testing.T, near, far database) *pair {
+	t.Helper()
+	authority, err := homeserver.NewAuthority(t.TempDir())
+	require.NoError(t, err)
+	at := func(host string, db database) *server {
+		return start(t, homeserver.Config{
+			Postgres: db.open(t), Expiration: unlimited,
+			Federation: &homeserver.Federation{Host: host, Authority: authority},
+		})
+	}
+	p := &pair{near: at("127.0.0.2", near), far: at("127.0.0.3", far)}
+	p.alice, p.bob, p.carol = p.near.newUser(t), p.near.newUser(t), p.far.newUser(t)
+	p.roomID = p.newRoom(t, p.alice, p.bob, p.carol)
+	return p
+}
+
+// newRoom makes a room; its creator is the first of the users, and the others are moderators.
+func (p *pair) newRoom(t *testing.T, users ...*user) string {
+	t.Helper()
+	levels := JSON{users[0].UserID: 100}
+	for _, u := range users[1:] {
+		levels[u.UserID] = 50
+	}
+	roomID, err := users[0].CreateRoom(t.Context(), JSON{
+		"power_level_content_override": JSON{"users": levels, "events": JSON{memberType: 0}},
+	})
+	require.NoError(t, err)
+	for _, u := range users[1:] {
+		require.NoError(t, u.Join(t.Context(), roomID))
+	}
+	return roomID
+}
+
+// arrived waits until everything that this user sees of the room is seen by another one, too.
+func (u *user) arrived(t *testing.T, roomID string, at *user) {
+	t.Helper()
+	follower := at.follow(t, roomID)
+	follower.awaitEvent(t, u.must(t, http.MethodPut, homeserver.SendPath(roomID, "org.example.arrived"), JSON{}).Get("event_id").Str)
+}
+
+func TestFederation(t *testing.T) {
+	onEachPair(t, func(t *testing.T, p *pair) {
+		t.Run("SeenByTheOther", func(t *testing.T) { testSeen(t, p) })
+		t.Run("SentByTheOther", func(t *testing.T) { testSentByTheOther(t, p) })
+		t.Run("ReplacedByTheOther", func(t *testing.T) { testReplacedByTheOther(t, p) })
+		t.Run("StoppedByTheOther", func(t *testing.T) { testStoppedByTheOther(t, p) })
+		t.Run("TheOtherHangs", func(t *testing.T) { testAway(t, p, suspend, resume) })
+		t.Run("TheOtherIsDown", func(t *testing.T) {
+			testAway(t, p, func(_ *testing.T, s *server) { s.Kill() }, func(t *testing.T, s *server) {
+				require.NoError(t, s.Start(t.Context()))
+			})
+		})
+	})
+}
+
+// The far server has the same events, running and closing, and nowhere how long they live.
+func testSeen(t *testing.T, p *pair) {
+	const kept = 86123 // found nowhere by chance
+	near, far := p.alice.follow(t, p.roomID), p.carol.follow(t, p.roomID)
+	content := func(seconds int) JSON {
+		return JSON{"m.will_expire": seconds, "html": "<&>", "n": 9007199254740991, "m.relates_to": JSON{"rel_type": "m.reference", "event_id": "$other"}}
+	}
+	outcomes := map[string]string{}
+	for outcome, seconds := range map[string]int{"expired": 1, "ended": kept} {
+		for _, path := range []string{
+			homeserver.StatePath(p.roomID, memberType, outcome), homeserver.StatePath(p.roomID, "m.call."+outcome, p.alice.UserID),
+			homeserver.SendPath(p.roomID, "m.room.message"), homeserver.SendPath(p.roomID, "m.room.encrypted"),
+		} {
+			sent := sentBy(t, p.alice.must(t, http.MethodPut, path, content(seconds)))
+			outcomes[sent.eventID] = outcome
+			for _, f := range []*follower{near, far} { // one by one: a sync has only the newest events
+				f.awaitEvent(t, sent.eventID)
+			}
+			if outcome == "ended" {
+				code, errcode := p.near.keepAlive(t, "end", sent.token)
+				require.Equal(t, http.StatusOK, code, errcode)
+			}
+		}
+	}
+	for eventID, outcome := range outcomes {
+		closing := near.awaitClosing(t, eventID, outcome).Get("event_id").Str
+		for id, want := range map[string]string{eventID: "running", closing: outcome} {
+			here, there := near.awaitEvent(t, id), far.awaitEvent(t, id)
+			require.Equal(t, want, there.Get(`content.m\.will_expire`).Str)
+			path := "/_matrix/client/v3/rooms/" + url.PathEscape(p.roomID) + "/event/" + url.PathEscape(id)
+			fetched := p.carol.must(t, http.MethodGet, path, nil).Get("@this")
+			for _, field := range []string{"type", "sender", "state_key", "content", "origin_server_ts"} {
+				require.Equal(t, here.Get(field).Value(), there.Get(field).Value(), field)
+				require.Equal(t, here.Get(field).Value(), fetched.Get(field).Value(), field)
+			}
+			for _, seen := range []gjson.Result{there, fetched} {
+				require.NotContains(t, seen.Get("content").Raw+seen.Get("unsigned").Raw, "86123")
+			}
+		}
+	}
+	for _, outcome := range []string{"expired", "ended"} {
+		require.Equal(t, outcome, p.carol.state(t, p.roomID, outcome).Get(`content.m\.will_expire`).Str)
+	}
+}
+
+// A user of the far server sends into the near server's room. The far server keeps the timer.
+func testSentByTheOther(t *testing.T, p *pair) {
+	follower := p.alice.follow(t, p.roomID)
+	for _, outcome := range []string{"expired", "ended"} {
+		seconds := 600
+		if outcome == "expired" {
+			seconds = 2
+		}
+		events := []sent{p.carol.sendState(t, p.roomID, outcome, seconds, JSON{"by": "carol"}), p.carol.sendMessage(t, p.roomID, seconds)}
+		for _, sent := range events {
+			p.near.refused(t, sent.token)
+			require.Equal(t, "running", p.alice.event(t, p.roomID, sent.eventID).Get(`content.m\.will_expire`).Str)
+			if outcome == "ended" {
+				code, errcode := p.far.keepAlive(t, "end", sent.token)
+				require.Equal(t, http.StatusOK, code, errcode)
+			}
+		}
+		for _, sent := range events {
+			closing := follower.awaitClosing(t, sent.eventID, outcome)
+			require.Equal(t, p.carol.UserID, closing.Get("sender").Str)
+			p.far.refused(t, sent.token)
+		}
+		require.Equal(t, outcome, p.alice.state(t, p.roomID, outcome).Get(`content.m\.will_expire`).Str)
+	}
+}
+
+// A moderator of the far server sends newer state.
+func testReplacedByTheOther(t *testing.T, p *pair) {
+	old := p.alice.sendState(t, p.roomID, "replaced", briefly, nil)
+	p.carol.event(t, p.roomID, old.eventID)
+	newer := p.carol.must(t, http.MethodPut, homeserver.StatePath(p.roomID, memberType, "replaced"), JSON{"by": "carol"}).Get("event_id").Str
+	p.stopped(t, old)
+	for _, u := range []*user{p.alice, p.carol} {
+		require.Equal(t, newer, u.state(t, p.roomID, "replaced").Get("event_id").Str)
+	}
+}
+
+// stopped requires that the near server drops the timers of events, and that neither server ever has a closing event.
+func (p *pair) stopped(t *testing.T, events ...sent) {
+	t.Helper()
+	gone(t, p.near, p.alice, p.roomID, events...)
+	p.alice.arrived(t, p.roomID, p.carol)
+	for _, sent := range events {
+		require.Empty(t, p.carol.closings(t, p.roomID, sent.eventID))
+	}
+}
+
+// A moderator of the far server redacts, kicks and bans.
+func testStoppedByTheOther(t *testing.T, p *pair) {
+	room := "/_matrix/client/v3/rooms/" + url.PathEscape(p.roomID)
+	events := []sent{p.alice.sendMessage(t, p.roomID, briefly), p.alice.sendState(t, p.roomID, "redacted", briefly, JSON{"secret": 1})}
+	for _, sent := range events {
+		p.carol.event(t, p.roomID, sent.eventID)
+		p.carol.must(t, http.MethodPut, room+"/redact/"+url.PathEscape(sent.eventID)+"/"+sent.eventID[1:9], JSON{})
+	}
+	for _, how := range []string{"kick", "ban"} {
+		dave := p.near.newUser(t)
+		require.NoError(t, dave.Join(t.Context(), p.roomID))
+		message, state := dave.sendMessage(t, p.roomID, briefly), dave.sendState(t, p.roomID, dave.UserID, briefly, nil)
+		events = append(events, message, state)
+		p.carol.event(t, p.roomID, state.eventID)
+		p.carol.must(t, http.MethodPost, room+"/"+how, JSON{"user_id": dave.UserID})
+	}
+	p.stopped(t, events...)
+}
+
+// suspend stops a server's process in the middle of whatever it does: it accepts connections, and answers nothing.
+func suspend(t *testing.T, s *server) {
+	t.Helper()
+	pid := s.Pid()
+	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // or it could not be stopped properly
+}
+
+func resume(t *testing.T, s *server) {
+	t.Helper()
+	require.NoError(t, syscall.Kill(s.Pid(), syscall.SIGCONT))
+}
+
+// Nothing waits for a server that does not answer; when it is back, it is told.
+func testAway(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server)) {
+	// atOnce is more than a loaded machine needs, and less than a server waits for one that does not answer.
+	const atOnce, life = 5 * time.Second, 3 * time.Second
+	p.alice.arrived(t, p.roomID, p.carol)
+	goAway(t, p.far)
+	near := p.alice.follow(t, p.roomID)
+	quick := func(what string, f func()) {
+		t.Helper()
+		before := time.Now()
+		f()
+		require.Less(t, time.Since(before), atOnce, what)
+	}
+	key := strings.ReplaceAll(t.Name(), "/", " ")
+	var state, message, ended sent
+	quick("sending", func() {
+		state, message = p.alice.sendState(t, p.roomID, key, int(life.Seconds()), nil), p.alice.sendMessage(t, p.roomID, int(life.Seconds()))
+		ended = p.alice.sendState(t, p.roomID, key+" ended", 600, nil)
+	})
+	for range 5 {
+		quick("keep-alive", func() {
+			p.near.refreshed(t, state.token)
+			p.near.refreshed(t, message.token)
+		})
+	}
+	expires := time.Now().Add(life)
+	quick("ending", func() {
+		code, errcode := p.near.keepAlive(t, "end", ended.token)
+		require.Equal(t, http.StatusOK, code, errcode)
+	})
+	near.awaitClosing(t, ended.eventID, "ended")
+	near.awaitClosing(t, state.eventID, "expired")
+	near.awaitClosing(t, message.eventID, "expired")
+	require.Less(t, time.Since(expires), atOnce, "expiring")
+
+	comeBack(t, p.far)
+	// Who sends something is known to be there again.
+	p.carol.must(t, http.MethodPut, homeserver.SendPath(p.roomID, "m.room.message"), JSON{"msgtype": "m.text", "body": "I am back"})
+	far := p.carol.follow(t, p.roomID)
+	for sent, outcome := range map[sent]string{state: "expired", message: "expired", ended: "ended"} {
+		eventuallyWithin(t, longAway, "the other has the closing event", func() bool {
+			far.read(t, time.Second)
+			return slices.ContainsFunc(far.seen, func(e gjson.Result) bool { return e.Get(`content.m\.relates_to.event_id`).Str == sent.eventID })
+		})
+		far.awaitClosing(t, sent.eventID, outcome)
+		require.Equal(t, "running", far.awaitEvent(t, sent.eventID).Get(`content.m\.will_expire`).Str)
+	}
+	require.Equal(t, "expired", p.carol.state(t, p.roomID, key).Get(`content.m\.will_expire`).Str)
+	require.Equal(t, "ended", p.carol.state(t, p.roomID, key+" ended").Get(`content.m\.will_expire`).Str)
+}
