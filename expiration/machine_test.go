@@ -486,7 +486,7 @@ func (m *machine) finish() {
 		m.problem("%d rows are left", n)
 	}
 	x := &m.w.index
-	if n := len(x.byToken) + len(x.byEvent) + len(x.byState) + len(x.byUser) + len(x.wakes); n > 0 {
+	if n := len(x.byToken) + len(x.byEvent) + len(x.byState) + len(x.byUser) + len(x.left) + len(x.wakes); n > 0 {
 		m.problem("the index is not empty")
 	}
 }

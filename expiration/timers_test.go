@@ -742,6 +742,8 @@ func TestRepeatedRequest(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, sent.ID, eventID)
 		time.Sleep(2 * retriedFor)
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		require.Empty(t, w.index.byRequest)
 	})
 }
