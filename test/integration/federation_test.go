@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"context"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -267,4 +269,84 @@ func testAway(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server))
 	}
 	require.Equal(t, "expired", p.carol.state(t, p.roomID, key).Get(`content.m\.will_expire`).Str)
 	require.Equal(t, "ended", p.carol.state(t, p.roomID, key+" ended").Get(`content.m\.will_expire`).Str)
+}
+
+// Whoever replaces the state after the deadline has the last word, also if the closing event is built later and without
+// knowledge of it: the near server was busy, or down, when the deadline passed.
+func TestFederationLateClosing(t *testing.T) {
+	onEachPair(t, func(t *testing.T, p *pair) {
+		t.Run("Suspended", func(t *testing.T) { testLateClosing(t, p, suspend, resume) })
+		t.Run("Killed", func(t *testing.T) {
+			testLateClosing(t, p, func(_ *testing.T, s *server) { s.Kill() }, func(t *testing.T, s *server) {
+				require.NoError(t, s.Start(t.Context()))
+			})
+		})
+	})
+}
+
+func testLateClosing(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server)) {
+	const keys, life = 10, 4 * time.Second
+	prefix := strings.ReplaceAll(t.Name(), "/", " ")
+	var events []sent
+	for i := range keys {
+		events = append(events, p.alice.sendState(t, p.roomID, fmt.Sprint(prefix, i), int(life.Seconds()), nil))
+	}
+	passed := time.After(life)
+	p.alice.arrived(t, p.roomID, p.carol)
+	goAway(t, p.near)
+	<-passed
+	want := map[string]string{}
+	for i := range keys {
+		key := fmt.Sprint(prefix, i)
+		want[key] = p.carol.must(t, http.MethodPut, homeserver.StatePath(p.roomID, memberType, key), JSON{"by": "carol"}).Get("event_id").Str
+	}
+	comeBack(t, p.near)
+
+	control := p.alice.sendMessage(t, p.roomID, 1)
+	p.alice.follow(t, p.roomID).awaitClosing(t, control.eventID, "expired")
+	p.settle(t, want)
+	crossed := 0
+	for _, sent := range events {
+		closings := p.alice.closings(t, p.roomID, sent.eventID)
+		require.LessOrEqual(t, len(closings), 1)
+		crossed += len(closings)
+	}
+	t.Logf("%d of %d closing events crossed newer state", crossed, keys)
+}
+
+// settle waits until both servers have these events as the current state, by state key, and then until each has everything
+// that the other sent, after which the state must be the same.
+func (p *pair) settle(t *testing.T, want map[string]string) {
+	t.Helper()
+	agrees := func(u *user) bool { return len(u.differing(t, p.roomID, want)) == 0 }
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("of %d pieces of state, the near server differs in %d and the far one in %d", len(want),
+				len(p.alice.differing(t, p.roomID, want)), len(p.carol.differing(t, p.roomID, want)))
+		}
+	})
+	eventuallyWithin(t, longAway, "both have the same state", func() bool { return agrees(p.alice) && agrees(p.carol) })
+	p.alice.arrived(t, p.roomID, p.carol)
+	p.carol.arrived(t, p.roomID, p.alice)
+	require.True(t, agrees(p.alice) && agrees(p.carol), "the state changed once more")
+}
+
+// differing returns the state keys whose current state is not as wanted.
+func (u *user) differing(t *testing.T, roomID string, want map[string]string) (keys []string) {
+	t.Helper()
+	res, err := u.Do(context.Background(), http.MethodGet, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/state", nil)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, res.Code, res)
+	current := map[string]string{}
+	for _, e := range res.Get("@this").Array() {
+		if e.Get("type").Str == memberType {
+			current[e.Get("state_key").Str] = e.Get("event_id").Str
+		}
+	}
+	for key, eventID := range want {
+		if current[key] != eventID {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
