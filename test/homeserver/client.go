@@ -61,7 +61,7 @@ func register(ctx context.Context, serverURL, secret, localpart string, admin bo
 		return nil, err
 	}
 	account, err := (&synapseadmin.Client{Client: client}).SharedSecretRegister(ctx, secret,
-		synapseadmin.ReqSharedSecretRegister{Username: localpart, Password: "only-for-tests", Admin: admin})
+		synapseadmin.ReqSharedSecretRegister{Username: localpart, Password: Password, Admin: admin})
 	if err != nil {
 		return nil, fmt.Errorf("registering %s: %w", localpart, err)
 	}

@@ -40,6 +40,9 @@ const (
 // SharedSecret is the registration secret of every server that this package configures.
 const SharedSecret = "only-for-tests"
 
+// Password is the password of every account that this package makes.
+const Password = "only-for-tests"
+
 // Build compiles the homeserver into dir, with the given flags of go build, and returns the binary's path.
 func Build(ctx context.Context, dir string, flags ...string) (string, error) {
 	binary := filepath.Join(dir, "dendrite")

@@ -1,12 +1,15 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -304,7 +307,7 @@ func testLateClosing(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *s
 
 	control := p.alice.sendMessage(t, p.roomID, 1)
 	p.alice.follow(t, p.roomID).awaitClosing(t, control.eventID, "expired")
-	p.settle(t, want)
+	p.settle(t, p.roomID, want)
 	crossed := 0
 	for _, sent := range events {
 		closings := p.alice.closings(t, p.roomID, sent.eventID)
@@ -316,18 +319,18 @@ func testLateClosing(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *s
 
 // settle waits until both servers have these events as the current state, by state key, and then until each has everything
 // that the other sent, after which the state must be the same.
-func (p *pair) settle(t *testing.T, want map[string]string) {
+func (p *pair) settle(t *testing.T, roomID string, want map[string]string) {
 	t.Helper()
-	agrees := func(u *user) bool { return len(u.differing(t, p.roomID, want)) == 0 }
+	agrees := func(u *user) bool { return len(u.differing(t, roomID, want)) == 0 }
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("of %d pieces of state, the near server differs in %d and the far one in %d", len(want),
-				len(p.alice.differing(t, p.roomID, want)), len(p.carol.differing(t, p.roomID, want)))
+				len(p.alice.differing(t, roomID, want)), len(p.carol.differing(t, roomID, want)))
 		}
 	})
 	eventuallyWithin(t, longAway, "both have the same state", func() bool { return agrees(p.alice) && agrees(p.carol) })
-	p.alice.arrived(t, p.roomID, p.carol)
-	p.carol.arrived(t, p.roomID, p.alice)
+	p.alice.arrived(t, roomID, p.carol)
+	p.carol.arrived(t, roomID, p.alice)
 	require.True(t, agrees(p.alice) && agrees(p.carol), "the state changed once more")
 }
 
@@ -349,4 +352,126 @@ func (u *user) differing(t *testing.T, roomID string, want map[string]string) (k
 		}
 	}
 	return keys
+}
+
+// rival is somebody who replaces expiring state in the moment in which it expires.
+type rival struct {
+	name string
+	*user
+	// local rivals are users of the server that closes the event.
+	local bool
+}
+
+// race is one of these moments.
+type race struct {
+	rival rival
+	key   string
+	sent  sent
+	newer string // the rival's event
+}
+
+// Hundreds expire and are replaced in the same moment: by the same user on another device, by a local moderator, by a user
+// of the far server. What is guaranteed depends on who it is.
+//
+//   - A local rival always has the last word: a closing event, if there is one, comes before the rival's event.
+//   - A remote rival's event can cross the closing event on the way. Both servers then agree on the one that is later by
+//     origin_server_ts, or by event ID if they are equal; as the closing event bears the deadline, that is the rival's event
+//     if it was sent after the deadline. If the rival's event came to the near server first, there is no closing event.
+//
+// In no case has an event two closing events, or a closing event that was built on top of what it overwrites.
+func TestFederationRaces(t *testing.T) {
+	onEachPair(t, func(t *testing.T, p *pair) {
+		const waves, perWave, life = 5, 42, 3 * time.Second
+		rivals := p.rivals(t)
+		won := map[string]int{}
+		for range waves {
+			roomID := p.newRoom(t, p.alice, p.bob, p.carol)
+			var wg sync.WaitGroup
+			races := make([]race, perWave)
+			for i := range races {
+				r, step := &races[i], i/len(rivals)
+				*r = race{rival: rivals[i%len(rivals)], key: fmt.Sprint("race", i)}
+				wg.Go(func() {
+					owner := []*user{p.alice, p.bob}[step%2]
+					r.sent = owner.sendState(t, roomID, r.key, int(life.Seconds()), JSON{"race": i})
+					// From a little before the deadline until a little after it: what is sent takes a while to arrive.
+					<-time.After(life + time.Duration(step-10)*25*time.Millisecond)
+					r.newer = r.rival.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, r.key), JSON{"newer": i}).Get("event_id").Str
+				})
+			}
+			wg.Wait()
+			if t.Failed() {
+				t.FailNow()
+			}
+			p.judge(t, roomID, races, won)
+		}
+		for _, how := range slices.Sorted(maps.Keys(won)) {
+			t.Logf("%4d  %s", won[how], how)
+		}
+	})
+}
+
+// rivals returns one of each kind. The owners of the events are alice and bob, who are both moderators.
+func (p *pair) rivals(t *testing.T) []rival {
+	t.Helper()
+	res := (&user{p.near.Anonymous(), p.near}).must(t, http.MethodPost, "/_matrix/client/v3/login", JSON{
+		"type": "m.login.password", "password": homeserver.Password,
+		"identifier": JSON{"type": "m.id.user", "user": p.alice.UserID},
+	})
+	device := *p.alice.Client
+	device.Token = res.Get("access_token").Str
+	return []rival{
+		{"another device", &user{&device, p.near}, true}, {"a local moderator", p.bob, true}, {"a remote user", p.carol, false},
+	}
+}
+
+// judge looks at how the races in a room ended, when both servers have heard everything, and counts who won how.
+func (p *pair) judge(t *testing.T, roomID string, races []race, won map[string]int) {
+	t.Helper()
+	control := p.alice.sendMessage(t, roomID, 1)
+	p.alice.follow(t, roomID).awaitClosing(t, control.eventID, "expired")
+	p.alice.arrived(t, roomID, p.carol)
+	p.carol.arrived(t, roomID, p.alice)
+
+	timeline := p.alice.timeline(t, roomID)
+	place, events := map[string]int{}, map[string]gjson.Result{}
+	closing := map[string]gjson.Result{}
+	for i, e := range timeline {
+		place[e.Get("event_id").Str], events[e.Get("event_id").Str] = i, e
+		if closes := e.Get(`content.m\.relates_to.event_id`).Str; closes != "" {
+			require.NotContains(t, closing, closes, "closed twice")
+			closing[closes] = e
+		}
+	}
+	want := map[string]string{}
+	for _, r := range races {
+		require.Contains(t, place, r.newer)
+		c, closed := closing[r.sent.eventID]
+		closingID := c.Get("event_id").Str
+		want[r.key] = r.newer
+		switch {
+		case !closed:
+			won[r.rival.name+": before the closing event was built"]++
+		case place[closingID] < place[r.newer] && r.rival.local:
+			won[r.rival.name+": after the closing event"]++
+		case r.rival.local:
+			t.Errorf("%s: a closing event came over newer state", r.rival.name)
+		case later(c, events[r.newer]):
+			want[r.key] = closingID
+			won[r.rival.name+": lost, was sent before the deadline, and came after it"]++
+		case place[closingID] < place[r.newer]:
+			won[r.rival.name+": after the closing event, or across it"]++
+		default:
+			won[r.rival.name+": across the closing event, and first"]++
+		}
+	}
+	p.settle(t, roomID, want)
+}
+
+// later reports whether state resolution prefers a to b, if neither knows of the other and both have the same power levels.
+func later(a, b gjson.Result) bool {
+	if c := cmp.Compare(a.Get("origin_server_ts").Int(), b.Get("origin_server_ts").Int()); c != 0 {
+		return c > 0
+	}
+	return a.Get("event_id").Str > b.Get("event_id").Str
 }
