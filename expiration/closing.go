@@ -131,8 +131,9 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 		return err
 	}
 	t.mu.Lock()
-	gone, claim, notDue, passed := tm.gone, tm.claim, tm.due.After(time.Now()), tm.deadline
+	gone, claim, due := tm.gone, tm.claim, tm.due
 	t.mu.Unlock()
+	notDue := due.After(time.Now())
 	if !gone && claim == nil && (o != Expired || !notDue) {
 		if err = t.confirm(ctx, tm); err != nil {
 			return t.settle(ctx, tm, o, err)
@@ -148,11 +149,23 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 	case o == Expired && notDue:
 		err = errNotDue
 	default:
-		err = t.roomserver.Close(ctx, tm.event, o, func(ctx context.Context, c SignedEvent) error {
-			return t.claim(ctx, tm, passed, Claim{Outcome: o, Closing: c})
+		err = t.roomserver.Close(ctx, tm.event, o, sentTime(o, due), func(ctx context.Context, c SignedEvent) error {
+			return t.claim(ctx, tm, due, Claim{Outcome: o, Closing: c})
 		})
 	}
 	return t.settle(ctx, tm, o, err)
+}
+
+// sentTime returns the time that a closing event bears. One of an event that expired bears the deadline, however long after
+// it is built: where another server's newer state crosses it, the room's state resolution prefers what is later, and that
+// is then whatever was sent after the deadline. The deadline is counted back from now, so that it is one by the wall clock
+// of today, and is never rounded to before it.
+func sentTime(o Outcome, due time.Time) time.Time {
+	now := time.Now()
+	if o == Expired {
+		now = now.Add(-now.Sub(due))
+	}
+	return storedTime(now)
 }
 
 // confirm makes sure that the event is in its room, if this process has not seen it come there.
@@ -174,15 +187,15 @@ func (t *Timers) confirm(ctx context.Context, tm *timer) error {
 	return nil
 }
 
-// claim writes into the timer's row how it ends. To be expired, the timer must have the deadline that had passed when the
-// closing event began to be built: if it was refreshed since, the event bears a time at which it was not due, even if the
-// new deadline has passed as well by now.
-func (t *Timers) claim(ctx context.Context, tm *timer, passed time.Time, c Claim) error {
+// claim writes into the timer's row how it ends. To be expired, the timer must be as due as it was when the closing event
+// began to be built: if it was refreshed since, the event bears a time at which it was not due, even if the new deadline has
+// passed as well by now.
+func (t *Timers) claim(ctx context.Context, tm *timer, due time.Time, c Claim) error {
 	tm.row.Lock()
 	defer tm.row.Unlock()
 	t.mu.Lock()
 	running, deadline := tm.running(), tm.deadline
-	notDue := c.Outcome == Expired && (tm.due.After(time.Now()) || !deadline.Equal(passed))
+	notDue := c.Outcome == Expired && (tm.due.After(time.Now()) || !tm.due.Equal(due))
 	t.mu.Unlock()
 	switch {
 	case !running:

@@ -118,9 +118,9 @@ type Roomserver interface {
 	// Confirm makes sure that the roomserver is done with an event that it was given before a crash or a fault: what it
 	// knows of, it may have stored and not yet sent.
 	Confirm(ctx context.Context, e Event) error
-	// Close builds the closing event of e, calls claim with it, and if that succeeds gives it to the roomserver. It
-	// returns nil when the room has the closing event.
-	Close(ctx context.Context, e Event, o Outcome, claim func(context.Context, SignedEvent) error) error
+	// Close builds the closing event of e, with the given time as the time at which it was sent, calls claim with it, and
+	// if that succeeds gives it to the roomserver. It returns nil when the room has the closing event.
+	Close(ctx context.Context, e Event, o Outcome, sent time.Time, claim func(context.Context, SignedEvent) error) error
 	// Resubmit gives an event that was built for e earlier to the roomserver again: the closing event that was claimed, or,
 	// if e is a message, e itself. It returns nil when the room has it.
 	Resubmit(ctx context.Context, e Event, signed SignedEvent) error

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -181,6 +182,7 @@ type closing struct {
 	over                    string // the current state before it, if it is state
 	built                   time.Time
 	at                      time.Time
+	sent                    time.Time // as it stands in the closing event
 }
 
 // stored is an event that is stored and not sent, and what was the current state when it was built.
@@ -239,7 +241,7 @@ func (r *fakeRoomserver) send(e Event) {
 	}
 }
 
-func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, claim func(context.Context, SignedEvent) error) error {
+func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, sent time.Time, claim func(context.Context, SignedEvent) error) error {
 	begun := time.Now()
 	if err := r.call(func(h hooks) func(Event) error { return h.beforeClaim }, e); err != nil {
 		return err
@@ -249,7 +251,7 @@ func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, claim fu
 	never := r.never[e.ID]
 	known, current := r.events[e.ID], !isState || r.state[s] == e.ID
 	r.built++
-	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: []byte(o)}
+	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: []byte(string(o) + " " + sent.Format(time.RFC3339Nano))}
 	r.begun[c.EventID] = begun
 	r.mu.Unlock()
 	switch {
@@ -276,10 +278,15 @@ func (r *fakeRoomserver) input(e Event, c SignedEvent) error {
 		return nil
 	}
 	r.events[c.EventID] = true
+	outcome, at, _ := strings.Cut(string(c.PDU), " ")
+	sent, err := time.Parse(time.RFC3339Nano, at)
+	if err != nil {
+		return err
+	}
 	s, isState := e.State()
 	r.log = append(r.log, closing{
-		eventID: c.EventID, closes: e.ID, roomID: e.RoomID, outcome: Outcome(c.PDU), over: r.state[s],
-		built: r.begun[c.EventID], at: time.Now(),
+		eventID: c.EventID, closes: e.ID, roomID: e.RoomID, outcome: Outcome(outcome), over: r.state[s],
+		built: r.begun[c.EventID], at: time.Now(), sent: sent,
 	})
 	if isState {
 		r.state[s] = c.EventID

@@ -485,6 +485,81 @@ func TestRestartGrace(t *testing.T) {
 }
 
 // A crash between the row and the event: the roomserver does not know it, but may still have it queued.
+// The closing event of an event that expired bears the deadline, and never a time before it, whenever it is built.
+func TestTimeOfTheClosingEvent(t *testing.T) {
+	const grace = 30 * time.Second
+	inWorld(t, Config{RestartGrace: grace}, func(t *testing.T, w *world) {
+		time.Sleep(300 * time.Microsecond) // the deadlines are no whole milliseconds
+		sentAt := func(e Event) time.Time {
+			t.Helper()
+			synctest.Wait()
+			for _, c := range w.roomserver.closings() {
+				if c.closes == e.ID {
+					return c.sent
+				}
+			}
+			t.Fatal("no closing event")
+			return time.Time{}
+		}
+		first := time.Now()
+		late, refreshed := w.message("!a", 10*time.Second), w.message("!b", 10*time.Second)
+		w.roomserver.set(hooks{beforeClaim: func(Event) error {
+			if time.Since(first) < 12*time.Second {
+				return errFault
+			}
+			return nil
+		}})
+		time.Sleep(5 * time.Second)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(refreshed)))
+		time.Sleep(15 * time.Second)
+		deadline := first.Add(10 * time.Second)
+		require.False(t, sentAt(late).Before(deadline))
+		require.Less(t, sentAt(late).Sub(deadline), time.Millisecond)
+		require.Equal(t, storedTime(first.Add(15*time.Second)), sentAt(refreshed))
+
+		atOnce := w.message("!a", time.Minute)
+		time.Sleep(time.Second)
+		require.NoError(t, w.End(t.Context(), w.hash(atOnce)))
+		require.Equal(t, storedTime(time.Now()), sentAt(atOnce))
+
+		// What ran out while the server was down had its deadline put off, and what did not has kept it.
+		second := time.Now()
+		overdue, later := w.message("!a", 10*time.Second), w.message("!b", 200*time.Second)
+		w.restart(time.Minute)
+		third := time.Now()
+		time.Sleep(5 * time.Minute)
+		require.Equal(t, storedTime(third.Add(grace)), sentAt(overdue))
+		require.Equal(t, storedTime(second.Add(200*time.Second)), sentAt(later))
+	})
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		deadline := time.Now().Add(10 * time.Second)
+		w.message("!room", 10*time.Second)
+		w.restart(time.Hour)
+		synctest.Wait()
+		require.Equal(t, storedTime(deadline), w.roomserver.closings()[0].sent)
+	})
+}
+
+// A closing event that was begun before a refresh bears a deadline that holds no longer, also when the new one has passed.
+func TestRefreshedAndDueAgainWhileTheClosingEventIsBuilt(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.message("!room", 10*time.Second)
+		var once sync.Once
+		var deadline time.Time
+		w.roomserver.set(hooks{beforeClaim: func(e Event) error {
+			once.Do(func() {
+				require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+				deadline = time.Now().Add(10 * time.Second)
+				time.Sleep(11 * time.Second)
+			})
+			return nil
+		}})
+		time.Sleep(time.Minute)
+		w.wantClosings(e)
+		require.Equal(t, storedTime(deadline), w.roomserver.closings()[0].sent)
+	})
+}
+
 func TestEventThatNeverCame(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		lost := Event{ID: "$lost", RoomID: "!room", Type: "m", Sender: "@alice:example.org"}

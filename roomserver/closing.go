@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strconv"
+	"time"
 
 	"github.com/matrix-org/dendrite/clientapi/routing"
 	"github.com/matrix-org/dendrite/roomserver/api"
@@ -33,7 +35,7 @@ func NewCloser(cfg *config.ClientAPI, rsAPI *API) *Closer {
 // Close implements expiration.Roomserver. The closing event is sent the way a client's event is, so power levels, pseudo
 // IDs and room versions are Dendrite's own business.
 func (c *Closer) Close(
-	ctx context.Context, e expiration.Event, o expiration.Outcome,
+	ctx context.Context, e expiration.Event, o expiration.Outcome, sent time.Time,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
 	if err := c.checkSender(ctx, e); err != nil {
@@ -62,17 +64,19 @@ func (c *Closer) Close(
 	if err != nil {
 		return fmt.Errorf("making the content of a closing event: %w", err)
 	}
-	return c.send(ctx, e, content, claim)
+	return c.send(ctx, e, content, sent, claim)
 }
 
 func (c *Closer) send(
-	ctx context.Context, e expiration.Event, content []byte,
+	ctx context.Context, e expiration.Event, content []byte, sent time.Time,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
 	hook := &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
 		return claim(ctx, b.Signed())
 	}}
-	req, err := http.NewRequestWithContext(expiration.WithHook(ctx, hook), http.MethodPut, "/", bytes.NewReader(content))
+	// As an application service says when an event was sent.
+	target := "/?ts=" + strconv.FormatInt(sent.UnixMilli(), 10)
+	req, err := http.NewRequestWithContext(expiration.WithHook(ctx, hook), http.MethodPut, target, bytes.NewReader(content))
 	if err != nil {
 		return err
 	}
