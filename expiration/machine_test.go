@@ -457,8 +457,8 @@ func (m *machine) checkClosings() {
 			continue
 		}
 		l := m.lives[i]
-		if c.outcome == Expired && (c.built.Before(l.earliest) || m.calm && !c.at.Equal(l.earliest)) {
-			m.problem("%s expired at %s, built at %s, its deadline was %s", c.closes, c.at, c.built, l.earliest)
+		if c.outcome == Expired && (c.sent.Before(l.earliest) || m.calm && !c.at.Equal(l.earliest)) {
+			m.problem("%s expired at %s, bears %s, its deadline was %s", c.closes, c.at, c.sent, l.earliest)
 		}
 		if _, isState := l.event.State(); isState && c.over != c.closes && (l.remote.IsZero() || l.remote.Before(c.built)) {
 			m.problem("%s, which closes %s, was put over %s", c.eventID, c.closes, c.over)

@@ -202,6 +202,7 @@ func TestNothingBuiltBeforeARefreshIsSent(t *testing.T) {
 		time.Sleep(time.Nanosecond)
 		w.wantClosings(e)
 		require.Equal(t, 2, w.roomserver.attempts())
+		require.WithinDuration(t, time.Now().Add(-15*time.Second), w.roomserver.closings()[0].sent, time.Millisecond, "the new deadline")
 	})
 }
 
@@ -484,7 +485,6 @@ func TestRestartGrace(t *testing.T) {
 	})
 }
 
-// A crash between the row and the event: the roomserver does not know it, but may still have it queued.
 // The closing event of an event that expired bears the deadline, and never a time before it, whenever it is built.
 func TestTimeOfTheClosingEvent(t *testing.T) {
 	const grace = 30 * time.Second
@@ -540,26 +540,7 @@ func TestTimeOfTheClosingEvent(t *testing.T) {
 	})
 }
 
-// A closing event that was begun before a refresh bears a deadline that holds no longer, also when the new one has passed.
-func TestRefreshedAndDueAgainWhileTheClosingEventIsBuilt(t *testing.T) {
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		e := w.message("!room", 10*time.Second)
-		var once sync.Once
-		var deadline time.Time
-		w.roomserver.set(hooks{beforeClaim: func(e Event) error {
-			once.Do(func() {
-				require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
-				deadline = time.Now().Add(10 * time.Second)
-				time.Sleep(11 * time.Second)
-			})
-			return nil
-		}})
-		time.Sleep(time.Minute)
-		w.wantClosings(e)
-		require.Equal(t, storedTime(deadline), w.roomserver.closings()[0].sent)
-	})
-}
-
+// A crash between the row and the event: the roomserver does not know it, but may still have it queued.
 func TestEventThatNeverCame(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		lost := Event{ID: "$lost", RoomID: "!room", Type: "m", Sender: "@alice:example.org"}

@@ -51,14 +51,8 @@ func (c *Closer) Close(
 	if !isRunning(original) {
 		return &expiration.DropError{Reason: expiration.Redacted}
 	}
-	if s, ok := e.State(); ok {
-		current, err := c.CurrentState(ctx, s)
-		if err != nil {
-			return err
-		}
-		if current != e.ID {
-			return &expiration.DropError{Reason: expiration.Replaced}
-		}
+	if err = c.checkCurrent(ctx, e); err != nil {
+		return err
 	}
 	content, err := closingContent(original.Content(), e.ID, o)
 	if err != nil {
@@ -72,6 +66,10 @@ func (c *Closer) send(
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
 	hook := &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
+		// What came from another server since Close looked is now among what the closing event is built on.
+		if err := c.checkCurrent(ctx, e); err != nil {
+			return err
+		}
 		return claim(ctx, b.Signed())
 	}}
 	// As an application service says when an event was sent.
@@ -170,6 +168,19 @@ func (c *Closer) CurrentState(ctx context.Context, s expiration.StateKey) (strin
 		return e.EventID(), nil
 	}
 	return "", nil
+}
+
+// checkCurrent returns a *expiration.DropError if a state event is no longer the current one.
+func (c *Closer) checkCurrent(ctx context.Context, e expiration.Event) error {
+	s, ok := e.State()
+	if !ok {
+		return nil
+	}
+	current, err := c.CurrentState(ctx, s)
+	if err == nil && current != e.ID {
+		err = &expiration.DropError{Reason: expiration.Replaced}
+	}
+	return err
 }
 
 // checkSender returns a *expiration.DropError if the room is gone or the sender is not joined.
