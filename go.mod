@@ -19,7 +19,6 @@ require (
 	github.com/tidwall/gjson v1.19.0
 	go.uber.org/goleak v1.3.0
 	golang.org/x/term v0.47.0
-	golang.org/x/time v0.10.0
 	gopkg.in/yaml.v2 v2.4.0
 	maunium.net/go/mautrix v0.30.0
 	pgregory.net/rapid v1.3.0
@@ -105,6 +104,7 @@ require (
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
+	golang.org/x/time v0.10.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 	gopkg.in/h2non/bimg.v1 v1.1.9 // indirect

@@ -5,10 +5,10 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
-	"golang.org/x/time/rate"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
@@ -36,39 +36,48 @@ const (
 	rememberedAddresses = 1 << 14
 )
 
-// limiter is a token bucket for each key, for a bounded number of keys.
+// limiter is a token bucket for each key, for a bounded number of keys. However many requests come at once, and in whatever
+// order their times are, no more are allowed than the limit says, and those that are refused cost nothing.
 type limiter[K comparable] struct {
-	buckets *lru.Cache[K, *rate.Limiter]
-	limit   rate.Limit
-	burst   int
+	buckets *lru.Cache[K, *bucket]
+	// interval is how long it takes until one more request is allowed, cooloff until an empty bucket is full.
+	interval, cooloff time.Duration
+}
+
+// bucket is what is remembered of a key.
+type bucket struct {
+	mu   sync.Mutex
+	full time.Time // when the bucket is full again
 }
 
 func newLimiter[K comparable](l RateLimit, remembered int) *limiter[K] {
-	buckets, err := lru.New[K, *rate.Limiter](remembered)
+	buckets, err := lru.New[K, *bucket](remembered)
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
-	return &limiter[K]{
-		buckets: buckets, burst: l.Threshold,
-		limit: rate.Limit(float64(l.Threshold) / l.Cooloff.Seconds()),
-	}
+	return &limiter[K]{buckets: buckets, interval: l.Cooloff / time.Duration(l.Threshold), cooloff: l.Cooloff}
 }
 
 // wait returns 0 if a request is allowed now, and else after how long one will be.
 func (l *limiter[K]) wait(key K, now time.Time) time.Duration {
-	bucket, ok := l.buckets.Get(key)
+	b, ok := l.buckets.Get(key)
 	if !ok {
-		bucket = rate.NewLimiter(l.limit, l.burst)
-		if earlier, ok, _ := l.buckets.PeekOrAdd(key, bucket); ok {
-			bucket = earlier
+		b = &bucket{}
+		if earlier, ok, _ := l.buckets.PeekOrAdd(key, b); ok {
+			b = earlier
 		}
 	}
-	reservation := bucket.ReserveN(now, 1)
-	wait := reservation.DelayFrom(now)
-	if wait > 0 {
-		reservation.CancelAt(now)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	full := now.Add(l.interval)
+	if b.full.After(now) {
+		full = b.full.Add(l.interval)
 	}
-	return wait
+	if wait := full.Sub(now) - l.cooloff; wait > 0 {
+		return wait
+	}
+	b.full = full
+	return 0
 }
 
 // limits are the limiters of the keep-alive endpoint.

@@ -32,6 +32,21 @@ func TestLimiter(t *testing.T) {
 	require.Equal(t, 2, l.buckets.Len(), "memory is bounded")
 }
 
+// Requests take the time before they come to the bucket, and need not come in that order.
+func TestLimiterOfRequestsOutOfOrder(t *testing.T) {
+	l := newLimiter[string](RateLimit{Threshold: 10, Cooloff: time.Second}, 1)
+	now, allowed := time.Unix(1_700_000_000, 0), 0
+	for i := range 1001 {
+		early, late := now.Add(time.Duration(i)*time.Millisecond), now.Add(time.Duration(i+50)*time.Millisecond)
+		for _, at := range []time.Time{late, early, late, early} {
+			if l.wait("a", at) == 0 {
+				allowed++
+			}
+		}
+	}
+	require.Equal(t, 20, allowed, "10 at once, and 10 in the second that passes")
+}
+
 func TestKnownTokensAreNotLimitedByAddress(t *testing.T) {
 	one := RateLimit{Threshold: 1, Cooloff: time.Hour}
 	l := newLimits(RateLimiting{Enabled: true, Token: one, UnknownToken: one})
