@@ -129,7 +129,9 @@ func (a *API) keepAliveHandler() http.Handler {
 		control := http.NewResponseController(w)
 		_ = control.SetReadDeadline(time.Now().Add(keepAliveReadTimeout))
 		body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxKeepAliveSize))
-		_ = control.SetReadDeadline(time.Time{})
+		if err == nil { // else net/http goes on to read what is left of the body, and must not wait for it for ever
+			_ = control.SetReadDeadline(time.Time{})
+		}
 		req = req.WithContext(ctx)
 		req.Body = readAlready(body, err)
 		handler(w, req)

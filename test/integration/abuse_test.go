@@ -1,0 +1,566 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// The keep-alive endpoint is open to the internet, and asks nobody who he is. Whatever strangers do there, whoever holds a
+// valid token is served, and what the server needs for them is bounded.
+
+const (
+	// probePause keeps the probe below the limit for one token.
+	probePause = 150 * time.Millisecond
+	// probePatience is how long a keep-alive may take while the server is under attack: a shared machine, and a server
+	// that is built to find races, are slow.
+	probePatience = 10 * time.Second
+	// perConnection is how much heap and stack a connection may cost, in bytes, and spare what the heap may differ by
+	// from one moment to another for other reasons: mostly garbage that is not collected yet.
+	perConnection = 64 << 10
+	spare         = 64 << 20
+	// hangUp is how long the server may take to be rid of a client that does not finish its request.
+	hangUp = 60 * time.Second
+
+	keepAliveHead = "PUT " + keepAlivePath + "refresh HTTP/1.1\r\nHost: localhost\r\n"
+)
+
+func TestAbuse(t *testing.T) {
+	s := start(t, homeserver.Config{})
+	alice := s.newUser(t)
+	a := &siege{s: s, token: alice.sendMessage(t, s.room(t, alice), 3600).token}
+	// The first of everything takes memory that stays.
+	a.during(t, "nothing", func(t *testing.T) { s.refused(t, "guess") })
+	a.during(t, "unfinished requests", func(t *testing.T) { testUnfinishedRequests(t, s) })
+	a.during(t, "endless requests", func(t *testing.T) { testEndlessRequests(t, s) })
+	a.during(t, "3000 connections", func(t *testing.T) { testManyConnections(t, s, 3000) })
+	a.during(t, "guesses", func(t *testing.T) { testGuesses(t, s) })
+	a.during(t, "one token hammered", func(t *testing.T) { testHammered(t, s, alice) })
+	a.during(t, "oddities", func(t *testing.T) { testOddities(t, s, alice) })
+	t.Log("\n" + strings.Join(a.table, "\n"))
+}
+
+// siege is a server under attack, and somebody who holds a valid token meanwhile.
+type siege struct {
+	s     *server
+	token string
+	table []string
+}
+
+// during makes an attack. All the time the valid token is refreshed, which must succeed each time and soon. When the
+// attack is over, nothing of it may be left in the server.
+func (a *siege) during(t *testing.T, name string, attack func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) {
+		began := time.Now()
+		before, err := a.s.usage(t.Context())
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		var (
+			probe    sync.WaitGroup
+			peak     usage
+			probes   int
+			slowest  time.Duration
+			stopOnce = func() { cancel(); probe.Wait() }
+		)
+		defer stopOnce()
+		probe.Go(func() {
+			for pause := time.NewTicker(probePause); ctx.Err() == nil; <-pause.C {
+				sent := time.Now()
+				res, err := a.s.Anonymous().KeepAlive(t.Context(), "refresh", a.token)
+				took := time.Since(sent)
+				if err != nil || res.Code != http.StatusOK || took > probePatience {
+					t.Errorf("the valid token was not served: %v, %s, after %s", err, res, took)
+					return
+				}
+				probes, slowest = probes+1, max(slowest, took)
+				now, err := a.s.usage(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				peak = peak.max(now)
+			}
+		})
+		attack(t)
+		stopOnce()
+		var after usage
+		// The metrics that are asked for make garbage, which sooner or later makes the server collect all of it.
+		eventuallyWithin(t, hangUp, "the server is as it was before", func() bool {
+			after, err = a.s.usage(t.Context())
+			require.NoError(t, err)
+			return after.goroutines <= before.goroutines+50 && after.memory() <= before.memory()+spare/2
+		})
+		if a.table == nil {
+			a.table = append(a.table, fmt.Sprintf("%-20s %-31s %-31s %-31s %7s %7s %6s",
+				"attack", "before: MiB RSS, heap+stack, n", "peak", "after", "probes", "slowest", "took"))
+		}
+		a.table = append(a.table, fmt.Sprintf("%-20s %-31s %-31s %-31s %7d %7s %6s", name, before, peak, after, probes,
+			slowest.Round(time.Millisecond), time.Since(began).Round(time.Second)))
+	})
+}
+
+// usage is what the server's process needs.
+type usage struct {
+	resident, heap, stacks, goroutines float64
+}
+
+func (u usage) memory() float64 { return u.heap + u.stacks }
+
+func (u usage) max(v usage) usage {
+	return usage{max(u.resident, v.resident), max(u.heap, v.heap), max(u.stacks, v.stacks), max(u.goroutines, v.goroutines)}
+}
+
+func (u usage) String() string {
+	const mib = 1 << 20
+	return fmt.Sprintf("%6.1f  %5.1f+%-5.1f  %5.0f", u.resident/mib, u.heap/mib, u.stacks/mib, u.goroutines)
+}
+
+// usage asks the server for its metrics.
+func (s *server) usage(ctx context.Context) (usage, error) {
+	res, err := s.Anonymous().Do(ctx, http.MethodGet, "/metrics", nil)
+	if err != nil {
+		return usage{}, err
+	}
+	var u usage
+	for line := range strings.Lines(string(res.Body)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		target := map[string]*float64{
+			"process_resident_memory_bytes": &u.resident, "go_memstats_heap_inuse_bytes": &u.heap,
+			"go_memstats_stack_inuse_bytes": &u.stacks, "go_goroutines": &u.goroutines,
+		}[name]
+		if target == nil {
+			continue
+		}
+		if *target, err = strconv.ParseFloat(value, 64); err != nil {
+			return usage{}, err
+		}
+	}
+	if u.heap == 0 || u.goroutines == 0 {
+		return usage{}, fmt.Errorf("no metrics of the process: %s", res)
+	}
+	return u, nil
+}
+
+// stranger is a client that speaks HTTP in its own way.
+type stranger struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+// stranger opens a connection. Loopback has many addresses: who has another number comes from another one.
+func (s *server) stranger(ctx context.Context, number int) (*stranger, error) {
+	dialer := net.Dialer{
+		Timeout:   soon,
+		LocalAddr: &net.TCPAddr{IP: net.IPv4(127, byte(1+number>>16), byte(number>>8), byte(number))},
+	}
+	conn, err := dialer.DialContext(ctx, "tcp", strings.TrimPrefix(s.URL, "http://"))
+	if err != nil {
+		return nil, err
+	}
+	return &stranger{conn, bufio.NewReader(conn)}, nil
+}
+
+// code reads an answer and returns its status and error code.
+func (s *stranger) code() (int, string, error) {
+	res, err := http.ReadResponse(s.in, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	var body struct {
+		ErrCode string `json:"errcode"`
+	}
+	if err = json.NewDecoder(res.Body).Decode(&body); err != nil && !errors.Is(err, io.EOF) {
+		return 0, "", err
+	}
+	_, err = io.Copy(io.Discard, res.Body)
+	return res.StatusCode, body.ErrCode, err
+}
+
+// awaitHangUp reads until the server closes the connection, and returns the status line of its answer, if any.
+func (s *stranger) awaitHangUp() (string, error) {
+	if err := s.SetReadDeadline(time.Now().Add(hangUp)); err != nil {
+		return "", err
+	}
+	answer, err := io.ReadAll(s.in)
+	status, _, _ := strings.Cut(string(answer), "\r\n")
+	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
+		return status, errors.New("the server does not hang up")
+	}
+	return status, nil // an answer, or a reset
+}
+
+// trickle writes a byte from time to time, until the server hangs up.
+func (s *stranger) trickle(ctx context.Context, data string) {
+	pause := time.NewTicker(300 * time.Millisecond)
+	defer pause.Stop()
+	for {
+		for i := range len(data) {
+			if _, err := io.WriteString(s, data[i:i+1]); err != nil {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-pause.C:
+			}
+		}
+	}
+}
+
+// A request that does not come to its end is given up, wherever it stops.
+func testUnfinishedRequests(t *testing.T, s *server) {
+	const each = 50
+	timeout, tooLarge := []string{"HTTP/1.1 400 Bad Request", ""}, []string{"HTTP/1.1 413 Request Entity Too Large"}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg, trickles sync.WaitGroup
+	for what, test := range map[string]struct {
+		sent, trickled string
+		answers        []string
+	}{
+		"a chunk without end":          {keepAliveHead + "Transfer-Encoding: chunked\r\n\r\nff\r\n{", "", timeout},
+		"chunks without end":           {keepAliveHead + "Transfer-Encoding: chunked\r\n\r\n", "1\r\n \r\n", timeout},
+		"no body":                      {keepAliveHead + "Content-Length: 100\r\n\r\n", "", timeout},
+		"half a body":                  {keepAliveHead + "Content-Length: 100\r\n\r\n{", "", timeout},
+		"a body byte by byte":          {keepAliveHead + "Content-Length: 4096\r\n\r\n", " ", timeout},
+		"a body that is not continued": {keepAliveHead + "Expect: 100-continue\r\nContent-Length: 100\r\n\r\n", "", append(timeout, "HTTP/1.1 100 Continue")},
+		"half of too much":             {keepAliveHead + "Content-Length: 6000\r\n\r\n" + strings.Repeat(" ", 5000), "", tooLarge},
+		"too much in a chunk":          {keepAliveHead + "Transfer-Encoding: chunked\r\n\r\n2000\r\n" + strings.Repeat(" ", 5000), "", tooLarge},
+		"too much, and byte by byte":   {keepAliveHead + "Transfer-Encoding: chunked\r\n\r\n1388\r\n" + strings.Repeat(" ", 5000), "\r\n1\r\n ", tooLarge},
+		"a terabyte is announced":      {keepAliveHead + "Content-Length: 1099511627776\r\n\r\n{", "", timeout},
+		"a terabyte, begun":            {keepAliveHead + "Content-Length: 1099511627776\r\n\r\n" + strings.Repeat(" ", 5000), "", tooLarge},
+	} {
+		for i := range each {
+			wg.Go(func() {
+				c, err := s.stranger(t.Context(), i)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				if _, err = io.WriteString(c, test.sent); err != nil {
+					t.Errorf("%s: %s", what, err)
+					return
+				}
+				if test.trickled != "" {
+					trickles.Go(func() { c.trickle(ctx, test.trickled) })
+				}
+				status, err := c.awaitHangUp()
+				if err != nil {
+					t.Errorf("%s: %s (answer: %q)", what, err, status)
+					return
+				}
+				for _, answer := range test.answers {
+					if status == answer {
+						return
+					}
+				}
+				t.Errorf("%s: the answer is %q", what, status)
+			})
+		}
+	}
+	wg.Wait()
+	cancel()
+	trickles.Wait()
+}
+
+// Who sends as fast as he can is cut off, and all of it is nowhere kept.
+func testEndlessRequests(t *testing.T, s *server) {
+	// What the server accepts before it hangs up, with all that the buffers of the sockets hold.
+	const accepted = 32 << 20
+	junk := bytes.Repeat([]byte("x"), 1<<16)
+	chunk := fmt.Appendf(nil, "%x\r\n%s\r\n", len(junk), junk)
+	var wg sync.WaitGroup
+	for what, test := range map[string]struct {
+		head   string
+		repeat []byte
+	}{
+		"body":  {keepAliveHead + "Content-Length: 1099511627776\r\n\r\n", junk},
+		"chunk": {keepAliveHead + "Transfer-Encoding: chunked\r\n\r\n", chunk},
+		"head":  {keepAliveHead + "X-Long: ", junk},
+		"heads": {keepAliveHead, []byte(strings.Repeat("X-Many: 1\r\n", 5000))},
+		"path":  {"PUT " + keepAlivePath, junk},
+	} {
+		for i := range 4 {
+			wg.Go(func() {
+				c, err := s.stranger(t.Context(), i)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(hangUp))
+				written, err := io.WriteString(c, test.head)
+				for err == nil && written < accepted {
+					var n int
+					n, err = c.Write(test.repeat)
+					written += n
+				}
+				if timeout := net.Error(nil); err == nil || (errors.As(err, &timeout) && timeout.Timeout()) {
+					t.Errorf("the server goes on reading a %s: %d bytes, %v", what, written, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
+
+// Thousands of connections at once, each of which stops at some place of its request.
+func testManyConnections(t *testing.T, s *server, n int) {
+	before, err := s.usage(t.Context())
+	require.NoError(t, err)
+	conns := make([]*stranger, n)
+	defer func() {
+		for _, c := range conns {
+			if c != nil {
+				_ = c.Close()
+			}
+		}
+	}()
+	stops := []string{
+		"", keepAliveHead, keepAliveHead + "Content-Length: 4000\r\n\r\n" + strings.Repeat(" ", 3000),
+		// After a request that was answered, the connection is kept for the next.
+		keepAliveHead + "Content-Length: 2\r\n\r\n{}",
+	}
+	for i := range conns {
+		if conns[i], err = s.stranger(t.Context(), i); err == nil {
+			_, err = io.WriteString(conns[i], stops[i%len(stops)])
+		}
+		require.NoError(t, err)
+	}
+	var during usage
+	eventually(t, "all connections are accepted", func() bool {
+		during, err = s.usage(t.Context())
+		require.NoError(t, err)
+		// Those in the middle of a body are given up after a while.
+		return during.goroutines >= before.goroutines+float64(n)*0.7
+	})
+	require.Less(t, during.memory()-before.memory(), float64(n*perConnection), "%s, and before %s", during, before)
+}
+
+// Guesses come from many addresses. Each address is limited on its own.
+func testGuesses(t *testing.T, s *server) {
+	const addresses, guesses = 300, 40
+	var notFound, limited atomic.Int64
+	work := make(chan int, addresses)
+	for i := range addresses {
+		work <- i
+	}
+	close(work)
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for i := range work {
+				if err := s.guess(t.Context(), 1000+i, guesses, &notFound, &limited); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, addresses*guesses, notFound.Load()+limited.Load())
+	// 20 at once, and 20 in each second after that.
+	require.GreaterOrEqual(t, notFound.Load(), int64(addresses*20), "one address pays for another")
+	t.Logf("of %d guesses from each of %d addresses %.1f were looked up", guesses, addresses, float64(notFound.Load())/addresses)
+
+	// One address gets no further by asking more often, from however many connections.
+	notFound.Store(0)
+	limited.Store(0)
+	began := time.Now()
+	for range 16 {
+		wg.Go(func() {
+			if err := s.guess(t.Context(), 999, 100, &notFound, &limited); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	allowed := 20 + 20*time.Since(began).Seconds() + 1
+	require.LessOrEqual(t, float64(notFound.Load()), allowed, "more guesses than the limit allows")
+	require.EqualValues(t, 1600, notFound.Load()+limited.Load())
+}
+
+// guess sends so many different tokens over one connection, all at once, and counts the answers.
+func (s *server) guess(ctx context.Context, number, n int, notFound, limited *atomic.Int64, header ...string) error {
+	c, err := s.stranger(ctx, number)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(hangUp))
+	var requests bytes.Buffer
+	for i := range n {
+		body := fmt.Sprintf(`{"expire_refresh_token":"%043d"}`, number*1000+i)
+		requests.WriteString(keepAliveHead)
+		if len(header) > 0 {
+			fmt.Fprintf(&requests, "%s\r\n", header[i%len(header)])
+		}
+		fmt.Fprintf(&requests, "Content-Length: %d\r\n\r\n%s", len(body), body)
+	}
+	if _, err = c.Write(requests.Bytes()); err != nil {
+		return err
+	}
+	for range n {
+		switch code, errcode, err := c.code(); {
+		case err != nil:
+			return err
+		case code == http.StatusNotFound && errcode == "M_NOT_FOUND":
+			notFound.Add(1)
+		case code == http.StatusTooManyRequests && errcode == "M_LIMIT_EXCEEDED":
+			limited.Add(1)
+		default:
+			return fmt.Errorf("a guess is answered with %d %s", code, errcode)
+		}
+	}
+	return nil
+}
+
+// Whoever has one token can wear out that one, and no other.
+func testHammered(t *testing.T, s *server, alice *user) {
+	token := alice.sendMessage(t, s.room(t, alice), 3600).token
+	var ok, limited atomic.Int64
+	began := time.Now()
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 100 {
+				res, err := s.Anonymous().KeepAlive(t.Context(), "refresh", token)
+				switch {
+				case err != nil:
+					t.Error(err)
+				case res.Code == http.StatusOK:
+					ok.Add(1)
+				case res.Code == http.StatusTooManyRequests:
+					limited.Add(1)
+				default:
+					t.Error(res)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, 1600, ok.Load()+limited.Load())
+	require.LessOrEqual(t, float64(ok.Load()), 20+20*time.Since(began).Seconds()+1)
+	eventually(t, "the token is served again", func() bool {
+		code, _ := s.keepAlive(t, "refresh", token)
+		return code == http.StatusOK
+	})
+}
+
+// Requests that no client would send are answered like others, and never with an error of the server.
+func testOddities(t *testing.T, s *server, alice *user) {
+	token := alice.sendMessage(t, s.room(t, alice), 3600).token
+	good := `{"expire_refresh_token":"` + token + `"}`
+	lines := func(first, body string) string {
+		return fmt.Sprintf("%s\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", first, len(body), body)
+	}
+	put := func(path string) string { return lines("PUT "+path+" HTTP/1.1", good) }
+	body := func(body string) string { return lines("PUT "+keepAlivePath+"refresh HTTP/1.1", body) }
+	guess := func(token string) string { return body(`{"expire_refresh_token":"` + token + `"}`) }
+	number := 5000
+	for _, test := range []struct {
+		what, request string
+		want          []int
+	}{
+		{"HTTP/1.0", lines("PUT "+keepAlivePath+"refresh HTTP/1.0", good), []int{200}},
+		{"absolute URL", put("http://elsewhere.example" + keepAlivePath + "refresh"), []int{200}},
+		{"query", put(keepAlivePath + "refresh?access_token=x&refresh_method=end"), []int{200}},
+		{"two requests", body(good) + body(good), []int{200, 200}},
+		{"unknown, then known", guess("x") + body(good), []int{404, 200}},
+		{"bad, then known", body("[") + body(good), []int{400, 200}},
+		{"no length", keepAliveHead + "\r\n", []int{400}},
+		{"two lengths", keepAliveHead + "Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}", []int{400}},
+		{"negative length", keepAliveHead + "Content-Length: -1\r\n\r\n{}", []int{400}},
+		{"unknown coding", keepAliveHead + "Transfer-Encoding: gzip\r\n\r\n{}", []int{501}},
+		{"compressed", keepAliveHead + "Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b", []int{400}},
+		{"length and chunks", keepAliveHead + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", []int{400}},
+		{"bad chunk", keepAliveHead + "Transfer-Encoding: chunked\r\n\r\nxyz\r\n{}\r\n0\r\n\r\n", []int{400}},
+		{"trailers", keepAliveHead + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Trailer: 1\r\n\r\n", []int{400}},
+		{"no HTTP", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", []int{400}},
+		{"HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", []int{404}},
+		{"no host", "PUT " + keepAlivePath + "refresh HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", []int{400}},
+		{"NUL in a header", keepAliveHead + "X-A: \x00\r\nContent-Length: 2\r\n\r\n{}", []int{400}},
+		{"upper case method", lines("put "+keepAlivePath+"refresh HTTP/1.1", good), []int{405}},
+		{"invented method", lines("REFRESH "+keepAlivePath+"refresh HTTP/1.1", good), []int{405}},
+		{"CONNECT", lines("CONNECT "+keepAlivePath+"refresh HTTP/1.1", good), []int{405}},
+		{"TRACE", "TRACE " + keepAlivePath + "refresh HTTP/1.1\r\nHost: localhost\r\n\r\n", []int{405}},
+		{"override", keepAliveHead + "X-HTTP-Method-Override: DELETE\r\nContent-Length: 2\r\n\r\n{}", []int{400}},
+		{"trailing slash", put(keepAlivePath + "refresh/"), []int{404}},
+		{"two slashes", put("/_matrix/client/v3/expiration//refresh"), []int{404}},
+		{"dots", put(keepAlivePath + "x/../refresh"), []int{404}},
+		{"escaped dots", put(keepAlivePath + "x%2F..%2Frefresh"), []int{404}},
+		{"NUL", put(keepAlivePath + "refresh%00"), []int{404}},
+		{"bad escape", put(keepAlivePath + "refresh%zz"), []int{400}},
+		{"upper case", put(keepAlivePath + "REFRESH"), []int{404}},
+		{"unicode", put(keepAlivePath + "refre%C5%BFh"), []int{404}},
+		{"long path", put(keepAlivePath + strings.Repeat("x", 100000)), []int{404}},
+		{"other version", put("/_matrix/client/v4/expiration/refresh"), []int{404}},
+		{"no token", guess(""), []int{404}},
+		{"long token", guess(strings.Repeat("x", 4000)), []int{404}},
+		{"token with a space", guess(" " + token), []int{404}},
+		{"padded token", guess(token + "="), []int{404}},
+		{"token and NUL", guess(token + `\u0000`), []int{404}},
+		{"NUL token", guess(`\u0000`), []int{404}},
+		{"raw NUL", guess("\x00"), []int{400}},
+		{"unicode token", guess("🔑" + strings.Repeat("ü", 100)), []int{404}},
+		{"half a surrogate", guess(`\ud800`), []int{404}},
+		{"SQL", guess(`' OR 1=1; DROP TABLE expiration_timers; --`), []int{404}},
+		{"byte order mark", body("\ufeff" + good), []int{400}},
+		{"nested", body(strings.Repeat("[", 4096)), []int{400}},
+		{"nested object", body(`{"expire_refresh_token":` + strings.Repeat("[", 2000) + strings.Repeat("]", 2000) + `}`), []int{400}},
+		{"other case", body(`{"Expire_Refresh_Token":"` + token + `"}`), []int{400}},
+		{"large number", body(`{"expire_refresh_token":1` + strings.Repeat("0", 4000) + `}`), []int{400}},
+		{"the hash", guess(fmt.Sprintf("%x", token)), []int{404}},
+	} {
+		number++ // so that nobody is limited
+		c, err := s.stranger(t.Context(), number)
+		require.NoError(t, err)
+		_ = c.SetDeadline(time.Now().Add(hangUp))
+		_, err = io.WriteString(c, test.request)
+		require.NoError(t, err, test.what)
+		for _, want := range test.want {
+			res, err := http.ReadResponse(c.in, nil)
+			require.NoError(t, err, test.what)
+			answer, err := io.ReadAll(res.Body)
+			require.NoError(t, err, test.what)
+			require.Equal(t, want, res.StatusCode, "%s: %s", test.what, answer)
+			require.NotContains(t, string(answer), token, test.what)
+		}
+		_ = c.Close()
+	}
+
+	// Many requests in one piece are answered in their order.
+	c, err := s.stranger(t.Context(), number+1)
+	require.NoError(t, err)
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(hangUp))
+	_, err = io.WriteString(c, strings.Repeat(body(`{}`)+guess("x")+put(keepAlivePath+"x"), 10))
+	require.NoError(t, err)
+	for range 10 {
+		for _, want := range []string{"M_MISSING_PARAM", "M_NOT_FOUND", "M_UNRECOGNIZED"} {
+			_, errcode, err := c.code()
+			require.NoError(t, err)
+			require.Equal(t, want, errcode)
+		}
+	}
+	// Nothing of this has made a new label.
+	res, err := s.Anonymous().Do(t.Context(), http.MethodGet, "/metrics", nil)
+	require.NoError(t, err)
+	require.LessOrEqual(t, bytes.Count(res.Body, []byte("\ndendrite_expiration_keep_alives_total{")), 2*6)
+}
