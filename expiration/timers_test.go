@@ -202,7 +202,7 @@ func TestNothingBuiltBeforeARefreshIsSent(t *testing.T) {
 		time.Sleep(time.Nanosecond)
 		w.wantClosings(e)
 		require.Equal(t, 2, w.roomserver.attempts())
-		require.WithinDuration(t, time.Now().Add(-15*time.Second), w.roomserver.closings()[0].sent, time.Millisecond, "the new deadline")
+		require.WithinDuration(t, time.Now().Add(-19*time.Second), w.roomserver.closings()[0].sent, time.Millisecond, "the new deadline")
 	})
 }
 

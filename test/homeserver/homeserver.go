@@ -70,6 +70,8 @@ type Config struct {
 	TraceHTTP bool
 	// Federation makes the server federate; nil means that it is alone.
 	Federation *Federation
+	// Jaeger is the UDP address of an agent that gets the traces of all requests, or "" for none.
+	Jaeger string
 }
 
 // Server is one homeserver in one folder.
@@ -197,6 +199,11 @@ func (s *Server) Configure(cfg Config) error {
 	}
 	if cfg.Postgres != "" {
 		root["global"].(m)["database"] = m{"connection_string": cfg.Postgres, "max_open_conns": 40, "max_idle_conns": 5}
+	}
+	if cfg.Jaeger != "" {
+		root["tracing"] = m{"enabled": true, "jaeger": m{
+			"sampler": m{"type": "const", "param": 1}, "reporter": m{"localAgentHostPort": cfg.Jaeger},
+		}}
 	}
 	expiration := maps.Clone(cfg.Expiration)
 	if cfg.ExpirationDatabase != "" {

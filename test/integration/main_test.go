@@ -5,12 +5,15 @@ package integration
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -127,6 +130,9 @@ func startBinary(t *testing.T, binary string, cfg homeserver.Config) *server {
 			_ = os.WriteFile(dir+"/metrics", metrics.Body, 0o600)
 		}
 		s.searchForTokens(t, "the log", written)
+		for name, data := range s.data(t, cfg.Postgres) {
+			s.searchForTokens(t, name, data)
+		}
 		if i := bytes.Index(written, []byte("DATA RACE")); i >= 0 {
 			t.Errorf("the server has a data race:\n%.4000s", written[i:])
 		}
@@ -137,14 +143,49 @@ func startBinary(t *testing.T, binary string, cfg homeserver.Config) *server {
 	return s
 }
 
+// tokenForm is what a token looks like, and what may stand before and behind it.
+var tokenForm = regexp.MustCompile(`[A-Za-z0-9_-]{43,}`)
+
+// searchForTokens searches for all tokens in one pass: there can be many of both.
 func (s *server) searchForTokens(t *testing.T, where string, written []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	tokens := map[string]bool{}
 	for _, token := range s.tokens {
-		if bytes.Contains(written, []byte(token)) {
-			t.Errorf("a token stands in %s", where)
+		tokens[token] = true
+		tokens[hex.EncodeToString([]byte(token))] = true // as PostgreSQL dumps bytes
+	}
+	for _, run := range tokenForm.FindAll(written, -1) {
+		for _, length := range []int{43, 2 * 43} {
+			for i := range len(run) - length + 1 {
+				if tokens[string(run[i:i+length])] {
+					t.Errorf("a token stands in %s", where)
+					return
+				}
+			}
 		}
 	}
+}
+
+// data returns all that the server keeps: its files by their names, and a dump of its database if that is elsewhere.
+func (s *server) data(t *testing.T, dsn string) map[string][]byte {
+	all := map[string][]byte{}
+	err := filepath.WalkDir(s.Dir, func(path string, entry os.DirEntry, err error) error {
+		if err == nil && entry.Type().IsRegular() {
+			all[path], err = os.ReadFile(path)
+		}
+		if os.IsNotExist(err) { // while the server runs
+			err = nil
+		}
+		return err
+	})
+	if err == nil && dsn != "" {
+		all["PostgreSQL"], err = postgres.Dump(context.Background(), dsn)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	return all
 }
 
 // restart stops the server, or crashes it, and starts it again.
@@ -191,7 +232,11 @@ func (u *user) do(t *testing.T, method, path string, body any, header ...string)
 	t.Helper()
 	res, err := u.Do(t.Context(), method, path, body, header...)
 	require.NoError(t, err)
-	u.s.remember(res)
+	if isSend(method, path) {
+		u.s.remember(res)
+	} else {
+		u.s.searchForTokens(t, "the answer to "+method+" "+path, res.Body)
+	}
 	return res
 }
 
@@ -201,6 +246,12 @@ func (s *server) remember(res homeserver.Response) {
 		s.tokens = append(s.tokens, token)
 		s.mu.Unlock()
 	}
+}
+
+// isSend reports whether a request sends an event, so that the answer may have a token in it.
+func isSend(method, path string) bool {
+	return (method == http.MethodPut || method == http.MethodPost) &&
+		(strings.Contains(path, "/send/") || strings.Contains(path, "/state/"))
 }
 
 // must is do with a request that succeeds.
@@ -246,6 +297,7 @@ func (s *server) keepAlive(t *testing.T, method, token string) (int, string) {
 	t.Helper()
 	res, err := s.Anonymous().KeepAlive(t.Context(), method, token)
 	require.NoError(t, err)
+	s.searchForTokens(t, "the answer to a keep-alive", res.Body)
 	return res.Code, res.Get("errcode").Str
 }
 

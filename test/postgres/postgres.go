@@ -217,6 +217,19 @@ func (c *Cluster) NewDatabase(ctx context.Context) (string, error) {
 	return c.dsn(name), nil
 }
 
+// Dump returns everything that a database holds, as text.
+func Dump(ctx context.Context, dsn string) ([]byte, error) {
+	bin, err := findBinaries()
+	if err != nil {
+		return nil, err
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(bin, "pg_dump"), "--dbname", dsn).Output()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		err = fmt.Errorf("pg_dump: %w\n%s", err, exit.Stderr)
+	}
+	return out, err
+}
+
 func (c *Cluster) dsn(database string) string {
 	return fmt.Sprintf("postgres://dendrite@127.0.0.1:%d/%s?sslmode=disable", c.port, database)
 }
