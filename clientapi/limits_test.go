@@ -1,8 +1,11 @@
 package clientapi
 
 import (
+	"fmt"
 	"net/http"
 	"net/netip"
+	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
@@ -45,6 +48,34 @@ func TestLimiterOfRequestsOutOfOrder(t *testing.T) {
 		}
 	}
 	require.Equal(t, 20, allowed, "10 at once, and 10 in the second that passes")
+}
+
+// Who comes from ever new addresses, as clients of IPv6 can, or with ever new tokens, makes the server remember no more of
+// them than were remembered before.
+func TestMemoryIsBounded(t *testing.T) {
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	one := RateLimit{Threshold: 1, Cooloff: time.Hour}
+	l, now := newLimits(RateLimiting{Enabled: true, Token: one, UnknownToken: one}), time.Now()
+	req, next := &http.Request{}, 0
+	guess := func(n int) {
+		for range n {
+			next++
+			req.RemoteAddr = fmt.Sprintf("[2001:db8:%x:%x::1]:1", next>>16, next&0xffff)
+			require.Zero(t, l.wait(req, expiration.HashToken(strconv.Itoa(next)), next%2 == 0, now))
+		}
+	}
+	empty := heap()
+	guess(rememberedTokens * 2)
+	full := heap()
+	guess(rememberedTokens * 2)
+	require.Less(t, heap()-full, (full-empty)/10)
+	require.Less(t, full-empty, int64(64<<20))
+	runtime.KeepAlive(l)
 }
 
 func TestKnownTokensAreNotLimitedByAddress(t *testing.T) {

@@ -379,13 +379,23 @@ func testGuesses(t *testing.T, s *server) {
 	require.GreaterOrEqual(t, notFound.Load(), int64(addresses*20), "one address pays for another")
 	t.Logf("of %d guesses from each of %d addresses %.1f were looked up", guesses, addresses, float64(notFound.Load())/addresses)
 
-	// One address gets no further by asking more often, from however many connections.
+	// One address gets no further by asking more often, from however many connections, or by naming other addresses: no
+	// header counts that the operator has not said to trust.
+	var forged []string
+	for i := range 50 {
+		for _, header := range []string{
+			"X-Forwarded-For: 192.0.2.%d", "X-Real-IP: 192.0.2.%d", "Forwarded: for=192.0.2.%d", "True-Client-IP: 192.0.2.%d",
+			"CF-Connecting-IP: 192.0.2.%d", "X-Client-IP: 192.0.2.%d", "x-forwarded-for: 192.0.2.%d, 127.0.0.1", "Via: 1.1 192.0.2.%d",
+		} {
+			forged = append(forged, fmt.Sprintf(header, i))
+		}
+	}
 	notFound.Store(0)
 	limited.Store(0)
 	began := time.Now()
 	for range 16 {
 		wg.Go(func() {
-			if err := s.guess(t.Context(), 999, 100, &notFound, &limited); err != nil {
+			if err := s.guess(t.Context(), 999, 100, &notFound, &limited, forged...); err != nil {
 				t.Error(err)
 			}
 		})
@@ -563,4 +573,38 @@ func testOddities(t *testing.T, s *server, alice *user) {
 	res, err := s.Anonymous().Do(t.Context(), http.MethodGet, "/metrics", nil)
 	require.NoError(t, err)
 	require.LessOrEqual(t, bytes.Count(res.Body, []byte("\ndendrite_expiration_keep_alives_total{")), 2*6)
+}
+
+// With a header that the operator trusts, a client has the address that the proxy wrote there, behind whatever the client
+// had written, and cannot choose another one.
+func TestRealIPHeader(t *testing.T) {
+	s := start(t, homeserver.Config{Expiration: JSON{"rate_limiting": JSON{
+		"real_ip_header": "X-Forwarded-For", "unknown_token": JSON{"threshold": 1, "cooloff_ms": 3600000},
+	}}})
+	allowed, refused := http.StatusNotFound, http.StatusTooManyRequests
+	for _, test := range []struct {
+		header string
+		code   int
+	}{
+		{"X-Forwarded-For: 192.0.2.1", allowed},
+		{"X-Forwarded-For: 192.0.2.1", refused},
+		{"X-Forwarded-For: 192.0.2.2", allowed},
+		{"X-Forwarded-For: 192.0.2.3, 192.0.2.1", refused}, // only the last entry is the proxy's own
+		{"X-Forwarded-For: 192.0.2.3\r\nX-Forwarded-For: 192.0.2.1", refused},
+		{"x-forwarded-for: 192.0.2.3,192.0.2.4\r\nX-FORWARDED-FOR:   192.0.2.1  ", refused},
+		{"X-Real-IP: 192.0.2.5\r\nForwarded: for=192.0.2.5\r\nX-Forwarded-For: 192.0.2.1", refused},
+		{"X-Forwarded-For: ::ffff:192.0.2.1", refused}, // the same address in IPv6
+		{"X-Forwarded-For: 2001:db8::1", allowed},
+		{"X-Forwarded-For: 2001:db8::2", refused}, // one client has a whole /64
+		{"X-Forwarded-For: 2001:db8:0:1::1", allowed},
+		{"X-Forwarded-For: nonsense", allowed}, // who has no address has one bucket with all others of his kind
+		{"X-Forwarded-For: other nonsense", refused},
+		{"X-Forwarded-For: 192.0.2.6,", refused},
+		{"X-Other: 1", allowed}, // not through the proxy: the address of the connection counts
+		{"X-Real-IP: 192.0.2.7", refused},
+	} {
+		var notFound, limited atomic.Int64
+		require.NoError(t, s.guess(t.Context(), 1, 1, &notFound, &limited, test.header))
+		require.Equal(t, test.code == allowed, notFound.Load() == 1, test.header)
+	}
 }

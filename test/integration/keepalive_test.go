@@ -243,51 +243,6 @@ func TestKeepAliveIsLimited(t *testing.T) {
 	})
 }
 
-func TestRealIPHeader(t *testing.T) {
-	s := start(t, homeserver.Config{Expiration: JSON{"rate_limiting": JSON{
-		"real_ip_header": "X-Forwarded-For", "unknown_token": JSON{"threshold": 1, "cooloff_ms": 60000},
-	}}})
-	anonymous := &user{s.Anonymous(), s}
-	for _, test := range []struct {
-		forwarded string
-		code      int
-	}{
-		{"192.0.2.1", http.StatusNotFound},
-		{"192.0.2.1", http.StatusTooManyRequests},
-		{"192.0.2.2", http.StatusNotFound},
-		{"192.0.2.3, 192.0.2.1", http.StatusTooManyRequests}, // only the last entry is the proxy's own
-		{"2001:db8::1", http.StatusNotFound},
-		{"2001:db8::2", http.StatusTooManyRequests}, // one client has a whole /64
-		{"2001:db8:0:1::1", http.StatusNotFound},
-	} {
-		res := anonymous.do(t, http.MethodPut, keepAlivePath+"refresh", JSON{"expire_refresh_token": "guess"},
-			"X-Forwarded-For", test.forwarded)
-		require.Equal(t, test.code, res.Code, test.forwarded)
-	}
-}
-
-// A client that never finishes its request must not hold anything for long, nor keep others waiting.
-func TestSlowBodies(t *testing.T) {
-	s := start(t, homeserver.Config{})
-	alice := s.newUser(t)
-	sent := alice.sendMessage(t, s.room(t, alice), 600)
-	ctx, cancel := context.WithTimeout(t.Context(), soon)
-	defer cancel()
-	var wg sync.WaitGroup
-	for range 50 {
-		wg.Go(func() {
-			// The server answers, or hangs up, by itself.
-			res, err := s.Anonymous().Do(ctx, http.MethodPut, keepAlivePath+"refresh", &endless{ctx: ctx})
-			if ctx.Err() != nil {
-				t.Errorf("the server waits for ever: %v, %v", res, err)
-			}
-		})
-	}
-	s.refreshed(t, sent.token)
-	wg.Wait()
-	s.refreshed(t, sent.token)
-}
-
 // Sending state takes a lock, which must not wait for a slow client, least of all for one who is not even in the room.
 func TestSlowStateHoldsUpNobody(t *testing.T) {
 	s := start(t, homeserver.Config{})
