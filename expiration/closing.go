@@ -149,7 +149,7 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 	case o == Expired && notDue:
 		err = errNotDue
 	default:
-		err = t.roomserver.Close(ctx, tm.event, o, sentTime(o, due), func(ctx context.Context, c SignedEvent) error {
+		err = t.roomserver.Close(ctx, tm.event, o, t.sentTime(o, due), func(ctx context.Context, c SignedEvent) error {
 			return t.claim(ctx, tm, due, Claim{Outcome: o, Closing: c})
 		})
 	}
@@ -158,14 +158,12 @@ func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
 
 // sentTime returns the time that a closing event bears. One of an event that expired bears the deadline, however long after
 // it is built: where another server's newer state crosses it, the room's state resolution prefers what is later, and that
-// is then whatever was sent after the deadline. The deadline is counted back from now, so that it is one by the wall clock
-// of today, and is never rounded to before it.
-func sentTime(o Outcome, due time.Time) time.Time {
-	now := time.Now()
+// is then whatever was sent after the deadline. It is the deadline by the wall clock as it goes now, and never before it.
+func (t *Timers) sentTime(o Outcome, due time.Time) time.Time {
 	if o == Expired {
-		now = now.Add(-now.Sub(due))
+		return t.clock.stored(due)
 	}
-	return storedTime(now)
+	return t.clock.stored(time.Now())
 }
 
 // confirm makes sure that the event is in its room, if this process has not seen it come there.

@@ -60,6 +60,7 @@ type Timers struct {
 	tokens     *Tokens
 	metrics    *metrics
 	log        *logrus.Entry
+	clock      clock
 
 	closings *keyedLocks[string] // by event ID
 	states   *keyedLocks[StateKey]
@@ -82,6 +83,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 	t := &Timers{
 		cfg: cfg, store: store, roomserver: roomserver, tokens: tokens,
 		log:      logrus.WithField("component", "expiration"),
+		clock:    newClock(),
 		closings: newKeyedLocks[string](),
 		states:   newKeyedLocks[StateKey](),
 		requests: newKeyedLocks[RequestHash](),
@@ -109,7 +111,7 @@ func (t *Timers) Start(ctx context.Context) error {
 	t.mu.Lock()
 	err := t.store.Timers(ctx, func(row Timer) error {
 		tm := newTimer(row)
-		tm.due = now.Add(row.Deadline.Sub(now.Round(0)))
+		tm.due = t.clock.moment(row.Deadline)
 		if earliest := now.Add(t.cfg.RestartGrace); t.cfg.RestartGrace > 0 && tm.due.Before(earliest) {
 			tm.due = earliest
 		}
@@ -191,12 +193,17 @@ func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exe
 	now := time.Now()
 	row := Timer{
 		Event: e, TokenHash: HashToken(t.tokens.Token(e.ID)), Duration: duration,
-		Received: storedTime(now), Deadline: storedTime(now.Add(duration)),
+		Received: t.clock.stored(now), Deadline: t.clock.stored(now.Add(duration)),
 	}
 	tm := newTimer(row)
 	tm.due = now.Add(duration)
 
 	t.mu.Lock()
+	if same := t.index.byEvent[e.ID]; same != nil {
+		// Equal messages, built in the same millisecond upon the same events, are one event.
+		t.mu.Unlock()
+		return &Pending{t: t, tm: same}, nil
+	}
 	if !exempt {
 		if err := t.overLimit(e, now); err != nil {
 			t.mu.Unlock()
@@ -213,6 +220,7 @@ func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exe
 		t.index.remove(tm)
 		t.mu.Unlock()
 		t.metrics.errors.WithLabelValues("insert").Inc()
+		t.removeRow(ctx, tm) // it may have been written all the same
 		return nil, fmt.Errorf("storing the timer of %s: %w", e.ID, err)
 	}
 	failpoint.Pass(failpoint.AfterInsert)
@@ -367,8 +375,9 @@ func (t *Timers) refresh(ctx context.Context, tm *timer, duration time.Duration)
 		return ErrNotFound
 	}
 	due := time.Now().Add(duration)
+	deadline := t.clock.stored(due)
 	failpoint.Pass(failpoint.BeforeRefresh)
-	ok, err := t.store.Refresh(ctx, tm.event.ID, duration, storedTime(due))
+	ok, err := t.store.Refresh(ctx, tm.event.ID, duration, deadline)
 	if err != nil {
 		t.metrics.errors.WithLabelValues("refresh").Inc()
 		return fmt.Errorf("storing the new deadline of %s: %w", tm.event.ID, err)
@@ -381,7 +390,7 @@ func (t *Timers) refresh(ctx context.Context, tm *timer, duration time.Duration)
 	}
 	failpoint.Pass(failpoint.AfterRefresh)
 	t.mu.Lock()
-	tm.duration, tm.due, tm.deadline = duration, due, storedTime(due)
+	tm.duration, tm.due, tm.deadline = duration, due, deadline
 	tm.unsure, tm.failures = false, 0
 	nearer := tm.place >= 0 && due.Before(tm.wake)
 	if nearer {
@@ -527,14 +536,14 @@ func (t *Timers) drop(ctx context.Context, tm *timer, reason DropReason) {
 	t.removeRow(ctx, tm)
 }
 
-// removeRow deletes the row of a timer that is gone. If that fails, the scheduler tries again later. A claim of which
-// nobody knows keeps its row: the next Start finds it.
+// removeRow deletes the row of a timer that is gone. If that fails, the scheduler tries again later. A claim that failed goes
+// too, written or not: its closing event was given to nobody.
 func (t *Timers) removeRow(ctx context.Context, tm *timer) {
 	tm.row.Lock()
 	defer tm.row.Unlock()
 	t.mu.Lock()
 	remove := t.store.Drop
-	if tm.claim != nil {
+	if tm.claim != nil || tm.unsure {
 		remove = t.store.Delete
 	}
 	t.mu.Unlock()
@@ -608,8 +617,7 @@ func (t *Timers) reload(ctx context.Context, tm *timer) error {
 		tm.claim = row.Claim
 		tm.duration = row.Duration
 		if !row.Deadline.Equal(tm.deadline) {
-			now := time.Now()
-			tm.deadline, tm.due = row.Deadline, now.Add(row.Deadline.Sub(now.Round(0)))
+			tm.deadline, tm.due = row.Deadline, t.clock.moment(row.Deadline)
 		}
 	}
 	return nil
@@ -654,14 +662,4 @@ func newTimer(row Timer) *timer {
 		event: row.Event, hash: row.TokenHash, received: row.Received,
 		duration: row.Duration, deadline: row.Deadline, claim: row.Claim, place: -1,
 	}
-}
-
-// storedTime returns a moment as the database keeps it: the wall clock in whole milliseconds, rounded up, so that nothing
-// is ever early.
-func storedTime(t time.Time) time.Time {
-	t = t.Round(0).UTC()
-	if whole := t.Truncate(time.Millisecond); whole.Equal(t) {
-		return whole
-	}
-	return t.Truncate(time.Millisecond).Add(time.Millisecond)
 }

@@ -27,6 +27,7 @@ type world struct {
 	store      *memoryStore
 	roomserver *fakeRoomserver
 	events     int
+	step       time.Duration // how far the wall clock has been set forward, or back
 }
 
 // inWorld runs a test under fake time.
@@ -48,6 +49,7 @@ func (w *world) start(cfg Config) {
 	tokens, err := NewTokens([]byte("secret"))
 	require.NoError(w.t, err)
 	w.Timers = New(cfg, w.store, w.roomserver, tokens)
+	w.clock.wall = func() time.Time { return time.Now().Round(0).Add(w.step) }
 	require.NoError(w.t, w.Start(w.t.Context()))
 }
 
@@ -515,12 +517,12 @@ func TestTimeOfTheClosingEvent(t *testing.T) {
 		deadline := first.Add(10 * time.Second)
 		require.False(t, sentAt(late).Before(deadline))
 		require.Less(t, sentAt(late).Sub(deadline), time.Millisecond)
-		require.Equal(t, storedTime(first.Add(15*time.Second)), sentAt(refreshed))
+		require.Equal(t, w.clock.stored(first.Add(15*time.Second)), sentAt(refreshed))
 
 		atOnce := w.message("!a", time.Minute)
 		time.Sleep(time.Second)
 		require.NoError(t, w.End(t.Context(), w.hash(atOnce)))
-		require.Equal(t, storedTime(time.Now()), sentAt(atOnce))
+		require.Equal(t, w.clock.stored(time.Now()), sentAt(atOnce))
 
 		// What ran out while the server was down had its deadline put off, and what did not has kept it.
 		second := time.Now()
@@ -528,15 +530,15 @@ func TestTimeOfTheClosingEvent(t *testing.T) {
 		w.restart(time.Minute)
 		third := time.Now()
 		time.Sleep(5 * time.Minute)
-		require.Equal(t, storedTime(third.Add(grace)), sentAt(overdue))
-		require.Equal(t, storedTime(second.Add(200*time.Second)), sentAt(later))
+		require.Equal(t, w.clock.stored(third.Add(grace)), sentAt(overdue))
+		require.Equal(t, w.clock.stored(second.Add(200*time.Second)), sentAt(later))
 	})
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		deadline := time.Now().Add(10 * time.Second)
 		w.message("!room", 10*time.Second)
 		w.restart(time.Hour)
 		synctest.Wait()
-		require.Equal(t, storedTime(deadline), w.roomserver.closings()[0].sent)
+		require.Equal(t, w.clock.stored(deadline), w.roomserver.closings()[0].sent)
 	})
 }
 
@@ -736,13 +738,6 @@ func TestStartFailsWithTheDatabase(t *testing.T) {
 }
 
 // The wall clock may jump: while the process lives, only the time that passes counts.
-func TestStoredTimesAreRoundedUp(t *testing.T) {
-	base := time.UnixMilli(1_700_000_000_000).UTC()
-	require.Equal(t, base, storedTime(base))
-	require.Equal(t, base.Add(time.Millisecond), storedTime(base.Add(time.Nanosecond)))
-	require.Equal(t, base.Add(time.Millisecond), storedTime(base.Add(time.Millisecond)))
-}
-
 func TestTokens(t *testing.T) {
 	a, err := NewTokens([]byte("a"))
 	require.NoError(t, err)
@@ -763,6 +758,44 @@ func TestDropErrorSaysWhy(t *testing.T) {
 	require.Contains(t, err.Error(), "forbidden")
 	require.True(t, isFinal(err))
 	require.False(t, isFinal(errors.New("x")))
+}
+
+// A write that fails may have happened all the same. What it left must not come back with the next start.
+func TestRowsThatNobodyKnowsOf(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.message("!room", 10*time.Second)
+		failing := func(operation string) func(string) error {
+			return func(o string) error {
+				if o == operation {
+					return errFault
+				}
+				return nil
+			}
+		}
+		w.store.set(true, failing("insert"))
+		_, err := w.Begin(t.Context(), Event{ID: "$refused", RoomID: "!room", Sender: "@alice:example.org"}, time.Second, false)
+		require.ErrorIs(t, err, errFault)
+		require.Equal(t, 1, w.store.len())
+
+		w.store.set(true, failing("claim"))
+		time.Sleep(10 * time.Second)
+		w.DropEvent(t.Context(), e.ID, Redacted)
+		require.Zero(t, w.store.len())
+		w.restart(0)
+		w.wantClosings()
+	})
+}
+
+// Two requests can make one event: it has one timer, and one token.
+func TestEqualEvents(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.message("!room", 10*time.Second)
+		w.send(e, 10*time.Second)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+		time.Sleep(10 * time.Second)
+		w.wantClosings(e)
+		require.Zero(t, w.store.len())
+	})
 }
 
 // A client that repeats a message after a crash, whatever had become of it, is told of the same event.
