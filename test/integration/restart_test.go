@@ -2,7 +2,6 @@ package integration
 
 import (
 	"net/http"
-	"sync"
 	"testing"
 	"time"
 
@@ -70,85 +69,6 @@ func TestRestart(t *testing.T) {
 			})
 		})
 	}
-}
-
-// A crash in the middle of many sends, keep-alives and closings: whatever had an answer holds.
-func TestCrashUnderLoad(t *testing.T) {
-	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
-		const clients = 4
-		type result struct {
-			roomID string
-			sent   []sent
-		}
-		results := make([]result, clients)
-		users := make([]*user, clients)
-		for i := range clients {
-			users[i] = s.newUser(t)
-			results[i].roomID = s.room(t, users[i])
-		}
-		var wg sync.WaitGroup
-		stop := make(chan struct{})
-		for i := range clients {
-			wg.Go(func() {
-				for {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					res, err := users[i].Do(t.Context(), http.MethodPut, homeserver.SendPath(results[i].roomID, "m.room.message"),
-						JSON{"m.will_expire": 1})
-					if err != nil || res.Code != http.StatusOK {
-						return // the crash
-					}
-					s.remember(res)
-					results[i].sent = append(results[i].sent, sent{res.Get("event_id").Str, res.Get("expire_refresh_token").Str})
-					if len(results[i].sent)%3 == 0 {
-						_, _ = s.Anonymous().KeepAlive(t.Context(), "end", res.Get("expire_refresh_token").Str)
-					}
-				}
-			})
-		}
-		<-time.After(2500 * time.Millisecond)
-		s.Kill()
-		close(stop)
-		wg.Wait()
-		require.NoError(t, s.Start(t.Context()))
-		for i, result := range results {
-			require.NotEmpty(t, result.sent)
-			follower := users[i].follow(t, result.roomID)
-			control := users[i].sendMessage(t, result.roomID, 1)
-			follower.awaitClosing(t, control.eventID, "expired")
-			closings, missing := map[string]int{}, []string(nil)
-			t.Cleanup(func() {
-				if t.Failed() && len(missing) > 0 {
-					t.Logf("of %d events in %s these have no closing event: %v", len(result.sent), result.roomID, missing)
-				}
-			})
-			eventuallyWithin(t, afterCrash, "all closings", func() bool {
-				follower.read(t, time.Second)
-				clear(closings)
-				for _, e := range users[i].timeline(t, result.roomID) {
-					if closes := e.Get(`content.m\.relates_to.event_id`).Str; closes != "" {
-						closings[closes]++
-					}
-				}
-				missing = nil
-				for _, sent := range result.sent {
-					if closings[sent.eventID] == 0 {
-						missing = append(missing, sent.eventID)
-					}
-				}
-				return len(missing) == 0
-			})
-			for eventID, n := range closings {
-				require.Equal(t, 1, n, "%s was closed more than once", eventID)
-			}
-			for _, sent := range result.sent {
-				s.refused(t, sent.token)
-			}
-		}
-	})
 }
 
 func TestRestartGrace(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
@@ -382,6 +383,29 @@ func TestTracedRequests(t *testing.T) {
 		require.Contains(t, string(collected), want, "there are no traces")
 	}
 	s.searchForTokens(t, "the traces", collected)
+}
+
+// A request that panics is answered, its stack does not show the token, and it holds no lock for ever.
+func TestPanickingRequests(t *testing.T) {
+	s := startWithFailpoints(t, homeserver.Config{TraceHTTP: true})
+	s.panics = true
+	alice := s.newUser(t)
+	sent := alice.sendState(t, s.room(t, alice), "key", 600, nil)
+	for _, panicking := range []struct {
+		at     failpoint.Point
+		method string
+	}{{failpoint.BeforeRefresh, "refresh"}, {failpoint.BeforeClaim, "end"}} {
+		require.NoError(t, s.Failpoints(string(panicking.at)+" panic"))
+		code, _ := s.keepAlive(t, panicking.method, sent.token)
+		require.Equal(t, http.StatusInternalServerError, code)
+		require.NoError(t, s.Failpoints())
+		s.refreshed(t, sent.token)
+	}
+	written, err := s.Written()
+	require.NoError(t, err)
+	require.Contains(t, string(written), "failpoint before-claim", "the stack is in the log")
+	code, errcode := s.keepAlive(t, "end", sent.token)
+	require.Equal(t, http.StatusOK, code, errcode)
 }
 
 func TestTimersPerUserAreLimited(t *testing.T) {
