@@ -17,12 +17,17 @@
 // into the timer's row, on condition that the row is still as it was seen. Only then does the closing event go to the
 // roomserver, and when the room has it the row is deleted.
 //
-// # What is guaranteed
+// # Guarantees
+//
+// What is promised to users, and which test shows it, stands in docs/guarantees.md. In short:
 //
 // Durability: Begin returns after the row is committed, and before the event is given to the roomserver; Refresh and
 // Restart return after the new deadline is committed. A row whose event never came into the room is found out when its
 // deadline passes, because the roomserver does not know the event. An event that the roomserver had when the process died,
 // but had not yet finished with, is given to it again before anything is concluded from what is in the room.
+//
+// Nothing twice: a request that is repeated, after a crash or after the roomserver failed to take its event, is answered with
+// the event that was built for it first, which is given to the roomserver again if need be.
 //
 // Exactly one closing event: the claim is conditional in the database, so of a refresh and an expiry, or of several
 // closings, one wins. What was claimed is never built a second time: after a fault or a crash the same event, with the
@@ -45,12 +50,13 @@
 // deadlines and a fixed number of workers that close; [Timers.Stop] ends them all and waits for them. Locks are taken in
 // this order, any of them may be left out, and none is taken while a later one is held:
 //
-//  1. the event's lock in Timers.closings: one attempt to close it at a time
-//  2. the lock of a (room, type, state key) in Timers.states, see [Timers.LockState]; under it the roomserver's own lock
+//  1. the lock of a request in Timers.requests, see [Timers.LockRequest]: requests with one transaction come one by one
+//  2. the event's lock in Timers.closings: one attempt to close it at a time
+//  3. the lock of a (room, type, state key) in Timers.states, see [Timers.LockState]; under it the roomserver's own lock
 //     for sends of one user in one room is taken
-//  3. timer.row: one write to the timer's row at a time
-//  4. Timers.mu: the index in memory; held while nothing is waited for, but for the database at the start
-//  5. leaves: lanes.mu, and the locks inside keyedLocks
+//  4. timer.row: one write to the timer's row at a time
+//  5. Timers.mu: the index in memory; held while nothing is waited for, but for the database at the start
+//  6. leaves: lanes.mu, and the locks inside keyedLocks
 //
 // The package knows nothing of Dendrite. What it needs it asks of a [Store] and a [Roomserver].
 package expiration

@@ -1,0 +1,35 @@
+package msc4140
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Every test that docs/guarantees.md names must exist, or a guarantee has none.
+func TestGuaranteesNameTheirTests(t *testing.T) {
+	doc, err := os.ReadFile("docs/guarantees.md")
+	require.NoError(t, err)
+	var tests strings.Builder
+	require.NoError(t, filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		tests.Write(data)
+		return err
+	}))
+	named := regexp.MustCompile("`(Test[A-Za-z]+)(?:/([A-Za-z]+))?`").FindAllStringSubmatch(string(doc), -1)
+	require.NotEmpty(t, named)
+	for _, name := range named {
+		require.Contains(t, tests.String(), "func "+name[1]+"(t *testing.T)")
+		if name[2] != "" {
+			require.Contains(t, tests.String(), `"`+name[2]+`"`, name[0])
+		}
+	}
+}
