@@ -39,7 +39,9 @@
 //
 // Never over a newer state: everything that this server itself sends as state is built and given to the roomserver under
 // the lock of its (room, type, state key), and so is a closing event, which looks under that lock whether its original
-// is still the current state.
+// is still the current state, and looks again when it is built, because other servers take no part in the lock. The closing
+// event of an event that expired bears the deadline as its time, so that what another server sent after the deadline is
+// later, and wins where the two cross.
 //
 // Ordering: due timers of one room are closed one after the other in the order of their deadlines; rooms do not wait for
 // one another, but of the rooms that wait the one with the earliest deadline is served first.
