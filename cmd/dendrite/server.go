@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/getsentry/sentry-go"
+	"github.com/gorilla/mux"
 	"github.com/matrix-org/dendrite/appservice"
 	"github.com/matrix-org/dendrite/federationapi"
 	"github.com/matrix-org/dendrite/internal"
@@ -161,9 +162,9 @@ func (s *server) atShutdown(f func()) {
 func (s *server) serve(listen addresses, h *home) {
 	web := process.NewProcessContext()
 	var served sync.WaitGroup
-	served.Go(func() { base.SetupAndServeHTTP(web, s.cfg, s.routers, listen.http, nil, nil) })
+	served.Go(func() { base.SetupAndServeHTTP(web, s.cfg, forListener(s.routers), listen.http, nil, nil) })
 	if listen.https.Enabled() {
-		served.Go(func() { base.SetupAndServeHTTP(web, s.cfg, s.routers, listen.https, certFile, keyFile) })
+		served.Go(func() { base.SetupAndServeHTTP(web, s.cfg, forListener(s.routers), listen.https, certFile, keyFile) })
 	}
 	if h != nil {
 		if err := s.waitUntilUp(listen.http.Address); err == nil {
@@ -176,6 +177,21 @@ func (s *server) serve(listen addresses, h *home) {
 	s.drain()
 	s.process.ShutdownDendrite()
 	s.process.WaitForComponentsToFinish()
+}
+
+// forListener returns routers that serve what the given ones do, to one of two listeners. Dendrite's SetupAndServeHTTP adds
+// routes to some of its routers, and two of them at once must not add them to the same.
+func forListener(shared httputil.Routers) httputil.Routers {
+	own := httputil.NewRouters()
+	layered := shared
+	layered.DendriteAdmin, layered.Static = own.DendriteAdmin, own.Static
+	for own, shared := range map[*mux.Router]*mux.Router{own.DendriteAdmin: shared.DendriteAdmin, own.Static: shared.Static} {
+		own.MatcherFunc(func(r *http.Request, _ *mux.RouteMatch) bool {
+			var match mux.RouteMatch
+			return shared.Match(r, &match) && match.MatchErr == nil
+		}).Handler(shared)
+	}
+	return layered
 }
 
 // drain waits until everything that was sent has come to everybody in this process, but not for long: what is left is
