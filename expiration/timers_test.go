@@ -408,9 +408,11 @@ func TestRowsThatCouldNotBeDeleted(t *testing.T) {
 		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(dropped)), ErrNotFound)
 		require.Equal(t, 2, w.store.len())
 		time.Sleep(time.Minute)
+		require.Error(t, w.Settle(t.Context()), "a crash could bring them back")
 		w.store.set(false, nil)
 		time.Sleep(time.Minute)
 		require.Zero(t, w.store.len())
+		require.NoError(t, w.Settle(t.Context()))
 		w.wantClosings(closed)
 		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.closings.WithLabelValues("ended")))
 	})
@@ -760,6 +762,32 @@ func TestDropErrorSaysWhy(t *testing.T) {
 	require.False(t, isFinal(errors.New("x")))
 }
 
+// However long a fault lasts, it drops nothing.
+func TestLongFaults(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.message("!room", 10*time.Second)
+		w.roomserver.set(hooks{beforeClaim: fails})
+		time.Sleep(2 * neverSentAfter * lastPause)
+		w.roomserver.set(hooks{})
+		time.Sleep(lastPause)
+		w.wantClosings(e)
+	})
+}
+
+// What is claimed is sent, whatever the stream tells meanwhile: it may be in the room already.
+func TestDropSparesWhatIsClaimed(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.message("!room", 10*time.Second)
+		w.roomserver.set(hooks{afterClaim: fails})
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		w.DropEvent(t.Context(), e.ID, Redacted)
+		w.roomserver.set(hooks{})
+		time.Sleep(time.Minute)
+		w.wantClosings(e)
+	})
+}
+
 // A write that fails may have happened all the same. What it left must not come back with the next start.
 func TestRowsThatNobodyKnowsOf(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
@@ -779,6 +807,7 @@ func TestRowsThatNobodyKnowsOf(t *testing.T) {
 
 		w.store.set(true, failing("claim"))
 		time.Sleep(10 * time.Second)
+		synctest.Wait()
 		w.DropEvent(t.Context(), e.ID, Redacted)
 		require.Zero(t, w.store.len())
 		w.restart(0)
