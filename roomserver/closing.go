@@ -41,17 +41,8 @@ func (c *Closer) Close(
 	if err := c.checkSender(ctx, e); err != nil {
 		return err
 	}
-	original, err := c.event(ctx, e.RoomID, e.ID)
+	original, err := c.original(ctx, e)
 	if err != nil {
-		return err
-	}
-	if original == nil {
-		return expiration.ErrUnknownEvent
-	}
-	if !isRunning(original) {
-		return &expiration.DropError{Reason: expiration.Redacted}
-	}
-	if err = c.checkCurrent(ctx, e); err != nil {
 		return err
 	}
 	content, err := closingContent(original.Content(), e.ID, o)
@@ -66,8 +57,8 @@ func (c *Closer) send(
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
 	hook := &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
-		// What came from another server since Close looked is now among what the closing event is built on.
-		if err := c.checkCurrent(ctx, e); err != nil {
+		// What came since Close looked, and takes no part in the locks, is now among what the closing event is built on.
+		if _, err := c.original(ctx, e); err != nil {
 			return err
 		}
 		return claim(ctx, b.Signed())
@@ -170,17 +161,27 @@ func (c *Closer) CurrentState(ctx context.Context, s expiration.StateKey) (strin
 	return "", nil
 }
 
-// checkCurrent returns a *expiration.DropError if a state event is no longer the current one.
-func (c *Closer) checkCurrent(ctx context.Context, e expiration.Event) error {
+// original returns the event that is to be closed, or an *expiration.DropError if it was redacted or is no longer the current
+// state.
+func (c *Closer) original(ctx context.Context, e expiration.Event) (gomatrixserverlib.PDU, error) {
+	original, err := c.event(ctx, e.RoomID, e.ID)
+	switch {
+	case err != nil:
+		return nil, err
+	case original == nil:
+		return nil, expiration.ErrUnknownEvent
+	case !isRunning(original):
+		return nil, &expiration.DropError{Reason: expiration.Redacted}
+	}
 	s, ok := e.State()
 	if !ok {
-		return nil
+		return original, nil
 	}
 	current, err := c.CurrentState(ctx, s)
 	if err == nil && current != e.ID {
 		err = &expiration.DropError{Reason: expiration.Replaced}
 	}
-	return err
+	return original, err
 }
 
 // checkSender returns a *expiration.DropError if the room is gone or the sender is not joined.
