@@ -22,7 +22,7 @@
 // What is promised to users, and which test shows it, stands in docs/guarantees.md. In short:
 //
 // Durability: Begin returns after the row is committed, and before the event is given to the roomserver; Refresh and
-// Restart return after the new deadline is committed. A row whose event never came into the room is found out when its
+// Restart return after the new deadline is committed, together with those of others that came meanwhile. A row whose event never came into the room is found out when its
 // deadline passes, because the roomserver does not know the event. An event that the roomserver had when the process died,
 // but had not yet finished with, is given to it again before anything is concluded from what is in the room.
 //
@@ -56,9 +56,10 @@
 //  2. the event's lock in Timers.closings: one attempt to close it at a time
 //  3. the lock of a (room, type, state key) in Timers.states, see [Timers.LockState]; under it the roomserver's own lock
 //     for sends of one user in one room is taken
-//  4. timer.row: one write to the timer's row at a time
+//  4. timer.row: one write to the timer's row at a time; under it a refresh waits for groupCommit.turn, or for whoever has
+//     it, who takes no other lock meanwhile
 //  5. Timers.mu: the index in memory; held while nothing is waited for, but for the database at the start
-//  6. leaves: lanes.mu, and the locks inside keyedLocks
+//  6. leaves: lanes.mu, groupCommit.mu, and the locks inside keyedLocks
 //
 // The package knows nothing of Dendrite. What it needs it asks of a [Store] and a [Roomserver].
 package expiration

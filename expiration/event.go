@@ -94,8 +94,9 @@ type Timer struct {
 type Store interface {
 	// Insert adds a running timer. It is an error if there is one for the event already.
 	Insert(ctx context.Context, t Timer) error
-	// Refresh sets duration and deadline of a running timer and reports whether there was one.
-	Refresh(ctx context.Context, eventID string, duration time.Duration, deadline time.Time) (bool, error)
+	// Refresh sets duration and deadline of running timers, all in one commit, and reports for each whether there was one.
+	// No event is named twice.
+	Refresh(ctx context.Context, refreshes []Refresh) ([]bool, error)
 	// Claim ends a running timer whose deadline is exactly the given one, and reports whether there was one.
 	Claim(ctx context.Context, eventID string, deadline time.Time, c Claim) (bool, error)
 	// Drop removes the timer if it is running.

@@ -48,15 +48,18 @@ func (s *memoryStore) Insert(_ context.Context, t Timer) error {
 	return s.do("insert", func() { s.rows[t.Event.ID] = t })
 }
 
-func (s *memoryStore) Refresh(_ context.Context, eventID string, duration time.Duration, deadline time.Time) (ok bool, err error) {
-	err = s.do("refresh", func() {
-		row, found := s.rows[eventID]
-		if ok = found && row.Claim == nil; ok {
-			row.Duration, row.Deadline = duration, deadline
-			s.rows[eventID] = row
+func (s *memoryStore) Refresh(_ context.Context, refreshes []Refresh) ([]bool, error) {
+	found := make([]bool, len(refreshes))
+	err := s.do("refresh", func() {
+		for i, r := range refreshes {
+			row, ok := s.rows[r.EventID]
+			if found[i] = ok && row.Claim == nil; found[i] {
+				row.Duration, row.Deadline = r.Duration, r.Deadline
+				s.rows[r.EventID] = row
+			}
 		}
 	})
-	return ok && err == nil, err
+	return found, err
 }
 
 func (s *memoryStore) Claim(_ context.Context, eventID string, deadline time.Time, c Claim) (ok bool, err error) {

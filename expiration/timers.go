@@ -57,6 +57,7 @@ type Timers struct {
 	cfg        Config
 	store      Store
 	roomserver Roomserver
+	commits    *groupCommit
 	tokens     *Tokens
 	metrics    *metrics
 	log        *logrus.Entry
@@ -82,6 +83,7 @@ type Timers struct {
 func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers {
 	t := &Timers{
 		cfg: cfg, store: store, roomserver: roomserver, tokens: tokens,
+		commits:  newGroupCommit(store),
 		log:      logrus.WithField("component", "expiration"),
 		clock:    newClock(),
 		closings: newKeyedLocks[string](),
@@ -377,7 +379,7 @@ func (t *Timers) refresh(ctx context.Context, tm *timer, duration time.Duration)
 	due := time.Now().Add(duration)
 	deadline := t.clock.stored(due)
 	failpoint.Pass(failpoint.BeforeRefresh)
-	ok, err := t.store.Refresh(ctx, tm.event.ID, duration, deadline)
+	ok, err := t.commits.refresh(ctx, Refresh{EventID: tm.event.ID, Duration: duration, Deadline: deadline})
 	if err != nil {
 		t.metrics.errors.WithLabelValues("refresh").Inc()
 		return fmt.Errorf("storing the new deadline of %s: %w", tm.event.ID, err)

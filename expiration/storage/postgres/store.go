@@ -5,6 +5,9 @@ import (
 	"context"
 	"database/sql"
 
+	"github.com/lib/pq"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/shared"
 )
 
@@ -42,5 +45,29 @@ func Open(ctx context.Context, db *sql.DB) (*shared.Store, error) {
 		shared.Migration{Name: "add requests", SQL: addRequestsSQL}); err != nil {
 		return nil, err
 	}
-	return &shared.Store{DB: db, Exec: db.ExecContext}, nil
+	return &shared.Store{DB: db, Writer: writer{db}}, nil
+}
+
+// A refresh changes no indexed column, so that it need not touch an index.
+const refreshTimersSQL = "UPDATE expiration_timers AS t SET duration_ms = r.duration_ms, deadline_ms = r.deadline_ms" +
+	" FROM unnest($1::TEXT[], $2::BIGINT[], $3::BIGINT[]) AS r (event_id, duration_ms, deadline_ms)" +
+	" WHERE t.event_id = r.event_id AND t.outcome IS NULL RETURNING t.event_id"
+
+type writer struct{ db *sql.DB }
+
+func (w writer) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	return w.db.ExecContext(ctx, query, args...)
+}
+
+func (w writer) Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(eventID string)) error {
+	ids := make([]string, len(refreshes))
+	durations, deadlines := make([]int64, len(refreshes)), make([]int64, len(refreshes))
+	for i, r := range refreshes {
+		ids[i], durations[i], deadlines[i] = r.EventID, r.Duration.Milliseconds(), r.Deadline.UnixMilli()
+	}
+	rows, err := w.db.QueryContext(ctx, refreshTimersSQL, pq.Array(ids), pq.Array(durations), pq.Array(deadlines))
+	if err != nil {
+		return err
+	}
+	return shared.ScanEventIDs(ctx, rows, found)
 }

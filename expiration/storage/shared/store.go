@@ -15,14 +15,12 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// A refresh changes no indexed column, so that PostgreSQL can do it without touching an index. Parameters stand in the
+// Parameters stand in the
 // order of their numbers: SQLite counts them by where they first appear.
 const (
 	insertTimerSQL = "INSERT INTO expiration_timers" +
 		" (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
 		" request_hash, room_version, pdu) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
-	refreshTimerSQL = "UPDATE expiration_timers SET duration_ms = $1, deadline_ms = $2" +
-		" WHERE event_id = $3 AND outcome IS NULL"
 	claimTimerSQL = "UPDATE expiration_timers" +
 		" SET outcome = $1, closing_event_id = $2, closing_room_version = $3, closing_pdu = $4" +
 		" WHERE event_id = $5 AND deadline_ms = $6 AND outcome IS NULL"
@@ -35,15 +33,19 @@ const (
 	pingSQL            = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
 
-// Exec runs one statement and returns when it is durable.
-type Exec func(ctx context.Context, query string, args ...any) (sql.Result, error)
+// Writer is what differs between the databases. What it has written when it returns is durable.
+type Writer interface {
+	// Exec runs one statement.
+	Exec(ctx context.Context, query string, args ...any) (sql.Result, error)
+	// Refresh changes running timers, all in one commit, and calls found for each of them.
+	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(eventID string)) error
+}
 
 // Store implements expiration.Store.
 type Store struct {
 	// DB is for reading.
-	DB *sql.DB
-	// Exec is for writing.
-	Exec Exec
+	DB     *sql.DB
+	Writer Writer
 }
 
 var _ expiration.Store = (*Store)(nil)
@@ -78,7 +80,7 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
 	if r := t.Event.Request; r != nil {
 		request, roomVersion, pdu = r.Hash[:], &r.Signed.RoomVersion, r.Signed.PDU
 	}
-	_, err := s.Exec(ctx, insertTimerSQL,
+	_, err := s.Writer.Exec(ctx, insertTimerSQL,
 		t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:],
 		t.Duration.Milliseconds(), t.Received.UnixMilli(), t.Deadline.UnixMilli(),
 		request, roomVersion, pdu,
@@ -86,23 +88,42 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
 	return err
 }
 
-func (s *Store) Refresh(ctx context.Context, eventID string, duration time.Duration, deadline time.Time) (bool, error) {
-	return s.changed(s.Exec(ctx, refreshTimerSQL, duration.Milliseconds(), deadline.UnixMilli(), eventID))
+func (s *Store) Refresh(ctx context.Context, refreshes []expiration.Refresh) ([]bool, error) {
+	places := make(map[string]int, len(refreshes))
+	for i, r := range refreshes {
+		places[r.EventID] = i
+	}
+	found := make([]bool, len(refreshes))
+	err := s.Writer.Refresh(ctx, refreshes, func(eventID string) { found[places[eventID]] = true })
+	return found, err
+}
+
+// ScanEventIDs calls found with each row's event ID, and closes the rows.
+func ScanEventIDs(ctx context.Context, rows *sql.Rows, found func(eventID string)) error {
+	defer internal.CloseAndLogIfError(ctx, rows, "ScanEventIDs: rows.close() failed")
+	for rows.Next() {
+		var eventID string
+		if err := rows.Scan(&eventID); err != nil {
+			return err
+		}
+		found(eventID)
+	}
+	return rows.Err()
 }
 
 func (s *Store) Claim(ctx context.Context, eventID string, deadline time.Time, c expiration.Claim) (bool, error) {
-	return s.changed(s.Exec(ctx, claimTimerSQL,
+	return s.changed(s.Writer.Exec(ctx, claimTimerSQL,
 		string(c.Outcome), c.Closing.EventID, c.Closing.RoomVersion, c.Closing.PDU, eventID, deadline.UnixMilli(),
 	))
 }
 
 func (s *Store) Drop(ctx context.Context, eventID string) error {
-	_, err := s.Exec(ctx, dropTimerSQL, eventID)
+	_, err := s.Writer.Exec(ctx, dropTimerSQL, eventID)
 	return err
 }
 
 func (s *Store) Delete(ctx context.Context, eventID string) error {
-	_, err := s.Exec(ctx, deleteTimerSQL, eventID)
+	_, err := s.Writer.Exec(ctx, deleteTimerSQL, eventID)
 	return err
 }
 

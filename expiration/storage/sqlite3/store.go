@@ -4,10 +4,12 @@ package sqlite3
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"fmt"
 
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/shared"
 )
 
@@ -44,8 +46,7 @@ func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store
 		shared.Migration{Name: "add requests", SQL: addRequestsSQL}); err != nil {
 		return nil, err
 	}
-	c := &connection{db: db, writer: writer}
-	return &shared.Store{DB: db, Exec: c.exec}, nil
+	return &shared.Store{DB: db, Writer: &connection{db: db, writer: writer}}, nil
 }
 
 // connection is the one connection on which everything is written. The settings that make a commit durable belong to a
@@ -56,20 +57,50 @@ type connection struct {
 	conn   *sql.Conn      // nil before the first write and after an error; used only inside writer
 }
 
-func (c *connection) exec(ctx context.Context, query string, args ...any) (res sql.Result, err error) {
-	err = c.writer.Do(nil, nil, func(*sql.Tx) error {
+// use calls f with the connection, one function at a time.
+func (c *connection) use(ctx context.Context, f func(*sql.Conn) error) error {
+	return c.writer.Do(nil, nil, func(*sql.Tx) (err error) {
 		if c.conn == nil {
 			if c.conn, err = c.open(ctx); err != nil {
 				return err
 			}
 		}
-		if res, err = c.conn.ExecContext(ctx, query, args...); err != nil {
+		if err = f(c.conn); err != nil {
 			_ = c.conn.Close()
 			c.conn = nil
 		}
 		return err
 	})
+}
+
+func (c *connection) Exec(ctx context.Context, query string, args ...any) (res sql.Result, err error) {
+	err = c.use(ctx, func(conn *sql.Conn) error {
+		res, err = conn.ExecContext(ctx, query, args...)
+		return err
+	})
 	return res, err
+}
+
+// One statement is one commit. Its parameter is an array of arrays, for want of arrays of numbers.
+const refreshTimersSQL = "UPDATE expiration_timers SET duration_ms = r.value ->> 1, deadline_ms = r.value ->> 2" +
+	" FROM json_each($1) AS r WHERE event_id = r.value ->> 0 AND outcome IS NULL RETURNING event_id"
+
+func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(eventID string)) error {
+	values := make([][3]any, len(refreshes))
+	for i, r := range refreshes {
+		values[i] = [3]any{r.EventID, r.Duration.Milliseconds(), r.Deadline.UnixMilli()}
+	}
+	data, err := json.Marshal(values)
+	if err != nil {
+		return err
+	}
+	return c.use(ctx, func(conn *sql.Conn) error {
+		rows, err := conn.QueryContext(ctx, refreshTimersSQL, string(data))
+		if err != nil {
+			return err
+		}
+		return shared.ScanEventIDs(ctx, rows, found)
+	})
 }
 
 // open returns a connection whose commits survive a power failure. The write-ahead log saves one of two syncs for each;

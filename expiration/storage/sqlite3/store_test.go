@@ -21,15 +21,15 @@ func TestEachCommitIsSynced(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	c := &connection{db: db, writer: writer}
 	for range 2 {
-		_, err = c.exec(t.Context(), "CREATE TABLE IF NOT EXISTS t (n INTEGER)")
+		_, err = c.Exec(t.Context(), "CREATE TABLE IF NOT EXISTS t (n INTEGER)")
 		require.NoError(t, err)
 		require.Equal(t, "wal", pragma(t, c, "journal_mode"))
 		require.Equal(t, "2", pragma(t, c, "synchronous"))
-		_, err = c.exec(t.Context(), "not SQL")
+		_, err = c.Exec(t.Context(), "not SQL")
 		require.Error(t, err)
 		require.Nil(t, c.conn)
 	}
-	require.NoError(t, func() error { _, err := c.exec(t.Context(), "INSERT INTO t VALUES (1)"); return err }())
+	require.NoError(t, func() error { _, err := c.Exec(t.Context(), "INSERT INTO t VALUES (1)"); return err }())
 	require.NoError(t, c.conn.Close())
 }
 

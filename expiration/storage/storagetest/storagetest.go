@@ -27,6 +27,7 @@ func Run(t *testing.T, open func(t *testing.T) func() expiration.Store) {
 		{"ListsInTheOrderOfDeadlines", listsInOrder},
 		{"ListingStopsAtAnError", listingStops},
 		{"RefreshesRunningTimersOnly", refreshesRunningTimersOnly},
+		{"RefreshesManyAtOnce", refreshesMany},
 		{"ClaimsOnceAndOnlyAsSeen", claimsOnce},
 		{"OneOfManyClaimsWins", oneClaimWins},
 		{"RefreshAndClaimExcludeEachOther", refreshOrClaim},
@@ -112,7 +113,7 @@ func listsInOrder(t *testing.T, open func() expiration.Store) {
 	require.NoError(t, err)
 	require.True(t, ok)
 	require.Equal(t, []string{"$event1", "$event2", "$event3"}, list(t, open()))
-	ok, err = store.Refresh(ctx, "$event1", 10*time.Second, start.Add(time.Hour))
+	ok, err = refresh(ctx, store, "$event1", 10*time.Second, start.Add(time.Hour))
 	require.NoError(t, err)
 	require.True(t, ok)
 	require.Equal(t, []string{"$event2", "$event3", "$event1"}, list(t, store))
@@ -132,7 +133,7 @@ func refreshesRunningTimersOnly(t *testing.T, open func() expiration.Store) {
 	deadline := start.Add(time.Hour)
 	refresh := func(want bool) {
 		t.Helper()
-		ok, err := store.Refresh(ctx, "$event1", 7*time.Second, deadline)
+		ok, err := refresh(ctx, store, "$event1", 7*time.Second, deadline)
 		require.NoError(t, err)
 		require.Equal(t, want, ok)
 	}
@@ -150,6 +151,53 @@ func refreshesRunningTimersOnly(t *testing.T, open func() expiration.Store) {
 	got, err = store.Timer(ctx, "$event1")
 	require.NoError(t, err)
 	require.Equal(t, deadline, got.Deadline)
+}
+
+// refresh refreshes one timer.
+func refresh(ctx context.Context, store expiration.Store, eventID string, duration time.Duration, deadline time.Time) (bool, error) {
+	found, err := store.Refresh(ctx, []expiration.Refresh{{EventID: eventID, Duration: duration, Deadline: deadline}})
+	return err == nil && found[0], err
+}
+
+func refreshesMany(t *testing.T, open func() expiration.Store) {
+	const many = 600
+	store, ctx := open(), t.Context()
+	var refreshes []expiration.Refresh
+	var want []bool
+	for n := range many {
+		timer := newTimer(n)
+		// Every third is not there, and every fifth claimed.
+		missing, claimed := n%3 == 0, n%5 == 0
+		if !missing {
+			require.NoError(t, store.Insert(ctx, timer))
+		}
+		if !missing && claimed {
+			ok, err := store.Claim(ctx, timer.Event.ID, timer.Deadline, newClaim(n))
+			require.NoError(t, err)
+			require.True(t, ok)
+		}
+		refreshes = append(refreshes, expiration.Refresh{
+			EventID: timer.Event.ID, Duration: time.Duration(n+1) * time.Second, Deadline: start.Add(time.Duration(n) * time.Hour),
+		})
+		want = append(want, !missing && !claimed)
+	}
+	found, err := store.Refresh(ctx, refreshes)
+	require.NoError(t, err)
+	require.Equal(t, want, found)
+	store = open()
+	for n, r := range refreshes {
+		timer, err := store.Timer(ctx, r.EventID)
+		if !want[n] {
+			require.False(t, timer.Deadline.Equal(r.Deadline) && n > 0)
+			continue
+		}
+		require.NoError(t, err)
+		require.Equal(t, r.Duration, timer.Duration)
+		require.True(t, r.Deadline.Equal(timer.Deadline))
+	}
+	found, err = store.Refresh(ctx, nil)
+	require.NoError(t, err)
+	require.Empty(t, found)
 }
 
 func claimsOnce(t *testing.T, open func() expiration.Store) {
@@ -217,7 +265,7 @@ func refreshOrClaim(t *testing.T, open func() expiration.Store) {
 		)
 		wg.Go(func() {
 			var err error
-			if refreshed, err = store.Refresh(ctx, timer.Event.ID, timer.Duration, timer.Deadline.Add(time.Second)); err != nil {
+			if refreshed, err = refresh(ctx, store, timer.Event.ID, timer.Duration, timer.Deadline.Add(time.Second)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -257,7 +305,7 @@ func obeysContext(t *testing.T, open func() expiration.Store) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.Error(t, store.Insert(ctx, newTimer(1)))
-	_, err := store.Refresh(ctx, "$event1", time.Second, start)
+	_, err := refresh(ctx, store, "$event1", time.Second, start)
 	require.Error(t, err)
 	require.Error(t, store.Ping(ctx))
 	require.Empty(t, list(t, store))

@@ -1,0 +1,114 @@
+package expiration
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// slowStore takes a second for a commit, and remembers how large each was.
+type slowStore struct {
+	Store
+	batches []int
+	err     error
+	panics  bool
+}
+
+func (s *slowStore) Refresh(_ context.Context, refreshes []Refresh) ([]bool, error) {
+	time.Sleep(time.Second)
+	s.batches = append(s.batches, len(refreshes))
+	if s.panics {
+		panic("on purpose")
+	}
+	found := make([]bool, len(refreshes))
+	for i, r := range refreshes {
+		found[i] = r.EventID != "$gone"
+	}
+	return found, s.err
+}
+
+// refreshAll makes refreshes at the same time, and returns how many went well and how long each took.
+func refreshAll(t *testing.T, g *groupCommit, n int) (ok int, took []time.Duration) {
+	t.Helper()
+	var (
+		wg    sync.WaitGroup
+		mu    sync.Mutex
+		start = time.Now()
+	)
+	for i := range n {
+		wg.Go(func() {
+			found, err := g.refresh(t.Context(), Refresh{EventID: fmt.Sprint("$", i)})
+			mu.Lock()
+			defer mu.Unlock()
+			if found && err == nil {
+				ok++
+			}
+			took = append(took, time.Since(start))
+		})
+		synctest.Wait()
+	}
+	wg.Wait()
+	return ok, took
+}
+
+func TestGroupCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &slowStore{}
+		g := newGroupCommit(store)
+		found, err := g.refresh(t.Context(), Refresh{EventID: "$gone"})
+		require.NoError(t, err)
+		require.False(t, found)
+
+		// The first waits for nobody. The others gather while it is being committed, up to the limit of a batch.
+		store.batches = nil
+		ok, took := refreshAll(t, g, 1+maxBatch+10)
+		require.Equal(t, 1+maxBatch+10, ok)
+		require.Equal(t, []int{1, maxBatch, 10}, store.batches)
+		require.Equal(t, time.Second, took[0])
+		require.Equal(t, 3*time.Second, took[len(took)-1])
+		require.Nil(t, g.next)
+
+		// What fails, fails for its own batch.
+		store.err = errFault
+		ok, _ = refreshAll(t, g, 10)
+		require.Zero(t, ok)
+		store.err = nil
+		ok, _ = refreshAll(t, g, 10)
+		require.Equal(t, 10, ok)
+	})
+}
+
+// Who commits for others and hangs up, or panics, leaves nobody waiting.
+func TestGroupCommitOfOneWhoGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &slowStore{panics: true}
+		g := newGroupCommit(store)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer func() { require.NotNil(t, recover()) }()
+			_, _ = g.refresh(t.Context(), Refresh{EventID: "$a"})
+		})
+		synctest.Wait()
+		wg.Go(func() {
+			defer func() { require.NotNil(t, recover()) }()
+			_, _ = g.refresh(t.Context(), Refresh{EventID: "$b"})
+		})
+		synctest.Wait()
+		wg.Go(func() {
+			_, err := g.refresh(t.Context(), Refresh{EventID: "$c"})
+			require.ErrorIs(t, err, errNotCommitted)
+		})
+		wg.Wait()
+		store.panics = false
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		found, err := g.refresh(ctx, Refresh{EventID: "$d"})
+		require.NoError(t, err)
+		require.True(t, found)
+	})
+}
