@@ -6,6 +6,7 @@ package homeserver
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -68,6 +69,8 @@ type Config struct {
 	AppServices []string
 	// TraceHTTP makes Dendrite log whole requests.
 	TraceHTTP bool
+	// LogLevel is what goes into the log; "" means everything.
+	LogLevel string
 	// Federation makes the server federate; nil means that it is alone.
 	Federation *Federation
 	// Jaeger is the UDP address of an agent that gets the traces of all requests, or "" for none.
@@ -195,7 +198,7 @@ func (s *Server) Configure(cfg Config) error {
 		"room_server":    m{"database": database("roomserver")},
 		"sync_api":       m{"database": database("syncapi"), "search": m{"index_path": s.path("searchindex"), "language": "en"}},
 		"user_api":       m{"account_database": database("userapi"), "bcrypt_cost": 4},
-		"logging":        []m{{"type": "file", "level": "trace", "params": m{"path": s.path("log")}}},
+		"logging":        []m{{"type": "file", "level": cmp.Or(cfg.LogLevel, "trace"), "params": m{"path": s.path("log")}}},
 	}
 	if cfg.Postgres != "" {
 		root["global"].(m)["database"] = m{"connection_string": cfg.Postgres, "max_open_conns": 40, "max_idle_conns": 5}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"github.com/lib/pq"
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/setup/config"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// participantsPerRoom is how many of the timers are in one room.
+const participantsPerRoom = 20
+
+// columns of the table that are filled.
+var columns = []string{
+	"event_id", "room_id", "event_type", "state_key", "sender", "token_hash", "duration_ms", "received_ms", "deadline_ms",
+}
+
+// fill puts running timers into the database of a server that does not run, and returns their tokens. Their events are in no
+// room: only keep-alives concern them. To send so many events would take hours.
+func fill(ctx context.Context, dsn string, n int) (tokens []string, err error) {
+	_, closeStore, err := openStore(ctx, dsn) // which makes the table
+	if err != nil {
+		return nil, err
+	}
+	closeStore()
+	options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
+	options.Defaults(1)
+	db, err := sqlutil.Open(options, sqlutil.NewDummyWriter())
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	txn, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = txn.Rollback() }()
+	if _, err = txn.ExecContext(ctx, "DELETE FROM expiration_timers"); err != nil {
+		return nil, err
+	}
+	query := "INSERT INTO expiration_timers (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms," +
+		" received_ms, deadline_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+	copying := config.DataSource(dsn).IsPostgres()
+	if copying {
+		query = pq.CopyIn("expiration_timers", columns...)
+	}
+	insert, err := txn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	for i := range n {
+		// As long as real ones are.
+		token := fmt.Sprintf("%043d", i)
+		hash := expiration.HashToken(token)
+		user := fmt.Sprintf("@user%d:example.org", i)
+		if _, err = insert.ExecContext(ctx,
+			fmt.Sprintf("$%043d", i), fmt.Sprintf("!%018d:example.org", i/participantsPerRoom), "m.call.member",
+			fmt.Sprintf("_%s_%010d", user, i), user, hash[:], endless.Milliseconds(), now.UnixMilli(), now.Add(endless).UnixMilli(),
+		); err != nil {
+			return nil, err
+		}
+		tokens = append(tokens, token)
+	}
+	if copying {
+		if _, err = insert.ExecContext(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err = insert.Close(); err != nil {
+		return nil, err
+	}
+	if err = txn.Commit(); err != nil {
+		return nil, err
+	}
+	return tokens, analyse(ctx, db)
+}
+
+// analyse lets the database know what it has, as it would by itself in time.
+func analyse(ctx context.Context, db *sql.DB) error {
+	_, err := db.ExecContext(ctx, "ANALYZE")
+	return err
+}
