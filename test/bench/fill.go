@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/lib/pq"
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/setup/config"
 
@@ -16,10 +15,9 @@ import (
 // participantsPerRoom is how many of the timers are in one room.
 const participantsPerRoom = 20
 
-// columns of the table that are filled.
-var columns = []string{
-	"event_id", "room_id", "event_type", "state_key", "sender", "token_hash", "duration_ms", "received_ms", "deadline_ms",
-}
+// table is the table of the timers, with the columns that are filled.
+const table = "expiration_timers (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
+	" deadline_ms)"
 
 // fill puts running timers into the database of a server that does not run, and returns their tokens. Their events are in no
 // room: only keep-alives concern them. To send so many events would take hours.
@@ -44,11 +42,10 @@ func fill(ctx context.Context, dsn string, n int) (tokens []string, err error) {
 	if _, err = txn.ExecContext(ctx, "DELETE FROM expiration_timers"); err != nil {
 		return nil, err
 	}
-	query := "INSERT INTO expiration_timers (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms," +
-		" received_ms, deadline_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+	query := "INSERT INTO " + table + " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 	copying := config.DataSource(dsn).IsPostgres()
 	if copying {
-		query = pq.CopyIn("expiration_timers", columns...)
+		query = "COPY " + table + " FROM STDIN"
 	}
 	insert, err := txn.PrepareContext(ctx, query)
 	if err != nil {

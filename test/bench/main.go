@@ -95,7 +95,7 @@ func bench(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	fmt.Print(table(results))
+	fmt.Print(asMarkdown(results))
 	if *jsonFile == "" {
 		return nil
 	}
@@ -110,8 +110,8 @@ func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
 }
 
-// table returns the results as Markdown.
-func table(results []result) string {
+// asMarkdown returns the results as a table.
+func asMarkdown(results []result) string {
 	var b strings.Builder
 	b.WriteString("| what | goal | median | least … greatest |\n| --- | --- | ---: | ---: |\n")
 	for _, r := range results {
