@@ -173,6 +173,7 @@ func (a *actor) end(ctx context.Context, e *entry) error {
 	e.uncertain = true
 	res, err := a.request(ctx, http.MethodPut, keepAlivePath+"end", JSON{"expire_refresh_token": e.token})
 	if err != nil {
+		e.ending = true
 		return err
 	}
 	a.answered(e, "end", res, before)
@@ -185,7 +186,7 @@ func (a *actor) end(ctx context.Context, e *entry) error {
 // answered looks at the answer to a keep-alive, given whether the event may have been replaced or ended before.
 func (a *actor) answered(e *entry, method string, res homeserver.Response, uncertain bool) {
 	switch {
-	case res.Code == http.StatusOK && e.dead:
+	case res.Code == http.StatusOK && e.dead && !(method == "end" && e.ending && !e.ended):
 		a.ledger.fault("%s of %s was accepted after it was over", method, e.eventID)
 	case res.Code == http.StatusNotFound:
 		if !uncertain && !e.dead && time.Now().Before(e.earliest) {

@@ -143,6 +143,7 @@ type entry struct {
 	replaced  bool      // another event for its state key was answered
 	ended     bool      // end was answered with 200
 	dead      bool      // its token was refused, or must be
+	ending    bool      // end had no answer: it may have been decided, and repeating it then finishes it
 	retried   bool      // the first request for it had no answer
 	uncertain bool      // it may have been replaced or ended: there was no answer
 }
