@@ -26,11 +26,12 @@ type StateWatcher interface {
 type API struct {
 	api.RoomserverInternalAPI
 	watcher StateWatcher
+	ready   chan struct{} // closed by SetFederationAPI
 }
 
 // NewAPI returns a wrapper. Watch must be called before events are sent.
 func NewAPI(inner api.RoomserverInternalAPI) *API {
-	return &API{RoomserverInternalAPI: inner}
+	return &API{RoomserverInternalAPI: inner, ready: make(chan struct{})}
 }
 
 // Watch sets who is told of state events. The watcher needs the wrapper itself, so it cannot come with NewAPI.
