@@ -1,6 +1,10 @@
 package expiration
 
-import "time"
+import (
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+)
 
 // clock joins the two clocks that there are. Moments are compared by the monotonic one, which does not step; time.Time
 // carries it. What is stored, or sent to others, is the wall clock's.
@@ -9,7 +13,7 @@ type clock struct {
 }
 
 func newClock() clock {
-	return clock{wall: func() time.Time { return time.Now().Round(0) }}
+	return clock{wall: failpoint.WallClock}
 }
 
 // stored returns a moment as the database keeps it: in whole milliseconds, rounded up, so that nothing is ever early.

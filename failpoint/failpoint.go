@@ -9,6 +9,7 @@
 //	before-input fail           Fail returns an error, for as long as the line stands
 //	stream hold                 the goroutine waits, for as long as the line stands
 //	before-refresh panic        the goroutine panics
+//	wall-clock step -1h         the wall clock is set back, for as long as the line stands
 package failpoint
 
 // File is the environment variable with the name of the file that says what happens where.
@@ -46,6 +47,8 @@ const (
 	// BeforeConfirm and AfterConfirm: an event of an earlier process is made sure to be in its room.
 	BeforeConfirm Point = "before-confirm"
 	AfterConfirm  Point = "after-confirm"
+	// Wall: WallClock is read.
+	Wall Point = "wall-clock"
 	// Stream: messages of the output stream have come, and nothing is done with them yet.
 	Stream Point = "stream"
 )

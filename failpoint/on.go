@@ -51,6 +51,19 @@ func Fail(p Point) error {
 	}
 }
 
+// WallClock is the time of day, which somebody may set.
+func WallClock() time.Time {
+	now := time.Now().Round(0)
+	if what := read(Wall); len(what) > 1 && what[0] == "step" {
+		step, err := time.ParseDuration(what[1])
+		if err != nil {
+			panic(err)
+		}
+		return now.Add(step)
+	}
+	return now
+}
+
 // read returns what happens at a place just now.
 func read(p Point) []string {
 	data, err := os.ReadFile(os.Getenv(File))

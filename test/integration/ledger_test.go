@@ -77,6 +77,30 @@ func (e roomEvent) state() string {
 	return e.json.Get("type").Str + "|" + e.json.Get("state_key").Str
 }
 
+// after reports whether an event was built upon another, directly or not.
+func (e roomEvent) after(other roomEvent, byID map[string]roomEvent) bool {
+	ancestors, seen := []roomEvent{e}, map[string]bool{}
+	for len(ancestors) > 0 {
+		next := ancestors[0]
+		ancestors = ancestors[1:]
+		if next.depth <= other.depth {
+			continue
+		}
+		for _, prev := range next.json.Get("prev_events").Array() {
+			if prev.Str == other.id {
+				return true
+			}
+			if !seen[prev.Str] {
+				seen[prev.Str] = true
+				ancestors = append(ancestors, byID[prev.Str])
+			}
+		}
+	}
+	return false
+}
+
+func (e roomEvent) timestamp() int64 { return e.json.Get("origin_server_ts").Int() }
+
 // events returns all events that the roomserver of a server has that does not run, the oldest first. What clients see
 // follows later, and after a crash in another order.
 func (s *server) events(t *testing.T) (events []roomEvent) {
@@ -299,13 +323,21 @@ func (l *ledger) checkClosings(entries map[string]*entry, byID map[string]roomEv
 		if e == nil {
 			continue
 		}
-		if early := e.earliest.Sub(time.UnixMilli(c.json.Get("origin_server_ts").Int())); got["m.will_expire"] == "expired" && early > time.Millisecond {
+		if early := e.earliest.Sub(time.UnixMilli(c.timestamp())); got["m.will_expire"] == "expired" && early > time.Millisecond {
 			l.fault("%s expired %s early", original, early)
 		}
 		for _, newer := range entries {
-			if at := byID[newer.eventID]; e.key != "" && at.state() == c.state() && at.json.Get("room_id").Str == c.json.Get("room_id").Str &&
-				at.depth > byID[original].depth && at.depth < c.depth {
+			at := byID[newer.eventID]
+			if e.key == "" || at.state() != c.state() || at.json.Get("room_id").Str != c.json.Get("room_id").Str ||
+				at.depth <= byID[original].depth || at.depth > c.depth {
+				continue
+			}
+			switch {
+			case c.after(at, byID):
 				l.fault("%s was closed over %s", original, newer.eventID)
+			case at.timestamp() < c.timestamp():
+				// They crossed: one was on its way when the other was built. The room's state resolution prefers the later one.
+				l.fault("%s was closed across %s, which lost", original, newer.eventID)
 			}
 		}
 	}

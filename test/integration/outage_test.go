@@ -170,7 +170,59 @@ func TestStreamIsBehind(t *testing.T) {
 	}
 }
 
-// The same in slow motion: what each request is answered while the database is away.
+// The wall clock is set, back or forward: whoever sits in a call does not notice. Across a restart it alone counts, and nothing
+// hangs for longer than it was set back.
+func TestClockIsSet(t *testing.T) {
+	for _, step := range []time.Duration{-time.Hour, time.Hour} {
+		t.Run(step.String(), func(t *testing.T) {
+			t.Parallel()
+			s := startWithFailpoints(t, homeserver.Config{Postgres: databases[0].open(t), Expiration: unlimited})
+			alice := s.newUser(t)
+			roomID := s.room(t, alice)
+			follower := alice.follow(t, roomID)
+			const life, longer, back = 3, 15, 3 * time.Second
+			asked := time.Now()
+			left, held := alice.sendState(t, roomID, "left", life, nil), alice.sendState(t, roomID, "held", longer, nil)
+			require.NoError(t, s.Failpoints("wall-clock step "+step.String()))
+			s.refreshed(t, held.token)
+			late := alice.sendMessage(t, roomID, life)
+			follower.awaitClosing(t, left.eventID, "expired")
+			requireLife(t, asked, life)
+			follower.awaitClosing(t, late.eventID, "expired")
+			s.refreshed(t, held.token)
+			refreshed := time.Now()
+			closing := follower.awaitClosing(t, held.eventID, "expired")
+			requireLife(t, refreshed, longer)
+			require.InDelta(t, time.Now().Add(step).UnixMilli(), closing.Get("origin_server_ts").Int(), float64(soon.Milliseconds()))
+
+			// The deadline is stored by the clock as it goes now. It goes on so, and then it is set back while the server is down.
+			asked = time.Now()
+			kept := alice.sendState(t, roomID, "kept", life, nil)
+			s.restart(t, false)
+			follower = alice.follow(t, roomID)
+			follower.awaitClosing(t, kept.eventID, "expired")
+			requireLife(t, asked, life)
+			asked = time.Now()
+			hung := alice.sendState(t, roomID, "hung", life, nil)
+			require.NoError(t, s.Stop())
+			require.NoError(t, s.Failpoints("wall-clock step "+(step-back).String()))
+			require.NoError(t, s.Start(t.Context()))
+			follower = alice.follow(t, roomID)
+			follower.awaitClosing(t, hung.eventID, "expired")
+			requireLife(t, asked.Add(back), life)
+		})
+	}
+}
+
+// requireLife requires that as many seconds have passed since, and not many more.
+func requireLife(t *testing.T, since time.Time, seconds int) {
+	t.Helper()
+	lived := time.Since(since)
+	require.GreaterOrEqual(t, lived, time.Duration(seconds)*time.Second)
+	require.Less(t, lived, time.Duration(seconds)*time.Second+soon)
+}
+
+// TestPostgreSQLIsAway in slow motion: what each request is answered while the database is away.
 func TestDatabaseOutage(t *testing.T) {
 	cluster, dsn := ownCluster(t)
 	s := start(t, homeserver.Config{Postgres: dsn})
