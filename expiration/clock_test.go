@@ -11,10 +11,11 @@ import (
 func TestStoredTimesAreRoundedUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, now := newClock(), time.Now() // whole milliseconds here
-		require.Equal(t, now.UnixNano(), c.stored(now).UnixNano())
-		require.Equal(t, now.Add(time.Millisecond).UnixNano(), c.stored(now.Add(time.Nanosecond)).UnixNano())
-		require.Equal(t, now.Add(time.Millisecond).UnixNano(), c.stored(now.Add(time.Millisecond)).UnixNano())
-		require.True(t, now.Add(time.Second).Equal(c.moment(c.stored(now.Add(time.Second)))))
+		require.Zero(t, c.now())
+		require.Equal(t, now.UnixNano(), c.stored(0).UnixNano())
+		require.Equal(t, now.Add(time.Millisecond).UnixNano(), c.stored(time.Nanosecond).UnixNano())
+		require.Equal(t, now.Add(time.Millisecond).UnixNano(), c.stored(time.Millisecond).UnixNano())
+		require.Equal(t, time.Second, c.moment(c.stored(time.Second)))
 	})
 }
 

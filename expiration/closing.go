@@ -1,9 +1,11 @@
 package expiration
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,66 +38,71 @@ func (t *Timers) watch() {
 		case <-t.wakeup:
 		case <-alarm.C:
 		}
-		alarm.Reset(t.dispatch(time.Now()))
+		alarm.Reset(t.dispatch(t.clock.now()))
 	}
 }
 
 // dispatch hands all timers that are due to the lanes and returns how long it is until it has to be called again.
-func (t *Timers) dispatch(now time.Time) time.Duration {
+func (t *Timers) dispatch(now time.Duration) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if now.Sub(t.forgot) > retriedFor {
+	if now-t.forgot > retriedFor {
 		t.index.forgetRequests()
 		t.forgot = now
 	}
-	for len(t.index.wakes) > 0 {
-		tm := t.index.wakes[0]
-		if tm.wake.After(now) {
-			return min(tm.wake.Sub(now), pollInterval)
+	for t.index.wakes.Len() > 0 {
+		r := t.index.ref(t.index.wakes.slots[0])
+		tm := t.index.at(r)
+		if tm.wake > now {
+			return min(tm.wake-now, pollInterval)
 		}
-		if tm.running() && tm.due.After(now) { // refreshed since it was put there
-			t.index.schedule(tm, tm.due)
+		if tm.running() && tm.due > now { // refreshed since it was put there
+			t.index.schedule(r, tm.due)
 			continue
 		}
-		t.index.unschedule(tm)
-		if tm.refused {
-			t.index.forget(tm)
+		t.index.unschedule(r)
+		if !tm.gone || tm.left {
+			t.lanes.add(r, tm.room, tm.due)
 		}
-		if _, left := t.index.left[tm]; left || !tm.gone {
-			t.lanes.add(tm, tm.due)
+		if tm.refused {
+			t.index.forgetToken(r)
 		}
 	}
 	return pollInterval
 }
 
 // closeDue is what a worker does with a timer.
-func (t *Timers) closeDue(tm *timer) {
+func (t *Timers) closeDue(r ref) {
 	ctx, cancel := context.WithTimeout(t.ctx, attemptTimeout)
 	defer cancel()
 	// close schedules the next attempt and has said what there is to say.
-	_ = t.close(ctx, tm, Expired)
+	_ = t.close(ctx, r, Expired)
 }
 
 // recover finishes what an earlier process claimed: room by room in the order of the deadlines, several rooms at once.
 // What fails is tried again later, like any other closing.
-func (t *Timers) recover(claimed []*timer) {
+func (t *Timers) recover(claimed []ref) {
 	ctx, cancel := context.WithTimeout(t.ctx, recoverTimeout)
 	defer cancel()
-	rooms := map[string][]*timer{}
-	var order []string
-	for _, tm := range claimed { // in the order of their deadlines
-		if _, ok := rooms[tm.event.RoomID]; !ok {
-			order = append(order, tm.event.RoomID)
+	rooms := map[uint64][]ref{}
+	var order []uint64
+	t.mu.Lock()
+	slices.SortFunc(claimed, func(a, b ref) int { return cmp.Compare(t.index.at(a).due, t.index.at(b).due) })
+	for _, r := range claimed {
+		room := t.index.at(r).room
+		if _, ok := rooms[room]; !ok {
+			order = append(order, room)
 		}
-		rooms[tm.event.RoomID] = append(rooms[tm.event.RoomID], tm)
+		rooms[room] = append(rooms[room], r)
 	}
+	t.mu.Unlock()
 	var done sync.WaitGroup
 	free := make(chan struct{}, closers)
 	for _, room := range order {
 		free <- struct{}{}
 		done.Go(func() {
-			for _, tm := range rooms[room] {
-				_ = t.close(ctx, tm, Expired)
+			for _, r := range rooms[room] {
+				_ = t.close(ctx, r, Expired)
 			}
 			<-free
 		})
@@ -105,104 +112,113 @@ func (t *Timers) recover(claimed []*timer) {
 
 // close makes one attempt to close an event, and schedules the next one if it fails in passing. The error is nil if the
 // room has the closing event, ErrNotFound if the timer was gone, a *DropError if it now is, and else a passing fault.
-func (t *Timers) close(ctx context.Context, tm *timer, o Outcome) error {
-	unlock, err := t.closings.lock(ctx, tm.event.ID)
+func (t *Timers) close(ctx context.Context, r ref, o Outcome) error {
+	var state uint64
+	t.mu.Lock()
+	if tm := t.index.at(r); tm != nil {
+		state = tm.state
+	}
+	t.mu.Unlock()
+	unlock, err := t.closings.lock(ctx, r.nid)
 	if err == nil {
 		defer unlock()
-		if s, ok := tm.event.State(); ok {
-			unlock, err = t.states.lock(ctx, s)
+		if state != 0 {
+			unlock, err = t.states.lock(ctx, state)
 			if err == nil {
 				defer unlock()
 			}
 		}
 	}
 	if err != nil { // another attempt, or a send, took too long
-		t.again(tm, err)
+		t.again(r, Event{}, err)
 		return err
 	}
-	return t.attempt(ctx, tm, o)
+	return t.attempt(ctx, r, o)
 }
 
 // attempt is close under the locks.
-func (t *Timers) attempt(ctx context.Context, tm *timer, o Outcome) error {
-	err := t.resolveUnsure(ctx, tm)
-	if err != nil {
-		t.again(tm, err)
+func (t *Timers) attempt(ctx context.Context, r ref, o Outcome) error {
+	row, due, err := t.load(ctx, r)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		t.removeRow(ctx, r)
+		return err
+	case err != nil:
+		t.again(r, Event{}, err)
 		return err
 	}
-	t.mu.Lock()
-	gone, claim, due := tm.gone, tm.claim, tm.due
-	t.mu.Unlock()
-	notDue := due.After(time.Now())
-	if !gone && claim == nil && (o != Expired || !notDue) {
-		if err = t.confirm(ctx, tm); err != nil {
-			return t.settle(ctx, tm, o, err)
+	notDue := due > t.clock.now()
+	if row.Claim == nil && (o != Expired || !notDue) {
+		if err = t.confirm(ctx, r, row.Event); err != nil {
+			return t.settle(ctx, r, row, o, err)
 		}
 	}
 	switch {
-	case gone:
-		t.removeLeftRow(ctx, tm)
-		return ErrNotFound
-	case claim != nil:
+	case row.Claim != nil:
 		failpoint.Pass(failpoint.BeforeResubmit)
-		err = t.roomserver.Resubmit(ctx, tm.event, claim.Closing)
+		err = t.roomserver.Resubmit(ctx, row.Event, row.Claim.Closing)
 	case o == Expired && notDue:
 		err = errNotDue
 	default:
-		err = t.roomserver.Close(ctx, tm.event, o, t.sentTime(o, due), func(ctx context.Context, c SignedEvent) error {
-			return t.claim(ctx, tm, due, Claim{Outcome: o, Closing: c})
+		err = t.roomserver.Close(ctx, row.Event, o, t.sentTime(o, due), func(ctx context.Context, closing SignedEvent) error {
+			c := Claim{Outcome: o, Closing: closing}
+			if err := t.claim(ctx, r, due, c); err != nil {
+				return err
+			}
+			row.Claim = &c
+			return nil
 		})
 	}
-	return t.settle(ctx, tm, o, err)
+	return t.settle(ctx, r, row, o, err)
 }
 
 // sentTime returns the time that a closing event bears. One of an event that expired bears the deadline, however long after
 // it is built: where another server's newer state crosses it, the room's state resolution prefers what is later, and that
 // is then whatever was sent after the deadline. It is the deadline by the wall clock as it goes now, and never before it.
-func (t *Timers) sentTime(o Outcome, due time.Time) time.Time {
+func (t *Timers) sentTime(o Outcome, due time.Duration) time.Time {
 	if o == Expired {
 		return t.clock.stored(due)
 	}
-	return t.clock.stored(time.Now())
+	return t.clock.stored(t.clock.now())
 }
 
 // confirm makes sure that the event is in its room, if this process has not seen it come there.
-func (t *Timers) confirm(ctx context.Context, tm *timer) error {
+func (t *Timers) confirm(ctx context.Context, r ref, e Event) error {
 	t.mu.Lock()
-	confirmed := tm.confirmed
+	tm := t.index.at(r)
+	confirmed := tm != nil && tm.confirmed
 	t.mu.Unlock()
 	if confirmed {
 		return nil
 	}
 	failpoint.Pass(failpoint.BeforeConfirm)
-	if err := t.roomserver.Confirm(ctx, tm.event); err != nil {
+	if err := t.roomserver.Confirm(ctx, e); err != nil {
 		return err
 	}
 	failpoint.Pass(failpoint.AfterConfirm)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	tm.confirmed, tm.unsent = true, false
+	t.confirmed(r)
 	return nil
 }
 
 // claim writes into the timer's row how it ends. To be expired, the timer must be as due as it was when the closing event
 // began to be built: if it was refreshed since, the event bears a time at which it was not due, even if the new deadline has
 // passed as well by now.
-func (t *Timers) claim(ctx context.Context, tm *timer, due time.Time, c Claim) error {
-	tm.row.Lock()
-	defer tm.row.Unlock()
+func (t *Timers) claim(ctx context.Context, r ref, due time.Duration, c Claim) error {
+	defer t.lockRow(r)()
 	t.mu.Lock()
-	running, deadline := tm.running(), tm.deadline
-	notDue := c.Outcome == Expired && (tm.due.After(time.Now()) || !tm.due.Equal(due))
-	t.mu.Unlock()
-	switch {
-	case !running:
+	tm := t.index.at(r)
+	if !tm.running() {
+		t.mu.Unlock()
 		return ErrNotFound
-	case notDue:
+	}
+	deadline := time.UnixMilli(tm.deadline)
+	notDue := c.Outcome == Expired && (tm.due > t.clock.now() || tm.due != due)
+	t.mu.Unlock()
+	if notDue {
 		return errNotDue
 	}
 	failpoint.Pass(failpoint.BeforeClaim)
-	ok, err := t.store.Claim(ctx, tm.event.ID, deadline, c)
+	ok, err := t.store.Claim(ctx, r.nid, deadline, c)
 	failpoint.Pass(failpoint.AfterClaim)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -211,109 +227,110 @@ func (t *Timers) claim(ctx context.Context, tm *timer, due time.Time, c Claim) e
 		if err == nil {
 			return errClaimFailed
 		}
-		return fmt.Errorf("claiming %s: %w", tm.event.ID, err)
+		return fmt.Errorf("claiming a timer: %w", err)
 	}
-	tm.claim = &c
+	tm.claimed = true
 	return nil
 }
 
-// resolveUnsure looks at the row of a timer of which memory does not know whether it is claimed.
-func (t *Timers) resolveUnsure(ctx context.Context, tm *timer) error {
-	tm.row.Lock()
-	defer tm.row.Unlock()
-	t.mu.Lock()
-	unsure := tm.unsure
-	t.mu.Unlock()
-	if !unsure {
-		return nil
-	}
-	return t.reload(ctx, tm)
-}
-
 // settle does what follows from the result of an attempt.
-func (t *Timers) settle(ctx context.Context, tm *timer, o Outcome, err error) error {
+func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err error) error {
 	if err == nil {
-		return t.closed(ctx, tm, o)
+		return t.closed(ctx, r, row, o)
 	}
-	if errors.Is(err, ErrUnknownEvent) {
-		t.mu.Lock()
-		tm.unknown++
-		neverSent := tm.unknown > neverSentAfter
-		t.mu.Unlock()
-		if neverSent {
-			err = &DropError{Reason: NeverSent, Cause: err}
-		}
+	if errors.Is(err, ErrUnknownEvent) && t.neverSent(r) {
+		err = &DropError{Reason: NeverSent, Cause: err}
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
-		t.gone(ctx, tm, dropped)
+		t.gone(ctx, r, row, dropped)
 	} else {
-		t.again(tm, err)
+		t.again(r, row.Event, err)
 	}
 	return err
 }
 
+// neverSent counts that the roomserver does not know an event, and reports whether it never will.
+func (t *Timers) neverSent(r ref) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(r)
+	if tm == nil {
+		return false
+	}
+	tm.unknown++
+	return tm.unknown > neverSentAfter
+}
+
 // closed takes a timer out whose closing event is in the room. It returns ErrNotFound if the event was closed otherwise
 // than the caller wanted: the token was invalid before he came.
-func (t *Timers) closed(ctx context.Context, tm *timer, o Outcome) error {
+func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error {
 	failpoint.Pass(failpoint.AfterClosing)
+	var late time.Duration
 	t.mu.Lock()
-	claim, late := tm.claim, time.Since(tm.due)
-	t.index.remove(tm)
+	if tm := t.index.at(r); tm != nil {
+		late = t.clock.now() - tm.due
+	}
+	t.index.answer(row.Event)
+	t.index.remove(r)
 	t.mu.Unlock()
-	t.metrics.closings.WithLabelValues(string(claim.Outcome)).Inc()
-	if claim.Outcome == Expired {
+	t.metrics.closings.WithLabelValues(string(row.Claim.Outcome)).Inc()
+	if row.Claim.Outcome == Expired {
 		t.metrics.lateness.Observe(late.Seconds())
 	}
 	t.log.WithFields(logrus.Fields{
-		"event_id": tm.event.ID, "room_id": tm.event.RoomID,
-		"closing_event_id": claim.Closing.EventID, "outcome": claim.Outcome,
+		"event_id": row.Event.ID, "room_id": row.Event.RoomID,
+		"closing_event_id": row.Claim.Closing.EventID, "outcome": row.Claim.Outcome,
 	}).Info("Closed an expiring event")
-	t.removeRow(ctx, tm)
-	if claim.Outcome != o {
+	t.removeRow(ctx, r)
+	if row.Claim.Outcome != o {
 		return ErrNotFound
 	}
 	return nil
 }
 
 // gone takes a timer out that gets no closing event.
-func (t *Timers) gone(ctx context.Context, tm *timer, dropped *DropError) {
+func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError) {
 	t.mu.Lock()
-	already := tm.gone
-	t.index.remove(tm)
+	tm := t.index.at(r)
+	already := tm == nil || tm.gone
+	if dropped.Reason == Redacted {
+		t.index.answer(row.Event)
+	}
+	t.index.remove(r)
 	t.mu.Unlock()
 	if already { // dropped by somebody else meanwhile
 		return
 	}
 	t.metrics.drops.WithLabelValues(string(dropped.Reason)).Inc()
 	t.log.WithError(dropped.Cause).WithFields(logrus.Fields{
-		"event_id": tm.event.ID, "room_id": tm.event.RoomID, "reason": dropped.Reason,
+		"event_id": row.Event.ID, "room_id": row.Event.RoomID, "reason": dropped.Reason,
 	}).Info("Dropped the timer of an expiring event")
-	t.removeRow(ctx, tm)
+	t.removeRow(ctx, r)
 }
 
-// again schedules the next attempt after one that failed in passing.
-func (t *Timers) again(tm *timer, err error) {
+// again schedules the next attempt after one that failed in passing. The event is empty if its row could not be read.
+func (t *Timers) again(r ref, e Event, err error) {
 	if t.ctx.Err() != nil { // stopping; the next Start takes it up
 		return
 	}
 	t.mu.Lock()
-	if tm.gone {
+	tm := t.index.at(r)
+	if tm == nil || tm.gone {
 		t.mu.Unlock()
 		return
 	}
-	if tm.running() && !tm.unsure && (tm.due.After(time.Now()) || errors.Is(err, errNotDue)) {
+	if tm.running() && !tm.unsure && (tm.due > t.clock.now() || errors.Is(err, errNotDue)) {
 		tm.failures = 0
-		t.index.schedule(tm, tm.due)
+		t.index.schedule(r, tm.due)
 		t.mu.Unlock()
 		t.notify()
 		return
 	}
-	failures := tm.failures
 	t.mu.Unlock()
-	t.scheduleRetry(tm)
+	failures := t.scheduleRetry(r)
 	t.metrics.retries.Inc()
 	log := t.log.WithError(err).WithFields(logrus.Fields{
-		"event_id": tm.event.ID, "room_id": tm.event.RoomID, "failures": failures + 1,
+		"timer_nid": r.nid, "event_id": e.ID, "room_id": e.RoomID, "failures": failures,
 	})
 	if errors.Is(err, ErrUnknownEvent) || errors.Is(err, errClaimFailed) {
 		log.Debug("Failed to close an expiring event, will try again")

@@ -16,7 +16,7 @@ const (
 
 // Refresh is the new deadline of a running timer.
 type Refresh struct {
-	EventID  string
+	NID      int64 // of the timer
 	Duration time.Duration
 	Deadline time.Time
 }

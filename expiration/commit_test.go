@@ -2,7 +2,6 @@ package expiration
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -10,6 +9,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+// gone is the number of a timer that slowStore has not.
+const gone = -1
 
 // slowStore takes a second for a commit, and remembers how large each was.
 type slowStore struct {
@@ -27,7 +29,7 @@ func (s *slowStore) Refresh(_ context.Context, refreshes []Refresh) ([]bool, err
 	}
 	found := make([]bool, len(refreshes))
 	for i, r := range refreshes {
-		found[i] = r.EventID != "$gone"
+		found[i] = r.NID != gone
 	}
 	return found, s.err
 }
@@ -42,7 +44,7 @@ func refreshAll(t *testing.T, g *groupCommit, n int) (ok int, took []time.Durati
 	)
 	for i := range n {
 		wg.Go(func() {
-			found, err := g.refresh(t.Context(), Refresh{EventID: fmt.Sprint("$", i)})
+			found, err := g.refresh(t.Context(), Refresh{NID: int64(i)})
 			mu.Lock()
 			defer mu.Unlock()
 			if found && err == nil {
@@ -60,7 +62,7 @@ func TestGroupCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &slowStore{}
 		g := newGroupCommit(store)
-		found, err := g.refresh(t.Context(), Refresh{EventID: "$gone"})
+		found, err := g.refresh(t.Context(), Refresh{NID: gone})
 		require.NoError(t, err)
 		require.False(t, found)
 
@@ -91,23 +93,23 @@ func TestGroupCommitOfOneWhoGivesUp(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			defer func() { require.NotNil(t, recover()) }()
-			_, _ = g.refresh(t.Context(), Refresh{EventID: "$a"})
+			_, _ = g.refresh(t.Context(), Refresh{NID: 1})
 		})
 		synctest.Wait()
 		wg.Go(func() {
 			defer func() { require.NotNil(t, recover()) }()
-			_, _ = g.refresh(t.Context(), Refresh{EventID: "$b"})
+			_, _ = g.refresh(t.Context(), Refresh{NID: 2})
 		})
 		synctest.Wait()
 		wg.Go(func() {
-			_, err := g.refresh(t.Context(), Refresh{EventID: "$c"})
+			_, err := g.refresh(t.Context(), Refresh{NID: 3})
 			require.ErrorIs(t, err, errNotCommitted)
 		})
 		wg.Wait()
 		store.panics = false
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		found, err := g.refresh(ctx, Refresh{EventID: "$d"})
+		found, err := g.refresh(ctx, Refresh{NID: 4})
 		require.NoError(t, err)
 		require.True(t, found)
 	})

@@ -77,6 +77,8 @@ type TokenHash [32]byte
 
 // Timer is one row of the store: an expiring event whose closing event is not yet known to be in the room.
 type Timer struct {
+	// NID is the number of the row, unique among all that there are, and positive.
+	NID       int64
 	Event     Event
 	TokenHash TokenHash
 	Duration  time.Duration
@@ -95,17 +97,18 @@ type Store interface {
 	// Insert adds a running timer. It is an error if there is one for the event already.
 	Insert(ctx context.Context, t Timer) error
 	// Refresh sets duration and deadline of running timers, all in one commit, and reports for each whether there was one.
-	// No event is named twice.
+	// No timer is named twice.
 	Refresh(ctx context.Context, refreshes []Refresh) ([]bool, error)
 	// Claim ends a running timer whose deadline is exactly the given one, and reports whether there was one.
-	Claim(ctx context.Context, eventID string, deadline time.Time, c Claim) (bool, error)
+	Claim(ctx context.Context, nid int64, deadline time.Time, c Claim) (bool, error)
 	// Drop removes the timer if it is running.
-	Drop(ctx context.Context, eventID string) error
+	Drop(ctx context.Context, nid int64) error
 	// Delete removes the timer, claimed or not.
-	Delete(ctx context.Context, eventID string) error
-	// Timer returns the timer of an event, or ErrNotFound.
-	Timer(ctx context.Context, eventID string) (Timer, error)
-	// Timers calls f for each timer in the order of their deadlines, until f returns an error, which it returns.
+	Delete(ctx context.Context, nid int64) error
+	// Timer returns a timer, or ErrNotFound.
+	Timer(ctx context.Context, nid int64) (Timer, error)
+	// Timers calls f for each timer, in any order, until f returns an error, which it returns. Of signed events it gives the
+	// IDs alone.
 	Timers(ctx context.Context, f func(Timer) error) error
 	// Ping reports whether the timers can be read.
 	Ping(ctx context.Context) error

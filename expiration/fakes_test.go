@@ -15,7 +15,7 @@ var errFault = errors.New("a passing fault")
 // memoryStore is a Store whose durability is that of the test. storagetest runs on the real ones.
 type memoryStore struct {
 	mu   sync.Mutex
-	rows map[string]Timer
+	rows map[int64]Timer
 	// fail is called before each operation; an error is returned, and if after is set, returned although the operation
 	// was done.
 	fail  func(operation string) error
@@ -29,7 +29,7 @@ func (s *memoryStore) set(after bool, fail func(operation string) error) {
 	s.after, s.fail = after, fail
 }
 
-func newMemoryStore() *memoryStore { return &memoryStore{rows: map[string]Timer{}} }
+func newMemoryStore() *memoryStore { return &memoryStore{rows: map[int64]Timer{}} }
 
 func (s *memoryStore) do(operation string, f func()) error {
 	s.mu.Lock()
@@ -45,49 +45,49 @@ func (s *memoryStore) do(operation string, f func()) error {
 }
 
 func (s *memoryStore) Insert(_ context.Context, t Timer) error {
-	return s.do("insert", func() { s.rows[t.Event.ID] = t })
+	return s.do("insert", func() { s.rows[t.NID] = t })
 }
 
 func (s *memoryStore) Refresh(_ context.Context, refreshes []Refresh) ([]bool, error) {
 	found := make([]bool, len(refreshes))
 	err := s.do("refresh", func() {
 		for i, r := range refreshes {
-			row, ok := s.rows[r.EventID]
+			row, ok := s.rows[r.NID]
 			if found[i] = ok && row.Claim == nil; found[i] {
 				row.Duration, row.Deadline = r.Duration, r.Deadline
-				s.rows[r.EventID] = row
+				s.rows[r.NID] = row
 			}
 		}
 	})
 	return found, err
 }
 
-func (s *memoryStore) Claim(_ context.Context, eventID string, deadline time.Time, c Claim) (ok bool, err error) {
+func (s *memoryStore) Claim(_ context.Context, nid int64, deadline time.Time, c Claim) (ok bool, err error) {
 	err = s.do("claim", func() {
-		row, found := s.rows[eventID]
+		row, found := s.rows[nid]
 		if ok = found && row.Claim == nil && row.Deadline.Equal(deadline); ok {
 			row.Claim = &c
-			s.rows[eventID] = row
+			s.rows[nid] = row
 		}
 	})
 	return ok && err == nil, err
 }
 
-func (s *memoryStore) Drop(_ context.Context, eventID string) error {
+func (s *memoryStore) Drop(_ context.Context, nid int64) error {
 	return s.do("drop", func() {
-		if s.rows[eventID].Claim == nil {
-			delete(s.rows, eventID)
+		if s.rows[nid].Claim == nil {
+			delete(s.rows, nid)
 		}
 	})
 }
 
-func (s *memoryStore) Delete(_ context.Context, eventID string) error {
-	return s.do("delete", func() { delete(s.rows, eventID) })
+func (s *memoryStore) Delete(_ context.Context, nid int64) error {
+	return s.do("delete", func() { delete(s.rows, nid) })
 }
 
-func (s *memoryStore) Timer(_ context.Context, eventID string) (row Timer, err error) {
+func (s *memoryStore) Timer(_ context.Context, nid int64) (row Timer, err error) {
 	found := false
-	if err = s.do("timer", func() { row, found = s.rows[eventID] }); err == nil && !found {
+	if err = s.do("timer", func() { row, found = s.rows[nid] }); err == nil && !found {
 		err = ErrNotFound
 	}
 	return row, err
@@ -102,7 +102,6 @@ func (s *memoryStore) Timers(_ context.Context, f func(Timer) error) error {
 	}); err != nil {
 		return err
 	}
-	slices.SortFunc(rows, func(a, b Timer) int { return a.Deadline.Compare(b.Deadline) })
 	for _, row := range rows {
 		if err := f(row); err != nil {
 			return err
@@ -123,8 +122,12 @@ func (s *memoryStore) len() int {
 func (s *memoryStore) has(eventID string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, ok := s.rows[eventID]
-	return ok
+	for _, row := range s.rows {
+		if row.Event.ID == eventID {
+			return true
+		}
+	}
+	return false
 }
 
 // fakeRoomserver has rooms whose state is set by the test and by closing events.

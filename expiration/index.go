@@ -2,169 +2,364 @@ package expiration
 
 import (
 	"container/heap"
+	"fmt"
+	"hash/maphash"
 	"maps"
-	"slices"
-	"sync"
 	"time"
 )
 
-// timer is a Timer in memory.
+// timer is a timer in memory: what is needed while it runs. The event stands in its row, which is read when the timer ends.
+// There can be a million of them, so it has no pointers: they would cost memory, and the garbage collector time.
+//
+// All of it is guarded by Timers.mu; claimed, deadline and duration change only while the row's lock is held as well.
 type timer struct {
-	event    Event
-	hash     TokenHash
-	received time.Time
+	nid int64 // of the row; 0 if the place is free
 
-	// row is held around each write to the timer's row, so that what memory says of the row is what was written last.
-	row sync.Mutex
+	token [tokenPrefix]byte
+	// The hashes of index.hash: of the event's ID, its room and sender, and the piece of state, or 0 if it is none.
+	event, room, sender, state uint64
 
-	// The rest is guarded by Timers.mu; claim, deadline and duration change only while row is held as well.
-
+	received int64 // as the row has it, in milliseconds
 	duration time.Duration
-	deadline time.Time // as the row has it: the wall clock, whole milliseconds
-	due      time.Time // the same moment by the monotonic clock
-	claim    *Claim
+	deadline int64         // as the row has it: the wall clock, in milliseconds
+	due      time.Duration // the same moment by the monotonic clock, see clock
+	// wake is when the scheduler looks at the timer. A refresh moves only due: the scheduler finds out when it looks.
+	wake time.Duration
+	// place is the timer's index in the heap, or -1.
+	place int32
+	// The neighbours in the lists of timers with the same state, and of the same sender.
+	nextOfState, nextOfSender, previousOfSender slot
+
+	// failures counts the attempts that failed since the last one that did not; it makes the pauses grow.
+	failures uint8
+	// unknown counts how many times in a row the roomserver has said that it does not know the event.
+	unknown uint8
+	// claimed is set when the row is.
+	claimed bool
 	// unsure is set when a claim failed so that it may have been written all the same.
 	unsure bool
 	// confirmed is set when the roomserver has said that the event is in its room, since the process started.
 	confirmed bool
 	// unsent is set when the roomserver has failed to take the event, until it turns out that it has it.
 	unsent bool
-	// unknown counts how many times in a row the roomserver has said that it does not know the event.
-	unknown int
 	// pending is set until the roomserver has answered: the event may not be in its room yet.
 	pending bool
-	// gone is set when the timer is out of the index, but for index.left.
+	// gone is set when nobody finds the timer any more, but for what follows.
 	gone bool
+	// left is set when the timer is gone and its row is not yet deleted.
+	left bool
 	// refused is set while the token of a timer that is gone is still answered otherwise than an unknown one.
 	refused bool
-	// failures counts the attempts that failed since the last one that did not; it makes the pauses grow.
-	failures int
-	// wake is when the scheduler looks at the timer. A refresh moves only due: the scheduler finds out when it looks.
-	wake time.Time
-	// place is the timer's index in the heap, or -1.
-	place int
 }
 
-// running reports whether the token is valid.
-func (tm *timer) running() bool { return !tm.gone && tm.claim == nil }
+// tokenPrefix is how many bytes of a token's hash are kept in memory: 128 bits are not found by guessing.
+const tokenPrefix = 16
+
+// running reports whether there is such a timer and its token is valid.
+func (tm *timer) running() bool { return tm != nil && !tm.gone && !tm.claimed }
+
+// slot is a timer's place in memory, which another timer has later. 0 is none.
+type slot uint32
+
+// ref names a timer for as long as it is in memory, and nothing after that.
+type ref struct {
+	slot slot
+	nid  int64
+}
 
 // index finds timers by all that they are asked for by. It has no lock of its own: Timers.mu guards it.
 type index struct {
-	byToken map[TokenHash]*timer
-	byEvent map[string]*timer
-	byState map[StateKey][]*timer
-	byUser  map[string]map[*timer]struct{}
-	// byRequest has the timers, gone or not, of requests of which Dendrite's memory does not know what came of them: those
-	// of earlier processes, and those that failed.
-	byRequest map[RequestHash]*timer
-	// left has the timers that are gone and whose rows could not be deleted.
-	left  map[*timer]struct{}
-	wakes wakeHeap
+	timers   arena[timer]
+	seed     maphash.Seed
+	lastNID  int64
+	count    int // of those that are not gone
+	byToken  table
+	byState  table // the first of each list
+	bySender table // likewise
+	wakes    wakeHeap
+	// left has the timers that are gone and whose rows are not yet deleted.
+	left map[ref]struct{}
+
+	// byRequest has the timers of requests of which Dendrite's memory does not know what came of them: those of earlier
+	// processes, and those that failed.
+	byRequest map[RequestHash]ref
+	// answered has the events of those whose timers are gone meanwhile, and answeredBefore those of an earlier time.
+	answered, answeredBefore map[RequestHash]string
 }
 
-func newIndex() index {
-	return index{
-		byToken: map[TokenHash]*timer{},
-		byEvent: map[string]*timer{},
-		byState: map[StateKey][]*timer{},
-		byUser:  map[string]map[*timer]struct{}{},
+func newIndex() *index {
+	x := &index{
+		seed:      maphash.MakeSeed(),
+		left:      map[ref]struct{}{},
+		byRequest: map[RequestHash]ref{},
+		answered:  map[RequestHash]string{},
+	}
+	x.timers = newArena[timer]()
+	x.wakes.timers = &x.timers
+	x.byToken = newTable(func(s slot) uint64 { return tokenKey(x.timers.at(s).token) })
+	x.byState = newTable(func(s slot) uint64 { return x.timers.at(s).state })
+	x.bySender = newTable(func(s slot) uint64 { return x.timers.at(s).sender })
+	return x
+}
 
-		byRequest: map[RequestHash]*timer{},
-		left:      map[*timer]struct{}{},
+// hash stands for a name. That two of all names have the same hash is as unlikely as guessing it, which the seed prevents.
+func (x *index) hash(parts ...string) uint64 {
+	var h maphash.Hash
+	h.SetSeed(x.seed)
+	for _, part := range parts {
+		_, _ = h.WriteString(part)
+		_ = h.WriteByte(0xff) // in no valid string
+	}
+	return max(h.Sum64(), 1)
+}
+
+// stateHash stands for a piece of state.
+func (x *index) stateHash(s StateKey) uint64 { return x.hash(s.RoomID, s.Type, s.Key) }
+
+// tokenKey is what a token is looked up by.
+func tokenKey(token [tokenPrefix]byte) uint64 {
+	var key uint64
+	for _, b := range token[:8] {
+		key = key<<8 | uint64(b)
+	}
+	return key
+}
+
+// at returns a timer, or nil if it is no longer in memory.
+func (x *index) at(r ref) *timer {
+	if r.nid == 0 {
+		return nil
+	}
+	if tm := x.timers.at(r.slot); tm.nid == r.nid {
+		return tm
+	}
+	return nil
+}
+
+// ref returns the name of the timer in a slot.
+func (x *index) ref(s slot) ref { return ref{s, x.timers.at(s).nid} }
+
+// token returns the timer of a token, running or not.
+func (x *index) token(h TokenHash) (r ref) {
+	token := [tokenPrefix]byte(h[:tokenPrefix])
+	if s := x.byToken.get(tokenKey(token)); s != 0 && x.timers.at(s).token == token {
+		r = x.ref(s)
+	}
+	return r
+}
+
+// ofState calls f for each timer of a piece of state.
+func (x *index) ofState(state uint64, f func(ref, *timer)) {
+	for s := x.byState.get(state); s != 0; {
+		tm := x.timers.at(s)
+		next := tm.nextOfState
+		f(ref{s, tm.nid}, tm)
+		s = next
 	}
 }
 
-func (x *index) add(tm *timer) {
-	x.byToken[tm.hash] = tm
-	x.byEvent[tm.event.ID] = tm
-	if s, ok := tm.event.State(); ok {
-		x.byState[s] = append(x.byState[s], tm)
+// ofSender calls f for each timer of a user.
+func (x *index) ofSender(userID string, f func(ref, *timer)) {
+	for s := x.bySender.get(x.hash(userID)); s != 0; {
+		tm := x.timers.at(s)
+		next := tm.nextOfSender
+		f(ref{s, tm.nid}, tm)
+		s = next
 	}
-	timers := x.byUser[tm.event.Sender]
-	if timers == nil {
-		timers = map[*timer]struct{}{}
-		x.byUser[tm.event.Sender] = timers
-	}
-	timers[tm] = struct{}{}
 }
 
-// remove takes out what add put in, and may be called again.
-func (x *index) remove(tm *timer) {
-	if tm.gone {
-		return
-	}
-	tm.gone = true
-	x.unschedule(tm)
-	delete(x.byToken, tm.hash)
-	delete(x.byEvent, tm.event.ID)
-	if s, ok := tm.event.State(); ok {
-		x.byState[s] = slices.DeleteFunc(x.byState[s], func(other *timer) bool { return other == tm })
-		if len(x.byState[s]) == 0 {
-			delete(x.byState, s)
+// inRoom returns the timers in a room. It looks at every timer: whole rooms change rarely.
+func (x *index) inRoom(roomID string) (refs []ref) {
+	room := x.hash(roomID)
+	for s, tm := range x.timers.all() {
+		if tm.nid != 0 && !tm.gone && tm.room == room {
+			refs = append(refs, ref{s, tm.nid})
 		}
 	}
-	timers := x.byUser[tm.event.Sender]
-	delete(timers, tm)
-	if len(timers) == 0 {
-		delete(x.byUser, tm.event.Sender)
+	return refs
+}
+
+// room returns an error if there is none for another timer.
+func (x *index) room() error {
+	if x.timers.last == maxTimers && len(x.timers.free) == 0 {
+		return fmt.Errorf("there are %d timers, and no room for another", maxTimers)
+	}
+	return nil
+}
+
+// add takes a timer in. due is its deadline by the monotonic clock.
+func (x *index) add(row Timer, due time.Duration) ref {
+	s := x.timers.take()
+	tm := x.timers.at(s)
+	*tm = timer{
+		nid: row.NID, token: [tokenPrefix]byte(row.TokenHash[:]),
+		event: x.hash(row.Event.ID), room: x.hash(row.Event.RoomID), sender: x.hash(row.Event.Sender),
+		received: row.Received.UnixMilli(), duration: row.Duration, deadline: row.Deadline.UnixMilli(), due: due,
+		claimed: row.Claim != nil, place: -1,
+	}
+	x.lastNID = max(x.lastNID, row.NID)
+	x.count++
+	x.byToken.set(tokenKey(tm.token), s)
+	if state, ok := row.Event.State(); ok {
+		tm.state = x.stateHash(state)
+		tm.nextOfState = x.byState.get(tm.state)
+		x.byState.set(tm.state, s)
+	}
+	if next := x.bySender.get(tm.sender); next != 0 {
+		tm.nextOfSender = next
+		x.timers.at(next).previousOfSender = s
+	}
+	x.bySender.set(tm.sender, s)
+	return ref{s, row.NID}
+}
+
+// remove takes out what add put in, and may be called again. The timer is left in memory until forgetRow is called.
+func (x *index) remove(r ref) {
+	tm := x.at(r)
+	if tm == nil || tm.gone {
+		return
+	}
+	tm.gone, tm.left = true, true
+	x.left[r] = struct{}{}
+	x.count--
+	x.unschedule(r)
+	x.byToken.remove(tokenKey(tm.token), r.slot)
+	if tm.state != 0 {
+		x.removeFromState(r.slot, tm)
+	}
+	if tm.nextOfSender != 0 {
+		x.timers.at(tm.nextOfSender).previousOfSender = tm.previousOfSender
+	}
+	switch {
+	case tm.previousOfSender != 0:
+		x.timers.at(tm.previousOfSender).nextOfSender = tm.nextOfSender
+	case tm.nextOfSender != 0:
+		x.bySender.set(tm.sender, tm.nextOfSender)
+	default:
+		x.bySender.remove(tm.sender, r.slot)
+	}
+}
+
+// removeFromState takes a timer out of a list that is short: what is replaced goes.
+func (x *index) removeFromState(s slot, tm *timer) {
+	first := x.byState.get(tm.state)
+	switch {
+	case first != s:
+		before := x.timers.at(first)
+		for before.nextOfState != s {
+			before = x.timers.at(before.nextOfState)
+		}
+		before.nextOfState = tm.nextOfState
+	case tm.nextOfState != 0:
+		x.byState.set(tm.state, tm.nextOfState)
+	default:
+		x.byState.remove(tm.state, s)
+	}
+}
+
+// forgetRow is called when the row of a timer that is gone is deleted.
+func (x *index) forgetRow(r ref) {
+	if tm := x.at(r); tm != nil {
+		tm.left = false
+		delete(x.left, r)
+		x.free(r, tm)
 	}
 }
 
 // refuse remembers the token of a timer that is gone, until the scheduler looks at it.
-func (x *index) refuse(tm *timer, until time.Time) {
+func (x *index) refuse(r ref, until time.Duration) {
+	tm := x.at(r)
 	tm.refused = true
-	x.byToken[tm.hash] = tm
-	x.schedule(tm, until)
+	x.byToken.set(tokenKey(tm.token), r.slot)
+	x.schedule(r, until)
 }
 
-// forget ends what refuse began.
-func (x *index) forget(tm *timer) {
+// forgetToken ends what refuse began.
+func (x *index) forgetToken(r ref) {
+	tm := x.at(r)
 	tm.refused = false
-	delete(x.byToken, tm.hash)
+	x.byToken.remove(tokenKey(tm.token), r.slot)
+	x.free(r, tm)
 }
 
-// forgetRequests forgets the requests whose timers are gone.
-func (x *index) forgetRequests() {
-	maps.DeleteFunc(x.byRequest, func(_ RequestHash, tm *timer) bool { return tm.gone })
+// free gives the place of a timer that is gone back if nothing needs it any more.
+func (x *index) free(r ref, tm *timer) {
+	if tm.left || tm.refused {
+		return
+	}
+	x.unschedule(r)
+	*tm = timer{}
+	x.timers.giveBack(r.slot)
 }
 
-// schedule makes the scheduler look at the timer at wake.
-func (x *index) schedule(tm *timer, wake time.Time) {
-	tm.wake = wake
-	if tm.place < 0 {
-		heap.Push(&x.wakes, tm)
-	} else {
-		heap.Fix(&x.wakes, tm.place)
+// answer remembers the event of a request whose timer goes.
+func (x *index) answer(e Event) {
+	if e.Request == nil {
+		return
+	}
+	if _, ok := x.byRequest[e.Request.Hash]; ok {
+		delete(x.byRequest, e.Request.Hash)
+		x.answered[e.Request.Hash] = e.ID
 	}
 }
 
-func (x *index) unschedule(tm *timer) {
-	if tm.place >= 0 {
-		heap.Remove(&x.wakes, tm.place)
+// answerOf is answer where the request is not known. It looks at every request of an earlier process.
+func (x *index) answerOf(r ref, eventID string) {
+	for request, other := range x.byRequest {
+		if other == r {
+			x.answer(Event{ID: eventID, Request: &Request{Hash: request}})
+			return
+		}
+	}
+}
+
+// forgetRequests forgets the requests whose timers were gone already when it was called last.
+func (x *index) forgetRequests() {
+	x.answered, x.answeredBefore = map[RequestHash]string{}, x.answered
+	maps.DeleteFunc(x.byRequest, func(_ RequestHash, r ref) bool { return x.at(r) == nil })
+}
+
+// schedule makes the scheduler look at the timer at wake.
+func (x *index) schedule(r ref, wake time.Duration) {
+	tm := x.at(r)
+	tm.wake = wake
+	if tm.place < 0 {
+		heap.Push(&x.wakes, r.slot)
+	} else {
+		heap.Fix(&x.wakes, int(tm.place))
+	}
+}
+
+func (x *index) unschedule(r ref) {
+	if tm := x.at(r); tm.place >= 0 {
+		heap.Remove(&x.wakes, int(tm.place))
 	}
 }
 
 // wakeHeap has the timer that is looked at next in front.
-type wakeHeap []*timer
+type wakeHeap struct {
+	timers *arena[timer]
+	slots  []slot
+}
 
-func (h wakeHeap) Len() int           { return len(h) }
-func (h wakeHeap) Less(i, j int) bool { return h[i].wake.Before(h[j].wake) }
-func (h wakeHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].place, h[j].place = i, j
+func (h *wakeHeap) at(i int) *timer    { return h.timers.at(h.slots[i]) }
+func (h *wakeHeap) Len() int           { return len(h.slots) }
+func (h *wakeHeap) Less(i, j int) bool { return h.at(i).wake < h.at(j).wake }
+func (h *wakeHeap) Swap(i, j int) {
+	h.slots[i], h.slots[j] = h.slots[j], h.slots[i]
+	h.at(i).place, h.at(j).place = int32(i), int32(j)
 }
 
 func (h *wakeHeap) Push(x any) {
-	tm := x.(*timer)
-	tm.place = len(*h)
-	*h = append(*h, tm)
+	s := x.(slot)
+	h.timers.at(s).place = int32(len(h.slots))
+	h.slots = append(h.slots, s)
 }
 
 func (h *wakeHeap) Pop() any {
-	last := len(*h) - 1
-	tm := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	tm.place = -1
-	return tm
+	last := len(h.slots) - 1
+	s := h.slots[last]
+	h.slots = h.slots[:last]
+	h.timers.at(s).place = -1
+	return s
 }

@@ -13,43 +13,43 @@ import (
 type lanes struct {
 	mu      sync.Mutex // guards everything below; a leaf, see the lock order in doc.go
 	changed *sync.Cond
-	rooms   map[string]*lane // the rooms that have timers waiting or in work
+	rooms   map[uint64]*lane // the rooms that have timers waiting or in work
 	ready   laneHeap         // those that have one waiting and none in work
 	stopped bool
 }
 
 // lane is one room's waiting timers.
 type lane struct {
-	room    string
+	room    uint64 // its hash
 	waiting []waiting
 	busy    bool
 }
 
 // waiting is a timer with its deadline as it was when it became due: the order must not change under the heap.
 type waiting struct {
-	tm  *timer
-	due time.Time
+	timer ref
+	due   time.Duration
 }
 
 func newLanes() *lanes {
-	l := &lanes{rooms: map[string]*lane{}}
+	l := &lanes{rooms: map[uint64]*lane{}}
 	l.changed = sync.NewCond(&l.mu)
 	return l
 }
 
 // add puts a timer into its room's lane.
-func (l *lanes) add(tm *timer, due time.Time) {
+func (l *lanes) add(r ref, inRoom uint64, due time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	room := l.rooms[tm.event.RoomID]
+	room := l.rooms[inRoom]
 	if room == nil {
-		room = &lane{room: tm.event.RoomID}
-		l.rooms[tm.event.RoomID] = room
+		room = &lane{room: inRoom}
+		l.rooms[inRoom] = room
 	}
-	at, _ := slices.BinarySearchFunc(room.waiting, due, func(w waiting, due time.Time) int {
-		return cmp.Or(w.due.Compare(due), -1) // behind those with the same deadline
+	at, _ := slices.BinarySearchFunc(room.waiting, due, func(w waiting, due time.Duration) int {
+		return cmp.Or(cmp.Compare(w.due, due), -1) // behind those with the same deadline
 	})
-	room.waiting = slices.Insert(room.waiting, at, waiting{tm, due})
+	room.waiting = slices.Insert(room.waiting, at, waiting{r, due})
 	if !room.busy {
 		if len(room.waiting) == 1 {
 			heap.Push(&l.ready, room)
@@ -61,7 +61,7 @@ func (l *lanes) add(tm *timer, due time.Time) {
 }
 
 // work takes timers and calls f with them until stop is called.
-func (l *lanes) work(f func(*timer)) {
+func (l *lanes) work(f func(ref)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
@@ -72,11 +72,11 @@ func (l *lanes) work(f func(*timer)) {
 			return
 		}
 		room := heap.Pop(&l.ready).(*lane)
-		tm := room.waiting[0].tm
+		r := room.waiting[0].timer
 		room.waiting = slices.Delete(room.waiting, 0, 1)
 		room.busy = true
 		l.mu.Unlock()
-		f(tm)
+		f(r)
 		l.mu.Lock()
 		room.busy = false
 		if len(room.waiting) > 0 {
@@ -100,7 +100,7 @@ func (l *lanes) stop() {
 type laneHeap []*lane
 
 func (h laneHeap) Len() int           { return len(h) }
-func (h laneHeap) Less(i, j int) bool { return h[i].waiting[0].due.Before(h[j].waiting[0].due) }
+func (h laneHeap) Less(i, j int) bool { return h[i].waiting[0].due < h[j].waiting[0].due }
 func (h laneHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 func (h *laneHeap) Push(x any)        { *h = append(*h, x.(*lane)) }
 func (h *laneHeap) Pop() any {

@@ -485,8 +485,7 @@ func (m *machine) finish() {
 	if n := m.w.store.len(); n > 0 {
 		m.problem("%d rows are left", n)
 	}
-	x := &m.w.index
-	if n := len(x.byToken) + len(x.byEvent) + len(x.byState) + len(x.byUser) + len(x.left) + len(x.wakes); n > 0 {
+	if !m.w.index.empty() {
 		m.problem("the index is not empty")
 	}
 }

@@ -1,6 +1,7 @@
 package expiration
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,8 @@ const (
 	// firstPause is the pause after the first failed attempt; it doubles with each further one up to lastPause.
 	firstPause = 500 * time.Millisecond
 	lastPause  = 30 * time.Second
+	// maxFailures is as far as failures are counted.
+	maxFailures = 16
 	// refusedFor is how long the token of a sender who is gone is told so at /end, before it is a token like any unknown
 	// one.
 	refusedFor = 5 * time.Minute
@@ -63,9 +66,10 @@ type Timers struct {
 	log        *logrus.Entry
 	clock      clock
 
-	closings *keyedLocks[string] // by event ID
-	states   *keyedLocks[StateKey]
+	closings *keyedLocks[int64]  // by the timers' NIDs
+	states   *keyedLocks[uint64] // by the hashes of the pieces of state
 	requests *keyedLocks[RequestHash]
+	rows     *keyedLocks[int64] // by the timers' NIDs
 	lanes    *lanes
 
 	wakeup  chan struct{} // of capacity 1: the first wake has come nearer
@@ -74,9 +78,9 @@ type Timers struct {
 	workers sync.WaitGroup // started by Start, ended by Stop
 	watcher sync.WaitGroup // likewise
 
-	mu     sync.Mutex // guards what follows, and the timers in index, as it says there
-	index  index
-	forgot time.Time // when requests were forgotten last
+	mu     sync.Mutex // guards what follows
+	index  *index
+	forgot time.Duration // when requests were forgotten last
 }
 
 // New returns the component. It does nothing before Start.
@@ -86,9 +90,10 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		commits:  newGroupCommit(store),
 		log:      logrus.WithField("component", "expiration"),
 		clock:    newClock(),
-		closings: newKeyedLocks[string](),
-		states:   newKeyedLocks[StateKey](),
+		closings: newKeyedLocks[int64](),
+		states:   newKeyedLocks[uint64](),
 		requests: newKeyedLocks[RequestHash](),
+		rows:     newKeyedLocks[int64](),
 		lanes:    newLanes(),
 		wakeup:   make(chan struct{}, 1),
 		index:    newIndex(),
@@ -96,7 +101,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 	t.metrics = newMetrics(func() float64 {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		return float64(len(t.index.byEvent))
+		return float64(t.index.count)
 	})
 	return t
 }
@@ -107,25 +112,27 @@ func (t *Timers) Collectors() []prometheus.Collector { return t.metrics.collecto
 // Start loads the timers, finishes what an earlier process had claimed, and starts to watch the deadlines, until Stop is
 // called or ctx is done. It must return before events are sent or tokens used.
 func (t *Timers) Start(ctx context.Context) error {
-	now := time.Now()
+	now := t.clock.now()
 	t.forgot = now
-	var claimed []*timer
+	var claimed []ref
 	t.mu.Lock()
 	err := t.store.Timers(ctx, func(row Timer) error {
-		tm := newTimer(row)
-		tm.due = t.clock.moment(row.Deadline)
-		if earliest := now.Add(t.cfg.RestartGrace); t.cfg.RestartGrace > 0 && tm.due.Before(earliest) {
-			tm.due = earliest
+		if err := t.index.room(); err != nil {
+			return err
 		}
-		t.index.add(tm)
+		due := t.clock.moment(row.Deadline)
+		if t.cfg.RestartGrace > 0 {
+			due = max(due, now+t.cfg.RestartGrace)
+		}
+		r := t.index.add(row, due)
 		if row.Event.Request != nil {
-			t.index.byRequest[row.Event.Request.Hash] = tm
+			t.index.byRequest[row.Event.Request.Hash] = r
 		}
-		if tm.claim != nil {
-			claimed = append(claimed, tm)
+		if row.Claim != nil {
+			claimed = append(claimed, r)
 			return nil
 		}
-		t.index.schedule(tm, tm.due)
+		t.index.schedule(r, due)
 		return nil
 	})
 	t.mu.Unlock()
@@ -167,14 +174,15 @@ func (t *Timers) Token(eventID string) string { return t.tokens.Token(eventID) }
 // event for that state is built and given to the roomserver. A closing event that an earlier fault left half done is
 // finished first, so that it does not come behind what is sent now.
 func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err error) {
-	unlock, err = t.states.lock(ctx, s)
+	state := t.index.stateHash(s)
+	unlock, err = t.states.lock(ctx, state)
 	if err != nil {
 		return nil, err
 	}
-	for _, tm := range t.unfinished(s) {
-		if err = t.attempt(ctx, tm, Expired); err != nil && !isFinal(err) {
+	for _, r := range t.unfinished(state) {
+		if err = t.attempt(ctx, r, Expired); err != nil && !isFinal(err) {
 			unlock()
-			return nil, fmt.Errorf("finishing the closing event of %s: %w", tm.event.ID, err)
+			return nil, fmt.Errorf("finishing a closing event: %w", err)
 		}
 	}
 	return unlock, nil
@@ -183,8 +191,8 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 // Pending is a timer whose event is on its way into the room.
 type Pending struct {
 	t       *Timers
-	tm      *timer
-	request *RequestHash // nil if the request cannot be repeated
+	timer   ref
+	request *Request // nil if the request cannot be repeated
 }
 
 // Begin stores the timer of an event that is about to be given to the roomserver. The deadline is the given duration,
@@ -192,73 +200,70 @@ type Pending struct {
 // a *LimitError when it is reached. A timer that the new event replaces does not count, nor does, within bounds, one whose
 // event the roomserver has failed to take: most likely it never runs.
 func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exempt bool) (*Pending, error) {
-	now := time.Now()
+	now := t.clock.now()
+	due := now + duration
 	row := Timer{
 		Event: e, TokenHash: HashToken(t.tokens.Token(e.ID)), Duration: duration,
-		Received: t.clock.stored(now), Deadline: t.clock.stored(now.Add(duration)),
+		Received: t.clock.stored(now), Deadline: t.clock.stored(due),
 	}
-	tm := newTimer(row)
-	tm.due = now.Add(duration)
 
 	t.mu.Lock()
-	if same := t.index.byEvent[e.ID]; same != nil {
+	if same := t.index.token(row.TokenHash); same != (ref{}) && !t.index.at(same).gone {
 		// Equal messages, built in the same millisecond upon the same events, are one event.
 		t.mu.Unlock()
-		return &Pending{t: t, tm: same}, nil
+		return &Pending{t: t, timer: same}, nil
 	}
-	if !exempt {
-		if err := t.overLimit(e, now); err != nil {
-			t.mu.Unlock()
-			return nil, err
-		}
+	err := t.index.room()
+	if err == nil && !exempt {
+		err = t.overLimit(e, now)
 	}
-	tm.pending = true
-	t.index.add(tm)
+	if err != nil {
+		t.mu.Unlock()
+		return nil, err
+	}
+	row.NID = t.index.lastNID + 1
+	r := t.index.add(row, due)
+	t.index.at(r).pending = true
 	t.mu.Unlock()
 
 	failpoint.Pass(failpoint.BeforeInsert)
-	if err := t.store.Insert(ctx, row); err != nil {
+	if err = t.store.Insert(ctx, row); err != nil {
 		t.mu.Lock()
-		t.index.remove(tm)
+		t.index.remove(r)
 		t.mu.Unlock()
 		t.metrics.errors.WithLabelValues("insert").Inc()
-		t.removeRow(ctx, tm) // it may have been written all the same
+		t.removeRow(ctx, r) // it may have been written all the same
 		return nil, fmt.Errorf("storing the timer of %s: %w", e.ID, err)
 	}
 	failpoint.Pass(failpoint.AfterInsert)
-	p := &Pending{t: t, tm: tm}
-	if e.Request != nil {
-		p.request = &e.Request.Hash
-	}
-	return p, nil
+	return &Pending{t: t, timer: r, request: e.Request}, nil
 }
 
 // overLimit returns an error if the event's sender may not have another timer. Timers.mu is held.
-func (t *Timers) overLimit(e Event, now time.Time) error {
-	timers := t.index.byUser[e.Sender]
-	if len(timers) < t.cfg.MaxRunningPerUser {
-		return nil
-	}
-	s, isState := e.State()
+func (t *Timers) overLimit(e Event, now time.Duration) error {
 	var (
+		state           uint64
 		running, unsent int
-		first           time.Time
+		first           time.Duration
 	)
-	for tm := range timers {
-		switch other, ok := tm.event.State(); {
-		case tm.unsent:
-			unsent++
-		case !isState || !ok || s != other:
-			running++
-		}
-		if first.IsZero() || tm.due.Before(first) {
+	if s, ok := e.State(); ok {
+		state = t.index.stateHash(s)
+	}
+	t.index.ofSender(e.Sender, func(_ ref, tm *timer) {
+		if running+unsent == 0 || tm.due < first {
 			first = tm.due
 		}
-	}
+		switch {
+		case tm.unsent:
+			unsent++
+		case state == 0 || tm.state != state:
+			running++
+		}
+	})
 	if running < t.cfg.MaxRunningPerUser && unsent < unsentFactor*t.cfg.MaxRunningPerUser {
 		return nil
 	}
-	return &LimitError{RetryAfter: max(first.Sub(now), 0)}
+	return &LimitError{RetryAfter: max(first-now, 0)}
 }
 
 // Activate makes the timer run. It is called when the roomserver has answered, whatever the answer was: an event that is
@@ -266,15 +271,16 @@ func (t *Timers) overLimit(e Event, now time.Time) error {
 func (p *Pending) Activate(sent bool) {
 	p.t.mu.Lock()
 	defer p.t.mu.Unlock()
-	p.tm.confirmed, p.tm.unsent = sent, !sent
-	p.tm.pending = false
+	tm := p.t.index.at(p.timer)
+	if tm == nil || tm.gone { // the stream can be faster than the roomserver's answer
+		return
+	}
+	tm.confirmed, tm.unsent, tm.pending = sent, !sent, false
 	if !sent && p.request != nil {
-		p.t.index.byRequest[*p.request] = p.tm
+		p.t.index.byRequest[p.request.Hash] = p.timer
 	}
-	if !p.tm.gone { // the stream can be faster than the roomserver's answer
-		p.t.index.schedule(p.tm, p.tm.due)
-		p.t.notify()
-	}
+	p.t.index.schedule(p.timer, tm.due)
+	p.t.notify()
 }
 
 // LockRequest waits until no other request with this hash is being dealt with, and returns the function that lets the next
@@ -287,116 +293,133 @@ func (t *Timers) LockRequest(ctx context.Context, request RequestHash) (unlock f
 // one if the roomserver failed to take it; or "" if there is none. The event is in its room then, even if it was not before.
 func (t *Timers) Sent(ctx context.Context, request RequestHash) (eventID string, err error) {
 	t.mu.Lock()
-	tm := t.index.byRequest[request]
+	r := t.index.byRequest[request]
+	eventID = cmp.Or(t.index.answered[request], t.index.answeredBefore[request])
 	t.mu.Unlock()
-	if tm == nil {
-		return "", nil
+	if eventID != "" || r == (ref{}) {
+		return eventID, nil
 	}
-	err = t.confirm(ctx, tm)
+	row, _, err := t.load(ctx, r)
+	if err == nil {
+		err = t.confirm(ctx, r, row.Event)
+	}
 	if errors.Is(err, ErrUnknownEvent) {
-		err = t.sendAgain(ctx, tm)
+		err = t.sendAgain(ctx, r, row.Event)
 	}
 	switch {
 	case err == nil:
-		return tm.event.ID, nil
+		return row.Event.ID, nil
 	case isFinal(err):
 		return "", nil
 	}
-	return "", fmt.Errorf("sending %s again: %w", tm.event.ID, err)
+	return "", fmt.Errorf("sending an event again: %w", err)
 }
 
 // sendAgain gives an event to the roomserver that it does not have, or has in its queue.
-func (t *Timers) sendAgain(ctx context.Context, tm *timer) error {
-	row, err := t.store.Timer(ctx, tm.event.ID)
-	if err != nil {
+func (t *Timers) sendAgain(ctx context.Context, r ref, e Event) error {
+	if err := t.roomserver.Resubmit(ctx, e, e.Request.Signed); err != nil {
 		return err
 	}
-	if err = t.roomserver.Resubmit(ctx, tm.event, row.Event.Request.Signed); err != nil {
-		return err
-	}
+	t.confirmed(r)
+	return nil
+}
+
+// ofEvent returns the timer of an event, running or not: the event's token says which.
+func (t *Timers) ofEvent(eventID string) ref {
+	h := HashToken(t.tokens.Token(eventID))
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm.confirmed, tm.unsent = true, false
-	return nil
+	return t.index.token(h)
 }
 
 // Running reports whether there is a running timer for an event of this sender.
 func (t *Timers) Running(eventID, sender string) bool {
+	r := t.ofEvent(eventID)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.index.byEvent[eventID]
-	return tm != nil && tm.running() && tm.event.Sender == sender
+	tm := t.index.at(r)
+	return tm.running() && tm.sender == t.index.hash(sender)
 }
 
 // Known reports whether a token was issued by this server and has not been forgotten: it may still be refused.
 func (t *Timers) Known(h TokenHash) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.index.byToken[h] != nil
+	return t.index.token(h) != ref{}
 }
 
 // Refresh restarts the timer of a token with its stored duration. When it returns nil, the new deadline is durable. The
 // error is ErrNotFound if no such timer runs; after any other error the timer stands as it was, or as refreshed.
 func (t *Timers) Refresh(ctx context.Context, h TokenHash) error {
 	t.mu.Lock()
-	tm := t.index.byToken[h]
+	r := t.index.token(h)
 	t.mu.Unlock()
-	if tm == nil {
+	if r == (ref{}) {
 		return ErrNotFound
 	}
-	return t.refresh(ctx, tm, 0)
+	return t.refresh(ctx, r, 0)
 }
 
 // Restart gives the running timer of an event a new duration, counted from now (contract, section 1: a state event sent
 // again with identical content). The caller holds the lock of the event's state key.
 func (t *Timers) Restart(ctx context.Context, eventID string, duration time.Duration) error {
-	t.mu.Lock()
-	tm := t.index.byEvent[eventID]
-	t.mu.Unlock()
-	if tm == nil {
+	r := t.ofEvent(eventID)
+	if r == (ref{}) {
 		return ErrNotFound
 	}
-	// It is the current state, and yet clients may not have seen it: a crash can leave it so.
-	if err := t.confirm(ctx, tm); err != nil {
+	row, _, err := t.load(ctx, r)
+	if err == nil {
+		// It is the current state, and yet clients may not have seen it: a crash can leave it so.
+		err = t.confirm(ctx, r, row.Event)
+	}
+	if err != nil {
 		return fmt.Errorf("sending %s again: %w", eventID, err)
 	}
-	return t.refresh(ctx, tm, duration)
+	return t.refresh(ctx, r, duration)
+}
+
+// lockRow takes the lock under which a timer's row is written, so that what memory says of the row is what was written
+// last, and returns the function that gives it back.
+func (t *Timers) lockRow(r ref) (unlock func()) {
+	// Whoever holds it waits for nothing but the database, and not for ever.
+	unlock, _ = t.rows.lock(context.Background(), r.nid)
+	return unlock
 }
 
 // refresh sets a new deadline, and a new duration if it is not 0.
-func (t *Timers) refresh(ctx context.Context, tm *timer, duration time.Duration) error {
-	tm.row.Lock()
-	defer tm.row.Unlock()
+func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) error {
+	defer t.lockRow(r)()
 	t.mu.Lock()
+	tm := t.index.at(r)
 	running := tm.running()
-	if duration == 0 {
+	if running && duration == 0 {
 		duration = tm.duration
 	}
 	t.mu.Unlock()
 	if !running {
 		return ErrNotFound
 	}
-	due := time.Now().Add(duration)
+	due := t.clock.now() + duration
 	deadline := t.clock.stored(due)
 	failpoint.Pass(failpoint.BeforeRefresh)
-	ok, err := t.commits.refresh(ctx, Refresh{EventID: tm.event.ID, Duration: duration, Deadline: deadline})
+	ok, err := t.commits.refresh(ctx, Refresh{NID: r.nid, Duration: duration, Deadline: deadline})
 	if err != nil {
 		t.metrics.errors.WithLabelValues("refresh").Inc()
-		return fmt.Errorf("storing the new deadline of %s: %w", tm.event.ID, err)
+		return fmt.Errorf("storing a new deadline: %w", err)
 	}
 	if !ok {
-		if err = t.reload(ctx, tm); err != nil {
+		if _, _, err = t.loadLocked(ctx, r); err != nil {
 			return err
 		}
 		return ErrNotFound
 	}
 	failpoint.Pass(failpoint.AfterRefresh)
 	t.mu.Lock()
-	tm.duration, tm.due, tm.deadline = duration, due, deadline
+	tm.duration, tm.due, tm.deadline = duration, due, deadline.UnixMilli()
 	tm.unsure, tm.failures = false, 0
-	nearer := tm.place >= 0 && due.Before(tm.wake)
+	nearer := tm.place >= 0 && due < tm.wake
 	if nearer {
-		t.index.schedule(tm, due)
+		t.index.schedule(r, due)
 	}
 	t.mu.Unlock()
 	if nearer {
@@ -410,10 +433,11 @@ func (t *Timers) refresh(ctx context.Context, tm *timer, duration time.Duration)
 // goes on, and End may be called again.
 func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	t.mu.Lock()
-	tm := t.index.byToken[h]
+	r := t.index.token(h)
+	tm := t.index.at(r)
 	refused := tm != nil && tm.refused
 	if refused {
-		t.index.forget(tm)
+		t.index.forgetToken(r)
 	}
 	t.mu.Unlock()
 	switch {
@@ -425,7 +449,7 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	// A closing that has begun is not given up because the caller hangs up.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
 	defer cancel()
-	err := t.close(ctx, tm, Ended)
+	err := t.close(ctx, r, Ended)
 	var dropped *DropError
 	switch {
 	case err == nil:
@@ -438,33 +462,37 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	case errors.Is(err, ErrNotFound):
 		return ErrNotFound
 	}
-	return fmt.Errorf("ending %s: %w", tm.event.ID, err)
+	return fmt.Errorf("ending an expiring event: %w", err)
 }
 
 // StateChanged stops the timers of a piece of state whose event is not the current state any more. It is called when a
 // state event that this server sent has come to the roomserver.
 func (t *Timers) StateChanged(ctx context.Context, s StateKey) {
-	var timers []*timer
+	var (
+		timers []ref
+		events []uint64
+	)
 	t.mu.Lock()
-	for _, tm := range t.index.byState[s] {
+	t.index.ofState(t.index.stateHash(s), func(r ref, tm *timer) {
 		if tm.running() && !tm.pending {
-			timers = append(timers, tm)
+			timers, events = append(timers, r), append(events, tm.event)
 		}
-	}
+	})
 	t.mu.Unlock()
 	if len(timers) == 0 {
 		return
 	}
-	current, err := t.roomserver.CurrentState(ctx, s)
+	eventID, err := t.roomserver.CurrentState(ctx, s)
 	if err != nil {
 		// The output stream tells of the change too, and the closing looks again.
 		t.metrics.errors.WithLabelValues("current_state").Inc()
 		t.log.WithError(err).WithField("room_id", s.RoomID).Error("Failed to look up the current state")
 		return
 	}
-	for _, tm := range timers {
-		if tm.event.ID != current {
-			t.drop(ctx, tm, Replaced)
+	current := t.index.hash(eventID)
+	for i, r := range timers {
+		if events[i] != current {
+			t.drop(ctx, r, Replaced)
 		}
 	}
 }
@@ -472,8 +500,12 @@ func (t *Timers) StateChanged(ctx context.Context, s StateKey) {
 // RoomChanged does what StateChanged does for all state of a room. It is called when the whole state was rewritten.
 func (t *Timers) RoomChanged(ctx context.Context, roomID string) {
 	states := map[StateKey]struct{}{}
-	for _, tm := range t.timersIn(roomID) {
-		if s, ok := tm.event.State(); ok {
+	for _, r := range t.timersIn(roomID) {
+		row, _, err := t.load(ctx, r)
+		if err != nil && !isFinal(err) { // as in StateChanged
+			t.log.WithError(err).WithField("room_id", roomID).Error("Failed to read a timer")
+		}
+		if s, ok := row.Event.State(); ok {
 			states[s] = struct{}{}
 		}
 	}
@@ -484,95 +516,90 @@ func (t *Timers) RoomChanged(ctx context.Context, roomID string) {
 
 // DropEvent stops the timer of an event, if it has one that runs. No closing event will be sent.
 func (t *Timers) DropEvent(ctx context.Context, eventID string, reason DropReason) {
-	t.mu.Lock()
-	tm := t.index.byEvent[eventID]
-	t.mu.Unlock()
-	if tm != nil {
-		t.drop(ctx, tm, reason)
+	r := t.ofEvent(eventID)
+	if r == (ref{}) {
+		return
 	}
+	if reason == Redacted { // who repeats its request is told of it, and does not send it anew
+		t.mu.Lock()
+		t.index.answerOf(r, eventID)
+		t.mu.Unlock()
+	}
+	t.drop(ctx, r, reason)
 }
 
 // DropSender stops the timers of a user in a room whose events were accepted before the given time.
 func (t *Timers) DropSender(ctx context.Context, roomID, userID string, before time.Time) {
 	t.mu.Lock()
-	var timers []*timer
-	for tm := range t.index.byUser[userID] {
-		if tm.event.RoomID == roomID && tm.received.Before(before) {
-			timers = append(timers, tm)
+	var timers []ref
+	room := t.index.hash(roomID)
+	t.index.ofSender(userID, func(r ref, tm *timer) {
+		if tm.room == room && time.UnixMilli(tm.received).Before(before) {
+			timers = append(timers, r)
 		}
-	}
+	})
 	t.mu.Unlock()
-	for _, tm := range timers {
-		t.drop(ctx, tm, SenderGone)
+	for _, r := range timers {
+		t.drop(ctx, r, SenderGone)
 	}
 }
 
 // DropRoom stops all timers of a room.
 func (t *Timers) DropRoom(ctx context.Context, roomID string) {
-	for _, tm := range t.timersIn(roomID) {
-		t.drop(ctx, tm, RoomGone)
+	for _, r := range t.timersIn(roomID) {
+		t.drop(ctx, r, RoomGone)
 	}
 }
 
 // drop stops a running timer. One that is claimed is left to whoever closes it.
-func (t *Timers) drop(ctx context.Context, tm *timer, reason DropReason) {
-	tm.row.Lock()
+func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
+	unlock := t.lockRow(r)
 	t.mu.Lock()
+	tm := t.index.at(r)
 	running := tm.running()
 	if running {
-		t.index.remove(tm)
-		if now := time.Now(); reason == SenderGone && tm.due.After(now) {
-			t.index.refuse(tm, now.Add(min(tm.due.Sub(now), refusedFor)))
+		t.index.remove(r)
+		if now := t.clock.now(); reason == SenderGone && tm.due > now {
+			t.index.refuse(r, min(tm.due, now+refusedFor))
 		}
 	}
 	t.mu.Unlock()
-	tm.row.Unlock()
+	unlock()
 	if !running {
 		return
 	}
 	t.metrics.drops.WithLabelValues(string(reason)).Inc()
-	t.log.WithFields(logrus.Fields{
-		"event_id": tm.event.ID, "room_id": tm.event.RoomID, "reason": reason,
-	}).Debug("Dropped the timer of an expiring event")
+	t.log.WithFields(logrus.Fields{"timer_nid": r.nid, "reason": reason}).Debug("Dropped the timer of an expiring event")
 	failpoint.Pass(failpoint.BeforeDrop)
-	t.removeRow(ctx, tm)
+	t.removeRow(ctx, r)
 }
 
-// removeRow deletes the row of a timer that is gone. If that fails, the scheduler tries again later. A claim that failed goes
-// too, written or not: its closing event was given to nobody.
-func (t *Timers) removeRow(ctx context.Context, tm *timer) {
-	tm.row.Lock()
-	defer tm.row.Unlock()
+// removeRow deletes the row of a timer that is gone, unless somebody has done so. If that fails, the scheduler tries again
+// later. A claim that failed goes too, written or not: its closing event was given to nobody.
+func (t *Timers) removeRow(ctx context.Context, r ref) {
+	defer t.lockRow(r)()
 	t.mu.Lock()
+	tm := t.index.at(r)
+	left := tm != nil && tm.left
 	remove := t.store.Drop
-	if tm.claim != nil || tm.unsure {
+	if left && (tm.claimed || tm.unsure) {
 		remove = t.store.Delete
 	}
 	t.mu.Unlock()
-	err := remove(ctx, tm.event.ID)
+	if !left {
+		return
+	}
+	err := remove(ctx, r.nid)
 	failpoint.Pass(failpoint.AfterDelete)
-	t.mu.Lock()
 	if err == nil {
-		delete(t.index.left, tm)
-	} else {
-		t.index.left[tm] = struct{}{}
+		t.mu.Lock()
+		t.index.forgetRow(r)
+		t.mu.Unlock()
+		return
 	}
-	t.mu.Unlock()
-	if err != nil {
-		t.metrics.errors.WithLabelValues("delete").Inc()
-		t.log.WithError(err).WithField("event_id", tm.event.ID).Error("Failed to delete the timer of an expiring event")
-		t.scheduleRetry(tm)
-	}
-}
-
-// removeLeftRow tries again what removeRow could not do.
-func (t *Timers) removeLeftRow(ctx context.Context, tm *timer) {
-	t.mu.Lock()
-	_, left := t.index.left[tm]
-	t.mu.Unlock()
-	if left {
-		t.removeRow(ctx, tm)
-	}
+	t.metrics.errors.WithLabelValues("delete").Inc()
+	t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to delete the timer of an expiring event")
+	t.scheduleRetry(r)
 }
 
 // Settle deletes the rows of timers that were stopped and could not be deleted then. Until it has returned nil, a crash
@@ -581,8 +608,8 @@ func (t *Timers) Settle(ctx context.Context) error {
 	t.mu.Lock()
 	left := slices.Collect(maps.Keys(t.index.left))
 	t.mu.Unlock()
-	for _, tm := range left {
-		t.removeRow(ctx, tm)
+	for _, r := range left {
+		t.removeRow(ctx, r)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -592,62 +619,82 @@ func (t *Timers) Settle(ctx context.Context) error {
 	return nil
 }
 
-// scheduleRetry makes the scheduler look at the timer again after a pause that grows with each failure.
-func (t *Timers) scheduleRetry(tm *timer) {
+// scheduleRetry makes the scheduler look at the timer again after a pause that grows with each failure. It returns how
+// many there were.
+func (t *Timers) scheduleRetry(r ref) (failures int) {
 	t.mu.Lock()
-	pause := min(firstPause<<min(tm.failures, 16), lastPause)
-	tm.failures++
-	t.index.schedule(tm, time.Now().Add(pause))
+	if tm := t.index.at(r); tm != nil {
+		failures = min(int(tm.failures)+1, maxFailures)
+		tm.failures = uint8(failures)
+		t.index.schedule(r, t.clock.now()+min(firstPause<<(failures-1), lastPause))
+	}
 	t.mu.Unlock()
 	t.notify()
+	return failures
 }
 
-// reload makes memory say of a timer what its row says. The timer's row lock is held.
-func (t *Timers) reload(ctx context.Context, tm *timer) error {
-	row, err := t.store.Timer(ctx, tm.event.ID)
+// load reads the row of a timer, and makes memory say what it says. It returns the moment of the deadline too, and
+// ErrNotFound if the timer is gone.
+func (t *Timers) load(ctx context.Context, r ref) (row Timer, due time.Duration, err error) {
+	defer t.lockRow(r)()
+	return t.loadLocked(ctx, r)
+}
+
+// loadLocked is load under the row's lock.
+func (t *Timers) loadLocked(ctx context.Context, r ref) (row Timer, due time.Duration, err error) {
+	t.mu.Lock()
+	tm := t.index.at(r)
+	gone := tm == nil || tm.gone
+	t.mu.Unlock()
+	if gone {
+		return row, 0, ErrNotFound
+	}
+	row, err = t.store.Timer(ctx, r.nid)
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("reading the timer of %s: %w", tm.event.ID, err)
+		return row, 0, fmt.Errorf("reading a timer: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm.unsure = false
-	switch {
-	case tm.gone:
-	case err != nil:
-		t.index.remove(tm)
-	default:
-		tm.claim = row.Claim
-		tm.duration = row.Duration
-		if !row.Deadline.Equal(tm.deadline) {
-			tm.deadline, tm.due = row.Deadline, t.clock.moment(row.Deadline)
-		}
+	if tm = t.index.at(r); tm == nil || tm.gone {
+		return row, 0, ErrNotFound
 	}
-	return nil
+	if err != nil {
+		t.index.remove(r)
+		t.index.forgetRow(r)
+		return row, 0, err
+	}
+	tm.unsure, tm.claimed, tm.duration = false, row.Claim != nil, row.Duration
+	if deadline := row.Deadline.UnixMilli(); deadline != tm.deadline {
+		tm.deadline, tm.due = deadline, t.clock.moment(row.Deadline)
+	}
+	return row, tm.due, nil
+}
+
+// confirmed notes that an event is in its room.
+func (t *Timers) confirmed(r ref) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if tm := t.index.at(r); tm != nil {
+		tm.confirmed, tm.unsent = true, false
+	}
 }
 
 // unfinished returns the timers of a piece of state that are claimed and not closed.
-func (t *Timers) unfinished(s StateKey) (timers []*timer) {
+func (t *Timers) unfinished(state uint64) (timers []ref) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, tm := range t.index.byState[s] {
-		if tm.claim != nil {
-			timers = append(timers, tm)
+	t.index.ofState(state, func(r ref, tm *timer) {
+		if tm.claimed {
+			timers = append(timers, r)
 		}
-	}
+	})
 	return timers
 }
 
-// timersIn looks at every timer: whole rooms change rarely.
-func (t *Timers) timersIn(roomID string) []*timer {
+func (t *Timers) timersIn(roomID string) []ref {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var timers []*timer
-	for _, tm := range t.index.byEvent {
-		if tm.event.RoomID == roomID {
-			timers = append(timers, tm)
-		}
-	}
-	return timers
+	return t.index.inRoom(roomID)
 }
 
 // notify tells the scheduler that the first wake may have come nearer.
@@ -655,13 +702,5 @@ func (t *Timers) notify() {
 	select {
 	case t.wakeup <- struct{}{}:
 	default:
-	}
-}
-
-func newTimer(row Timer) *timer {
-	row.Event.Request = nil // nobody asks for it but in a later process
-	return &timer{
-		event: row.Event, hash: row.TokenHash, received: row.Received,
-		duration: row.Duration, deadline: row.Deadline, claim: row.Claim, place: -1,
 	}
 }

@@ -6,7 +6,6 @@ import (
 
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/setup/config"
-	"github.com/matrix-org/dendrite/setup/process"
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
@@ -29,21 +28,16 @@ func TestPostgreSQL(t *testing.T) {
 	})
 }
 
-func connections(t *testing.T) *sqlutil.Connections {
-	processCtx := process.NewProcessContext()
-	t.Cleanup(func() {
-		processCtx.ShutdownDendrite()
-		processCtx.WaitForComponentsToFinish()
-	})
-	return sqlutil.NewConnectionManager(processCtx, config.DatabaseOptions{})
-}
-
 // reopen returns a function that opens the database anew, with connections and prepared state of its own.
 func reopen(t *testing.T, dsn string) func() expiration.Store {
 	return func() expiration.Store {
 		options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
 		options.Defaults(10)
-		store, err := storage.Open(t.Context(), connections(t), options)
+		cm := sqlutil.NewConnectionManager(nil, config.DatabaseOptions{})
+		db, _, err := cm.Connection(options)
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, db.Close()) })
+		store, err := storage.Open(t.Context(), cm, options)
 		require.NoError(t, err)
 		return store
 	}

@@ -232,7 +232,7 @@ func (b *comparison) commitTime(ctx context.Context) (time.Duration, error) {
 	for i := range 200 {
 		start := time.Now()
 		if _, err = store.Refresh(ctx, []expiration.Refresh{{
-			EventID: fmt.Sprintf("$%043d", i), Duration: endless, Deadline: start.Add(endless),
+			NID: int64(i) + 1, Duration: endless, Deadline: start.Add(endless),
 		}}); err != nil {
 			return 0, err
 		}

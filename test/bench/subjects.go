@@ -41,16 +41,16 @@ func serve(ctx context.Context) error {
 			return err
 		}
 		defer closeStore()
-		events := map[expiration.TokenHash]string{}
+		nids := map[expiration.TokenHash]int64{}
 		if err = store.Timers(ctx, func(t expiration.Timer) error {
-			events[t.TokenHash] = t.Event.ID
+			nids[t.TokenHash] = t.NID
 			return nil
 		}); err != nil {
 			return err
 		}
 		keep = func(ctx context.Context, token string) error {
 			found, err := store.Refresh(ctx, []expiration.Refresh{{
-				EventID: events[expiration.HashToken(token)], Duration: endless, Deadline: time.Now().Add(endless),
+				NID: nids[expiration.HashToken(token)], Duration: endless, Deadline: time.Now().Add(endless),
 			}})
 			if err == nil && !found[0] {
 				err = errors.New("no such timer")

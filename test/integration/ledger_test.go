@@ -14,7 +14,6 @@ import (
 
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/setup/config"
-	"github.com/matrix-org/dendrite/setup/process"
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
 
@@ -45,7 +44,7 @@ func (l *ledger) fault(format string, args ...any) {
 	l.faults = append(l.faults, fmt.Sprintf(format, args...))
 }
 
-// timers returns the rows of the timers of a server that does not run.
+// timers returns the rows of the timers of a server that does not run, in the order of their deadlines.
 func (s *server) timers(t *testing.T) (rows []expiration.Timer) {
 	t.Helper()
 	s.database(t, "expiration", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
@@ -56,6 +55,7 @@ func (s *server) timers(t *testing.T) (rows []expiration.Timer) {
 			return nil
 		}))
 	})
+	slices.SortFunc(rows, func(a, b expiration.Timer) int { return a.Deadline.Compare(b.Deadline) })
 	return rows
 }
 
@@ -75,6 +75,10 @@ func (e roomEvent) state() string {
 		return ""
 	}
 	return e.json.Get("type").Str + "|" + e.json.Get("state_key").Str
+}
+
+func (e roomEvent) String() string {
+	return fmt.Sprintf("%s (depth %d, at %d, sent: %t, upon %s)", e.id, e.depth, e.timestamp(), e.sent, e.json.Get("prev_events").Raw)
 }
 
 // after reports whether an event was built upon another, directly or not.
@@ -143,14 +147,14 @@ func (s *server) database(t *testing.T, name string, f func(*sqlutil.Connections
 	case dsn == "":
 		dsn = "file:" + filepath.Join(s.Dir, "dendrite_"+name+".db")
 	}
-	processCtx := process.NewProcessContext()
-	defer func() {
-		processCtx.ShutdownDendrite()
-		processCtx.WaitForComponentsToFinish()
-	}()
 	options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
 	options.Defaults(10)
-	f(sqlutil.NewConnectionManager(processCtx, config.DatabaseOptions{}), options)
+	// Without a process it leaves it to us to close the connections, and does not do so in its own time.
+	cm := sqlutil.NewConnectionManager(nil, config.DatabaseOptions{})
+	db, _, err := cm.Connection(options)
+	require.NoError(t, err)
+	defer db.Close()
+	f(cm, options)
 }
 
 // entry is one expiring event, or one plain state event, that a client wants in its room.
@@ -334,10 +338,10 @@ func (l *ledger) checkClosings(entries map[string]*entry, byID map[string]roomEv
 			}
 			switch {
 			case c.after(at, byID):
-				l.fault("%s was closed over %s", original, newer.eventID)
+				l.fault("%s was closed by %s over %s (%s)", byID[original], c, at, newer)
 			case at.timestamp() < c.timestamp():
 				// They crossed: one was on its way when the other was built. The room's state resolution prefers the later one.
-				l.fault("%s was closed across %s, which lost", original, newer.eventID)
+				l.fault("%s was closed by %s across %s (%s), which lost", byID[original], c, at, newer)
 			}
 		}
 	}

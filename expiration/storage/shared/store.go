@@ -7,38 +7,43 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/matrix-org/dendrite/internal"
 	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// Parameters stand in the
-// order of their numbers: SQLite counts them by where they first appear.
+// Parameters stand in the order of their numbers: SQLite counts them by where they first appear.
 const (
 	insertTimerSQL = "INSERT INTO expiration_timers" +
-		" (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
-		" request_hash, room_version, pdu) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
+		" request_hash, room_version, pdu) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 	claimTimerSQL = "UPDATE expiration_timers" +
 		" SET outcome = $1, closing_event_id = $2, closing_room_version = $3, closing_pdu = $4" +
-		" WHERE event_id = $5 AND deadline_ms = $6 AND outcome IS NULL"
-	dropTimerSQL    = "DELETE FROM expiration_timers WHERE event_id = $1 AND outcome IS NULL"
-	deleteTimerSQL  = "DELETE FROM expiration_timers WHERE event_id = $1"
-	selectTimersSQL = "SELECT event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
-		" deadline_ms, request_hash, room_version, pdu, outcome, closing_event_id, closing_room_version, closing_pdu FROM expiration_timers"
-	selectTimerSQL     = selectTimersSQL + " WHERE event_id = $1"
-	selectAllTimersSQL = selectTimersSQL + " ORDER BY deadline_ms, received_ms, event_id"
-	pingSQL            = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
+		" WHERE timer_nid = $5 AND deadline_ms = $6 AND outcome IS NULL"
+	dropTimerSQL   = "DELETE FROM expiration_timers WHERE timer_nid = $1 AND outcome IS NULL"
+	deleteTimerSQL = "DELETE FROM expiration_timers WHERE timer_nid = $1"
+	selectSQL      = "SELECT timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
+		" deadline_ms, request_hash, outcome, closing_event_id, "
+	selectTimerSQL = selectSQL + "closing_room_version, closing_pdu, room_version, pdu FROM expiration_timers WHERE timer_nid = $1"
+	// The events themselves are large, and are not asked for.
+	selectPartSQL = selectSQL + "NULL, NULL, NULL, NULL FROM expiration_timers WHERE timer_nid % $1 = $2"
+	pingSQL       = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
+
+// parts is how many connections read all timers.
+const parts = 4
 
 // Writer is what differs between the databases. What it has written when it returns is durable.
 type Writer interface {
 	// Exec runs one statement.
 	Exec(ctx context.Context, query string, args ...any) (sql.Result, error)
 	// Refresh changes running timers, all in one commit, and calls found for each of them.
-	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(eventID string)) error
+	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error
 }
 
 // Store implements expiration.Store.
@@ -81,7 +86,7 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
 		request, roomVersion, pdu = r.Hash[:], &r.Signed.RoomVersion, r.Signed.PDU
 	}
 	_, err := s.Writer.Exec(ctx, insertTimerSQL,
-		t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:],
+		t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:],
 		t.Duration.Milliseconds(), t.Received.UnixMilli(), t.Deadline.UnixMilli(),
 		request, roomVersion, pdu,
 	)
@@ -89,54 +94,74 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
 }
 
 func (s *Store) Refresh(ctx context.Context, refreshes []expiration.Refresh) ([]bool, error) {
-	places := make(map[string]int, len(refreshes))
+	places := make(map[int64]int, len(refreshes))
 	for i, r := range refreshes {
-		places[r.EventID] = i
+		places[r.NID] = i
 	}
 	found := make([]bool, len(refreshes))
-	err := s.Writer.Refresh(ctx, refreshes, func(eventID string) { found[places[eventID]] = true })
+	err := s.Writer.Refresh(ctx, refreshes, func(nid int64) { found[places[nid]] = true })
 	return found, err
 }
 
-// ScanEventIDs calls found with each row's event ID, and closes the rows.
-func ScanEventIDs(ctx context.Context, rows *sql.Rows, found func(eventID string)) error {
-	defer internal.CloseAndLogIfError(ctx, rows, "ScanEventIDs: rows.close() failed")
+// ScanNIDs calls found with the number of each row, and closes the rows.
+func ScanNIDs(ctx context.Context, rows *sql.Rows, found func(nid int64)) error {
+	defer internal.CloseAndLogIfError(ctx, rows, "ScanNIDs: rows.close() failed")
 	for rows.Next() {
-		var eventID string
-		if err := rows.Scan(&eventID); err != nil {
+		var nid int64
+		if err := rows.Scan(&nid); err != nil {
 			return err
 		}
-		found(eventID)
+		found(nid)
 	}
 	return rows.Err()
 }
 
-func (s *Store) Claim(ctx context.Context, eventID string, deadline time.Time, c expiration.Claim) (bool, error) {
+func (s *Store) Claim(ctx context.Context, nid int64, deadline time.Time, c expiration.Claim) (bool, error) {
 	return s.changed(s.Writer.Exec(ctx, claimTimerSQL,
-		string(c.Outcome), c.Closing.EventID, c.Closing.RoomVersion, c.Closing.PDU, eventID, deadline.UnixMilli(),
+		string(c.Outcome), c.Closing.EventID, c.Closing.RoomVersion, c.Closing.PDU, nid, deadline.UnixMilli(),
 	))
 }
 
-func (s *Store) Drop(ctx context.Context, eventID string) error {
-	_, err := s.Writer.Exec(ctx, dropTimerSQL, eventID)
+func (s *Store) Drop(ctx context.Context, nid int64) error {
+	_, err := s.Writer.Exec(ctx, dropTimerSQL, nid)
 	return err
 }
 
-func (s *Store) Delete(ctx context.Context, eventID string) error {
-	_, err := s.Writer.Exec(ctx, deleteTimerSQL, eventID)
+func (s *Store) Delete(ctx context.Context, nid int64) error {
+	_, err := s.Writer.Exec(ctx, deleteTimerSQL, nid)
 	return err
 }
 
-func (s *Store) Timer(ctx context.Context, eventID string) (expiration.Timer, error) {
-	t, err := scan(s.DB.QueryRowContext(ctx, selectTimerSQL, eventID))
+func (s *Store) Timer(ctx context.Context, nid int64) (expiration.Timer, error) {
+	t, err := scan(s.DB.QueryRowContext(ctx, selectTimerSQL, nid))
 	if errors.Is(err, sql.ErrNoRows) {
 		return t, expiration.ErrNotFound
 	}
 	return t, err
 }
 
+// Timers reads with several connections at once: for a million timers, most of the time goes into taking rows apart.
 func (s *Store) Timers(ctx context.Context, f func(expiration.Timer) error) error {
-	rows, err := s.DB.QueryContext(ctx, selectAllTimersSQL)
+	var mu sync.Mutex // held while f is called
+	readers, ctx := errgroup.WithContext(ctx)
+	for part := range parts {
+		readers.Go(func() error {
+			return s.part(ctx, part, func(t expiration.Timer) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if ctx.Err() != nil { // another reader has failed
+					return ctx.Err()
+				}
+				return f(t)
+			})
+		})
+	}
+	return readers.Wait()
+}
+
+// part is Timers for one of several parts.
+func (s *Store) part(ctx context.Context, part int, f func(expiration.Timer) error) error {
+	rows, err := s.DB.QueryContext(ctx, selectPartSQL, parts, part)
 	if err != nil {
 		return err
 	}
@@ -177,8 +202,8 @@ func scan(row interface{ Scan(...any) error }) (expiration.Timer, error) {
 		closingPDU                     []byte
 	)
 	if err := row.Scan(
-		&t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &hash, &duration, &received, &deadline,
-		&request, &roomVersion, &pdu, &outcome, &closingID, &closingVer, &closingPDU,
+		&t.NID, &t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &hash, &duration, &received, &deadline,
+		&request, &outcome, &closingID, &closingVer, &closingPDU, &roomVersion, &pdu,
 	); err != nil {
 		return t, err
 	}

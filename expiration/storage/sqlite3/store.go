@@ -40,10 +40,40 @@ ALTER TABLE expiration_timers ADD COLUMN request_hash BLOB;
 ALTER TABLE expiration_timers ADD COLUMN room_version TEXT;
 ALTER TABLE expiration_timers ADD COLUMN pdu BLOB`
 
+// SQLite cannot change the primary key of a table.
+const numberTimersSQL = `
+CREATE TABLE expiration_timers_numbered (
+	timer_nid INTEGER NOT NULL PRIMARY KEY,
+	event_id TEXT NOT NULL UNIQUE,
+	room_id TEXT NOT NULL,
+	event_type TEXT NOT NULL,
+	state_key TEXT,
+	sender TEXT NOT NULL,
+	token_hash BLOB NOT NULL,
+	duration_ms INTEGER NOT NULL,
+	received_ms INTEGER NOT NULL,
+	deadline_ms INTEGER NOT NULL,
+	outcome TEXT,
+	closing_event_id TEXT,
+	closing_room_version TEXT,
+	closing_pdu BLOB,
+	request_hash BLOB,
+	room_version TEXT,
+	pdu BLOB
+);
+INSERT INTO expiration_timers_numbered SELECT rowid, * FROM expiration_timers;
+DROP TABLE expiration_timers;
+ALTER TABLE expiration_timers_numbered RENAME TO expiration_timers`
+
+var migrations = []shared.Migration{
+	{Name: "create timers", SQL: createTimersSQL},
+	{Name: "add requests", SQL: addRequestsSQL},
+	{Name: "number timers", SQL: numberTimersSQL},
+}
+
 // Open prepares the database, which must not be shared with another component, and returns the store.
 func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store, error) {
-	if err := shared.Migrate(ctx, db, shared.Migration{Name: "create timers", SQL: createTimersSQL},
-		shared.Migration{Name: "add requests", SQL: addRequestsSQL}); err != nil {
+	if err := shared.Migrate(ctx, db, migrations...); err != nil {
 		return nil, err
 	}
 	return &shared.Store{DB: db, Writer: &connection{db: db, writer: writer}}, nil
@@ -81,14 +111,14 @@ func (c *connection) Exec(ctx context.Context, query string, args ...any) (res s
 	return res, err
 }
 
-// One statement is one commit. Its parameter is an array of arrays, for want of arrays of numbers.
+// One statement is one commit. Its parameter is an array of arrays.
 const refreshTimersSQL = "UPDATE expiration_timers SET duration_ms = r.value ->> 1, deadline_ms = r.value ->> 2" +
-	" FROM json_each($1) AS r WHERE event_id = r.value ->> 0 AND outcome IS NULL RETURNING event_id"
+	" FROM json_each($1) AS r WHERE timer_nid = r.value ->> 0 AND outcome IS NULL RETURNING timer_nid"
 
-func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(eventID string)) error {
-	values := make([][3]any, len(refreshes))
+func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error {
+	values := make([][3]int64, len(refreshes))
 	for i, r := range refreshes {
-		values[i] = [3]any{r.EventID, r.Duration.Milliseconds(), r.Deadline.UnixMilli()}
+		values[i] = [3]int64{r.NID, r.Duration.Milliseconds(), r.Deadline.UnixMilli()}
 	}
 	data, err := json.Marshal(values)
 	if err != nil {
@@ -99,7 +129,7 @@ func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh
 		if err != nil {
 			return err
 		}
-		return shared.ScanEventIDs(ctx, rows, found)
+		return shared.ScanNIDs(ctx, rows, found)
 	})
 }
 

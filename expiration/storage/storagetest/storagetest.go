@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,7 +25,7 @@ func Run(t *testing.T, open func(t *testing.T) func() expiration.Store) {
 	}{
 		{"KeepsWhatWasInserted", keepsWhatWasInserted},
 		{"RefusesASecondTimerForAnEvent", refusesASecondTimer},
-		{"ListsInTheOrderOfDeadlines", listsInOrder},
+		{"ListsAll", listsAll},
 		{"ListingStopsAtAnError", listingStops},
 		{"RefreshesRunningTimersOnly", refreshesRunningTimersOnly},
 		{"RefreshesManyAtOnce", refreshesMany},
@@ -45,6 +46,7 @@ var start = time.UnixMilli(1_700_000_000_123).UTC()
 func newTimer(n int) expiration.Timer {
 	stateKey := fmt.Sprintf("_@alice:example.org_DEVICE%d", n)
 	t := expiration.Timer{
+		NID: nid(n),
 		Event: expiration.Event{
 			ID: fmt.Sprintf("$event%d", n), RoomID: "!room:example.org", Type: "m.call.member",
 			StateKey: &stateKey, Sender: "@alice:example.org",
@@ -60,6 +62,9 @@ func newTimer(n int) expiration.Timer {
 	}
 	return t
 }
+
+// nid returns the number of newTimer(n).
+func nid(n int) int64 { return int64(n) + 1 }
 
 func newClaim(n int) expiration.Claim {
 	return expiration.Claim{Outcome: expiration.Expired, Closing: expiration.SignedEvent{
@@ -79,18 +84,23 @@ func keepsWhatWasInserted(t *testing.T, open func() expiration.Store) {
 	}
 	store = open()
 	for _, want := range []expiration.Timer{withState, message, emptyKey} {
-		got, err := store.Timer(ctx, want.Event.ID)
+		got, err := store.Timer(ctx, want.NID)
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	}
-	_, err := store.Timer(ctx, "$other")
+	_, err := store.Timer(ctx, nid(99))
 	require.ErrorIs(t, err, expiration.ErrNotFound)
 }
 
 func refusesASecondTimer(t *testing.T, open func() expiration.Store) {
 	store, ctx := open(), t.Context()
 	require.NoError(t, store.Insert(ctx, newTimer(1)))
-	require.Error(t, store.Insert(ctx, newTimer(1)))
+	again := newTimer(1)
+	again.NID = nid(2)
+	require.Error(t, store.Insert(ctx, again))
+	again = newTimer(2)
+	again.NID = nid(1)
+	require.Error(t, store.Insert(ctx, again), "the same number")
 	// ... and goes on working.
 	require.NoError(t, store.Insert(ctx, newTimer(2)))
 }
@@ -100,23 +110,34 @@ func list(t *testing.T, store expiration.Store) (ids []string) {
 		ids = append(ids, timer.Event.ID)
 		return nil
 	}))
+	slices.Sort(ids)
 	return ids
 }
 
-func listsInOrder(t *testing.T, open func() expiration.Store) {
+func listsAll(t *testing.T, open func() expiration.Store) {
 	store, ctx := open(), t.Context()
 	require.Empty(t, list(t, store))
 	for _, n := range []int{3, 1, 2} {
 		require.NoError(t, store.Insert(ctx, newTimer(n)))
 	}
-	ok, err := store.Claim(ctx, "$event2", newTimer(2).Deadline, newClaim(2))
+	ok, err := store.Claim(ctx, nid(2), newTimer(2).Deadline, newClaim(2))
 	require.NoError(t, err)
 	require.True(t, ok)
 	require.Equal(t, []string{"$event1", "$event2", "$event3"}, list(t, open()))
-	ok, err = refresh(ctx, store, "$event1", 10*time.Second, start.Add(time.Hour))
+	require.NoError(t, store.Timers(ctx, func(got expiration.Timer) error {
+		want, err := store.Timer(ctx, got.NID)
+		require.NoError(t, err)
+		want.Event.Request.Signed = expiration.SignedEvent{EventID: want.Event.ID}
+		if want.Claim != nil {
+			want.Claim.Closing = expiration.SignedEvent{EventID: want.Claim.Closing.EventID}
+		}
+		require.Equal(t, want, got)
+		return nil
+	}))
+	ok, err = refresh(ctx, store, nid(1), 10*time.Second, start.Add(time.Hour))
 	require.NoError(t, err)
 	require.True(t, ok)
-	require.Equal(t, []string{"$event2", "$event3", "$event1"}, list(t, store))
+	require.Equal(t, []string{"$event1", "$event2", "$event3"}, list(t, store))
 }
 
 func listingStops(t *testing.T, open func() expiration.Store) {
@@ -133,29 +154,29 @@ func refreshesRunningTimersOnly(t *testing.T, open func() expiration.Store) {
 	deadline := start.Add(time.Hour)
 	refresh := func(want bool) {
 		t.Helper()
-		ok, err := refresh(ctx, store, "$event1", 7*time.Second, deadline)
+		ok, err := refresh(ctx, store, nid(1), 7*time.Second, deadline)
 		require.NoError(t, err)
 		require.Equal(t, want, ok)
 	}
 	refresh(false)
 	require.NoError(t, store.Insert(ctx, newTimer(1)))
 	refresh(true)
-	got, err := open().Timer(ctx, "$event1")
+	got, err := open().Timer(ctx, nid(1))
 	require.NoError(t, err)
 	require.Equal(t, deadline, got.Deadline)
 	require.Equal(t, 7*time.Second, got.Duration)
-	ok, err := store.Claim(ctx, "$event1", deadline, newClaim(1))
+	ok, err := store.Claim(ctx, nid(1), deadline, newClaim(1))
 	require.NoError(t, err)
 	require.True(t, ok)
 	refresh(false)
-	got, err = store.Timer(ctx, "$event1")
+	got, err = store.Timer(ctx, nid(1))
 	require.NoError(t, err)
 	require.Equal(t, deadline, got.Deadline)
 }
 
 // refresh refreshes one timer.
-func refresh(ctx context.Context, store expiration.Store, eventID string, duration time.Duration, deadline time.Time) (bool, error) {
-	found, err := store.Refresh(ctx, []expiration.Refresh{{EventID: eventID, Duration: duration, Deadline: deadline}})
+func refresh(ctx context.Context, store expiration.Store, nid int64, duration time.Duration, deadline time.Time) (bool, error) {
+	found, err := store.Refresh(ctx, []expiration.Refresh{{NID: nid, Duration: duration, Deadline: deadline}})
 	return err == nil && found[0], err
 }
 
@@ -172,12 +193,12 @@ func refreshesMany(t *testing.T, open func() expiration.Store) {
 			require.NoError(t, store.Insert(ctx, timer))
 		}
 		if !missing && claimed {
-			ok, err := store.Claim(ctx, timer.Event.ID, timer.Deadline, newClaim(n))
+			ok, err := store.Claim(ctx, timer.NID, timer.Deadline, newClaim(n))
 			require.NoError(t, err)
 			require.True(t, ok)
 		}
 		refreshes = append(refreshes, expiration.Refresh{
-			EventID: timer.Event.ID, Duration: time.Duration(n+1) * time.Second, Deadline: start.Add(time.Duration(n) * time.Hour),
+			NID: timer.NID, Duration: time.Duration(n+1) * time.Second, Deadline: start.Add(time.Duration(n) * time.Hour),
 		})
 		want = append(want, !missing && !claimed)
 	}
@@ -186,7 +207,7 @@ func refreshesMany(t *testing.T, open func() expiration.Store) {
 	require.Equal(t, want, found)
 	store = open()
 	for n, r := range refreshes {
-		timer, err := store.Timer(ctx, r.EventID)
+		timer, err := store.Timer(ctx, r.NID)
 		if !want[n] {
 			require.False(t, timer.Deadline.Equal(r.Deadline) && n > 0)
 			continue
@@ -205,7 +226,7 @@ func claimsOnce(t *testing.T, open func() expiration.Store) {
 	timer := newTimer(1)
 	claim := func(deadline time.Time, c expiration.Claim) bool {
 		t.Helper()
-		ok, err := store.Claim(ctx, timer.Event.ID, deadline, c)
+		ok, err := store.Claim(ctx, timer.NID, deadline, c)
 		require.NoError(t, err)
 		return ok
 	}
@@ -218,10 +239,10 @@ func claimsOnce(t *testing.T, open func() expiration.Store) {
 	require.False(t, claim(timer.Deadline, newClaim(2)), "claimed already")
 	timer.Claim = new(expiration.Claim)
 	*timer.Claim = newClaim(1)
-	got, err := open().Timer(ctx, timer.Event.ID)
+	got, err := open().Timer(ctx, timer.NID)
 	require.NoError(t, err)
 	require.Equal(t, timer, got)
-	got, err = store.Timer(ctx, "$event2")
+	got, err = store.Timer(ctx, nid(2))
 	require.NoError(t, err)
 	require.Nil(t, got.Claim, "somebody else's timer was claimed")
 }
@@ -237,7 +258,7 @@ func oneClaimWins(t *testing.T, open func() expiration.Store) {
 	)
 	for n := range 20 {
 		wg.Go(func() {
-			ok, err := store.Claim(ctx, timer.Event.ID, timer.Deadline, newClaim(n))
+			ok, err := store.Claim(ctx, timer.NID, timer.Deadline, newClaim(n))
 			if err != nil {
 				t.Error(err)
 			}
@@ -249,7 +270,7 @@ func oneClaimWins(t *testing.T, open func() expiration.Store) {
 	}
 	wg.Wait()
 	require.EqualValues(t, 1, wins.Load())
-	got, err := store.Timer(ctx, timer.Event.ID)
+	got, err := store.Timer(ctx, timer.NID)
 	require.NoError(t, err)
 	require.Equal(t, newClaim(int(won.Load())), *got.Claim)
 }
@@ -265,13 +286,13 @@ func refreshOrClaim(t *testing.T, open func() expiration.Store) {
 		)
 		wg.Go(func() {
 			var err error
-			if refreshed, err = refresh(ctx, store, timer.Event.ID, timer.Duration, timer.Deadline.Add(time.Second)); err != nil {
+			if refreshed, err = refresh(ctx, store, timer.NID, timer.Duration, timer.Deadline.Add(time.Second)); err != nil {
 				t.Error(err)
 			}
 		})
 		wg.Go(func() {
 			var err error
-			if claimed, err = store.Claim(ctx, timer.Event.ID, timer.Deadline, newClaim(n)); err != nil {
+			if claimed, err = store.Claim(ctx, timer.NID, timer.Deadline, newClaim(n)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -286,17 +307,17 @@ func dropSparesClaimed(t *testing.T, open func() expiration.Store) {
 		require.NoError(t, store.Insert(ctx, newTimer(n)))
 	}
 	for n := range 2 {
-		ok, err := store.Claim(ctx, newTimer(n).Event.ID, newTimer(n).Deadline, newClaim(n))
+		ok, err := store.Claim(ctx, nid(n), newTimer(n).Deadline, newClaim(n))
 		require.NoError(t, err)
 		require.True(t, ok)
 	}
-	require.NoError(t, store.Drop(ctx, "$event0"), "claimed: stays")
-	require.NoError(t, store.Delete(ctx, "$event1"), "claimed: goes")
-	require.NoError(t, store.Drop(ctx, "$event2"), "running: goes")
+	require.NoError(t, store.Drop(ctx, nid(0)), "claimed: stays")
+	require.NoError(t, store.Delete(ctx, nid(1)), "claimed: goes")
+	require.NoError(t, store.Drop(ctx, nid(2)), "running: goes")
 	require.Equal(t, []string{"$event0", "$event3"}, list(t, open()))
-	require.NoError(t, store.Delete(ctx, "$event3"), "running: goes")
-	require.NoError(t, store.Delete(ctx, "$event3"), "a second time: no error")
-	require.NoError(t, store.Drop(ctx, "$event3"))
+	require.NoError(t, store.Delete(ctx, nid(3)), "running: goes")
+	require.NoError(t, store.Delete(ctx, nid(3)), "a second time: no error")
+	require.NoError(t, store.Drop(ctx, nid(3)))
 	require.Equal(t, []string{"$event0"}, list(t, open()))
 }
 
@@ -305,7 +326,7 @@ func obeysContext(t *testing.T, open func() expiration.Store) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.Error(t, store.Insert(ctx, newTimer(1)))
-	_, err := refresh(ctx, store, "$event1", time.Second, start)
+	_, err := refresh(ctx, store, nid(1), time.Second, start)
 	require.Error(t, err)
 	require.Error(t, store.Ping(ctx))
 	require.Empty(t, list(t, store))

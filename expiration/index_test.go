@@ -1,0 +1,125 @@
+package expiration
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// empty reports whether the index has nothing, and nothing is lost in it.
+func (x *index) empty() bool {
+	return x.count+x.byToken.used+x.byState.used+x.bySender.used+len(x.left)+x.wakes.Len() == 0 &&
+		len(x.timers.free) == int(x.timers.last)
+}
+
+// A table finds what a map finds, whatever was put in and taken out, also where many keys have the same home.
+func TestTable(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		keys := []uint64{0} // by slot
+		x, want := newTable(func(s slot) uint64 { return keys[s] }), map[uint64]slot{}
+		for range rapid.IntRange(1, 200).Draw(t, "steps") {
+			key := rapid.Uint64Range(0, 40).Draw(t, "key") << rapid.SampledFrom([]int{0, 20}).Draw(t, "home")
+			if rapid.Bool().Draw(t, "set") {
+				keys = append(keys, key)
+				s := slot(len(keys) - 1)
+				x.set(key, s)
+				want[key] = s
+			} else {
+				x.remove(key, slot(len(keys))) // another's
+				if s, ok := want[key]; ok {
+					x.remove(key, s)
+					delete(want, key)
+				}
+			}
+			for key, s := range want {
+				if x.get(key) != s {
+					t.Fatalf("%d is not found", key)
+				}
+			}
+			if x.used != len(want) {
+				t.Fatalf("%d entries instead of %d", x.used, len(want))
+			}
+		}
+	})
+}
+
+// The index finds each timer by all that it has, and no other, while they come and go.
+func TestIndex(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		x, tokens := newIndex(), &Tokens{}
+		rows, refs := []Timer{}, []ref{}
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			if len(rows) == 0 || rapid.Bool().Draw(t, "add") {
+				draw := func(what string) string { return rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, what) }
+				nid := x.lastNID + 1
+				e := Event{ID: string(rune('A' + nid)), RoomID: draw("room"), Sender: draw("sender")}
+				if key := draw("key"); key != "c" {
+					e.StateKey = &key
+				}
+				row := Timer{NID: nid, Event: e, TokenHash: HashToken(tokens.Token(e.ID)), Received: time.UnixMilli(0), Deadline: time.UnixMilli(0)}
+				due := time.Duration(rapid.IntRange(0, 99).Draw(t, "due"))
+				r := x.add(row, due)
+				x.schedule(r, due)
+				rows, refs = append(rows, row), append(refs, r)
+			} else {
+				i := rapid.IntRange(0, len(rows)-1).Draw(t, "remove")
+				x.remove(refs[i])
+				x.remove(refs[i])
+				x.forgetRow(refs[i])
+				if x.at(refs[i]) != nil {
+					t.Fatal("a timer that was removed is found")
+				}
+				rows, refs = slices.Delete(rows, i, i+1), slices.Delete(refs, i, i+1)
+			}
+			checkIndex(t, x, rows, refs)
+		}
+		for _, r := range refs {
+			x.remove(r)
+			x.forgetRow(r)
+		}
+		if !x.empty() {
+			t.Fatal("not empty")
+		}
+	})
+}
+
+func checkIndex(t *rapid.T, x *index, rows []Timer, refs []ref) {
+	states, senders, rooms := map[uint64]int{}, map[string]int{}, map[string]int{}
+	for i, row := range rows {
+		if x.token(row.TokenHash) != refs[i] || x.at(refs[i]) == nil {
+			t.Fatalf("%s is not found", row.Event.ID)
+		}
+		if s, ok := row.Event.State(); ok {
+			states[x.stateHash(s)]++
+		}
+		senders[row.Event.Sender]++
+		rooms[row.Event.RoomID]++
+	}
+	for state, n := range states {
+		x.ofState(state, func(_ ref, tm *timer) { n--; requireSame(t, tm.state, state) })
+		requireSame(t, n, 0)
+	}
+	for sender, n := range senders {
+		x.ofSender(sender, func(_ ref, tm *timer) { n--; requireSame(t, tm.sender, x.hash(sender)) })
+		requireSame(t, n, 0)
+	}
+	for room, n := range rooms {
+		requireSame(t, len(x.inRoom(room)), n)
+	}
+	requireSame(t, x.count, len(rows))
+	requireSame(t, x.wakes.Len(), len(rows))
+	for i := range rows {
+		if x.wakes.at(0).wake > x.at(refs[i]).wake {
+			t.Fatal("the first wake is not in front")
+		}
+	}
+}
+
+func requireSame[T comparable](t *rapid.T, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Fatalf("%v instead of %v", got, want)
+	}
+}

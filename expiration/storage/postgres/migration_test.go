@@ -1,0 +1,27 @@
+package postgres
+
+import (
+	"testing"
+
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/storagetest"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
+)
+
+func TestMain(m *testing.M) { postgres.Main(m) }
+
+// A database of an earlier version keeps its timers.
+func TestMigration(t *testing.T) {
+	options := &config.DatabaseOptions{ConnectionString: config.DataSource(postgres.NewDatabase(t))}
+	options.Defaults(10)
+	db, err := sqlutil.Open(options, sqlutil.NewDummyWriter())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	storagetest.Migration(t, db, migrations)
+	store, err := Open(t.Context(), db)
+	require.NoError(t, err)
+	storagetest.Migrated(t, store)
+}
