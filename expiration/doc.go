@@ -22,8 +22,8 @@
 // What is promised to users, and which test shows it, stands in docs/guarantees.md. In short:
 //
 // Durability: Begin returns after the row is committed, and before the event is given to the roomserver; Refresh and
-// Restart return after the new deadline is committed, together with those of others that came meanwhile. A row whose event never came into the room is found out when its
-// deadline passes, because the roomserver does not know the event. An event that the roomserver had when the process died,
+// Restart return after the new deadline is committed, together with those of others that came meanwhile. A row whose
+// event never came into the room is found out when its deadline passes, because the roomserver does not know the event. An event that the roomserver had when the process died,
 // but had not yet finished with, is given to it again before anything is concluded from what is in the room.
 //
 // Nothing twice: a request that is repeated, after a crash or after the roomserver failed to take its event, is answered with
@@ -46,6 +46,12 @@
 // Ordering: due timers of one room are closed one after the other in the order of their deadlines; rooms do not wait for
 // one another, but of the rooms that wait the one with the earliest deadline is served first.
 //
+// # Memory
+//
+// A running timer takes some 150 bytes, in an index without pointers: hashes of what it is looked up by, and times. A ref
+// names a timer and is good for nothing once it is gone; its place in memory may be another's then. The event, the claim
+// and the closing event stand in the row, which is read when the timer is closed.
+//
 // # Concurrency
 //
 // All methods of [Timers] may be called from any goroutine. [Timers.Start] starts one goroutine that watches the
@@ -53,11 +59,11 @@
 // this order, any of them may be left out, and none is taken while a later one is held:
 //
 //  1. the lock of a request in Timers.requests, see [Timers.LockRequest]: requests with one transaction come one by one
-//  2. the event's lock in Timers.closings: one attempt to close it at a time
+//  2. the timer's lock in Timers.closings: one attempt to close it at a time
 //  3. the lock of a (room, type, state key) in Timers.states, see [Timers.LockState]; under it the roomserver's own lock
 //     for sends of one user in one room is taken
-//  4. timer.row: one write to the timer's row at a time; under it a refresh waits for groupCommit.turn, or for whoever has
-//     it, who takes no other lock meanwhile
+//  4. the timer's lock in Timers.rows: one write to its row at a time, and memory says what was written last; under it a
+//     refresh waits for groupCommit.turn, or for whoever has it, who takes no other lock meanwhile
 //  5. Timers.mu: the index in memory; held while nothing is waited for, but for the database at the start
 //  6. leaves: lanes.mu, groupCommit.mu, and the locks inside keyedLocks
 //

@@ -77,6 +77,9 @@ func (e roomEvent) state() string {
 	return e.json.Get("type").Str + "|" + e.json.Get("state_key").Str
 }
 
+// place returns the room, and the piece of state that the event sets in it, if any.
+func (e roomEvent) place() string { return e.json.Get("room_id").Str + "|" + e.state() }
+
 func (e roomEvent) String() string {
 	return fmt.Sprintf("%s (depth %d, at %d, sent: %t, upon %s)", e.id, e.depth, e.timestamp(), e.sent, e.json.Get("prev_events").Raw)
 }
@@ -311,6 +314,10 @@ func (l *ledger) checkEvents(
 
 // checkClosings: they are what was claimed, not early, copies of their originals, and over nothing newer.
 func (l *ledger) checkClosings(entries map[string]*entry, byID map[string]roomEvent, closings map[string][]roomEvent) {
+	answered := map[string][]roomEvent{} // by place
+	for _, e := range entries {
+		answered[byID[e.eventID].place()] = append(answered[byID[e.eventID].place()], byID[e.eventID])
+	}
 	for original, found := range closings {
 		c := found[0]
 		if claimed := l.claims[original]; claimed != "" && claimed != c.id {
@@ -330,18 +337,16 @@ func (l *ledger) checkClosings(entries map[string]*entry, byID map[string]roomEv
 		if early := e.earliest.Sub(time.UnixMilli(c.timestamp())); got["m.will_expire"] == "expired" && early > time.Millisecond {
 			l.fault("%s expired %s early", original, early)
 		}
-		for _, newer := range entries {
-			at := byID[newer.eventID]
-			if e.key == "" || at.state() != c.state() || at.json.Get("room_id").Str != c.json.Get("room_id").Str ||
-				at.depth <= byID[original].depth || at.depth > c.depth {
+		for _, at := range answered[c.place()] {
+			if e.key == "" || at.depth <= byID[original].depth || at.depth > c.depth {
 				continue
 			}
 			switch {
 			case c.after(at, byID):
-				l.fault("%s was closed by %s over %s (%s)", byID[original], c, at, newer)
+				l.fault("%s was closed by %s over %s (%s)", byID[original], c, at, entries[at.id])
 			case at.timestamp() < c.timestamp():
 				// They crossed: one was on its way when the other was built. The room's state resolution prefers the later one.
-				l.fault("%s was closed by %s across %s (%s), which lost", byID[original], c, at, newer)
+				l.fault("%s was closed by %s across %s (%s), which lost", byID[original], c, at, entries[at.id])
 			}
 		}
 	}
