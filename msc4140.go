@@ -83,6 +83,12 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.Qu
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }
 
+// KeepAlivesFirst returns a handler that answers keep-alives itself, and leaves everything else to next, which serves the
+// routers. Without it keep-alives are answered too, but cost more.
+func (e *Extension) KeepAlivesFirst(next http.Handler) http.Handler {
+	return e.client.KeepAlivesFirst(next)
+}
+
 // Start loads the timers and starts to watch deadlines and the output stream. Both stop when Dendrite shuts down.
 func (e *Extension) Start() error {
 	ctx := e.process.Context()

@@ -15,14 +15,31 @@ import (
 // errTooLarge is M_TOO_LARGE, which gomatrixserverlib does not name.
 const errTooLarge spec.MatrixErrorCode = "M_TOO_LARGE"
 
+// requestError is an error in the request itself, and what it is answered with.
+type requestError struct {
+	code int
+	spec.MatrixError
+}
+
+// rateError says that there were too many keep-alives.
+type rateError struct{ retryAfter time.Duration }
+
+func (e *rateError) Error() string { return "too many requests for the keep-alive endpoint" }
+
 // errorResponse is the one place where errors become Matrix error codes.
 func errorResponse(req *http.Request, err error) util.JSONResponse {
 	var (
+		request *requestError
+		rate    *rateError
 		field   *fieldError
 		limit   *expiration.LimitError
 		dropped *expiration.DropError
 	)
 	switch {
+	case errors.As(err, &request):
+		return util.JSONResponse{Code: request.code, JSON: request.MatrixError}
+	case errors.As(err, &rate):
+		return limitExceeded("Too many requests for the keep-alive endpoint", rate.retryAfter)
 	case errors.As(err, &field):
 		return util.JSONResponse{Code: http.StatusBadRequest, JSON: spec.InvalidParam(err.Error())}
 	case errors.Is(err, expiration.ErrNotFound):

@@ -83,21 +83,6 @@ func FuzzParseContent(f *testing.F) {
 	})
 }
 
-// FuzzReadToken checks that every body has a token or an answer, never both.
-func FuzzReadToken(f *testing.F) {
-	for _, seed := range []string{
-		`{"expire_refresh_token":"x"}`, `{"expire_refresh_token":null}`, `{}`, `null`, `[]`, ``, `{"expire_refresh_token":"\ud800"}`,
-	} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, body string) {
-		token, res := readToken(strings.NewReader(body))
-		if res != nil && (token != "" || res.Code != 400) {
-			t.Fatalf("%q, %v", token, res)
-		}
-	})
-}
-
 func BenchmarkParseContentWithoutTheField(b *testing.B) {
 	content := []byte(`{"msgtype":"m.text","body":"` + strings.Repeat("hello ", 100) + `"}`)
 	b.SetBytes(int64(len(content)))

@@ -1,16 +1,21 @@
 package clientapi
 
 import (
-	"encoding/json"
+	"context"
 	"errors"
 	"io"
 	"net/http"
+	"runtime/trace"
 	"time"
 	"unicode/utf8"
 
-	"github.com/gorilla/mux"
+	"github.com/matrix-org/dendrite/internal"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
+	"github.com/opentracing/opentracing-go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sirupsen/logrus"
+	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
@@ -18,6 +23,9 @@ import (
 const (
 	methodRefresh = "refresh"
 	methodEnd     = "end"
+
+	// keepAlivePath is where the methods are, behind the prefix of the client API.
+	keepAlivePath = "/v3/expiration/"
 
 	// maxKeepAliveSize is the limit for the body of a keep-alive, in bytes (contract, section 2).
 	maxKeepAliveSize = 4 << 10
@@ -27,75 +35,145 @@ const (
 	tokenKey = "expire_refresh_token"
 )
 
-// keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} (contract, section 2). The body has been read
-// within its limits, or reading it fails as it did.
-func (a *API) keepAlive(req *http.Request) util.JSONResponse {
-	method := mux.Vars(req)["refresh_method"]
-	result, res := a.doKeepAlive(req, method)
-	a.metrics.keepAlives.WithLabelValues(method, result).Inc()
-	return res
+// keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} for one method (contract, section 2). It is what
+// Dendrite's MakeExternalAPI would make, but for the limits of the body, in size and time, and that requests are not dumped
+// into the log, see untraced. Refreshes are by far the most frequent of all requests: one that succeeds gets no logger and
+// no ID if nobody would see them.
+type keepAlive struct {
+	api *API
+	// do is what the method does.
+	do func(context.Context, expiration.TokenHash) error
+	// logs says that do writes to the log of the request.
+	logs    bool
+	results *prometheus.CounterVec
+	ok      prometheus.Counter
 }
 
-// doKeepAlive returns the answer and the result as the metrics name it.
-func (a *API) doKeepAlive(req *http.Request, method string) (string, util.JSONResponse) {
-	token, badRequest := readToken(req.Body)
-	if badRequest != nil {
-		return "bad_request", *badRequest
+// keepAlives returns what answers each of the methods.
+func (a *API) keepAlives() map[string]http.Handler {
+	handler := func(method string, do func(context.Context, expiration.TokenHash) error, logs bool) http.Handler {
+		results := a.metrics.keepAlives.MustCurryWith(prometheus.Labels{"method": method})
+		return &keepAlive{api: a, do: do, logs: logs, results: results, ok: results.WithLabelValues("ok")}
 	}
-	hash := expiration.HashToken(token)
-	known := a.timers.Known(hash)
-	if wait := a.limits.wait(req, hash, known, time.Now()); wait > 0 {
-		return "limited", limitExceeded("Too many requests for the keep-alive endpoint", wait)
+	return map[string]http.Handler{
+		methodRefresh: handler(methodRefresh, a.timers.Refresh, false),
+		methodEnd:     handler(methodEnd, a.timers.End, true), // which sends an event
 	}
-	if !known {
-		return "not_found", errorResponse(req, expiration.ErrNotFound)
+}
+
+func (k *keepAlive) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if opentracing.IsGlobalTracerRegistered() || trace.IsEnabled() {
+		task, ctx := internal.StartTask(req.Context(), "expiration_keep_alive")
+		defer task.EndTask()
+		req = req.WithContext(ctx)
 	}
-	var err error
-	if method == methodRefresh {
-		err = a.timers.Refresh(req.Context(), hash)
-	} else {
-		err = a.timers.End(req.Context(), hash)
+	token, err := readToken(w, req)
+	if err != nil || k.logs || req.Method == http.MethodOptions || logrus.IsLevelEnabled(logrus.TraceLevel) {
+		k.answer(w, req, token, err)
+		return
 	}
+	util.Protect(func(w http.ResponseWriter, req *http.Request) {
+		if err := k.keep(req, token); err != nil {
+			k.answer(w, req, token, err)
+			return
+		}
+		k.ok.Inc()
+		w.Header().Set("Content-Type", "application/json")
+		util.SetCORSHeaders(w)
+		_, _ = io.WriteString(w, "{}")
+	})(w, req)
+}
+
+// answer answers as Dendrite answers all requests, and logs what it logs of them. If there is no error yet, it does what the
+// request asks for.
+func (k *keepAlive) answer(w http.ResponseWriter, req *http.Request, token string, err error) {
+	util.MakeJSONAPI(util.NewJSONRequestHandler(func(req *http.Request) util.JSONResponse {
+		if err == nil {
+			err = k.keep(req, token)
+		}
+		k.results.WithLabelValues(resultOf(err)).Inc()
+		if err == nil {
+			return util.JSONResponse{Code: http.StatusOK, JSON: struct{}{}}
+		}
+		return errorResponse(req, err)
+	}))(w, req)
+}
+
+// resultOf returns what became of a request, as the metrics name it.
+func resultOf(err error) string {
 	switch {
 	case err == nil:
-		return "ok", util.JSONResponse{Code: http.StatusOK, JSON: struct{}{}}
+		return "ok"
+	case errors.As(err, new(*requestError)):
+		return "bad_request"
+	case errors.As(err, new(*rateError)):
+		return "limited"
 	case errors.Is(err, expiration.ErrNotFound):
-		return "not_found", errorResponse(req, err)
+		return "not_found"
 	case errors.As(err, new(*expiration.DropError)):
-		return "forbidden", errorResponse(req, err)
+		return "forbidden"
 	}
-	return "error", errorResponse(req, err)
+	return "error"
 }
 
-// readToken returns the token of a request, or the answer to a bad one.
-func readToken(body io.Reader) (string, *util.JSONResponse) {
-	data, err := io.ReadAll(body)
-	var tooLarge *http.MaxBytesError
+// keep does what a request asks for, if it may.
+func (k *keepAlive) keep(req *http.Request, token string) error {
+	hash := expiration.HashToken(token)
+	known := k.api.timers.Known(hash)
+	if wait := k.api.limits.wait(req, hash, known, time.Now()); wait > 0 {
+		return &rateError{retryAfter: wait}
+	}
+	if !known {
+		return expiration.ErrNotFound
+	}
+	return k.do(req.Context(), hash)
+}
+
+// readToken reads the body of a request, within its limits, and returns the token.
+func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
+	// The time is for the body alone: a deadline that passes later would cancel the request. If the body fails it stays,
+	// because net/http goes on to read what is left of it, and must not wait for that for ever. Not every ResponseWriter has
+	// deadlines; the size is limited in any case.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(keepAliveReadTimeout))
+	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxKeepAliveSize))
 	switch {
-	case errors.As(err, &tooLarge):
-		return "", &util.JSONResponse{Code: http.StatusRequestEntityTooLarge, JSON: spec.MatrixError{
+	case errors.As(err, new(*http.MaxBytesError)):
+		return "", &requestError{http.StatusRequestEntityTooLarge, spec.MatrixError{
 			ErrCode: errTooLarge, Err: "The body must be at most 4096 bytes",
 		}}
 	case err != nil:
 		return "", badRequest(spec.NotJSON("The body could not be read"))
-	case !utf8.Valid(data) || !json.Valid(data):
-		return "", badRequest(spec.NotJSON("The body must be a JSON object"))
 	}
-	var fields map[string]json.RawMessage
-	if json.Unmarshal(data, &fields) != nil || fields == nil {
-		return "", badRequest(spec.BadJSON("The body must be a JSON object"))
-	}
-	value, ok := fields[tokenKey]
-	if !ok {
-		return "", badRequest(spec.MissingParam(tokenKey + " is missing"))
-	}
-	var token *string
-	if json.Unmarshal(value, &token) != nil || token == nil {
-		return "", badRequest(spec.BadJSON(tokenKey + " must be a string"))
-	}
-	return *token, nil
+	_ = control.SetReadDeadline(time.Time{})
+	return parseToken(body)
 }
 
-func badRequest(e spec.MatrixError) *util.JSONResponse {
-	return &util.JSONResponse{Code: http.StatusBadRequest, JSON: e}
+// parseToken returns the token in the body of a request. Of several the last counts, as it does everywhere in Dendrite.
+func parseToken(body []byte) (string, error) {
+	if !utf8.Valid(body) || !gjson.ValidBytes(body) {
+		return "", badRequest(spec.NotJSON("The body must be a JSON object"))
+	}
+	fields := gjson.ParseBytes(body)
+	if !fields.IsObject() {
+		return "", badRequest(spec.BadJSON("The body must be a JSON object"))
+	}
+	var token gjson.Result
+	fields.ForEach(func(key, value gjson.Result) bool {
+		if key.Str == tokenKey {
+			token = value
+		}
+		return true
+	})
+	switch {
+	case !token.Exists():
+		return "", badRequest(spec.MissingParam(tokenKey + " is missing"))
+	case token.Type != gjson.String:
+		return "", badRequest(spec.BadJSON(tokenKey + " must be a string"))
+	}
+	return token.Str, nil
+}
+
+func badRequest(e spec.MatrixError) *requestError {
+	return &requestError{http.StatusBadRequest, e}
 }

@@ -7,16 +7,13 @@
 package clientapi
 
 import (
-	"bytes"
 	"context"
-	"io"
 	"net/http"
 	"os"
 	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
-	"github.com/matrix-org/dendrite/internal"
 	"github.com/matrix-org/dendrite/internal/httputil"
 	"github.com/matrix-org/dendrite/internal/transactions"
 	"github.com/matrix-org/dendrite/roomserver/api"
@@ -81,6 +78,9 @@ func (a *API) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 }
 
 func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
+	for method, handler := range a.keepAlives() { // first, because they are the most frequent
+		router.Handle(keepAlivePath+method, handler).Methods(http.MethodPut, http.MethodOptions)
+	}
 	v3 := router.PathPrefix("/{apiversion:(?:r0|v3)}/").Subrouter()
 	send := func(path, method string, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse) {
 		v3.Handle(path, httputil.MakeAuthAPI("send_message", userAPI,
@@ -112,29 +112,22 @@ func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 			stateKey := vars["stateKey"]
 			return a.send(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], stateKey: &stateKey})
 		})
-
-	router.Handle("/v3/expiration/{refresh_method:"+methodRefresh+"|"+methodEnd+"}", a.keepAliveHandler()).
-		Methods(http.MethodPut, http.MethodOptions)
 }
 
-// keepAliveHandler is what Dendrite's MakeExternalAPI would make, but for the limits of the body, in size and time, and
-// that it is not traced, see untraced.
-func (a *API) keepAliveHandler() http.Handler {
-	handler := util.MakeJSONAPI(util.NewJSONRequestHandler(a.keepAlive))
+// KeepAlivesFirst returns a handler that answers keep-alives as the routes do, and gives everything else to next, which has
+// the routes too. Dendrite's routers ask one regular expression after the other until they have found them.
+func (a *API) KeepAlivesFirst(next http.Handler) http.Handler {
+	first := map[string]http.Handler{}
+	for method, handler := range a.keepAlives() {
+		first[strings.TrimSuffix(httputil.PublicClientPathPrefix, "/")+keepAlivePath+method] = handler
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		trace, ctx := internal.StartTask(req.Context(), "expiration_keep_alive")
-		defer trace.EndTask()
-		// The time is for the body alone: a deadline that passes later would cancel the request. Not every
-		// ResponseWriter has deadlines; the size is limited in any case.
-		control := http.NewResponseController(w)
-		_ = control.SetReadDeadline(time.Now().Add(keepAliveReadTimeout))
-		body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxKeepAliveSize))
-		if err == nil { // else net/http goes on to read what is left of the body, and must not wait for it for ever
-			_ = control.SetReadDeadline(time.Time{})
+		// The routers compare paths as they were written: an escaped one has a RawPath, and no route.
+		if handler := first[req.URL.Path]; handler != nil && req.Method == http.MethodPut && req.URL.RawPath == "" {
+			handler.ServeHTTP(w, req)
+			return
 		}
-		req = req.WithContext(ctx)
-		req.Body = readAlready(body, err)
-		handler(w, req)
+		next.ServeHTTP(w, req)
 	})
 }
 
@@ -148,15 +141,3 @@ func untraced(f func()) {
 	}
 	f()
 }
-
-// readAlready returns a body that reads as the original did: these bytes, and then this error, if any.
-func readAlready(body []byte, err error) io.ReadCloser {
-	if err == nil {
-		return io.NopCloser(bytes.NewReader(body))
-	}
-	return io.NopCloser(io.MultiReader(bytes.NewReader(body), errorReader{err}))
-}
-
-type errorReader struct{ err error }
-
-func (r errorReader) Read([]byte) (int, error) { return 0, r.err }

@@ -227,3 +227,15 @@ func sentEventID(res util.JSONResponse) (string, error) {
 	}
 	return sent.EventID, err
 }
+
+// readAlready returns a body that reads as the original did: these bytes, and then this error, if any.
+func readAlready(body []byte, err error) io.ReadCloser {
+	if err == nil {
+		return io.NopCloser(bytes.NewReader(body))
+	}
+	return io.NopCloser(io.MultiReader(bytes.NewReader(body), errorReader{err}))
+}
+
+type errorReader struct{ err error }
+
+func (r errorReader) Read([]byte) (int, error) { return 0, r.err }
