@@ -8,6 +8,7 @@ require (
 	github.com/gofrs/flock v0.13.1
 	github.com/gorilla/mux v1.8.0
 	github.com/hashicorp/golang-lru/v2 v2.0.7
+	github.com/kardianos/minwinsvc v1.0.2
 	github.com/lib/pq v1.12.3
 	github.com/matrix-org/dendrite v0.13.8
 	github.com/matrix-org/gomatrixserverlib v0.0.0-20240910190622-2c764912ce93
@@ -61,7 +62,6 @@ require (
 	github.com/golang/snappy v0.0.4 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
-	github.com/kardianos/minwinsvc v1.0.2 // indirect
 	github.com/klauspost/compress v1.20.1 // indirect
 	github.com/kylelemons/godebug v1.1.0 // indirect
 	github.com/matrix-org/dugong v0.0.0-20210921133753-66e6b1c67e2e // indirect

@@ -72,8 +72,7 @@ func run(cfg *config.Dendrite, h *home) error {
 	if err != nil {
 		return err
 	}
-	s.serve(listen, h)
-	return nil
+	return s.serve(listen, h)
 }
 
 // errLogged is an error of which Dendrite has already logged a line.

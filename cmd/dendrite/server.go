@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/getsentry/sentry-go"
-	"github.com/gorilla/mux"
+	"github.com/kardianos/minwinsvc"
 	"github.com/matrix-org/dendrite/appservice"
 	"github.com/matrix-org/dendrite/federationapi"
 	"github.com/matrix-org/dendrite/internal"
@@ -159,39 +157,33 @@ func (s *server) atShutdown(f func()) {
 
 // serve serves HTTP until the process is told to stop, and then stops part by part. Dendrite's own command stops all at
 // once; a stream consumer that is writing in that moment finds its database closed, and panics.
-func (s *server) serve(listen addresses, h *home) {
+func (s *server) serve(listen addresses, h *home) error {
 	web := process.NewProcessContext()
-	var served sync.WaitGroup
-	served.Go(func() { base.SetupAndServeHTTP(web, s.cfg, forListener(s.routers), listen.http, nil, nil) })
-	if listen.https.Enabled() {
-		served.Go(func() { base.SetupAndServeHTTP(web, s.cfg, forListener(s.routers), listen.https, certFile, keyFile) })
+	minwinsvc.SetOnExit(web.ShutdownDendrite)
+	handler := s.handler()
+	var servers []*http.Server
+	for _, address := range []config.ServerAddress{listen.http, listen.https} {
+		if !address.Enabled() {
+			continue
+		}
+		listening, err := startToServe(web, address, handler)
+		if err != nil {
+			return fmt.Errorf("cannot listen: %w", err)
+		}
+		servers = append(servers, listening)
 	}
 	if h != nil {
-		if err := s.waitUntilUp(listen.http.Address); err == nil {
-			h.welcome(listen.http.Address)
-		}
+		h.welcome(listen.http.Address)
 	}
 	base.WaitForShutdown(web)
-	served.Wait()
+	for _, listening := range servers {
+		_ = listening.Shutdown(context.Background())
+	}
 	s.extension.Stop()
 	s.drain()
 	s.process.ShutdownDendrite()
 	s.process.WaitForComponentsToFinish()
-}
-
-// forListener returns routers that serve what the given ones do, to one of two listeners. Dendrite's SetupAndServeHTTP adds
-// routes to some of its routers, and two of them at once must not add them to the same.
-func forListener(shared httputil.Routers) httputil.Routers {
-	own := httputil.NewRouters()
-	layered := shared
-	layered.DendriteAdmin, layered.Static = own.DendriteAdmin, own.Static
-	for own, shared := range map[*mux.Router]*mux.Router{own.DendriteAdmin: shared.DendriteAdmin, own.Static: shared.Static} {
-		own.MatcherFunc(func(r *http.Request, _ *mux.RouteMatch) bool {
-			var match mux.RouteMatch
-			return shared.Match(r, &match) && match.MatchErr == nil
-		}).Handler(shared)
-	}
-	return layered
+	return nil
 }
 
 // drain waits until everything that was sent has come to everybody in this process, but not for long: what is left is
@@ -215,25 +207,4 @@ func idle(ctx context.Context, js nats.JetStreamContext, stream string) bool {
 		}
 	}
 	return true
-}
-
-// waitUntilUp returns when the server answers.
-func (s *server) waitUntilUp(address string) error {
-	ctx, cancel := context.WithTimeout(s.process.Context(), 30*time.Second)
-	defer cancel()
-	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/_dendrite/monitor/up", nil)
-		if err != nil {
-			return err
-		}
-		if res, err := http.DefaultClient.Do(req); err == nil {
-			_ = res.Body.Close()
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return errors.New("the server did not come up")
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
 }

@@ -234,6 +234,10 @@ func testUnfinishedRequests(t *testing.T, s *server) {
 		sent, trickled string
 		answers        []string
 	}{
+		"nothing":                      {"", "", []string{""}},
+		"half a head":                  {"GET /_matrix/client/versions HTTP/1.1\r\nHost: local", "", []string{""}},
+		"a head byte by byte":          {keepAliveHead, "X-Slow: 1\r\n", []string{""}},
+		"half a head after an answer":  {keepAliveHead + "Content-Length: 2\r\n\r\n{}PUT ", "", timeout},
 		"a chunk without end":          {keepAliveHead + "Transfer-Encoding: chunked\r\n\r\nff\r\n{", "", timeout},
 		"chunks without end":           {keepAliveHead + "Transfer-Encoding: chunked\r\n\r\n", "1\r\n \r\n", timeout},
 		"no body":                      {keepAliveHead + "Content-Length: 100\r\n\r\n", "", timeout},
