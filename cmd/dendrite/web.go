@@ -55,13 +55,13 @@ func (s *server) handler() http.Handler {
 }
 
 // addDendritesPages adds the routes that only SetupAndServeHTTP knows: the landing page, the login fallback, and what tells
-// monitors that the server is up. Without an address, and told to stop, it does nothing else; but it says that it stops
-// listeners, which nobody should read in the log.
+// monitors that the server is up. Without an address, and told to stop, it does nothing else; but it logs that it stops
+// listeners, which is not so, and what handler makes Dendrite log once more.
 func addDendritesPages(cfg *config.Dendrite, routers httputil.Routers) {
 	stopped := process.NewProcessContext()
 	stopped.ShutdownDendrite()
 	defer logrus.SetLevel(logrus.GetLevel())
-	logrus.SetLevel(logrus.WarnLevel)
+	logrus.SetLevel(min(logrus.GetLevel(), logrus.ErrorLevel))
 	base.SetupAndServeHTTP(stopped, cfg, routers, config.ServerAddress{}, nil, nil)
 }
 
