@@ -22,6 +22,7 @@ type journal struct {
 	api.RoomserverInternalAPI
 	calls  []string
 	errMsg string
+	state  []*types.HeaderedEvent
 }
 
 func (j *journal) InputRoomEvents(_ context.Context, _ *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
@@ -163,4 +164,52 @@ func TestClosable(t *testing.T) {
 	closing := len(accepted.JSON()) - len(accepted.Content()) + len(content) + len(references) + len("9223372036854775807")
 	require.LessOrEqual(t, closing, maxEventSize)
 	require.Greater(t, closing, maxEventSize-10, "no more is refused than needs be")
+}
+
+func (j *journal) QueryLatestEventsAndState(
+	_ context.Context, req *api.QueryLatestEventsAndStateRequest, res *api.QueryLatestEventsAndStateResponse,
+) error {
+	j.calls = append(j.calls, fmt.Sprint("latest ", req.StateToFetch))
+	res.StateEvents = append(res.StateEvents, j.state...)
+	return nil
+}
+
+func (j *journal) QueryCurrentState(
+	context.Context, *api.QueryCurrentStateRequest, *api.QueryCurrentStateResponse,
+) error {
+	j.calls = append(j.calls, "current")
+	return nil
+}
+
+// What a closing event is built upon is looked up with the current state, and Dendrite sees only what it has asked for.
+func TestGround(t *testing.T) {
+	key := "key"
+	create := gomatrixserverlib.StateKeyTuple{EventType: "m.room.create"}
+	member := gomatrixserverlib.StateKeyTuple{EventType: "m.call.member", StateKey: key}
+	closing := newEvent(t, `,"state_key":"key"`, `{}`)
+	other := newEvent(t, `,"state_key":"other"`, `{}`)
+	for name, test := range map[string]struct {
+		stateKey *string
+		need     []gomatrixserverlib.StateKeyTuple
+		want     []string
+		events   []*types.HeaderedEvent
+		current  bool
+	}{
+		"message":          {nil, []gomatrixserverlib.StateKeyTuple{create}, []string{"current", "latest [{m.room.create }]", "current"}, []*types.HeaderedEvent{other, closing}, false},
+		"state":            {&key, []gomatrixserverlib.StateKeyTuple{create}, []string{"latest [{m.room.create } {m.call.member key}]", "current"}, []*types.HeaderedEvent{other}, true},
+		"needed by itself": {&key, []gomatrixserverlib.StateKeyTuple{member}, []string{"latest [{m.call.member key}]", "current"}, []*types.HeaderedEvent{other, closing}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := &journal{state: []*types.HeaderedEvent{other, closing}}
+			wrapper := NewAPI(j)
+			ctx, g := withGround(t.Context(), expiration.Event{Type: "m.call.member", StateKey: test.stateKey})
+			require.NoError(t, wrapper.QueryCurrentState(ctx, nil, nil))
+			var res api.QueryLatestEventsAndStateResponse
+			require.NoError(t, wrapper.QueryLatestEventsAndState(ctx, &api.QueryLatestEventsAndStateRequest{StateToFetch: test.need}, &res))
+			require.NoError(t, wrapper.QueryCurrentState(ctx, nil, nil))
+			require.Equal(t, test.want, j.calls)
+			require.Equal(t, test.events, res.StateEvents)
+			require.Equal(t, test.current, g != nil && g.current == closing.PDU)
+		})
+	}
 }

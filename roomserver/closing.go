@@ -38,12 +38,9 @@ func (c *Closer) Close(
 	ctx context.Context, e expiration.Event, o expiration.Outcome, sent time.Time,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
-	if err := c.checkSender(ctx, e); err != nil {
-		return err
-	}
 	original, err := c.original(ctx, e)
 	if err != nil {
-		return err
+		return c.checkRoom(ctx, e, err)
 	}
 	content, err := closingContent(original.Content(), e.ID, o)
 	if err != nil {
@@ -56,11 +53,13 @@ func (c *Closer) send(
 	ctx context.Context, e expiration.Event, content []byte, sent time.Time,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
+	ctx, ground := withGround(ctx, e)
+	claiming := false
 	hook := &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
-		// What came since Close looked, and takes no part in the locks, is now among what the closing event is built on.
-		if _, err := c.original(ctx, e); err != nil {
+		if err := c.checkGround(ctx, e, ground); err != nil {
 			return err
 		}
+		claiming = true
 		return claim(ctx, b.Signed())
 	}}
 	// As an application service says when an event was sent.
@@ -71,20 +70,37 @@ func (c *Closer) send(
 	}
 	device := &userapi.Device{UserID: e.Sender}
 	res := routing.SendEvent(req, device, e.RoomID, e.Type, nil, e.StateKey, c.cfg, c.rsAPI, nil)
-	switch {
-	case hook.Err != nil:
-		return hook.Err
-	case res.Code == http.StatusOK && hook.Called:
-		return nil
-	}
 	cause := fmt.Errorf("sending a closing event: HTTP %d: %v", res.Code, res.JSON)
-	switch res.Code {
-	case http.StatusForbidden, http.StatusRequestEntityTooLarge:
-		return &expiration.DropError{Reason: expiration.Forbidden, Cause: cause}
-	case http.StatusNotFound:
-		return &expiration.DropError{Reason: expiration.RoomGone, Cause: cause}
+	switch {
+	case claiming && hook.Err != nil:
+		return hook.Err
+	case claiming && res.Code == http.StatusOK:
+		return nil
+	case claiming:
+		return cause
+	case hook.Err != nil:
+		cause = hook.Err
+	case res.Code == http.StatusForbidden, res.Code == http.StatusRequestEntityTooLarge:
+		cause = &expiration.DropError{Reason: expiration.Forbidden, Cause: cause}
+	case res.Code == http.StatusNotFound:
+		cause = &expiration.DropError{Reason: expiration.RoomGone, Cause: cause}
 	}
-	return cause
+	return c.checkRoom(ctx, e, cause)
+}
+
+// checkGround returns an *expiration.DropError if what the closing event of e was built upon has something else in the
+// place of e, or e redacted.
+func (c *Closer) checkGround(ctx context.Context, e expiration.Event, g *ground) error {
+	switch {
+	case g == nil: // not state
+		_, err := c.original(ctx, e)
+		return err
+	case g.current == nil || g.current.EventID() != e.ID:
+		return &expiration.DropError{Reason: expiration.Replaced}
+	case !isRunning(g.current):
+		return &expiration.DropError{Reason: expiration.Redacted}
+	}
+	return nil
 }
 
 // Confirm implements expiration.Roomserver. The roomserver stores an event first, and sends it later: one that it was busy
@@ -161,8 +177,7 @@ func (c *Closer) CurrentState(ctx context.Context, s expiration.StateKey) (strin
 	return "", nil
 }
 
-// original returns the event that is to be closed, or an *expiration.DropError if it was redacted or is no longer the current
-// state.
+// original returns the event that is to be closed, or an *expiration.DropError if it was redacted.
 func (c *Closer) original(ctx context.Context, e expiration.Event) (gomatrixserverlib.PDU, error) {
 	original, err := c.event(ctx, e.RoomID, e.ID)
 	switch {
@@ -173,15 +188,7 @@ func (c *Closer) original(ctx context.Context, e expiration.Event) (gomatrixserv
 	case !isRunning(original):
 		return nil, &expiration.DropError{Reason: expiration.Redacted}
 	}
-	s, ok := e.State()
-	if !ok {
-		return original, nil
-	}
-	current, err := c.CurrentState(ctx, s)
-	if err == nil && current != e.ID {
-		err = &expiration.DropError{Reason: expiration.Replaced}
-	}
-	return original, err
+	return original, nil
 }
 
 // checkSender returns a *expiration.DropError if the room is gone or the sender is not joined.
@@ -205,12 +212,12 @@ func (c *Closer) checkSender(ctx context.Context, e expiration.Event) error {
 	return nil
 }
 
-// checkRoom returns a *expiration.DropError if a look-up failed because the room is gone, and else its error.
-func (c *Closer) checkRoom(ctx context.Context, e expiration.Event, lookup error) error {
+// checkRoom returns a *expiration.DropError if something failed because the room or the sender is gone, and else its error.
+func (c *Closer) checkRoom(ctx context.Context, e expiration.Event, failed error) error {
 	if err := c.checkSender(ctx, e); err != nil {
 		return err
 	}
-	return lookup
+	return failed
 }
 
 // event returns an event that the roomserver has, or nil.
