@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/getsentry/sentry-go"
@@ -176,9 +177,11 @@ func (s *server) serve(listen addresses, h *home) error {
 		h.welcome(listen.http.Address)
 	}
 	base.WaitForShutdown(web)
+	var stopping sync.WaitGroup
 	for _, listening := range servers {
-		_ = listening.Shutdown(context.Background())
+		stopping.Go(func() { _ = listening.Shutdown(context.Background()) })
 	}
+	stopping.Wait()
 	s.extension.Stop()
 	s.drain()
 	s.process.ShutdownDendrite()
