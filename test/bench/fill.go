@@ -12,16 +12,14 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// participantsPerRoom is how many of the timers are in one room.
-const participantsPerRoom = 20
-
 // table is the table of the timers, with the columns that are filled.
 const table = "expiration_timers (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
 	" deadline_ms)"
 
-// fill puts running timers into the database of a server that does not run, and returns their tokens. Their events are in no
-// room: only keep-alives concern them. To send so many events would take hours.
-func fill(ctx context.Context, dsn string, n int) (tokens []string, err error) {
+// fill puts running timers into the database of a server that does not run, instead of those that are there, and returns
+// their tokens. Their events are in no room: only keep-alives concern them. To send so many events would take hours. Without
+// deadlines they do not run out.
+func fill(ctx context.Context, dsn string, n, rooms int, deadline func(i int) time.Time) (tokens []string, err error) {
 	_, closeStore, err := openStore(ctx, dsn) // which makes the table
 	if err != nil {
 		return nil, err
@@ -52,14 +50,17 @@ func fill(ctx context.Context, dsn string, n int) (tokens []string, err error) {
 		return nil, err
 	}
 	now := time.Now()
+	if deadline == nil {
+		deadline = func(int) time.Time { return now.Add(endless) }
+	}
 	for i := range n {
 		// As long as real ones are.
 		token := fmt.Sprintf("%043d", i)
 		hash := expiration.HashToken(token)
 		user := fmt.Sprintf("@user%d:example.org", i)
 		if _, err = insert.ExecContext(ctx,
-			fmt.Sprintf("$%043d", i), fmt.Sprintf("!%018d:example.org", i/participantsPerRoom), "m.call.member",
-			fmt.Sprintf("_%s_%010d", user, i), user, hash[:], endless.Milliseconds(), now.UnixMilli(), now.Add(endless).UnixMilli(),
+			fmt.Sprintf("$%043d", i), fmt.Sprintf("!%018d:example.org", i%rooms), "m.call.member",
+			fmt.Sprintf("_%s_%010d", user, i), user, hash[:], endless.Milliseconds(), now.UnixMilli(), deadline(i).UnixMilli(),
 		); err != nil {
 			return nil, err
 		}

@@ -23,11 +23,6 @@ type load struct {
 	latencies []time.Duration // sorted
 }
 
-// quantile returns how long the given part of all requests took at the most.
-func (l load) quantile(q float64) time.Duration {
-	return l.latencies[min(int(q*float64(len(l.latencies))), len(l.latencies)-1)]
-}
-
 // refresh makes keep-alives for the tokens in turn, for the given time, and fails if one is not answered with 200. With a
 // rate, in requests per second, it keeps to that; with 0 it makes as many as it can. A latency counts from when the request
 // was due.

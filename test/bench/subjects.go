@@ -17,6 +17,7 @@ import (
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/matrix-org/dendrite/setup/process"
+	"github.com/prometheus/procfs"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
@@ -103,59 +104,132 @@ func startSelf(ctx context.Context, args ...string) (address string, stop func()
 	return address, stop, nil
 }
 
-// ours is our own server.
-type ours struct {
+// binaries are the servers that are compared.
+type binaries struct {
+	ours, stock string
+}
+
+// stockPkg is Dendrite's own command, in the version that this module depends on.
+const stockPkg = "github.com/matrix-org/dendrite/cmd/dendrite"
+
+// build compiles the servers into dir.
+func build(ctx context.Context, dir string) (b binaries, err error) {
+	progress("building this server and stock Dendrite")
+	if b.ours, err = homeserver.Build(ctx, dir); err != nil {
+		return b, err
+	}
+	b.stock = filepath.Join(dir, "stock")
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", b.stock, stockPkg).CombinedOutput(); err != nil {
+		return b, fmt.Errorf("building stock Dendrite: %w\n%s", err, out)
+	}
+	return b, nil
+}
+
+// database is where one server keeps its data.
+type database struct {
+	dendrite string // "" for SQLite
+	timers   string
+}
+
+// newDatabase makes a database that is empty, in a folder of that name for what is in files.
+func (b *comparison) newDatabase(ctx context.Context, name string) (d database, err error) {
+	dir := filepath.Join(b.dir, name)
+	if err = os.MkdirAll(dir, 0o700); err != nil {
+		return d, err
+	}
+	if b.cluster == nil {
+		return database{timers: "file:" + filepath.Join(dir, "timers.db")}, nil
+	}
+	if d.dendrite, err = b.cluster.NewDatabase(ctx); err != nil {
+		return d, err
+	}
+	d.timers, err = b.cluster.NewDatabase(ctx)
+	return d, err
+}
+
+// server is one of the homeservers.
+type server struct {
 	*homeserver.Server
+	database
 	address string
 	started time.Duration // how long the last start took
 }
 
 // newOurs returns our server, not running yet, with a database of its own for the timers.
-func newOurs(binary, dir string, db database) (*ours, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	s, err := homeserver.New(binary, dir, homeserver.Config{
-		Postgres: db.dendrite, ExpirationDatabase: db.timers, LogLevel: "info",
-		Expiration: map[string]any{"rate_limiting": map[string]any{"token": map[string]any{"threshold": 1_000_000}}},
+func (b *comparison) newOurs(ctx context.Context, name string) (*server, error) {
+	return b.newServer(ctx, b.binaries.ours, name, map[string]any{
+		"max_running_per_user": 1_000_000,
+		"rate_limiting":        map[string]any{"token": map[string]any{"threshold": 1_000_000}},
 	})
+}
+
+func (b *comparison) newServer(ctx context.Context, binary, name string, expiration map[string]any) (*server, error) {
+	d, err := b.newDatabase(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	return &ours{Server: s, address: strings.TrimPrefix(s.URL, "http://")}, nil
+	cfg := homeserver.Config{Postgres: d.dendrite, LogLevel: "info", Expiration: expiration}
+	if expiration != nil {
+		cfg.ExpirationDatabase = d.timers
+	}
+	s, err := homeserver.New(binary, filepath.Join(b.dir, name), cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &server{Server: s, database: d, address: strings.TrimPrefix(s.URL, "http://")}, nil
 }
 
-func (o *ours) start(ctx context.Context) error {
+// startBoth starts our server and stock Dendrite.
+func (b *comparison) startBoth(ctx context.Context, name string) (own, stock *server, stop func(), err error) {
+	if own, err = b.newOurs(ctx, name); err != nil {
+		return nil, nil, nil, err
+	}
+	if stock, err = b.newServer(ctx, b.binaries.stock, name+"-stock", nil); err != nil {
+		return nil, nil, nil, err
+	}
+	if err = own.start(ctx); err != nil {
+		return nil, nil, nil, err
+	}
+	if err = stock.start(ctx); err != nil {
+		own.Kill()
+		return nil, nil, nil, err
+	}
+	return own, stock, func() { own.Kill(); stock.Kill() }, nil
+}
+
+func (s *server) start(ctx context.Context) error {
 	start := time.Now()
-	err := o.Start(ctx)
-	o.started = time.Since(start)
+	err := s.Start(ctx)
+	s.started = time.Since(start)
 	return err
 }
 
 // memory returns how much memory the server occupies, in bytes.
-func (o *ours) memory() (int64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", o.Pid()))
+func (s *server) memory() (int64, error) {
+	p, err := procfs.NewProc(s.Pid())
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(string(data)) {
-		var kib int64
-		if _, err := fmt.Sscanf(line, "VmRSS: %d kB", &kib); err == nil {
-			return kib << 10, nil
-		}
+	stat, err := p.Stat()
+	return int64(stat.ResidentMemory()), err
+}
+
+// cpu returns how long the server has kept a CPU busy.
+func (s *server) cpu() (time.Duration, error) {
+	p, err := procfs.NewProc(s.Pid())
+	if err != nil {
+		return 0, err
 	}
-	return 0, errors.New("no VmRSS")
+	stat, err := p.Stat()
+	return time.Duration(stat.CPUTime() * float64(time.Second)), err
 }
 
-// database is where a server keeps its data.
-type database struct {
-	name     string
-	dendrite string // "" for SQLite
-	timers   string
-}
-
-func sqlite(dir string) database {
-	return database{name: "SQLite", timers: "file:" + filepath.Join(dir, "timers.db")}
+// renewals returns a refresh, yet without its deadline, of each timer.
+func renewals(ctx context.Context, store expiration.Store) (all []expiration.Refresh, err error) {
+	return all, store.Timers(ctx, func(t expiration.Timer) error {
+		all = append(all, expiration.Refresh{EventID: t.Event.ID, Duration: endless})
+		return nil
+	})
 }
 
 // openStore opens a database of timers, as the server does.

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"gonum.org/v1/plot/plotter"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+const (
+	// claimLead is how long before the first of the deadlines the timers are made.
+	claimLead = 5 * time.Second
+	// claimTimeout is how long all claims together may take.
+	claimTimeout = 5 * time.Minute
+)
+
+// claims measures how long after its deadline a timer is claimed, when many are due within one second. It is the component
+// itself with its real store, in this process, and a roomserver that takes no time: what is left is what the component
+// answers for.
+func (b *comparison) claims(ctx context.Context) error {
+	d, err := b.newDatabase(ctx, "claims")
+	if err != nil {
+		return err
+	}
+	var p99 []float64
+	var last []claimTimes
+	for round := range longRounds() {
+		if last, err = claimAll(ctx, d.timers); err != nil {
+			return err
+		}
+		begun, claimed := make([]time.Duration, len(last)), make([]time.Duration, len(last))
+		for i, c := range last {
+			begun[i], claimed[i] = c.begun, c.claimed
+		}
+		slices.Sort(begun)
+		slices.Sort(claimed)
+		p99 = append(p99, milliseconds(quantile(claimed, .99)))
+		progress("%s: round %d of %d: after the deadline begun: median %s, p99 %s; claimed: median %s, p99 %s", b.name, round+1, longRounds(),
+			quantile(begun, .5), quantile(begun, .99), quantile(claimed, .5), quantile(claimed, .99))
+	}
+	b.add(fmt.Sprintf("lateness of the claim, %d timers due within one second, p99", *due), "≤ 100 ms", " ms", p99)
+	l := line{name: "claimed"}
+	for _, c := range last {
+		l.points = append(l.points, plotter.XY{X: milliseconds(c.due), Y: milliseconds(c.claimed)})
+	}
+	slices.SortFunc(l.points, func(a, b plotter.XY) int { return cmp.Compare(a.X, b.X) })
+	return b.plot("claims", drawing{
+		title: fmt.Sprintf("Lateness of the claim, %d timers due within one second", *due),
+		x:     "deadline (ms since the first)", y: "from the deadline until the claim is committed (ms)", lines: []line{l},
+	})
+}
+
+// claimTimes says when one timer was due, since the first was, and how long after that an attempt to claim it began and
+// succeeded.
+type claimTimes struct {
+	due, begun, claimed time.Duration
+}
+
+// claimAll lets timers run out, and returns when all are claimed.
+func claimAll(ctx context.Context, dsn string) ([]claimTimes, error) {
+	first := time.Now().Add(claimLead).Truncate(time.Millisecond)
+	if _, err := fill(ctx, dsn, *due, *roomCount, func(i int) time.Time {
+		return first.Add(time.Second * time.Duration(i) / time.Duration(*due))
+	}); err != nil {
+		return nil, err
+	}
+	store, closeStore, err := openStore(ctx, dsn)
+	if err != nil {
+		return nil, err
+	}
+	defer closeStore()
+	tokens, err := expiration.NewTokens([]byte("benchmark"))
+	if err != nil {
+		return nil, err
+	}
+	room := &instantRoomserver{first: first, done: make(chan struct{})}
+	timers := expiration.New(expiration.Config{MaxRunningPerUser: 1}, store, room, tokens)
+	if err = timers.Start(ctx); err != nil {
+		return nil, err
+	}
+	defer timers.Stop()
+	if time.Now().After(first) {
+		return nil, errors.New("the timers were due before they were all there")
+	}
+	select {
+	case <-room.done:
+		return room.times, nil
+	case <-time.After(claimTimeout):
+		return nil, errors.New("the timers were not claimed")
+	}
+}
+
+// instantRoomserver is a roomserver that takes no time.
+type instantRoomserver struct {
+	first time.Time
+
+	mu    sync.Mutex // guards times
+	times []claimTimes
+	done  chan struct{} // closed when all are claimed
+}
+
+// closingEvent is as long as real ones are.
+var closingEvent = []byte(`{"content":{"` + strings.Repeat("x", 900) + `":1}}`)
+
+func (r *instantRoomserver) Close(ctx context.Context, e expiration.Event, _ expiration.Outcome, sent time.Time, claim func(context.Context, expiration.SignedEvent) error) error {
+	t := claimTimes{due: sent.Sub(r.first), begun: time.Since(sent)}
+	if err := claim(ctx, expiration.SignedEvent{EventID: "$closing" + e.ID[len("$closing"):], RoomVersion: "10", PDU: closingEvent}); err != nil {
+		return err
+	}
+	t.claimed = time.Since(sent)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.times = append(r.times, t)
+	if len(r.times) == *due {
+		close(r.done)
+	}
+	return nil
+}
+
+func (r *instantRoomserver) Confirm(context.Context, expiration.Event) error { return nil }
+
+func (r *instantRoomserver) Resubmit(context.Context, expiration.Event, expiration.SignedEvent) error {
+	return nil
+}
+
+func (r *instantRoomserver) CurrentState(context.Context, expiration.StateKey) (string, error) {
+	return "", nil
+}

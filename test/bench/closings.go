@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"gonum.org/v1/plot/plotter"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+const (
+	// closingUsers is how many users send the state in each room.
+	closingUsers = 4
+	// closingPoll is how often closings are counted.
+	closingPoll = 50 * time.Millisecond
+	// closingTimeout is how long all closings together may take.
+	closingTimeout = 5 * time.Minute
+	// prepareAtOnce is how many sends make the state, at the same time and in different rooms.
+	prepareAtOnce = 16
+)
+
+// concurrencies are how many sends at a time stock Dendrite is tried with.
+var concurrencies = []int{1, 4, 16, 64}
+
+func (b *comparison) closingsInRooms(ctx context.Context) error {
+	return b.compareClosings(ctx, "closings-in-rooms", *roomCount,
+		fmt.Sprintf("closings per second, %d in %d rooms", *closings, *roomCount))
+}
+
+func (b *comparison) closingsInOneRoom(ctx context.Context) error {
+	return b.compareClosings(ctx, "closings-in-one-room", 1, fmt.Sprintf("closings per second, %d in one room", *closings))
+}
+
+// compareClosings compares how many events that expire at once our server closes per second with how many plain events stock
+// Dendrite sends per second, at its best, that replace as many pieces of state in as many rooms.
+func (b *comparison) compareClosings(ctx context.Context, name string, rooms int, what string) error {
+	own, stock, stop, err := b.startBoth(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	progress("%s: making rooms for %s", b.name, what)
+	crowds := [2]*crowd{}
+	for i, s := range []*server{own, stock} {
+		if crowds[i], err = newCrowd(ctx, s, "user", rooms, closingUsers); err != nil {
+			return err
+		}
+	}
+	var ratios []float64
+	d := drawing{title: fmt.Sprintf("%d events in %d rooms", *closings, rooms), x: "time (s)", y: "events"}
+	for round := range longRounds() {
+		closed, err := massExpiry(ctx, own, crowds[0], round)
+		if err != nil {
+			return err
+		}
+		sent, at, err := bestSends(ctx, crowds[1], round)
+		if err != nil {
+			return err
+		}
+		last := closed[len(closed)-1]
+		rate := last.Y / last.X
+		ratios = append(ratios, rate/sent)
+		progress("%s: round %d of %d: %.0f closings per second, lateness of the last %.1f s; stock sends %.0f per second, with %d at a time",
+			b.name, round+1, longRounds(), rate, last.X, sent, at)
+		d.lines = []line{
+			{"closings after a mass expiry", closed},
+			{"sends of stock Dendrite, at its best", plotter.XYs{{}, {X: last.Y / sent, Y: last.Y}}},
+		}
+	}
+	b.add(what+" / sends of state by stock Dendrite", "≥ 1.0", "", ratios)
+	return b.plot(name, d)
+}
+
+// massExpiry makes expiring state, lets all of it run out at the same time, and returns how many closings there had been
+// when, since the first.
+func massExpiry(ctx context.Context, s *server, c *crowd, round int) (plotter.XYs, error) {
+	body := func(seconds int) homeserver.JSON {
+		return homeserver.JSON{"round": round, "m.will_expire": seconds}
+	}
+	took, err := c.sendState(ctx, 0, *closings, min(prepareAtOnce, len(c.rooms)), func() homeserver.JSON {
+		return body(int(endless.Seconds()))
+	})
+	if err != nil {
+		return nil, err
+	}
+	// Sent once more the same content is no new event, but has a new duration. That takes less time than the event took.
+	before, err := s.closings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	deadline := time.Now().Add(took + 3*time.Second)
+	if _, err = c.sendState(ctx, 0, *closings, prepareAtOnce, func() homeserver.JSON {
+		return body(int(math.Round(time.Until(deadline).Seconds())))
+	}); err != nil {
+		return nil, err
+	}
+	var (
+		counts plotter.XYs
+		none   = time.Now() // when there was none yet
+		poll   = time.NewTicker(closingPoll)
+	)
+	defer poll.Stop()
+	for time.Since(deadline) < closingTimeout {
+		n, err := s.closings(ctx)
+		if err != nil {
+			return nil, err
+		}
+		now := time.Now()
+		switch n -= before; n {
+		case 0:
+			none, counts = now, plotter.XYs{{}}
+		default:
+			counts = append(counts, plotter.XY{X: now.Sub(none).Seconds(), Y: n})
+		}
+		if n >= float64(*closings) {
+			return counts, nil
+		}
+		<-poll.C
+	}
+	return nil, errors.New("not all events were closed")
+}
+
+// closings returns how many closing events the server has sent since it was started.
+func (s *server) closings(ctx context.Context) (float64, error) {
+	res, err := s.Anonymous().Do(ctx, http.MethodGet, "/metrics", nil)
+	if err = must(res, err); err != nil {
+		return 0, err
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(res.Body))
+	if err != nil {
+		return 0, err
+	}
+	var n float64
+	for _, m := range families["dendrite_expiration_closings_total"].GetMetric() {
+		n += m.GetCounter().GetValue()
+	}
+	return n, nil
+}
+
+// bestSends makes state, replaces it, a part with each concurrency, and returns how many events per second were sent with the
+// best one. The rooms then have as many events as those of massExpiry.
+func bestSends(ctx context.Context, c *crowd, round int) (best float64, at int, err error) {
+	body := func(replaced bool) func() homeserver.JSON {
+		return func() homeserver.JSON { return homeserver.JSON{"round": round, "replaced": replaced} }
+	}
+	if _, err = c.sendState(ctx, 0, *closings, min(prepareAtOnce, len(c.rooms)), body(false)); err != nil {
+		return 0, 0, err
+	}
+	part := *closings / len(concurrencies)
+	for i, n := range concurrencies {
+		took, err := c.sendState(ctx, i*part, (i+1)*part, n, body(true))
+		if err != nil {
+			return 0, 0, err
+		}
+		if rate := float64(part) / took.Seconds(); rate > best {
+			best, at = rate, n
+		}
+	}
+	return best, at, nil
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// crowd is users of one server, and rooms in which they all are.
+type crowd struct {
+	rooms []string
+	users []*homeserver.Client
+}
+
+// must returns an error if a request did not succeed.
+func must(res homeserver.Response, err error) error {
+	if err == nil && res.Code != http.StatusOK {
+		err = errors.New(res.String())
+	}
+	return err
+}
+
+// httpClient keeps its connections, which the default one does not if there are many.
+var httpClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: connections}}
+
+// newCrowd makes users and rooms. The name is not yet taken on the server.
+func newCrowd(ctx context.Context, s *server, name string, rooms, users int) (*crowd, error) {
+	c := &crowd{}
+	for i := range users {
+		u, err := s.Register(ctx, fmt.Sprintf("%s-%d", name, i))
+		if err != nil {
+			return nil, err
+		}
+		u.HTTP = httpClient
+		c.users = append(c.users, u)
+	}
+	for range rooms {
+		room, err := c.users[0].CreateRoom(ctx, nil)
+		if err != nil {
+			return nil, err
+		}
+		for _, u := range c.users[1:] {
+			if err = u.Join(ctx, room); err != nil {
+				return nil, err
+			}
+		}
+		c.rooms = append(c.rooms, room)
+	}
+	return c, nil
+}
+
+// sendState sends the pieces of state with the given numbers, so many at a time, with what body returns. Pieces with
+// successive numbers are in different rooms, and have always the same sender.
+func (c *crowd) sendState(ctx context.Context, from, to, concurrency int, body func() homeserver.JSON) (took time.Duration, err error) {
+	start := time.Now()
+	var next atomic.Int64
+	next.Store(int64(from))
+	group, ctx := errgroup.WithContext(ctx)
+	for range min(concurrency, to-from) {
+		group.Go(func() error {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= to {
+					return nil
+				}
+				room, key := c.rooms[i%len(c.rooms)], i/len(c.rooms)
+				path := homeserver.StatePath(room, memberType, fmt.Sprintf("_participant%d", key))
+				if err := must(c.users[key%len(c.users)].Do(ctx, http.MethodPut, path, body())); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	err = group.Wait()
+	return time.Since(start), err
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"gonum.org/v1/plot/plotter"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// keepAlives compares keep-alives per second with those of the bare endpoint and of the naive one, and their latency with
+// the database's own.
+func (b *comparison) keepAlives(ctx context.Context) error {
+	o, err := b.newOurs(ctx, "keep-alives")
+	if err != nil {
+		return err
+	}
+	tokens, err := fill(ctx, o.timers, few, few/participantsPerRoom, nil)
+	if err != nil {
+		return err
+	}
+	if err = o.start(ctx); err != nil {
+		return err
+	}
+	defer o.Kill()
+	bare, stopBare, err := startSelf(ctx, "-serve-bare")
+	if err != nil {
+		return err
+	}
+	defer stopBare()
+	var (
+		toBare, toNaive, lateness []float64
+		halves, commits           []time.Duration
+		rates                     [3]plotter.XYs
+	)
+	for round := range *rounds {
+		limit, err := refresh(ctx, bare, tokens, *turn, 0)
+		if err != nil {
+			return fmt.Errorf("the bare endpoint: %w", err)
+		}
+		own, err := refresh(ctx, o.address, tokens, *turn, 0)
+		if err != nil {
+			return err
+		}
+		toBare = append(toBare, own.perSecond/limit.perSecond)
+		naive, err := b.naive(ctx, o.timers, tokens)
+		if err != nil {
+			return fmt.Errorf("the naive endpoint: %w", err)
+		}
+		toNaive = append(toNaive, own.perSecond/naive.perSecond)
+		half, err := refresh(ctx, o.address, tokens, *turn, own.perSecond/2)
+		if err != nil {
+			return err
+		}
+		times, err := commitTimes(ctx, o.timers)
+		if err != nil {
+			return err
+		}
+		halves, commits = append(halves, half.latencies...), append(commits, times...)
+		p99, commit := quantile(half.latencies, .99), median(times)
+		lateness = append(lateness, float64(p99)/float64(commit))
+		for i, l := range []load{limit, own, naive} {
+			rates[i] = append(rates[i], plotter.XY{X: float64(round + 1), Y: l.perSecond})
+		}
+		progress("%s: round %d of %d: %.0f/s bare, %.0f/s ours, %.0f/s naive; at half load p99 %s, a commit %s",
+			b.name, round+1, *rounds, limit.perSecond, own.perSecond, naive.perSecond, p99, commit)
+	}
+	b.add(fmt.Sprintf("keep-alives per second / a bare endpoint, %d connections", connections), "≥ 0.60", "", toBare)
+	b.add("keep-alives per second / one transaction each", "≥ 10", "", toNaive)
+	b.add("p99 of a keep-alive at half of that load / the median of the database's own commit", "≤ 5", "", lateness)
+	if err = b.plot("keep-alives", drawing{
+		title: fmt.Sprintf("Keep-alives by %d connections", connections), x: "round", y: "keep-alives per second",
+		lines: []line{{"a bare endpoint", rates[0]}, {"ours", rates[1]}, {"one transaction each", rates[2]}},
+	}); err != nil {
+		return err
+	}
+	return b.plot("keep-alive-latency", drawing{
+		title: "Latency of keep-alives at half of the greatest load", x: "latency (ms)", y: percent,
+		lines: []line{shares("a keep-alive", halves), shares("a commit of the database alone", commits)},
+	})
+}
+
+// naive measures the naive endpoint. It has the same table, and nobody else writes meanwhile.
+func (b *comparison) naive(ctx context.Context, timers string, tokens []string) (load, error) {
+	address, stop, err := startSelf(ctx, "-serve-naive", timers)
+	if err != nil {
+		return load{}, err
+	}
+	defer stop()
+	return refresh(ctx, address, tokens, *turn, 0)
+}
+
+// commitTimes returns how long commits take that refresh one timer, one after the other.
+func commitTimes(ctx context.Context, timers string) (times []time.Duration, err error) {
+	store, closeStore, err := openStore(ctx, timers)
+	if err != nil {
+		return nil, err
+	}
+	defer closeStore()
+	all, err := renewals(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range all[:min(200, len(all))] {
+		start := time.Now()
+		r.Deadline = start.Add(endless)
+		if _, err = store.Refresh(ctx, []expiration.Refresh{r}); err != nil {
+			return nil, err
+		}
+		times = append(times, time.Since(start))
+	}
+	return times, nil
+}

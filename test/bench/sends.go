@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+const (
+	// sendRooms is over how many rooms sends are spread.
+	sendRooms = 8
+	// memberType is the type of the events by which clients take part in calls.
+	memberType = "m.call.member"
+)
+
+// sends compares sends without the field with stock Dendrite's, and expiring sends with plain ones. They go to either
+// one by one in turn, in rooms of the same history.
+func (b *comparison) sends(ctx context.Context) error {
+	own, stock, stop, err := b.startBoth(ctx, "sends")
+	if err != nil {
+		return err
+	}
+	defer stop()
+	pairs := []struct {
+		what, goal, plot string
+		servers          [2]*server
+		names            [2]string
+		senders          [2]*sender
+		ratios           []float64
+	}{
+		{what: "send of a message without the field, ours / stock Dendrite", goal: "≤ 1.02", plot: "send-message",
+			servers: [2]*server{own, stock}, names: [2]string{"ours", "stock Dendrite"}, senders: [2]*sender{{}, {}}},
+		{what: "send of state without the field, ours / stock Dendrite", goal: "≤ 1.02", plot: "send-state",
+			servers: [2]*server{own, stock}, names: [2]string{"ours", "stock Dendrite"}, senders: [2]*sender{{state: true}, {state: true}}},
+		{what: "send of an expiring message / of a plain one", goal: "≤ 1.10", plot: "send-expiring-message",
+			servers: [2]*server{own, own}, names: [2]string{"expiring", "plain"}, senders: [2]*sender{{expiring: true}, {}}},
+		{what: "send of expiring state / of plain state", goal: "≤ 1.10", plot: "send-expiring-state",
+			servers: [2]*server{own, own}, names: [2]string{"expiring", "plain"}, senders: [2]*sender{{expiring: true, state: true}, {state: true}}},
+	}
+	for _, p := range pairs {
+		for i, s := range p.senders {
+			if s.crowd, err = newCrowd(ctx, p.servers[i], p.plot+fmt.Sprint(i), sendRooms, 1); err != nil {
+				return err
+			}
+			for range 2 * sendRooms { // until all is in the caches
+				if err = s.send(ctx); err != nil {
+					return err
+				}
+			}
+			s.latencies = nil
+		}
+	}
+	for round := range *rounds {
+		for i := range pairs {
+			p := &pairs[i]
+			medians, err := alternate(ctx, p.senders, *turn)
+			if err != nil {
+				return err
+			}
+			p.ratios = append(p.ratios, float64(medians[0])/float64(medians[1]))
+			progress("%s: round %d of %d: %s: %s / %s", b.name, round+1, *rounds, p.what, medians[0], medians[1])
+		}
+	}
+	for _, p := range pairs {
+		b.add(p.what+", median", p.goal, "", p.ratios)
+		d := drawing{title: "Latency of sends", x: "latency (ms)", y: percent}
+		for i, s := range p.senders {
+			d.lines = append(d.lines, shares(p.names[i], s.latencies))
+		}
+		if p.senders[0].state {
+			d.title = "Latency of sends of state"
+		}
+		if err = b.plot(p.plot, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alternate sends by both in turn for the given time, and returns the medians of their latencies. Who comes first changes:
+// what the servers do behind an answer is then in the way of both alike.
+func alternate(ctx context.Context, senders [2]*sender, d time.Duration) (medians [2]time.Duration, err error) {
+	already := [2]int{len(senders[0].latencies), len(senders[1].latencies)}
+	for start, n := time.Now(), 0; time.Since(start) < d; n++ {
+		for i := range senders {
+			if err = senders[(i+n)%2].send(ctx); err != nil {
+				return medians, err
+			}
+		}
+	}
+	for i, s := range senders {
+		medians[i] = median(s.latencies[already[i]:])
+	}
+	return medians, nil
+}
+
+// sender sends events of one kind, one after the other.
+type sender struct {
+	*crowd
+	state, expiring bool
+	sent            int
+	latencies       []time.Duration
+}
+
+func (s *sender) send(ctx context.Context) error {
+	room := s.rooms[s.sent%len(s.rooms)]
+	body := homeserver.JSON{"msgtype": "m.text", "body": fmt.Sprintf("This is message number %d.", s.sent)}
+	if s.expiring {
+		body["m.will_expire"] = int(endless.Seconds())
+	}
+	path := homeserver.SendPath(room, "m.room.message")
+	if s.state { // as participants of a call who leave and come back
+		path = homeserver.StatePath(room, memberType, fmt.Sprintf("_participant%d", s.sent/len(s.rooms)%participantsPerRoom))
+	}
+	s.sent++
+	start := time.Now()
+	err := must(s.users[0].Do(ctx, http.MethodPut, path, body))
+	s.latencies = append(s.latencies, time.Since(start))
+	return err
+}
