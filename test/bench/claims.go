@@ -15,12 +15,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-const (
-	// claimLead is how long before the first of the deadlines the timers are made.
-	claimLead = 5 * time.Second
-	// claimTimeout is how long all claims together may take.
-	claimTimeout = 5 * time.Minute
-)
+// claimTimeout is how long all claims together may take.
+const claimTimeout = 5 * time.Minute
 
 // claims measures how long after its deadline a timer is claimed, when many are due within one second. It is the component
 // itself with its real store, in this process, and a roomserver that takes no time: what is left is what the component
@@ -66,7 +62,8 @@ type claimTimes struct {
 
 // claimAll lets timers run out, and returns when all are claimed.
 func claimAll(ctx context.Context, dsn string) ([]claimTimes, error) {
-	first := time.Now().Add(claimLead).Truncate(time.Millisecond)
+	lead := 2*time.Second + time.Duration(*due)*time.Millisecond/2 // in which the timers are made
+	first := time.Now().Add(lead).Truncate(time.Millisecond)
 	if _, err := fill(ctx, dsn, *due, *roomCount, func(i int) time.Time {
 		return first.Add(time.Second * time.Duration(i) / time.Duration(*due))
 	}); err != nil {

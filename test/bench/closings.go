@@ -42,22 +42,22 @@ func (b *comparison) closingsInOneRoom(ctx context.Context) error {
 // compareClosings compares how many events that expire at once our server closes per second with how many plain events stock
 // Dendrite sends per second, at its best, that replace as many pieces of state in as many rooms.
 func (b *comparison) compareClosings(ctx context.Context, name string, rooms int, what string) error {
-	own, stock, stop, err := b.startBoth(ctx, name)
+	stop, err := b.startBoth(ctx)
 	if err != nil {
 		return err
 	}
 	defer stop()
 	progress("%s: making rooms for %s", b.name, what)
 	crowds := [2]*crowd{}
-	for i, s := range []*server{own, stock} {
-		if crowds[i], err = newCrowd(ctx, s, "user", rooms, closingUsers); err != nil {
+	for i, s := range []*server{b.own, b.stock} {
+		if crowds[i], err = newCrowd(ctx, s, name, rooms, closingUsers); err != nil {
 			return err
 		}
 	}
 	var ratios []float64
 	d := drawing{title: fmt.Sprintf("%d events in %d rooms", *closings, rooms), x: "time (s)", y: "events"}
 	for round := range longRounds() {
-		closed, err := massExpiry(ctx, own, crowds[0], round)
+		closed, err := massExpiry(ctx, b.own, crowds[0], round)
 		if err != nil {
 			return err
 		}

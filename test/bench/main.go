@@ -16,9 +16,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -46,10 +48,10 @@ var parts = []struct {
 	name string
 	run  func(*comparison, context.Context) error
 }{
-	{"sends", (*comparison).sends},
 	{"keep-alives", (*comparison).keepAlives},
 	{"many-timers", (*comparison).manyTimers},
 	{"claims", (*comparison).claims},
+	{"sends", (*comparison).sends},
 	{"closings-in-rooms", (*comparison).closingsInRooms},
 	{"closings-in-one-room", (*comparison).closingsInOneRoom},
 	{"growth", (*comparison).growth},
@@ -65,7 +67,10 @@ func main() {
 	case *list:
 		run = listParts
 	}
-	if err := run(context.Background()); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -133,6 +138,8 @@ type comparison struct {
 	binaries binaries
 	cluster  *postgres.Cluster // nil for SQLite
 	report   *report
+	// own and stock are for all parts that compare with stock Dendrite; nil before the first of them.
+	own, stock *server
 }
 
 // add puts a row into the table, from the values of all rounds.

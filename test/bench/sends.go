@@ -11,7 +11,7 @@ import (
 
 const (
 	// sendRooms is over how many rooms sends are spread.
-	sendRooms = 8
+	sendRooms = 4
 	// memberType is the type of the events by which clients take part in calls.
 	memberType = "m.call.member"
 )
@@ -19,7 +19,7 @@ const (
 // sends compares sends without the field with stock Dendrite's, and expiring sends with plain ones. They go to either
 // one by one in turn, in rooms of the same history.
 func (b *comparison) sends(ctx context.Context) error {
-	own, stock, stop, err := b.startBoth(ctx, "sends")
+	stop, err := b.startBoth(ctx)
 	if err != nil {
 		return err
 	}
@@ -32,13 +32,13 @@ func (b *comparison) sends(ctx context.Context) error {
 		ratios           []float64
 	}{
 		{what: "send of a message without the field, ours / stock Dendrite", goal: "≤ 1.02", plot: "send-message",
-			servers: [2]*server{own, stock}, names: [2]string{"ours", "stock Dendrite"}, senders: [2]*sender{{}, {}}},
+			servers: [2]*server{b.own, b.stock}, names: [2]string{"ours", "stock Dendrite"}, senders: [2]*sender{{}, {}}},
 		{what: "send of state without the field, ours / stock Dendrite", goal: "≤ 1.02", plot: "send-state",
-			servers: [2]*server{own, stock}, names: [2]string{"ours", "stock Dendrite"}, senders: [2]*sender{{state: true}, {state: true}}},
+			servers: [2]*server{b.own, b.stock}, names: [2]string{"ours", "stock Dendrite"}, senders: [2]*sender{{state: true}, {state: true}}},
 		{what: "send of an expiring message / of a plain one", goal: "≤ 1.10", plot: "send-expiring-message",
-			servers: [2]*server{own, own}, names: [2]string{"expiring", "plain"}, senders: [2]*sender{{expiring: true}, {}}},
+			servers: [2]*server{b.own, b.own}, names: [2]string{"expiring", "plain"}, senders: [2]*sender{{expiring: true}, {}}},
 		{what: "send of expiring state / of plain state", goal: "≤ 1.10", plot: "send-expiring-state",
-			servers: [2]*server{own, own}, names: [2]string{"expiring", "plain"}, senders: [2]*sender{{expiring: true, state: true}, {state: true}}},
+			servers: [2]*server{b.own, b.own}, names: [2]string{"expiring", "plain"}, senders: [2]*sender{{expiring: true, state: true}, {state: true}}},
 	}
 	for _, p := range pairs {
 		for i, s := range p.senders {

@@ -179,22 +179,28 @@ func (b *comparison) newServer(ctx context.Context, binary, name string, expirat
 	return &server{Server: s, database: d, address: strings.TrimPrefix(s.URL, "http://")}, nil
 }
 
-// startBoth starts our server and stock Dendrite.
-func (b *comparison) startBoth(ctx context.Context, name string) (own, stock *server, stop func(), err error) {
-	if own, err = b.newOurs(ctx, name); err != nil {
-		return nil, nil, nil, err
+// startBoth starts our server and stock Dendrite, and makes them before if need be.
+func (b *comparison) startBoth(ctx context.Context) (stop func(), err error) {
+	if b.own == nil {
+		if b.own, err = b.newOurs(ctx, "ours"); err != nil {
+			return nil, err
+		}
+		if b.stock, err = b.newServer(ctx, b.binaries.stock, "stock", nil); err != nil {
+			return nil, err
+		}
 	}
-	if stock, err = b.newServer(ctx, b.binaries.stock, name+"-stock", nil); err != nil {
-		return nil, nil, nil, err
+	if err = b.own.start(ctx); err != nil {
+		return nil, err
 	}
-	if err = own.start(ctx); err != nil {
-		return nil, nil, nil, err
+	if err = b.stock.start(ctx); err != nil {
+		b.own.Kill()
+		return nil, err
 	}
-	if err = stock.start(ctx); err != nil {
-		own.Kill()
-		return nil, nil, nil, err
-	}
-	return own, stock, func() { own.Kill(); stock.Kill() }, nil
+	return func() {
+		if err := errors.Join(b.own.Stop(), b.stock.Stop()); err != nil {
+			progress("%s: %s", b.name, err)
+		}
+	}, nil
 }
 
 func (s *server) start(ctx context.Context) error {
