@@ -71,7 +71,7 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	b.add("keep-alives per second / one transaction each", "≥ 10", "", toNaive)
 	b.add("p99 of a keep-alive at half of that load / the median of the database's own commit", "≤ 5", "", lateness)
 	if err = b.plot("keep-alives", drawing{
-		title: fmt.Sprintf("Keep-alives by %d connections", connections), x: "round", y: "keep-alives per second",
+		title: fmt.Sprintf("Keep-alives by %d connections", connections), x: "round", y: "keep-alives per second", points: true,
 		lines: []line{{"a bare endpoint", rates[0]}, {"ours", rates[1]}, {"one transaction each", rates[2]}},
 	}); err != nil {
 		return err

@@ -41,7 +41,9 @@ func refresh(ctx context.Context, address string, tokens []string, d time.Durati
 			mu.Lock()
 			defer mu.Unlock()
 			total.latencies = append(total.latencies, c.latencies...)
-			failed = errors.Join(failed, err)
+			if failed == nil {
+				failed = err
+			}
 		})
 	}
 	wg.Wait()
@@ -100,7 +102,9 @@ func readAnswer(r *bufio.Reader) error {
 		return err
 	}
 	if !bytes.HasPrefix(status, []byte("HTTP/1.1 200")) {
-		return fmt.Errorf("answered with %q", status)
+		answer := string(status)
+		rest, _ := r.Peek(r.Buffered())
+		return fmt.Errorf("answered with %q and %q", answer, rest)
 	}
 	length := -1
 	for {

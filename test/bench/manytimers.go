@@ -67,7 +67,7 @@ func (b *comparison) manyTimers(ctx context.Context) error {
 	b.add("memory per running timer, after the start or after keep-alives, whichever is more", "≤ 200 bytes", " bytes", memory)
 	b.add(fmt.Sprintf("start with %d timers, longer than with none by", *many), "≤ 3 s", " s", started)
 	b.add(fmt.Sprintf("idle with %d timers, more of a CPU than with none", *many), "nothing measurable", " %", cpu)
-	d := drawing{title: "Keep-alives by the number of running timers", x: "turn", y: "keep-alives per second"}
+	d := drawing{title: "Keep-alives by the number of running timers", x: "turn", y: "keep-alives per second", points: true}
 	for i, n := range []int{few, *many} {
 		l := line{name: fmt.Sprintf("%d timers", n)}
 		for _, life := range lives {

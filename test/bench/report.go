@@ -54,6 +54,7 @@ func (r *report) writeJSON(name string) error {
 type drawing struct {
 	title, x, y string
 	lines       []line
+	points      bool // marks the points
 }
 
 // line is one line of a drawing.
@@ -69,16 +70,23 @@ func (r *report) draw(database, name string, d drawing) error {
 	}
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = d.title, d.x, d.y
-	p.Y.Min = 0
-	p.Legend.Top, p.Legend.Left = true, true
 	p.Title.Padding = vg.Points(8)
 	p.Add(plotter.NewGrid())
-	var lines []any
+	add, lines := plotutil.AddLines, make([]any, 0, 2*len(d.lines))
 	for _, l := range d.lines {
 		lines = append(lines, l.name, l.points)
 	}
-	if err := plotutil.AddLines(p, lines...); err != nil {
+	if d.points {
+		add = plotutil.AddLinePoints
+	}
+	if err := add(p, lines...); err != nil {
 		return err
+	}
+	p.X.Min, p.Y.Min = 0, 0
+	if d.y != percent {
+		// The legend has room above the lines; those of shares leave it room below.
+		p.Legend.Top = true
+		p.Y.Max *= 1.3
 	}
 	if err := os.MkdirAll(r.plots, 0o755); err != nil {
 		return err
