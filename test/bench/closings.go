@@ -65,10 +65,10 @@ func (b *comparison) compareClosings(ctx context.Context, name string, rooms int
 		if err != nil {
 			return err
 		}
-		last := closed[len(closed)-1]
-		rate := last.Y / last.X
+		first, last := closed[0], closed[len(closed)-1]
+		rate := (last.Y - first.Y) / last.X
 		ratios = append(ratios, rate/sent)
-		progress("%s: round %d of %d: %.0f closings per second, lateness of the last %.1f s; stock sends %.0f per second, with %d at a time",
+		progress("%s: round %d of %d: %.0f closings per second, for %.1f s; stock sends %.0f per second, with %d at a time",
 			b.name, round+1, longRounds(), rate, last.X, sent, at)
 		d.lines = []line{
 			{"closings after a mass expiry", closed},
@@ -80,31 +80,33 @@ func (b *comparison) compareClosings(ctx context.Context, name string, rooms int
 }
 
 // massExpiry makes expiring state, lets all of it run out at the same time, and returns how many closings there had been
-// when, since the first.
+// when, in seconds since they began.
 func massExpiry(ctx context.Context, s *server, c *crowd, round int) (plotter.XYs, error) {
 	body := func(seconds int) homeserver.JSON {
 		return homeserver.JSON{"round": round, "m.will_expire": seconds}
 	}
-	took, err := c.sendState(ctx, 0, *closings, min(prepareAtOnce, len(c.rooms)), func() homeserver.JSON {
-		return body(int(endless.Seconds()))
-	})
+	long := func() homeserver.JSON { return body(int(endless.Seconds())) }
+	if _, err := c.sendState(ctx, 0, *closings, min(prepareAtOnce, len(c.rooms)), long); err != nil {
+		return nil, err
+	}
+	// Sent once more the same content is no new event, but has a new duration. How long that takes a tenth of them tells.
+	took, err := c.sendState(ctx, 0, max(*closings/10, 1), prepareAtOnce, long)
 	if err != nil {
 		return nil, err
 	}
-	// Sent once more the same content is no new event, but has a new duration. That takes less time than the event took.
 	before, err := s.closings(ctx)
 	if err != nil {
 		return nil, err
 	}
-	deadline := time.Now().Add(took + 3*time.Second)
+	deadline := time.Now().Add(20*took + 3*time.Second)
 	if _, err = c.sendState(ctx, 0, *closings, prepareAtOnce, func() homeserver.JSON {
-		return body(int(math.Round(time.Until(deadline).Seconds())))
+		return body(max(int(math.Round(time.Until(deadline).Seconds())), 1))
 	}); err != nil {
 		return nil, err
 	}
 	var (
 		counts plotter.XYs
-		none   = time.Now() // when there was none yet
+		first  time.Time
 		poll   = time.NewTicker(closingPoll)
 	)
 	defer poll.Stop()
@@ -114,13 +116,15 @@ func massExpiry(ctx context.Context, s *server, c *crowd, round int) (plotter.XY
 			return nil, err
 		}
 		now := time.Now()
-		switch n -= before; n {
-		case 0:
-			none, counts = now, plotter.XYs{{}}
-		default:
-			counts = append(counts, plotter.XY{X: now.Sub(none).Seconds(), Y: n})
+		n -= before
+		if len(counts) == 0 || n == 0 { // the last moment at which there was none, if there was one
+			first, counts = now, nil
 		}
+		counts = append(counts, plotter.XY{X: now.Sub(first).Seconds(), Y: n})
 		if n >= float64(*closings) {
+			if len(counts) == 1 {
+				return nil, errors.New("all events expired before they were counted")
+			}
 			return counts, nil
 		}
 		<-poll.C
