@@ -22,7 +22,7 @@ const (
 	// closingPoll is how often closings are counted.
 	closingPoll = 50 * time.Millisecond
 	// closingTimeout is how long all closings together may take.
-	closingTimeout = 5 * time.Minute
+	closingTimeout = 15 * time.Minute
 	// prepareAtOnce is how many sends make the state, at the same time and in different rooms.
 	prepareAtOnce = 16
 )
