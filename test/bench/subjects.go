@@ -233,7 +233,7 @@ func (s *server) cpu() (time.Duration, error) {
 // renewals returns a refresh, yet without its deadline, of each timer.
 func renewals(ctx context.Context, store expiration.Store) (all []expiration.Refresh, err error) {
 	return all, store.Timers(ctx, func(t expiration.Timer) error {
-		all = append(all, expiration.Refresh{EventID: t.Event.ID, Duration: endless})
+		all = append(all, expiration.Refresh{NID: t.NID, Duration: endless})
 		return nil
 	})
 }
