@@ -31,12 +31,13 @@ const (
 		" deadline_ms, request_hash, outcome, closing_event_id, "
 	selectTimerSQL = selectSQL + "closing_room_version, closing_pdu, room_version, pdu FROM expiration_timers WHERE timer_nid = $1"
 	// The events themselves are large, and are not asked for.
-	selectPartSQL = selectSQL + "NULL, NULL, NULL, NULL FROM expiration_timers WHERE timer_nid % $1 = $2"
-	pingSQL       = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
+	selectTimersSQL = selectSQL + "NULL, NULL, NULL, NULL FROM expiration_timers WHERE timer_nid BETWEEN $1 AND $2"
+	selectRangeSQL  = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_timers"
+	pingSQL         = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
 
-// parts is how many connections read all timers.
-const parts = 4
+// readersAtStart is how many connections read all timers.
+const readersAtStart = 4
 
 // Writer is what differs between the databases. What it has written when it returns is durable.
 type Writer interface {
@@ -142,40 +143,57 @@ func (s *Store) Timer(ctx context.Context, nid int64) (expiration.Timer, error) 
 
 // Timers reads with several connections at once: for a million timers, most of the time goes into taking rows apart.
 func (s *Store) Timers(ctx context.Context, f func(expiration.Timer) error) error {
+	var first, last int64
+	if err := s.DB.QueryRowContext(ctx, selectRangeSQL).Scan(&first, &last); err != nil {
+		return err
+	}
 	var mu sync.Mutex // held while f is called
 	readers, ctx := errgroup.WithContext(ctx)
-	for part := range parts {
+	size := (last-first)/readersAtStart + 1
+	for from := first; from <= last; from += size {
 		readers.Go(func() error {
-			return s.part(ctx, part, func(t expiration.Timer) error {
+			return s.timers(ctx, from, min(from+size-1, last), func(batch []expiration.Timer) error {
 				mu.Lock()
 				defer mu.Unlock()
-				if ctx.Err() != nil { // another reader has failed
-					return ctx.Err()
+				for _, t := range batch {
+					if ctx.Err() != nil { // another reader has failed
+						return ctx.Err()
+					}
+					if err := f(t); err != nil {
+						return err
+					}
 				}
-				return f(t)
+				return nil
 			})
 		})
 	}
 	return readers.Wait()
 }
 
-// part is Timers for one of several parts.
-func (s *Store) part(ctx context.Context, part int, f func(expiration.Timer) error) error {
-	rows, err := s.DB.QueryContext(ctx, selectPartSQL, parts, part)
+// timers is Timers for a range of numbers, some at a time.
+func (s *Store) timers(ctx context.Context, first, last int64, f func([]expiration.Timer) error) error {
+	rows, err := s.DB.QueryContext(ctx, selectTimersSQL, first, last)
 	if err != nil {
 		return err
 	}
 	defer internal.CloseAndLogIfError(ctx, rows, "Timers: rows.close() failed")
+	batch := make([]expiration.Timer, 0, 256)
 	for rows.Next() {
 		t, err := scan(rows)
 		if err != nil {
 			return err
 		}
-		if err = f(t); err != nil {
-			return err
+		if batch = append(batch, t); len(batch) == cap(batch) {
+			if err = f(batch); err != nil {
+				return err
+			}
+			batch = batch[:0]
 		}
 	}
-	return rows.Err()
+	if err = rows.Err(); err != nil {
+		return err
+	}
+	return f(batch)
 }
 
 func (s *Store) Ping(ctx context.Context) error {
