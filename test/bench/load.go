@@ -37,7 +37,11 @@ func refresh(ctx context.Context, address string, tokens []string, d time.Durati
 	for i := range connections {
 		wg.Go(func() {
 			c := client{address: address, tokens: tokens, next: i * len(tokens) / connections}
-			err := c.run(ctx, start, d, rate/connections)
+			if rate > 0 {
+				c.interval = time.Duration(connections / rate * float64(time.Second))
+				c.first = c.interval * time.Duration(i) / connections // not all of them at once
+			}
+			err := c.run(ctx, start, d)
 			mu.Lock()
 			defer mu.Unlock()
 			total.latencies = append(total.latencies, c.latencies...)
@@ -62,9 +66,11 @@ type client struct {
 	tokens    []string
 	next      int
 	latencies []time.Duration
+	// interval is the time from one request to the next, and first the time until the first. 0: as many as it can.
+	interval, first time.Duration
 }
 
-func (c *client) run(ctx context.Context, start time.Time, d time.Duration, rate float64) error {
+func (c *client) run(ctx context.Context, start time.Time, d time.Duration) error {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", c.address)
 	if err != nil {
 		return err
@@ -72,10 +78,8 @@ func (c *client) run(ctx context.Context, start time.Time, d time.Duration, rate
 	defer conn.Close()
 	answers := bufio.NewReader(conn)
 	var request []byte
-	due := time.Now()
-	for time.Since(start) < d && ctx.Err() == nil {
-		if rate > 0 {
-			due = due.Add(time.Duration(float64(time.Second) / rate))
+	for due := time.Now().Add(c.first); time.Since(start) < d && ctx.Err() == nil; due = due.Add(c.interval) {
+		if c.interval > 0 {
 			<-time.After(time.Until(due))
 		} else {
 			due = time.Now()

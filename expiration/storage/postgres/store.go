@@ -57,7 +57,11 @@ func Open(ctx context.Context, db *sql.DB) (*shared.Store, error) {
 	if err := shared.Migrate(ctx, db, migrations...); err != nil {
 		return nil, err
 	}
-	return &shared.Store{DB: db, Writer: writer{db}}, nil
+	refresh, err := db.PrepareContext(ctx, refreshTimersSQL)
+	if err != nil {
+		return nil, err
+	}
+	return &shared.Store{DB: db, Writer: writer{db, refresh}}, nil
 }
 
 // A refresh changes no indexed column, so that it need not touch an index.
@@ -65,7 +69,10 @@ const refreshTimersSQL = "UPDATE expiration_timers AS t SET duration_ms = r.dura
 	" FROM unnest($1::BIGINT[], $2::BIGINT[], $3::BIGINT[]) AS r (timer_nid, duration_ms, deadline_ms)" +
 	" WHERE t.timer_nid = r.timer_nid AND t.outcome IS NULL RETURNING t.timer_nid"
 
-type writer struct{ db *sql.DB }
+type writer struct {
+	db      *sql.DB
+	refresh *sql.Stmt
+}
 
 func (w writer) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	return w.db.ExecContext(ctx, query, args...)
@@ -76,7 +83,7 @@ func (w writer) Refresh(ctx context.Context, refreshes []expiration.Refresh, fou
 	for i, r := range refreshes {
 		nids[i], durations[i], deadlines[i] = r.NID, r.Duration.Milliseconds(), r.Deadline.UnixMilli()
 	}
-	rows, err := w.db.QueryContext(ctx, refreshTimersSQL, pq.Array(nids), pq.Array(durations), pq.Array(deadlines))
+	rows, err := w.refresh.QueryContext(ctx, pq.Array(nids), pq.Array(durations), pq.Array(deadlines))
 	if err != nil {
 		return err
 	}
