@@ -94,7 +94,6 @@ func newIndex() *index {
 		byRequest: map[RequestHash]ref{},
 		answered:  map[RequestHash]string{},
 	}
-	x.timers = newArena[timer]()
 	x.wakes.timers = &x.timers
 	x.byToken = newTable(func(s slot) uint64 { return tokenKey(x.timers.at(s).token) })
 	x.byState = newTable(func(s slot) uint64 { return x.timers.at(s).state })

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -39,6 +40,8 @@ const (
 	// firstPause is the pause after the first failed attempt; it doubles with each further one up to lastPause.
 	firstPause = 500 * time.Millisecond
 	lastPause  = 30 * time.Second
+	// manyTimers is from how many timers on their loading leaves memory behind that is worth giving back.
+	manyTimers = 10_000
 	// maxFailures is as far as failures are counted.
 	maxFailures = 16
 	// refusedFor is how long the token of a sender who is gone is told so at /end, before it is a token like any unknown
@@ -135,9 +138,13 @@ func (t *Timers) Start(ctx context.Context) error {
 		t.index.schedule(r, due)
 		return nil
 	})
+	many := t.index.count >= manyTimers
 	t.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("loading the timers of expiring events: %w", err)
+	}
+	if many {
+		debug.FreeOSMemory() // what the rows took; the index takes less
 	}
 
 	failpoint.Pass(failpoint.AfterLoad)
