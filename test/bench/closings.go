@@ -156,6 +156,9 @@ func bestSends(ctx context.Context, c *crowd, round int) (best float64, at int, 
 	body := func(replaced bool) func() homeserver.JSON {
 		return func() homeserver.JSON { return homeserver.JSON{"round": round, "replaced": replaced} }
 	}
+	if err = c.wake(ctx); err != nil {
+		return 0, 0, err
+	}
 	if _, err = c.sendState(ctx, 0, *closings, min(prepareAtOnce, len(c.rooms)), body(false)); err != nil {
 		return 0, 0, err
 	}

@@ -81,3 +81,26 @@ func (c *crowd) sendState(ctx context.Context, from, to, concurrency int, body f
 	err = group.Wait()
 	return time.Since(start), err
 }
+
+// wakeTimeout is longer than a room's worker is deaf.
+const wakeTimeout = 7 * time.Second
+
+// wake sees to it that the worker of each room is at work. Stock Dendrite's takes nothing in the last five seconds of a minute
+// without work, and an event that comes then waits until the room's next one.
+func (c *crowd) wake(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, room := range c.rooms {
+		group.Go(func() error {
+			for {
+				patience, cancel := context.WithTimeout(ctx, wakeTimeout)
+				err := must(c.users[0].Do(patience, http.MethodPut, homeserver.SendPath(room, "m.room.message"), homeserver.JSON{"body": "hello"}))
+				deaf := patience.Err() != nil && ctx.Err() == nil
+				cancel()
+				if !deaf {
+					return err
+				}
+			}
+		})
+	}
+	return group.Wait()
+}
