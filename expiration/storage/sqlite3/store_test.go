@@ -2,26 +2,44 @@ package sqlite3
 
 import (
 	"context"
+	"database/sql"
 	"path/filepath"
 	"testing"
 
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/storagetest"
 )
 
-// A commit must survive a power failure: the drivers' own defaults for the write-ahead log do not promise it. After a
-// failed write the connection is another one, and the same must hold.
-func TestEachCommitIsSynced(t *testing.T) {
+func openDatabase(t *testing.T) (*sql.DB, sqlutil.Writer) {
+	t.Helper()
 	writer := sqlutil.NewExclusiveWriter()
 	db, err := sqlutil.Open(&config.DatabaseOptions{
 		ConnectionString: config.DataSource("file:" + filepath.Join(t.TempDir(), "expiration.db")),
 	}, writer)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return db, writer
+}
+
+// A database of an earlier version keeps its timers.
+func TestMigration(t *testing.T) {
+	db, writer := openDatabase(t)
+	storagetest.Migration(t, db, migrations)
+	store, err := Open(t.Context(), db, writer)
+	require.NoError(t, err)
+	storagetest.Migrated(t, store)
+}
+
+// A commit must survive a power failure: the drivers' own defaults for the write-ahead log do not promise it. After a
+// failed write the connection is another one, and the same must hold.
+func TestEachCommitIsSynced(t *testing.T) {
+	db, writer := openDatabase(t)
 	c := &connection{db: db, writer: writer}
 	for range 2 {
-		_, err = c.Exec(t.Context(), "CREATE TABLE IF NOT EXISTS t (n INTEGER)")
+		_, err := c.Exec(t.Context(), "CREATE TABLE IF NOT EXISTS t (n INTEGER)")
 		require.NoError(t, err)
 		require.Equal(t, "wal", pragma(t, c, "journal_mode"))
 		require.Equal(t, "2", pragma(t, c, "synchronous"))
