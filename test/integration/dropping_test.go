@@ -112,8 +112,8 @@ func testEvacuatedRoom(t *testing.T, s *server, admin *user) {
 func testUpgraded(t *testing.T, s *server, admin *user) {
 	bob := s.newUser(t)
 	roomID := s.room(t, admin, bob)
-	byBob, byAdmin := bob.brief(t, roomID), admin.brief(t, roomID)
-	message, state := byBob[0], byBob[1]
+	message := bob.sendMessage(t, roomID, 10) // an upgrade takes a while
+	state, byAdmin := bob.sendState(t, roomID, bob.UserID, briefly, nil), admin.brief(t, roomID)
 	drops := s.metric(t, "dendrite_expiration_drops_total", `reason="forbidden"`)
 	newRoomID := admin.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/upgrade",
 		JSON{"new_version": "10"}).Get("replacement_room").Str
