@@ -386,7 +386,8 @@ func (t *Timers) Restart(ctx context.Context, eventID string, duration time.Dura
 }
 
 // lockRow takes the lock under which a timer's row is written, so that what memory says of the row is what was written
-// last, and returns the function that gives it back.
+// last, and returns the function that gives it back. Meanwhile a timer that was found stays in its place, gone or not: it is
+// given to another only when the row is deleted.
 func (t *Timers) lockRow(r ref) (unlock func()) {
 	// Whoever holds it waits for nothing but the database, and not for ever.
 	unlock, _ = t.rows.lock(context.Background(), r.nid)
