@@ -442,16 +442,11 @@ func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) err
 func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	t.mu.Lock()
 	r := t.index.token(h)
-	tm := t.index.at(r)
-	refused := tm != nil && tm.refused
-	if refused {
-		t.index.forgetToken(r)
-	}
 	t.mu.Unlock()
 	switch {
-	case tm == nil:
+	case r == ref{}:
 		return ErrNotFound
-	case refused:
+	case t.refusedOnce(r):
 		return &DropError{Reason: SenderGone}
 	}
 	// A closing that has begun is not given up because the caller hangs up.
@@ -462,6 +457,8 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	switch {
 	case err == nil:
 		return nil
+	case t.refusedOnce(r): // the stream was faster
+		return &DropError{Reason: SenderGone}
 	case errors.As(err, &dropped):
 		if dropped.Reason == Forbidden || dropped.Reason == SenderGone {
 			return err
@@ -471,6 +468,18 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 		return ErrNotFound
 	}
 	return fmt.Errorf("ending an expiring event: %w", err)
+}
+
+// refusedOnce reports whether a timer was dropped because its sender is gone and nobody was told, and forgets its token.
+func (t *Timers) refusedOnce(r ref) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(r)
+	if tm == nil || !tm.refused {
+		return false
+	}
+	t.index.forgetToken(r)
+	return true
 }
 
 // StateChanged stops the timers of a piece of state whose event is not the current state any more. It is called when a

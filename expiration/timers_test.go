@@ -284,6 +284,25 @@ func TestDrops(t *testing.T) {
 	})
 }
 
+// The stream tells that the sender is gone while the closing event is being built: whoever ends it is told so, once.
+func TestSenderLeavesDuringEnd(t *testing.T) {
+	for _, failed := range []error{&DropError{Reason: SenderGone}, errFault} {
+		inWorld(t, Config{}, func(t *testing.T, w *world) {
+			e := w.message("!a", time.Hour)
+			time.Sleep(time.Second)
+			w.roomserver.set(hooks{beforeClaim: func(Event) error {
+				w.DropSender(t.Context(), "!a", "@alice:example.org", time.Now())
+				return failed
+			}})
+			var dropped *DropError
+			require.ErrorAs(t, w.End(t.Context(), w.hash(e)), &dropped)
+			require.Equal(t, SenderGone, dropped.Reason)
+			require.ErrorIs(t, w.End(t.Context(), w.hash(e)), ErrNotFound)
+			require.True(t, w.index.empty())
+		})
+	}
+}
+
 func TestTokensOfSendersWhoLeftAreForgotten(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		long, short := w.message("!a", time.Hour), w.message("!a", time.Minute)
