@@ -238,8 +238,8 @@ func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err er
 	if err == nil {
 		return t.closed(ctx, r, row, o)
 	}
-	if errors.Is(err, ErrUnknownEvent) && t.neverSent(r) {
-		err = &DropError{Reason: NeverSent, Cause: err}
+	if reason, awaited := awaitedEvent(err); awaited && t.givenUp(r) {
+		err = &DropError{Reason: reason, Cause: err}
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
 		t.gone(ctx, r, row, dropped)
@@ -249,16 +249,28 @@ func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err er
 	return err
 }
 
-// neverSent counts that the roomserver does not know an event, and reports whether it never will.
-func (t *Timers) neverSent(r ref) bool {
+// awaitedEvent reports whether an attempt failed because the roomserver has not yet got so far as it was before a crash, and
+// if so, why there is no closing event if it never does.
+func awaitedEvent(err error) (DropReason, bool) {
+	switch {
+	case errors.Is(err, ErrUnknownEvent):
+		return NeverSent, true
+	case errors.Is(err, ErrSetBack):
+		return Replaced, true
+	}
+	return "", false
+}
+
+// givenUp counts how many times the roomserver was waited for, and reports whether that was enough.
+func (t *Timers) givenUp(r ref) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tm := t.index.at(r)
 	if tm == nil {
 		return false
 	}
-	tm.unknown++
-	return tm.unknown > neverSentAfter
+	tm.awaited++
+	return tm.awaited > givenUpAfter
 }
 
 // closed takes a timer out whose closing event is in the room. It returns ErrNotFound if the event was closed otherwise
@@ -332,7 +344,7 @@ func (t *Timers) again(r ref, e Event, err error) {
 	log := t.log.WithError(err).WithFields(logrus.Fields{
 		"timer_nid": r.nid, "event_id": e.ID, "room_id": e.RoomID, "failures": failures,
 	})
-	if errors.Is(err, ErrUnknownEvent) || errors.Is(err, errClaimFailed) {
+	if _, awaited := awaitedEvent(err); awaited || errors.Is(err, errClaimFailed) {
 		log.Debug("Failed to close an expiring event, will try again")
 		return
 	}

@@ -116,8 +116,8 @@ type Store interface {
 
 // Roomserver is what the component needs of the homeserver.
 //
-// All but CurrentState are called under the lock of the event's state key, if it has one. Their errors are a *DropError
-// if there will never be a closing event, ErrUnknownEvent, an error of claim, or a passing fault.
+// All but Replaced are called under the lock of the event's state key, if it has one. Their errors are a *DropError
+// if there will never be a closing event, ErrUnknownEvent, ErrSetBack, an error of claim, or a passing fault.
 type Roomserver interface {
 	// Confirm makes sure that the roomserver is done with an event that it was given before a crash or a fault: what it
 	// knows of, it may have stored and not yet sent.
@@ -128,8 +128,9 @@ type Roomserver interface {
 	// Resubmit gives an event that was built for e earlier to the roomserver again: the closing event that was claimed, or,
 	// if e is a message, e itself. It returns nil when the room has it.
 	Resubmit(ctx context.Context, e Event, signed SignedEvent) error
-	// CurrentState returns the ID of the event that is the current state, or "" if there is none.
-	CurrentState(ctx context.Context, s StateKey) (string, error)
+	// Replaced reports whether a newer event is the current state in the place of e, which is a state event. That e is not
+	// the current state is not enough, see ErrSetBack.
+	Replaced(ctx context.Context, e Event) (bool, error)
 }
 
 // DropReason says why an event gets no closing event (contract, section 3).
@@ -179,6 +180,9 @@ var (
 	ErrNotFound = errors.New("no running timer")
 	// ErrTooLarge: the closing event would not fit into an event.
 	ErrTooLarge = errors.New("the closing event would be too large")
+	// ErrSetBack: the event is not the current state, but nothing newer is: a crash can set the state of a room back to
+	// what it was earlier, until the roomserver has brought what lay in its queue.
+	ErrSetBack = errors.New("the state of the room was set back")
 	// ErrUnknownEvent: the roomserver does not know the event; it may still be queued there.
 	ErrUnknownEvent = errors.New("the roomserver does not know the event")
 )

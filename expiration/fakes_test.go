@@ -134,7 +134,7 @@ func (s *memoryStore) has(eventID string) bool {
 type fakeRoomserver struct {
 	mu     sync.Mutex
 	state  map[StateKey]string   // current event IDs
-	events map[string]bool       // all that are known
+	events map[string]int        // all that are known, and which they are: the first, the second, …
 	stored map[string]stored     // those that a crash has left stored and not sent
 	never  map[string]DropReason // why there will be no closing event, by event ID
 	log    []closing             // in the order in which the rooms got them
@@ -199,7 +199,7 @@ type stored struct {
 
 func newFakeRoomserver() *fakeRoomserver {
 	return &fakeRoomserver{
-		state: map[StateKey]string{}, events: map[string]bool{}, stored: map[string]stored{},
+		state: map[StateKey]string{}, events: map[string]int{}, stored: map[string]stored{},
 		never: map[string]DropReason{}, begun: map[string]time.Time{},
 	}
 }
@@ -215,7 +215,7 @@ func (r *fakeRoomserver) refuse(eventID string, reason DropReason) {
 func (r *fakeRoomserver) store(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.events[e.ID] = true
+	r.know(e.ID)
 	s, _ := e.State()
 	r.stored[e.ID] = stored{e, r.state[s]}
 }
@@ -223,7 +223,7 @@ func (r *fakeRoomserver) store(e Event) {
 func (r *fakeRoomserver) Confirm(_ context.Context, e Event) error {
 	r.mu.Lock()
 	half, stored := r.stored[e.ID]
-	known := r.events[e.ID]
+	known := r.events[e.ID] > 0
 	delete(r.stored, e.ID)
 	s, _ := e.State()
 	newer := r.state[s] != half.over
@@ -241,7 +241,7 @@ func (r *fakeRoomserver) Confirm(_ context.Context, e Event) error {
 func (r *fakeRoomserver) send(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.events[e.ID] = true
+	r.know(e.ID)
 	if s, ok := e.State(); ok {
 		r.state[s] = e.ID
 	}
@@ -255,7 +255,8 @@ func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, sent tim
 	r.mu.Lock()
 	s, isState := e.State()
 	never := r.never[e.ID]
-	known, current := r.events[e.ID], !isState || r.state[s] == e.ID
+	known, current := r.events[e.ID] > 0, !isState || r.state[s] == e.ID
+	setBack := !current && !r.newer(r.state[s], e.ID)
 	r.built++
 	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: []byte(string(o) + " " + sent.Format(time.RFC3339Nano))}
 	r.begun[c.EventID] = begun
@@ -265,6 +266,8 @@ func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, sent tim
 		return &DropError{Reason: never}
 	case !known:
 		return ErrUnknownEvent
+	case setBack:
+		return ErrSetBack
 	case !current:
 		return &DropError{Reason: Replaced}
 	}
@@ -280,10 +283,10 @@ func (r *fakeRoomserver) input(e Event, c SignedEvent) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.events[c.EventID] {
+	if r.events[c.EventID] > 0 {
 		return nil
 	}
-	r.events[c.EventID] = true
+	r.know(c.EventID)
 	outcome, at, _ := strings.Cut(string(c.PDU), " ")
 	sent, err := time.Parse(time.RFC3339Nano, at)
 	if err != nil {
@@ -305,7 +308,7 @@ func (r *fakeRoomserver) has(eventID string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, stored := r.stored[eventID]
-	return r.events[eventID] && !stored
+	return r.events[eventID] > 0 && !stored
 }
 
 func (r *fakeRoomserver) Resubmit(_ context.Context, e Event, c SignedEvent) error {
@@ -314,18 +317,52 @@ func (r *fakeRoomserver) Resubmit(_ context.Context, e Event, c SignedEvent) err
 		return nil
 	}
 	r.mu.Lock()
-	if s, ok := e.State(); ok && r.state[s] != e.ID && r.state[s] != c.EventID {
-		r.mu.Unlock()
+	s, isState := e.State()
+	replaced := isState && r.state[s] != c.EventID && r.newer(r.state[s], e.ID)
+	r.mu.Unlock()
+	if replaced {
 		return &DropError{Reason: Replaced}
 	}
-	r.mu.Unlock()
 	return r.input(e, c)
 }
 
-func (r *fakeRoomserver) CurrentState(_ context.Context, s StateKey) (string, error) {
+func (r *fakeRoomserver) Replaced(_ context.Context, e Event) (bool, error) {
+	s, _ := e.State()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.state[s], nil
+	return r.newer(r.state[s], e.ID), nil
+}
+
+// newer reports whether one event came after another.
+func (r *fakeRoomserver) newer(current, eventID string) bool {
+	return r.events[eventID] > 0 && r.events[current] > r.events[eventID]
+}
+
+// know makes an event known.
+func (r *fakeRoomserver) know(eventID string) {
+	if r.events[eventID] == 0 {
+		r.events[eventID] = len(r.events) + 1
+	}
+}
+
+func (r *fakeRoomserver) current(s StateKey) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state[s]
+}
+
+// setBack makes another event the current state than the one that was sent last.
+func (r *fakeRoomserver) setBack(s StateKey, eventID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.state[s] = eventID
+}
+
+// sendRemote sends a state event of another server and returns its ID.
+func (r *fakeRoomserver) sendRemote(roomID, eventType, key string) string {
+	e := Event{ID: "$remote in " + roomID, RoomID: roomID, Type: eventType, StateKey: &key}
+	r.send(e)
+	return e.ID
 }
 
 // closings returns what the rooms have got.

@@ -32,8 +32,8 @@ type timer struct {
 
 	// failures counts the attempts that failed since the last one that did not; it makes the pauses grow.
 	failures uint8
-	// unknown counts how many times in a row the roomserver has said that it does not know the event.
-	unknown uint8
+	// awaited counts how many times in a row the roomserver has not got as far as it was before a crash, see awaitedEvent.
+	awaited uint8
 	// claimed is set when the row is.
 	claimed bool
 	// unsure is set when a claim failed so that it may have been written all the same.

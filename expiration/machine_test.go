@@ -185,7 +185,7 @@ func (m *machine) actOn(a action, l *life) {
 	case "tell":
 		if !l.remote.IsZero() {
 			m.stop("", func(other *life) bool { return other == l })
-			m.w.DropEvent(ctx, l.event.ID, Replaced)
+			m.w.StateRemoved(ctx, l.event.ID)
 		}
 	}
 }
@@ -478,7 +478,7 @@ func (m *machine) finish() {
 		m.crash(time.Second)
 		time.Sleep(5 * time.Minute)
 		if m.orphans {
-			time.Sleep(neverSentAfter * lastPause)
+			time.Sleep(givenUpAfter * lastPause)
 		}
 		m.checkOver()
 	}

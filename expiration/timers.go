@@ -50,10 +50,10 @@ const (
 	// retriedFor is how long at least a request is known whose timer is gone; Dendrite itself knows those that went well for
 	// as long.
 	retriedFor = 30 * time.Minute
-	// neverSentAfter is how many times in a row the roomserver can say that it does not know an event. With lastPause
-	// between them it is more than an hour, in which the roomserver's queue brings what a crash has left in it: Dendrite
-	// waits some five minutes for that.
-	neverSentAfter = 125
+	// givenUpAfter is how many times in a row the roomserver can say that it does not know an event, or that the state was set
+	// back behind it. With lastPause between them it is more than an hour, in which the roomserver's queue brings what a crash
+	// has left in it: Dendrite waits some five minutes for that.
+	givenUpAfter = 125
 	// unsentFactor times as many timers as may be running can a user have whose events the roomserver has failed to take.
 	unsentFactor = 10
 )
@@ -482,52 +482,58 @@ func (t *Timers) refusedOnce(r ref) bool {
 	return true
 }
 
-// StateChanged stops the timers of a piece of state whose event is not the current state any more. It is called when a
-// state event that this server sent has come to the roomserver.
+// StateChanged stops the timers of a piece of state whose event was replaced. It is called when a state event that this
+// server sent has come to the roomserver.
 func (t *Timers) StateChanged(ctx context.Context, s StateKey) {
-	var (
-		timers []ref
-		events []uint64
-	)
+	var timers []ref
 	t.mu.Lock()
 	t.index.ofState(t.index.stateHash(s), func(r ref, tm *timer) {
 		if tm.running() && !tm.pending {
-			timers, events = append(timers, r), append(events, tm.event)
+			timers = append(timers, r)
 		}
 	})
 	t.mu.Unlock()
-	if len(timers) == 0 {
-		return
+	for _, r := range timers {
+		t.dropReplaced(ctx, r)
 	}
-	eventID, err := t.roomserver.CurrentState(ctx, s)
-	if err != nil {
-		// The output stream tells of the change too, and the closing looks again.
+}
+
+// StateRemoved stops the timer of a state event, if it has one that runs, and the event was replaced. It is called when the
+// event is found to be no longer the current state.
+func (t *Timers) StateRemoved(ctx context.Context, eventID string) {
+	if r := t.ofEvent(eventID); r != (ref{}) {
+		t.dropReplaced(ctx, r)
+	}
+}
+
+// dropReplaced stops the timer of a state event if the event was replaced. If that cannot be found out, it is found out
+// later: the output stream tells of a change too, and the closing looks again.
+func (t *Timers) dropReplaced(ctx context.Context, r ref) {
+	row, _, err := t.load(ctx, r)
+	replaced := false
+	if err == nil {
+		replaced, err = t.roomserver.Replaced(ctx, row.Event)
+	}
+	switch {
+	case replaced:
+		t.log.WithFields(logrus.Fields{"timer_nid": r.nid, "event_id": row.Event.ID}).Debug("An expiring event was replaced")
+		t.drop(ctx, r, Replaced)
+	case err != nil && !isFinal(err):
 		t.metrics.errors.WithLabelValues("current_state").Inc()
-		t.log.WithError(err).WithField("room_id", s.RoomID).Error("Failed to look up the current state")
-		return
-	}
-	current := t.index.hash(eventID)
-	for i, r := range timers {
-		if events[i] != current {
-			t.drop(ctx, r, Replaced)
-		}
+		t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to look up whether an expiring event was replaced")
 	}
 }
 
 // RoomChanged does what StateChanged does for all state of a room. It is called when the whole state was rewritten.
 func (t *Timers) RoomChanged(ctx context.Context, roomID string) {
-	states := map[StateKey]struct{}{}
 	for _, r := range t.timersIn(roomID) {
-		row, _, err := t.load(ctx, r)
-		if err != nil && !isFinal(err) { // as in StateChanged
-			t.log.WithError(err).WithField("room_id", roomID).Error("Failed to read a timer")
+		t.mu.Lock()
+		tm := t.index.at(r)
+		isState := tm != nil && tm.state != 0
+		t.mu.Unlock()
+		if isState {
+			t.dropReplaced(ctx, r)
 		}
-		if s, ok := row.Event.State(); ok {
-			states[s] = struct{}{}
-		}
-	}
-	for s := range states {
-		t.StateChanged(ctx, s)
 	}
 }
 

@@ -253,6 +253,32 @@ func TestReplacedBehindOurBack(t *testing.T) {
 	})
 }
 
+// A crash can have set the room back to before the event, and what brings it back is in the roomserver's queue.
+func TestStateSetBack(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		older := w.roomserver.sendRemote("!room", "m", "key")
+		e, never := w.state("key", 10*time.Second), w.state("other", 10*time.Second)
+		s, _ := e.State()
+		other, _ := never.State()
+		w.roomserver.setBack(s, older)
+		w.roomserver.setBack(other, "")
+		w.StateRemoved(t.Context(), e.ID)
+		w.StateChanged(t.Context(), s)
+		w.RoomChanged(t.Context(), s.RoomID)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+		time.Sleep(5 * time.Minute)
+		w.wantClosings()
+		w.roomserver.setBack(s, e.ID)
+		time.Sleep(time.Minute)
+		w.wantClosings(e)
+
+		time.Sleep(givenUpAfter * lastPause)
+		w.wantClosings(e)
+		require.Zero(t, w.store.len())
+		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.drops.WithLabelValues("replaced")))
+	})
+}
+
 func TestDrops(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		redacted, purged, left := w.message("!a", time.Hour), w.message("!b", time.Hour), w.message("!c", time.Hour)
@@ -583,7 +609,7 @@ func TestEventThatNeverCame(t *testing.T) {
 		w.roomserver.send(late)
 		time.Sleep(time.Minute)
 		w.wantClosings(late)
-		time.Sleep(neverSentAfter * lastPause)
+		time.Sleep(givenUpAfter * lastPause)
 		require.Zero(t, w.store.len())
 		w.wantClosings(late)
 	})
@@ -681,14 +707,10 @@ func TestLockStateFinishesClosings(t *testing.T) {
 		w.roomserver.set(hooks{})
 		e := w.state("key", time.Hour)
 		w.wantClosings(old)
-		current, err := w.roomserver.CurrentState(t.Context(), s)
-		require.NoError(t, err)
-		require.Equal(t, e.ID, current)
+		require.Equal(t, e.ID, w.roomserver.current(s))
 		time.Sleep(time.Minute)
 		w.wantClosings(old)
-		current, err = w.roomserver.CurrentState(t.Context(), s)
-		require.NoError(t, err)
-		require.Equal(t, e.ID, current)
+		require.Equal(t, e.ID, w.roomserver.current(s))
 	})
 }
 
@@ -791,7 +813,7 @@ func TestLongFaults(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", 10*time.Second)
 		w.roomserver.set(hooks{beforeClaim: fails})
-		time.Sleep(2 * neverSentAfter * lastPause)
+		time.Sleep(2 * givenUpAfter * lastPause)
 		w.roomserver.set(hooks{})
 		time.Sleep(lastPause)
 		w.wantClosings(e)
@@ -914,7 +936,7 @@ func TestRoomserverFailsToTakeEvents(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "$event0", eventID)
 		require.True(t, w.roomserver.has(eventID))
-		time.Sleep(neverSentAfter * lastPause)
+		time.Sleep(givenUpAfter * lastPause)
 		require.Zero(t, w.store.len())
 		require.Len(t, w.roomserver.closings(), 1)
 	})

@@ -46,17 +46,17 @@ func (c *Closer) Close(
 	if err != nil {
 		return fmt.Errorf("making the content of a closing event: %w", err)
 	}
-	return c.send(ctx, e, content, sent, claim)
+	return c.send(ctx, e, original, content, sent, claim)
 }
 
 func (c *Closer) send(
-	ctx context.Context, e expiration.Event, content []byte, sent time.Time,
+	ctx context.Context, e expiration.Event, original gomatrixserverlib.PDU, content []byte, sent time.Time,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
 	ctx, ground := withGround(ctx, e)
 	claiming := false
 	hook := &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
-		if err := c.checkGround(ctx, e, ground); err != nil {
+		if err := c.checkGround(ctx, e, original, ground); err != nil {
 			return err
 		}
 		claiming = true
@@ -88,19 +88,33 @@ func (c *Closer) send(
 	return c.checkRoom(ctx, e, cause)
 }
 
-// checkGround returns an *expiration.DropError if what the closing event of e was built upon has something else in the
-// place of e, or e redacted.
-func (c *Closer) checkGround(ctx context.Context, e expiration.Event, g *ground) error {
+// checkGround returns an error if what the closing event of e was built upon has something else in the place of e, or e
+// redacted.
+func (c *Closer) checkGround(ctx context.Context, e expiration.Event, original gomatrixserverlib.PDU, g *ground) error {
 	switch {
 	case g == nil: // not state
 		_, err := c.original(ctx, e)
 		return err
-	case g.current == nil || g.current.EventID() != e.ID:
+	case g.current == nil:
+		return expiration.ErrSetBack
+	case g.current.EventID() != e.ID && !newer(g.current, original):
+		return expiration.ErrSetBack
+	case g.current.EventID() != e.ID:
 		return &expiration.DropError{Reason: expiration.Replaced}
 	case !isRunning(g.current):
 		return &expiration.DropError{Reason: expiration.Redacted}
 	}
 	return nil
+}
+
+// newer reports whether the current state replaced an event: it was built upon it, or the two crossed and state resolution
+// preferred what is later.
+//
+// What is neither stands there because the room was set back: Dendrite takes an event out of those that are built upon
+// (with all state that it set) when another refers to it, even if a crash has left that other one in the queue. What is then
+// sent beside it is all that the room has, until the other is done, and with it the event is back.
+func newer(current, original gomatrixserverlib.PDU) bool {
+	return current.Depth() > original.Depth() || current.OriginServerTS() > original.OriginServerTS()
 }
 
 // Confirm implements expiration.Roomserver. The roomserver stores an event first, and sends it later: one that it was busy
@@ -126,13 +140,12 @@ func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
 // Resubmit implements expiration.Roomserver.
 func (c *Closer) Resubmit(ctx context.Context, e expiration.Event, signed expiration.SignedEvent) error {
 	// Of a state event only the current one counts: if another has come since, the closing event is void.
-	if s, ok := e.State(); ok {
-		current, err := c.CurrentState(ctx, s)
+	if e.StateKey != nil {
+		current, err := c.replaced(ctx, e)
 		switch {
 		case err != nil:
 			return c.checkRoom(ctx, e, err)
-		case current == signed.EventID:
-		case current != e.ID:
+		case current != nil && current.EventID() != signed.EventID:
 			return &expiration.DropError{Reason: expiration.Replaced}
 		}
 	}
@@ -162,19 +175,31 @@ func (c *Closer) input(ctx context.Context, e expiration.Event, pdu gomatrixserv
 	)
 }
 
-// CurrentState implements expiration.Roomserver.
-func (c *Closer) CurrentState(ctx context.Context, s expiration.StateKey) (string, error) {
-	tuple := gomatrixserverlib.StateKeyTuple{EventType: s.Type, StateKey: s.Key}
+// Replaced implements expiration.Roomserver.
+func (c *Closer) Replaced(ctx context.Context, e expiration.Event) (bool, error) {
+	current, err := c.replaced(ctx, e)
+	return current != nil, err
+}
+
+// replaced returns the current state if it has replaced a state event, and else nil.
+func (c *Closer) replaced(ctx context.Context, e expiration.Event) (gomatrixserverlib.PDU, error) {
+	tuple := gomatrixserverlib.StateKeyTuple{EventType: e.Type, StateKey: *e.StateKey}
 	var res api.QueryCurrentStateResponse
 	if err := c.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{
-		RoomID: s.RoomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple},
+		RoomID: e.RoomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple},
 	}, &res); err != nil {
-		return "", fmt.Errorf("looking up the current state: %w", err)
+		return nil, fmt.Errorf("looking up the current state: %w", err)
 	}
-	if e := res.StateEvents[tuple]; e != nil {
-		return e.EventID(), nil
+	current := res.StateEvents[tuple]
+	if current == nil || current.EventID() == e.ID {
+		return nil, nil
 	}
-	return "", nil
+	// What the roomserver does not know yet is in its queue, and can come to stand there.
+	original, err := c.event(ctx, e.RoomID, e.ID)
+	if err != nil || original == nil || !newer(current, original) {
+		return nil, err
+	}
+	return current.PDU, nil
 }
 
 // original returns the event that is to be closed, or an *expiration.DropError if it was redacted.

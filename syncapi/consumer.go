@@ -37,6 +37,7 @@ const (
 
 // Timers is what the consumer needs of the component.
 type Timers interface {
+	StateRemoved(ctx context.Context, eventID string)
 	DropEvent(ctx context.Context, eventID string, reason expiration.DropReason)
 	DropSender(ctx context.Context, roomID, userID string, before time.Time)
 	DropRoom(ctx context.Context, roomID string)
@@ -118,7 +119,7 @@ func (c *Consumer) onOutput(ctx context.Context, output *api.OutputEvent, sent t
 
 func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoomEvent, sent time.Time) {
 	for _, eventID := range output.RemovesStateEventIDs {
-		c.timers.DropEvent(ctx, eventID, expiration.Replaced)
+		c.timers.StateRemoved(ctx, eventID)
 	}
 	event := output.Event
 	if output.RewritesState {

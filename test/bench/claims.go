@@ -128,6 +128,6 @@ func (r *instantRoomserver) Resubmit(context.Context, expiration.Event, expirati
 	return nil
 }
 
-func (r *instantRoomserver) CurrentState(context.Context, expiration.StateKey) (string, error) {
-	return "", nil
+func (r *instantRoomserver) Replaced(context.Context, expiration.Event) (bool, error) {
+	return false, nil
 }

@@ -126,5 +126,5 @@ func (l *ledger) verify(t *testing.T, s *server) {
 		}
 	}
 	t.Logf("%d events in %d rooms, answers: %v", len(events), len(l.actors), answers)
-	l.require(t)
+	l.require(t, s)
 }

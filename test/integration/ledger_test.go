@@ -8,7 +8,9 @@ import (
 	"maps"
 	"net/http"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -374,16 +376,35 @@ func (l *ledger) checkOrder(entries map[string]*entry, closings map[string][]roo
 	}
 }
 
-// require fails the test if there is a fault.
-func (l *ledger) require(t *testing.T) {
+// require fails the test if there is a fault, and shows what the server has said of the events.
+func (l *ledger) require(t *testing.T, s *server) {
 	t.Helper()
 	slices.Sort(l.faults)
 	for _, fault := range l.faults[:min(len(l.faults), 20)] {
 		t.Error(fault)
 	}
+	if len(l.faults) > 0 {
+		s.mentions(t, eventIDPattern.FindAllString(strings.Join(l.faults[:min(len(l.faults), 5)], " "), -1))
+	}
 	if len(l.faults) > 20 {
 		t.Errorf("… and %d faults more", len(l.faults)-20)
 	}
+}
+
+var eventIDPattern = regexp.MustCompile(`\$[\w-]{43}`)
+
+// mentions logs what the server has written about events, the last of it.
+func (s *server) mentions(t *testing.T, eventIDs []string) {
+	t.Helper()
+	written, err := s.Written()
+	require.NoError(t, err)
+	var lines []string
+	for line := range strings.Lines(string(written)) {
+		if slices.ContainsFunc(eventIDs, func(id string) bool { return strings.Contains(line, id) }) {
+			lines = append(lines, fmt.Sprintf("%.600s", line))
+		}
+	}
+	t.Logf("the server's log of these events:\n%s", strings.Join(lines[max(len(lines)-100, 0):], "\n"))
 }
 
 // visible requires that clients see all closing events in the end.

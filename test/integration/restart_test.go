@@ -5,8 +5,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
@@ -84,5 +87,77 @@ func TestRestartGrace(t *testing.T) {
 		closing := alice.follow(t, roomID).awaitClosing(t, dead.eventID, "expired")
 		require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), before.Add(4*time.Second).UnixMilli())
 		s.refreshed(t, live.token)
+	})
+}
+
+// A crash can set the state of a room back: Dendrite takes an event out of those that are built upon when another refers to
+// it, even if that other lies in the queue, and what is sent beside it is then all that the room has. The event is no longer
+// the current state, and nobody has replaced it; when the other is done with it is back, and must be closed.
+func TestStateSetBack(t *testing.T) {
+	for _, db := range databases {
+		t.Run(db.name, func(t *testing.T) {
+			t.Parallel()
+			s := startWithFailpoints(t, homeserver.Config{Postgres: db.open(t), Expiration: unlimited})
+			alice, bob := s.newUser(t), s.newUser(t)
+			roomID := s.room(t, alice, bob)
+
+			// A closing event that was built before the event, and is sent after it.
+			require.NoError(t, s.Failpoints(string(failpoint.AfterClaim)+" hold"))
+			early := alice.sendState(t, roomID, "early", 1, nil)
+			eventually(t, "the claim", func() bool {
+				rows := s.timers(t)
+				return len(rows) == 1 && rows[0].Claim != nil
+			})
+			e := bob.sendState(t, roomID, "key", 4, nil)
+			head := s.head(t, roomID)
+			// What refers to the event, and lies in the queue: as a crash leaves it between storing and sending.
+			late := bob.sendMessage(t, roomID, 6)
+			s.Kill()
+			s.rewind(t, roomID, head, late.eventID)
+			require.NoError(t, s.Failpoints())
+			require.NoError(t, s.Start(t.Context()))
+
+			alice.follow(t, roomID).awaitClosing(t, early.eventID, "expired")
+			require.False(t, alice.state(t, roomID, "key").Exists(), "the state was not set back")
+			s.refreshed(t, e.token)
+			eventuallyWithin(t, afterCrash, "the closing event", func() bool {
+				return alice.state(t, roomID, "key").Get(`content.m\.will_expire`).Str == "expired"
+			})
+			require.Len(t, alice.closings(t, roomID, e.eventID), 1)
+		})
+	}
+}
+
+// head is what the events of a room are built upon, as the roomserver keeps it.
+type head struct {
+	latest   string
+	last     int64
+	snapshot int64
+}
+
+func (s *server) head(t *testing.T, roomID string) (h head) {
+	t.Helper()
+	s.database(t, "roomserver", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
+		db, _, err := cm.Connection(options)
+		require.NoError(t, err)
+		require.NoError(t, db.QueryRowContext(t.Context(),
+			"SELECT latest_event_nids, last_event_sent_nid, state_snapshot_nid FROM roomserver_rooms WHERE room_id = $1", roomID,
+		).Scan(&h.latest, &h.last, &h.snapshot))
+	})
+	return h
+}
+
+// rewind makes a room of a server that does not run what it was before an event was sent, which is stored all the same.
+func (s *server) rewind(t *testing.T, roomID string, h head, eventID string) {
+	t.Helper()
+	s.database(t, "roomserver", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
+		db, _, err := cm.Connection(options)
+		require.NoError(t, err)
+		_, err = db.ExecContext(t.Context(), "UPDATE roomserver_rooms"+
+			" SET latest_event_nids = $1, last_event_sent_nid = $2, state_snapshot_nid = $3 WHERE room_id = $4",
+			h.latest, h.last, h.snapshot, roomID)
+		require.NoError(t, err)
+		_, err = db.ExecContext(t.Context(), "UPDATE roomserver_events SET sent_to_output = FALSE WHERE event_id = $1", eventID)
+		require.NoError(t, err)
 	})
 }
