@@ -148,20 +148,23 @@ func (t *Timers) attempt(ctx context.Context, r ref, o Outcome) error {
 		return err
 	}
 	notDue := due > t.clock.now()
-	if row.Claim == nil && (o != Expired || !notDue) {
+	if row.Delayed == nil && row.Claim == nil && (o != Expired || !notDue) {
 		if err = t.confirm(ctx, r, row.Event); err != nil {
 			return t.settle(ctx, r, row, o, err)
 		}
 	}
 	switch {
 	case row.Claim != nil:
+		t.noteClaimed(row)
 		failpoint.Pass(failpoint.BeforeResubmit)
-		err = t.roomserver.Resubmit(ctx, row.Event, row.Claim.Closing)
+		err = t.roomserver.Resubmit(ctx, row, row.Claim.Event)
 	case o == Expired && notDue:
 		err = errNotDue
+	case row.Delayed != nil:
+		err = t.sendDelayed(ctx, r, &row, o, due)
 	default:
 		err = t.roomserver.Close(ctx, row.Event, o, t.sentTime(o, due), func(ctx context.Context, closing SignedEvent) error {
-			c := Claim{Outcome: o, Closing: closing}
+			c := Claim{Outcome: o, Event: closing}
 			if err := t.claim(ctx, r, due, c); err != nil {
 				return err
 			}
@@ -282,17 +285,28 @@ func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error 
 	if tm := t.index.at(r); tm != nil {
 		late = t.clock.now() - tm.due
 	}
-	t.index.answer(row.Event)
-	t.index.remove(r)
+	var final *Final
+	if row.Delayed != nil {
+		final = &Final{At: t.clock.stored(t.clock.now()), EventID: row.Claim.Event.EventID}
+	} else {
+		t.index.answer(row.Event)
+	}
+	t.index.remove(r, final)
 	t.mu.Unlock()
-	t.metrics.closings.WithLabelValues(string(row.Claim.Outcome)).Inc()
+	if row.Delayed == nil {
+		t.metrics.closings.WithLabelValues(string(row.Claim.Outcome)).Inc()
+	}
 	if row.Claim.Outcome == Expired {
 		t.metrics.lateness.Observe(late.Seconds())
 	}
-	t.log.WithFields(logrus.Fields{
-		"event_id": row.Event.ID, "room_id": row.Event.RoomID,
-		"closing_event_id": row.Claim.Closing.EventID, "outcome": row.Claim.Outcome,
-	}).Info("Closed an expiring event")
+	log := t.log.WithFields(logrus.Fields{"room_id": row.Event.RoomID, "outcome": row.Claim.Outcome})
+	if row.Delayed != nil {
+		log.WithField("event_id", row.Claim.Event.EventID).Info("Sent a delayed event")
+	} else {
+		log.WithFields(logrus.Fields{
+			"event_id": row.Event.ID, "closing_event_id": row.Claim.Event.EventID,
+		}).Info("Closed an expiring event")
+	}
 	t.removeRow(ctx, r)
 	if row.Claim.Outcome != o {
 		return ErrNotFound
@@ -308,7 +322,12 @@ func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError)
 	if dropped.Reason == Redacted {
 		t.index.answer(row.Event)
 	}
-	t.index.remove(r)
+	if !already {
+		t.index.remove(r, t.final(tm, dropped))
+	}
+	if row.Delayed != nil && row.Claim != nil {
+		delete(t.claimed, row.Claim.Event.EventID)
+	}
 	t.mu.Unlock()
 	if already { // dropped by somebody else meanwhile
 		return

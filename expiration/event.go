@@ -52,7 +52,7 @@ type Outcome string
 const (
 	// Expired: the deadline passed (contract, section 3).
 	Expired Outcome = "expired"
-	// Ended: a holder of the token called /end (contract, section 3).
+	// Ended: a holder of the token called /end (contract, section 3), or had a delayed event sent before it was due.
 	Ended Outcome = "ended"
 )
 
@@ -66,22 +66,26 @@ type SignedEvent struct {
 	PDU         []byte
 }
 
-// Claim is the decision, written once, how a timer ends and with which closing event.
+// Claim is the decision, written once, how a timer ends, and the event that is sent: the closing event of an expiring event,
+// or a delayed event itself.
 type Claim struct {
 	Outcome Outcome
-	Closing SignedEvent
+	Event   SignedEvent
 }
 
 // TokenHash is the SHA-256 of a refresh token, the only form of it that is stored.
 type TokenHash [32]byte
 
-// Timer is one row of the store: an expiring event whose closing event is not yet known to be in the room.
+// Timer is one row of the store: an expiring event whose closing event is not yet known to be in the room, or a delayed
+// event that is not.
 type Timer struct {
 	// NID is the number of the row, unique among all that there are, and positive.
 	NID       int64
 	Event     Event
-	TokenHash TokenHash
-	Duration  time.Duration
+	TokenHash TokenHash // of the refresh token, or of the delay ID
+	// Delayed is nil if the event is an expiring one.
+	Delayed  *Delayed
+	Duration time.Duration
 	// Received is when the event was accepted, Deadline when it expires. Both have whole milliseconds.
 	Received time.Time
 	Deadline time.Time
@@ -105,6 +109,19 @@ type Store interface {
 	Drop(ctx context.Context, nid int64) error
 	// Delete removes the timer, claimed or not.
 	Delete(ctx context.Context, nid int64) error
+	// Finalise replaces the timer of a delayed event by what became of it, and reports whether there was one; if running is
+	// set, only if it is not claimed. Of the sender's finalised events the latest are kept, as many as keep says.
+	Finalise(ctx context.Context, nid int64, f Final, running bool, keep int) (bool, error)
+	// Finalised returns a delayed event by the hash of its delay ID, or ErrNotFound.
+	Finalised(ctx context.Context, h TokenHash) (DelayedEvent, error)
+	// FinalisedAs returns the IDs of the rows of the delayed events that were sent as those of the events, by their IDs.
+	FinalisedAs(ctx context.Context, sender string, eventIDs []string) (map[string]string, error)
+	// FinalisedSenders returns who has finalised events that were sent.
+	FinalisedSenders(ctx context.Context) ([]string, error)
+	// Requested returns the ID of the row that a request scheduled, finalised or not, or ErrNotFound.
+	Requested(ctx context.Context, h RequestHash) (rowID string, err error)
+	// Prune forgets what was finalised before a time.
+	Prune(ctx context.Context, before time.Time) error
 	// Timer returns a timer, or ErrNotFound.
 	Timer(ctx context.Context, nid int64) (Timer, error)
 	// Timers calls f for each timer, in any order, until f returns an error, which it returns. Of signed events it gives the
@@ -116,7 +133,7 @@ type Store interface {
 
 // Roomserver is what the component needs of the homeserver.
 //
-// All but Replaced are called under the lock of the event's state key, if it has one. Their errors are a *DropError
+// All but Replaced and CurrentState are called under the lock of the event's state key, if it has one. Their errors are a *DropError
 // if there will never be a closing event, ErrUnknownEvent, ErrSetBack, an error of claim, or a passing fault.
 type Roomserver interface {
 	// Confirm makes sure that the roomserver is done with an event that it was given before a crash or a fault: what it
@@ -125,12 +142,18 @@ type Roomserver interface {
 	// Close builds the closing event of e, with the given time as the time at which it was sent, calls claim with it, and
 	// if that succeeds gives it to the roomserver. It returns nil when the room has the closing event.
 	Close(ctx context.Context, e Event, o Outcome, sent time.Time, claim func(context.Context, SignedEvent) error) error
-	// Resubmit gives an event that was built for e earlier to the roomserver again: the closing event that was claimed, or,
-	// if e is a message, e itself. It returns nil when the room has it.
-	Resubmit(ctx context.Context, e Event, signed SignedEvent) error
-	// Replaced reports whether a newer event is the current state in the place of e, which is a state event. That e is not
-	// the current state is not enough, see ErrSetBack.
-	Replaced(ctx context.Context, e Event) (bool, error)
+	// Send builds a delayed event, calls claim with it, and if that succeeds gives it to the roomserver. It returns the event's
+	// ID when the room has it, without a claim if it is state that the room has already. The error can be a *RefusedError.
+	Send(ctx context.Context, t Timer, claim func(context.Context, Built) error) (eventID string, err error)
+	// Resubmit gives an event that was built for a timer earlier to the roomserver again: the one that was claimed, or, if
+	// the timer's event is a message, that event itself. It returns nil when the room has it.
+	Resubmit(ctx context.Context, t Timer, signed SignedEvent) error
+	// Replaced reports whether a newer event is the current state in the place of a state event. That an expiring event is not
+	// the current state is not enough, see ErrSetBack; for a delayed event the newer one must be another user's, and newer
+	// than what it was scheduled over.
+	Replaced(ctx context.Context, t Timer) (bool, error)
+	// CurrentState returns the ID of the event that is the current state, or "" if there is none.
+	CurrentState(ctx context.Context, s StateKey) (string, error)
 }
 
 // DropReason says why an event gets no closing event (contract, section 3).
@@ -167,7 +190,7 @@ func (e *DropError) Error() string {
 
 func (e *DropError) Unwrap() error { return e.Cause }
 
-// LimitError is the error of Begin for a user who has as many running timers as are allowed.
+// LimitError is the error of Begin and Schedule for a user who has as many running timers, or scheduled events, as are allowed.
 type LimitError struct {
 	// RetryAfter is how long it is until the first of the user's timers runs out, if nobody refreshes it.
 	RetryAfter time.Duration

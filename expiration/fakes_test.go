@@ -14,8 +14,9 @@ var errFault = errors.New("a passing fault")
 
 // memoryStore is a Store whose durability is that of the test. storagetest runs on the real ones.
 type memoryStore struct {
-	mu   sync.Mutex
-	rows map[int64]Timer
+	mu        sync.Mutex
+	rows      map[int64]Timer
+	finalised []DelayedEvent
 	// fail is called before each operation; an error is returned, and if after is set, returned although the operation
 	// was done.
 	fail  func(operation string) error
@@ -85,6 +86,94 @@ func (s *memoryStore) Delete(_ context.Context, nid int64) error {
 	return s.do("delete", func() { delete(s.rows, nid) })
 }
 
+func (s *memoryStore) Finalise(_ context.Context, nid int64, f Final, running bool, keep int) (done bool, err error) {
+	err = s.do("finalise", func() {
+		row, ok := s.rows[nid]
+		if done = ok && row.Delayed != nil && (row.Claim == nil || !running); !done {
+			return
+		}
+		delete(s.rows, nid)
+		s.finalised = append(s.finalised, DelayedEvent{Timer: row, Final: &f})
+		extra := -keep
+		for _, d := range s.finalised {
+			if d.Timer.Event.Sender == row.Event.Sender {
+				extra++
+			}
+		}
+		s.finalised = slices.DeleteFunc(s.finalised, func(d DelayedEvent) bool {
+			extra--
+			return extra >= 0 && d.Timer.Event.Sender == row.Event.Sender
+		})
+	})
+	return done && err == nil, err
+}
+
+// lookup returns the first finalised event that has a property, or ErrNotFound.
+func (s *memoryStore) lookup(has func(DelayedEvent) bool) (d DelayedEvent, err error) {
+	err = s.do("finalised", func() {
+		if i := slices.IndexFunc(s.finalised, has); i >= 0 {
+			d = s.finalised[i]
+		}
+	})
+	if err == nil && d.Final == nil {
+		err = ErrNotFound
+	}
+	return d, err
+}
+
+func (s *memoryStore) Finalised(_ context.Context, h TokenHash) (DelayedEvent, error) {
+	return s.lookup(func(d DelayedEvent) bool { return d.Timer.TokenHash == h })
+}
+
+func (s *memoryStore) FinalisedAs(_ context.Context, sender string, eventIDs []string) (map[string]string, error) {
+	rowIDs := map[string]string{}
+	err := s.do("finalised as", func() {
+		for _, d := range s.finalised {
+			if d.Timer.Event.Sender == sender && slices.Contains(eventIDs, d.Final.EventID) {
+				rowIDs[d.Final.EventID] = d.Timer.Event.ID
+			}
+		}
+	})
+	return rowIDs, err
+}
+
+func (s *memoryStore) FinalisedSenders(context.Context) (senders []string, err error) {
+	err = s.do("senders", func() {
+		for _, d := range s.finalised {
+			if d.Final.Sent() {
+				senders = append(senders, d.Timer.Event.Sender)
+			}
+		}
+	})
+	return senders, err
+}
+
+func (s *memoryStore) Requested(_ context.Context, h RequestHash) (rowID string, err error) {
+	has := func(e Event) bool { return e.Request != nil && e.Request.Hash == h }
+	err = s.do("requested", func() {
+		for _, row := range s.rows {
+			if row.Delayed != nil && has(row.Event) {
+				rowID = row.Event.ID
+			}
+		}
+		for _, d := range s.finalised {
+			if has(d.Timer.Event) {
+				rowID = d.Timer.Event.ID
+			}
+		}
+	})
+	if err == nil && rowID == "" {
+		err = ErrNotFound
+	}
+	return rowID, err
+}
+
+func (s *memoryStore) Prune(_ context.Context, before time.Time) error {
+	return s.do("prune", func() {
+		s.finalised = slices.DeleteFunc(s.finalised, func(d DelayedEvent) bool { return d.Final.At.Before(before) })
+	})
+}
+
 func (s *memoryStore) Timer(_ context.Context, nid int64) (row Timer, err error) {
 	found := false
 	if err = s.do("timer", func() { row, found = s.rows[nid] }); err == nil && !found {
@@ -138,8 +227,11 @@ type fakeRoomserver struct {
 	stored map[string]stored     // those that a crash has left stored and not sent
 	never  map[string]DropReason // why there will be no closing event, by event ID
 	log    []closing             // in the order in which the rooms got them
-	begun  map[string]time.Time  // when the building of a closing event began, by its ID
-	built  int
+	// delayed has the delayed events in the order in which the rooms got them, senders who sent an event.
+	delayed []sentEvent
+	senders map[string]string
+	begun   map[string]time.Time // when the building of a closing event began, by its ID
+	built   int
 
 	hooks hooks
 }
@@ -197,9 +289,16 @@ type stored struct {
 	over  string
 }
 
+// sentEvent is a delayed event that a room has got.
+type sentEvent struct {
+	eventID, content string
+	at               time.Time
+}
+
 func newFakeRoomserver() *fakeRoomserver {
 	return &fakeRoomserver{
-		state: map[StateKey]string{}, events: map[string]int{}, stored: map[string]stored{},
+		senders: map[string]string{},
+		state:   map[StateKey]string{}, events: map[string]int{}, stored: map[string]stored{},
 		never: map[string]DropReason{}, begun: map[string]time.Time{},
 	}
 }
@@ -242,6 +341,7 @@ func (r *fakeRoomserver) send(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.know(e.ID)
+	r.senders[e.ID] = e.Sender
 	if s, ok := e.State(); ok {
 		r.state[s] = e.ID
 	}
@@ -311,7 +411,11 @@ func (r *fakeRoomserver) has(eventID string) bool {
 	return r.events[eventID] > 0 && !stored
 }
 
-func (r *fakeRoomserver) Resubmit(_ context.Context, e Event, c SignedEvent) error {
+func (r *fakeRoomserver) Resubmit(_ context.Context, t Timer, c SignedEvent) error {
+	e := t.Event
+	if t.Delayed != nil {
+		return r.inputDelayed(e, c)
+	}
 	if c.EventID == e.ID {
 		r.send(e)
 		return nil
@@ -326,11 +430,58 @@ func (r *fakeRoomserver) Resubmit(_ context.Context, e Event, c SignedEvent) err
 	return r.input(e, c)
 }
 
-func (r *fakeRoomserver) Replaced(_ context.Context, e Event) (bool, error) {
-	s, _ := e.State()
+// Send builds delayed events that the test sees in delayed.
+func (r *fakeRoomserver) Send(ctx context.Context, t Timer, claim func(context.Context, Built) error) (string, error) {
+	if err := r.call(func(h hooks) func(Event) error { return h.beforeClaim }, t.Event); err != nil {
+		return "", err
+	}
+	r.mu.Lock()
+	r.built++
+	b := Built{
+		EventID: fmt.Sprintf("$delayed%d", r.built), RoomID: t.Event.RoomID, Type: t.Event.Type, StateKey: t.Event.StateKey,
+		RoomVersion: "10", PDU: t.Delayed.Content, Closable: true,
+	}
+	never := r.never[string(t.Delayed.Content)]
+	r.mu.Unlock()
+	if never != "" {
+		return "", &RefusedError{Code: 403, Response: []byte(`{"errcode":"M_FORBIDDEN"}`)}
+	}
+	if err := claim(ctx, b); err != nil {
+		return "", err
+	}
+	return b.EventID, r.inputDelayed(t.Event, b.Signed())
+}
+
+func (r *fakeRoomserver) inputDelayed(e Event, signed SignedEvent) error {
+	if err := r.call(func(h hooks) func(Event) error { return h.afterClaim }, e); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	known := r.events[signed.EventID] > 0
+	if !known {
+		r.delayed = append(r.delayed, sentEvent{signed.EventID, string(signed.PDU), time.Now()})
+	}
+	r.mu.Unlock()
+	if !known {
+		e.ID = signed.EventID
+		r.send(e)
+	}
+	return nil
+}
+
+func (r *fakeRoomserver) Replaced(_ context.Context, t Timer) (bool, error) {
+	s, _ := t.Event.State()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.newer(r.state[s], e.ID), nil
+	if t.Delayed != nil {
+		current := r.state[s]
+		return current != "" && current != t.Delayed.Over && r.senders[current] != t.Event.Sender, nil
+	}
+	return r.newer(r.state[s], t.Event.ID), nil
+}
+
+func (r *fakeRoomserver) CurrentState(_ context.Context, s StateKey) (string, error) {
+	return r.current(s), nil
 }
 
 // newer reports whether one event came after another.

@@ -34,6 +34,8 @@ type timer struct {
 	failures uint8
 	// awaited counts how many times in a row the roomserver has not got as far as it was before a crash, see awaitedEvent.
 	awaited uint8
+	// delayed is set for the timer of a delayed event.
+	delayed bool
 	// claimed is set when the row is.
 	claimed bool
 	// unsure is set when a claim failed so that it may have been written all the same.
@@ -73,12 +75,13 @@ type index struct {
 	seed     maphash.Seed
 	lastNID  int64
 	count    int // of those that are not gone
+	delayed  int // of them, those of delayed events
 	byToken  table
 	byState  table // the first of each list
 	bySender table // likewise
 	wakes    wakeHeap
-	// left has the timers that are gone and whose rows are not yet deleted.
-	left map[ref]struct{}
+	// left has the timers that are gone and whose rows are not yet deleted; those of delayed events with what became of them.
+	left map[ref]*Final
 
 	// byRequest has the timers of requests of which Dendrite's memory does not know what came of them: those of earlier
 	// processes, and those that failed.
@@ -90,7 +93,7 @@ type index struct {
 func newIndex() *index {
 	x := &index{
 		seed:      maphash.MakeSeed(),
-		left:      map[ref]struct{}{},
+		left:      map[ref]*Final{},
 		byRequest: map[RequestHash]ref{},
 		answered:  map[RequestHash]string{},
 	}
@@ -194,10 +197,13 @@ func (x *index) add(row Timer, due time.Duration) ref {
 		nid: row.NID, token: [tokenPrefix]byte(row.TokenHash[:]),
 		event: x.hash(row.Event.ID), room: x.hash(row.Event.RoomID), sender: x.hash(row.Event.Sender),
 		received: row.Received.UnixMilli(), duration: row.Duration, deadline: row.Deadline.UnixMilli(), due: due,
-		claimed: row.Claim != nil, place: -1,
+		delayed: row.Delayed != nil, claimed: row.Claim != nil, place: -1,
 	}
 	x.lastNID = max(x.lastNID, row.NID)
 	x.count++
+	if tm.delayed {
+		x.delayed++
+	}
 	x.byToken.set(tokenKey(tm.token), s)
 	if state, ok := row.Event.State(); ok {
 		tm.state = x.stateHash(state)
@@ -212,15 +218,19 @@ func (x *index) add(row Timer, due time.Duration) ref {
 	return ref{s, row.NID}
 }
 
-// remove takes out what add put in, and may be called again. The timer is left in memory until forgetRow is called.
-func (x *index) remove(r ref) {
+// remove takes out what add put in, and may be called again. The timer is left in memory until forgetRow is called. f is what
+// became of a delayed event.
+func (x *index) remove(r ref, f *Final) {
 	tm := x.at(r)
 	if tm == nil || tm.gone {
 		return
 	}
 	tm.gone, tm.left = true, true
-	x.left[r] = struct{}{}
+	x.left[r] = f
 	x.count--
+	if tm.delayed {
+		x.delayed--
+	}
 	x.unschedule(r)
 	x.byToken.remove(tokenKey(tm.token), r.slot)
 	if tm.state != 0 {

@@ -65,8 +65,8 @@ func TestIndex(t *testing.T) {
 				rows, refs = append(rows, row), append(refs, r)
 			} else {
 				i := rapid.IntRange(0, len(rows)-1).Draw(t, "remove")
-				x.remove(refs[i])
-				x.remove(refs[i])
+				x.remove(refs[i], nil)
+				x.remove(refs[i], nil)
 				x.forgetRow(refs[i])
 				if x.at(refs[i]) != nil {
 					t.Fatal("a timer that was removed is found")

@@ -21,6 +21,12 @@ import (
 type Config struct {
 	// MaxRunningPerUser is how many timers one user may have running.
 	MaxRunningPerUser int
+	// MaxScheduledPerUser is how many delayed events one user may have scheduled.
+	MaxScheduledPerUser int
+	// KeepFinalised is for how long a delayed event can be looked up that was finalised, and MaxFinalisedPerUser for how many
+	// of one user.
+	KeepFinalised       time.Duration
+	MaxFinalisedPerUser int
 	// RestartGrace is how long after Start every timer runs at least, so that live clients can refresh first. 0: timers
 	// that ran out while the server was down fire at once.
 	RestartGrace time.Duration
@@ -81,9 +87,11 @@ type Timers struct {
 	workers sync.WaitGroup // started by Start, ended by Stop
 	watcher sync.WaitGroup // likewise
 
-	mu     sync.Mutex // guards what follows
-	index  *index
-	forgot time.Duration // when requests were forgotten last
+	mu      sync.Mutex // guards what follows
+	index   *index
+	forgot  time.Duration          // when requests were forgotten last
+	claimed map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
+	senders map[uint64]struct{}    // the hashes of the users with finalised events that were sent
 }
 
 // New returns the component. It does nothing before Start.
@@ -100,12 +108,19 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		lanes:    newLanes(),
 		wakeup:   make(chan struct{}, 1),
 		index:    newIndex(),
+		claimed:  map[string]sentDelayed{},
+		senders:  map[uint64]struct{}{},
 	}
-	t.metrics = newMetrics(func() float64 {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		return float64(t.index.count)
-	})
+	gauge := func(read func(*index) int) func() float64 {
+		return func() float64 {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			return float64(read(t.index))
+		}
+	}
+	t.metrics = newMetrics(
+		gauge(func(x *index) int { return x.count - x.delayed }), gauge(func(x *index) int { return x.delayed }),
+	)
 	return t
 }
 
@@ -128,11 +143,14 @@ func (t *Timers) Start(ctx context.Context) error {
 			due = max(due, now+t.cfg.RestartGrace)
 		}
 		r := t.index.add(row, due)
-		if row.Event.Request != nil {
+		if row.Event.Request != nil && row.Delayed == nil {
 			t.index.byRequest[row.Event.Request.Hash] = r
 		}
 		if row.Claim != nil {
 			claimed = append(claimed, r)
+			if row.Delayed != nil {
+				t.claimed[row.Claim.Event.EventID] = sentDelayed{row.Event.Sender, row.Event.ID}
+			}
 			return nil
 		}
 		t.index.schedule(r, due)
@@ -140,6 +158,9 @@ func (t *Timers) Start(ctx context.Context) error {
 	})
 	many := t.index.count >= manyTimers
 	t.mu.Unlock()
+	if err == nil {
+		err = t.loadSenders(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("loading the timers of expiring events: %w", err)
 	}
@@ -154,6 +175,7 @@ func (t *Timers) Start(ctx context.Context) error {
 	}
 	t.recover(claimed)
 	t.watcher.Go(t.watch)
+	t.watcher.Go(t.prune)
 	return nil
 }
 
@@ -207,67 +229,84 @@ type Pending struct {
 // a *LimitError when it is reached. A timer that the new event replaces does not count, nor does, within bounds, one whose
 // event the roomserver has failed to take: most likely it never runs.
 func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exempt bool) (*Pending, error) {
-	now := t.clock.now()
-	due := now + duration
-	row := Timer{
-		Event: e, TokenHash: HashToken(t.tokens.Token(e.ID)), Duration: duration,
-		Received: t.clock.stored(now), Deadline: t.clock.stored(due),
+	r, existed, err := t.insert(ctx, Timer{Event: e, Duration: duration}, exempt)
+	if err != nil {
+		return nil, err
 	}
+	if existed {
+		return &Pending{t: t, timer: r}, nil
+	}
+	return &Pending{t: t, timer: r, request: e.Request}, nil
+}
+
+// insert takes a timer in and stores it, with the deadline counted from now. The scheduler does not look at it yet. It may be
+// there already: equal messages, built in the same millisecond upon the same events, are one event.
+func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (r ref, existed bool, err error) {
+	now := t.clock.now()
+	due := now + row.Duration
+	row.TokenHash = HashToken(t.tokens.Token(row.Event.ID))
+	row.Received, row.Deadline = t.clock.stored(now), t.clock.stored(due)
 
 	t.mu.Lock()
 	if same := t.index.token(row.TokenHash); same != (ref{}) && !t.index.at(same).gone {
-		// Equal messages, built in the same millisecond upon the same events, are one event.
 		t.mu.Unlock()
-		return &Pending{t: t, timer: same}, nil
+		return same, true, nil
 	}
-	err := t.index.room()
+	err = t.index.room()
 	if err == nil && !exempt {
-		err = t.overLimit(e, now)
+		err = t.overLimit(row, now)
 	}
 	if err != nil {
 		t.mu.Unlock()
-		return nil, err
+		return ref{}, false, err
 	}
 	row.NID = t.index.lastNID + 1
-	r := t.index.add(row, due)
+	r = t.index.add(row, due)
 	t.index.at(r).pending = true
 	t.mu.Unlock()
 
 	failpoint.Pass(failpoint.BeforeInsert)
 	if err = t.store.Insert(ctx, row); err != nil {
 		t.mu.Lock()
-		t.index.remove(r)
+		t.index.remove(r, nil)
 		t.mu.Unlock()
 		t.metrics.errors.WithLabelValues("insert").Inc()
 		t.removeRow(ctx, r) // it may have been written all the same
-		return nil, fmt.Errorf("storing the timer of %s: %w", e.ID, err)
+		return ref{}, false, fmt.Errorf("storing the timer of %s: %w", row.Event.ID, err)
 	}
 	failpoint.Pass(failpoint.AfterInsert)
-	return &Pending{t: t, timer: r, request: e.Request}, nil
+	return r, false, nil
 }
 
-// overLimit returns an error if the event's sender may not have another timer. Timers.mu is held.
-func (t *Timers) overLimit(e Event, now time.Duration) error {
+// overLimit returns an error if the event's sender may not have another timer of this kind. Timers.mu is held.
+func (t *Timers) overLimit(row Timer, now time.Duration) error {
 	var (
-		state           uint64
-		running, unsent int
-		first           time.Duration
+		state         uint64
+		count, unsent int
+		first         time.Duration
 	)
-	if s, ok := e.State(); ok {
-		state = t.index.stateHash(s)
+	delayed, limit := row.Delayed != nil, t.cfg.MaxScheduledPerUser
+	if !delayed {
+		limit = t.cfg.MaxRunningPerUser
+		if s, ok := row.Event.State(); ok {
+			state = t.index.stateHash(s)
+		}
 	}
-	t.index.ofSender(e.Sender, func(_ ref, tm *timer) {
-		if running+unsent == 0 || tm.due < first {
+	t.index.ofSender(row.Event.Sender, func(_ ref, tm *timer) {
+		if tm.delayed != delayed {
+			return
+		}
+		if count+unsent == 0 || tm.due < first {
 			first = tm.due
 		}
 		switch {
 		case tm.unsent:
 			unsent++
 		case state == 0 || tm.state != state:
-			running++
+			count++
 		}
 	})
-	if running < t.cfg.MaxRunningPerUser && unsent < unsentFactor*t.cfg.MaxRunningPerUser {
+	if count < limit && unsent < unsentFactor*limit {
 		return nil
 	}
 	return &LimitError{RetryAfter: max(first-now, 0)}
@@ -324,19 +363,27 @@ func (t *Timers) Sent(ctx context.Context, request RequestHash) (eventID string,
 
 // sendAgain gives an event to the roomserver that it does not have, or has in its queue.
 func (t *Timers) sendAgain(ctx context.Context, r ref, e Event) error {
-	if err := t.roomserver.Resubmit(ctx, e, e.Request.Signed); err != nil {
+	if err := t.roomserver.Resubmit(ctx, Timer{Event: e}, e.Request.Signed); err != nil {
 		return err
 	}
 	t.confirmed(r)
 	return nil
 }
 
-// ofEvent returns the timer of an event, running or not: the event's token says which.
-func (t *Timers) ofEvent(eventID string) ref {
-	h := HashToken(t.tokens.Token(eventID))
+// find returns the timer of a token, or of a delay ID.
+func (t *Timers) find(h TokenHash, delayed bool) ref {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.index.token(h)
+	r := t.index.token(h)
+	if r != (ref{}) && t.index.at(r).delayed != delayed {
+		return ref{}
+	}
+	return r
+}
+
+// ofEvent returns the timer of an event, running or not: the event's token says which.
+func (t *Timers) ofEvent(eventID string) ref {
+	return t.find(HashToken(t.tokens.Token(eventID)), false)
 }
 
 // Running reports whether there is a running timer for an event of this sender.
@@ -349,18 +396,12 @@ func (t *Timers) Running(eventID, sender string) bool {
 }
 
 // Known reports whether a token was issued by this server and has not been forgotten: it may still be refused.
-func (t *Timers) Known(h TokenHash) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.index.token(h) != ref{}
-}
+func (t *Timers) Known(h TokenHash) bool { return t.find(h, false) != ref{} }
 
 // Refresh restarts the timer of a token with its stored duration. When it returns nil, the new deadline is durable. The
 // error is ErrNotFound if no such timer runs; after any other error the timer stands as it was, or as refreshed.
 func (t *Timers) Refresh(ctx context.Context, h TokenHash) error {
-	t.mu.Lock()
-	r := t.index.token(h)
-	t.mu.Unlock()
+	r := t.find(h, false)
 	if r == (ref{}) {
 		return ErrNotFound
 	}
@@ -440,9 +481,7 @@ func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) err
 // if no such timer runs, a *DropError if the sender may not send the closing event, and else a passing fault: the timer
 // goes on, and End may be called again.
 func (t *Timers) End(ctx context.Context, h TokenHash) error {
-	t.mu.Lock()
-	r := t.index.token(h)
-	t.mu.Unlock()
+	r := t.find(h, false)
 	switch {
 	case r == ref{}:
 		return ErrNotFound
@@ -512,7 +551,7 @@ func (t *Timers) dropReplaced(ctx context.Context, r ref) {
 	row, _, err := t.load(ctx, r)
 	replaced := false
 	if err == nil {
-		replaced, err = t.roomserver.Replaced(ctx, row.Event)
+		replaced, err = t.roomserver.Replaced(ctx, row)
 	}
 	switch {
 	case replaced:
@@ -557,7 +596,7 @@ func (t *Timers) DropSender(ctx context.Context, roomID, userID string, before t
 	var timers []ref
 	room := t.index.hash(roomID)
 	t.index.ofSender(userID, func(r ref, tm *timer) {
-		if tm.room == room && time.UnixMilli(tm.received).Before(before) {
+		if !tm.delayed && tm.room == room && time.UnixMilli(tm.received).Before(before) {
 			timers = append(timers, r)
 		}
 	})
@@ -581,7 +620,7 @@ func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
 	tm := t.index.at(r)
 	running := tm.running()
 	if running {
-		t.index.remove(r)
+		t.index.remove(r, t.final(tm, &DropError{Reason: reason}))
 		if now := t.clock.now(); reason == SenderGone && tm.due > now {
 			t.index.refuse(r, min(tm.due, now+refusedFor))
 		}
@@ -597,22 +636,21 @@ func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
 	t.removeRow(ctx, r)
 }
 
-// removeRow deletes the row of a timer that is gone, unless somebody has done so. If that fails, the scheduler tries again
-// later. A claim that failed goes too, written or not: its closing event was given to nobody.
+// removeRow deletes the row of a timer that is gone, unless somebody has done so, and of a delayed event writes what became of
+// it. If that fails, the scheduler tries again later. A claim that failed goes too, written or not: its event was given to
+// nobody.
 func (t *Timers) removeRow(ctx context.Context, r ref) {
 	defer t.lockRow(r)()
 	t.mu.Lock()
 	tm := t.index.at(r)
 	left := tm != nil && tm.left
-	remove := t.store.Drop
-	if left && (tm.claimed || tm.unsure) {
-		remove = t.store.Delete
-	}
+	final := t.index.left[r]
+	claimed := left && (tm.claimed || tm.unsure)
 	t.mu.Unlock()
 	if !left {
 		return
 	}
-	err := remove(ctx, r.nid)
+	err := t.writeEnd(ctx, r, final, claimed)
 	failpoint.Pass(failpoint.AfterDelete)
 	if err == nil {
 		t.mu.Lock()
@@ -623,6 +661,21 @@ func (t *Timers) removeRow(ctx context.Context, r ref) {
 	t.metrics.errors.WithLabelValues("delete").Inc()
 	t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to delete the timer of an expiring event")
 	t.scheduleRetry(r)
+}
+
+// writeEnd deletes the row of a timer, or finalises it.
+func (t *Timers) writeEnd(ctx context.Context, r ref, f *Final, claimed bool) error {
+	switch {
+	case f != nil:
+		_, err := t.store.Finalise(ctx, r.nid, *f, !claimed, t.cfg.MaxFinalisedPerUser)
+		if err == nil {
+			t.noteFinalised(r, *f)
+		}
+		return err
+	case claimed:
+		return t.store.Delete(ctx, r.nid)
+	}
+	return t.store.Drop(ctx, r.nid)
 }
 
 // Settle deletes the rows of timers that were stopped and could not be deleted then. Until it has returned nil, a crash
@@ -682,7 +735,7 @@ func (t *Timers) loadLocked(ctx context.Context, r ref) (row Timer, due time.Dur
 		return row, 0, ErrNotFound
 	}
 	if err != nil {
-		t.index.remove(r)
+		t.index.remove(r, nil)
 		t.index.forgetRow(r)
 		return row, 0, err
 	}

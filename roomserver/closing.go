@@ -15,6 +15,7 @@ import (
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/matrix-org/util"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
@@ -62,14 +63,10 @@ func (c *Closer) send(
 		claiming = true
 		return claim(ctx, b.Signed())
 	}}
-	// As an application service says when an event was sent.
-	target := "/?ts=" + strconv.FormatInt(sent.UnixMilli(), 10)
-	req, err := http.NewRequestWithContext(expiration.WithHook(ctx, hook), http.MethodPut, target, bytes.NewReader(content))
+	res, err := c.sendEvent(ctx, hook, e, content, sent)
 	if err != nil {
 		return err
 	}
-	device := &userapi.Device{UserID: e.Sender}
-	res := routing.SendEvent(req, device, e.RoomID, e.Type, nil, e.StateKey, c.cfg, c.rsAPI, nil)
 	cause := fmt.Errorf("sending a closing event: HTTP %d: %v", res.Code, res.JSON)
 	switch {
 	case claiming && hook.Err != nil:
@@ -86,6 +83,23 @@ func (c *Closer) send(
 		cause = &expiration.DropError{Reason: expiration.RoomGone, Cause: cause}
 	}
 	return c.checkRoom(ctx, e, cause)
+}
+
+// sendEvent sends an event where another is, as a client of its sender does, and as an application service says when it was
+// sent; zero is now.
+func (c *Closer) sendEvent(
+	ctx context.Context, hook *expiration.Hook, e expiration.Event, content []byte, sent time.Time,
+) (util.JSONResponse, error) {
+	target := "/"
+	if !sent.IsZero() {
+		target += "?ts=" + strconv.FormatInt(sent.UnixMilli(), 10)
+	}
+	req, err := http.NewRequestWithContext(expiration.WithHook(ctx, hook), http.MethodPut, target, bytes.NewReader(content))
+	if err != nil {
+		return util.JSONResponse{}, err
+	}
+	device := &userapi.Device{UserID: e.Sender}
+	return routing.SendEvent(req, device, e.RoomID, e.Type, nil, e.StateKey, c.cfg, c.rsAPI, nil), nil
 }
 
 // checkGround returns an error if what the closing event of e was built upon has something else in the place of e, or e
@@ -138,9 +152,11 @@ func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
 }
 
 // Resubmit implements expiration.Roomserver.
-func (c *Closer) Resubmit(ctx context.Context, e expiration.Event, signed expiration.SignedEvent) error {
-	// Of a state event only the current one counts: if another has come since, the closing event is void.
-	if e.StateKey != nil {
+func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) error {
+	e := t.Event
+	// Of a state event only the current one counts: if another has come since, the closing event is void. A delayed event
+	// that is claimed is on its way.
+	if e.StateKey != nil && t.Delayed == nil {
 		current, err := c.replaced(ctx, e)
 		switch {
 		case err != nil:
@@ -176,23 +192,19 @@ func (c *Closer) input(ctx context.Context, e expiration.Event, pdu gomatrixserv
 }
 
 // Replaced implements expiration.Roomserver.
-func (c *Closer) Replaced(ctx context.Context, e expiration.Event) (bool, error) {
-	current, err := c.replaced(ctx, e)
+func (c *Closer) Replaced(ctx context.Context, t expiration.Timer) (bool, error) {
+	if t.Delayed != nil {
+		return c.overtaken(ctx, t)
+	}
+	current, err := c.replaced(ctx, t.Event)
 	return current != nil, err
 }
 
 // replaced returns the current state if it has replaced a state event, and else nil.
 func (c *Closer) replaced(ctx context.Context, e expiration.Event) (gomatrixserverlib.PDU, error) {
-	tuple := gomatrixserverlib.StateKeyTuple{EventType: e.Type, StateKey: *e.StateKey}
-	var res api.QueryCurrentStateResponse
-	if err := c.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{
-		RoomID: e.RoomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple},
-	}, &res); err != nil {
-		return nil, fmt.Errorf("looking up the current state: %w", err)
-	}
-	current := res.StateEvents[tuple]
-	if current == nil || current.EventID() == e.ID {
-		return nil, nil
+	current, err := c.current(ctx, e)
+	if err != nil || current == nil || current.EventID() == e.ID {
+		return nil, err
 	}
 	// What the roomserver does not know yet is in its queue, and can come to stand there.
 	original, err := c.event(ctx, e.RoomID, e.ID)
@@ -200,6 +212,27 @@ func (c *Closer) replaced(ctx context.Context, e expiration.Event) (gomatrixserv
 		return nil, err
 	}
 	return current.PDU, nil
+}
+
+// current returns the current state in the place of a state event, or nil.
+func (c *Closer) current(ctx context.Context, e expiration.Event) (*types.HeaderedEvent, error) {
+	tuple := gomatrixserverlib.StateKeyTuple{EventType: e.Type, StateKey: *e.StateKey}
+	var res api.QueryCurrentStateResponse
+	if err := c.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{
+		RoomID: e.RoomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple},
+	}, &res); err != nil {
+		return nil, fmt.Errorf("looking up the current state: %w", err)
+	}
+	return res.StateEvents[tuple], nil
+}
+
+// CurrentState implements expiration.Roomserver.
+func (c *Closer) CurrentState(ctx context.Context, s expiration.StateKey) (string, error) {
+	current, err := c.current(ctx, expiration.Event{RoomID: s.RoomID, Type: s.Type, StateKey: &s.Key})
+	if err != nil || current == nil {
+		return "", err
+	}
+	return current.EventID(), nil
 }
 
 // original returns the event that is to be closed, or an *expiration.DropError if it was redacted.

@@ -38,6 +38,7 @@ const (
 // Timers is what the consumer needs of the component.
 type Timers interface {
 	StateRemoved(ctx context.Context, eventID string)
+	StateChanged(ctx context.Context, s expiration.StateKey)
 	DropEvent(ctx context.Context, eventID string, reason expiration.DropReason)
 	DropSender(ctx context.Context, roomID, userID string, before time.Time)
 	DropRoom(ctx context.Context, roomID string)
@@ -122,6 +123,9 @@ func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoom
 		c.timers.StateRemoved(ctx, eventID)
 	}
 	event := output.Event
+	if key := event.StateKey(); key != nil { // there may be delayed events for it
+		c.timers.StateChanged(ctx, expiration.StateKey{RoomID: event.RoomID().String(), Type: event.Type(), Key: *key})
+	}
 	if output.RewritesState {
 		c.timers.RoomChanged(ctx, event.RoomID().String())
 	}

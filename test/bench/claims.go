@@ -124,10 +124,20 @@ func (r *instantRoomserver) Close(ctx context.Context, e expiration.Event, _ exp
 
 func (r *instantRoomserver) Confirm(context.Context, expiration.Event) error { return nil }
 
-func (r *instantRoomserver) Resubmit(context.Context, expiration.Event, expiration.SignedEvent) error {
+func (r *instantRoomserver) Resubmit(context.Context, expiration.Timer, expiration.SignedEvent) error {
 	return nil
 }
 
-func (r *instantRoomserver) Replaced(context.Context, expiration.Event) (bool, error) {
+func (r *instantRoomserver) Replaced(context.Context, expiration.Timer) (bool, error) {
 	return false, nil
+}
+
+func (r *instantRoomserver) CurrentState(context.Context, expiration.StateKey) (string, error) {
+	return "", nil
+}
+
+func (r *instantRoomserver) Send(
+	context.Context, expiration.Timer, func(context.Context, expiration.Built) error,
+) (string, error) {
+	return "", errors.New("no event is delayed here")
 }

@@ -200,10 +200,10 @@ func (l *ledger) crashed(rows []expiration.Timer) {
 	for _, row := range rows {
 		if row.Claim != nil {
 			before, ok := l.claims[row.Event.ID]
-			if ok && before != row.Claim.Closing.EventID {
-				l.fault("%s was claimed for %s, and then for %s", row.Event.ID, before, row.Claim.Closing.EventID)
+			if ok && before != row.Claim.Event.EventID {
+				l.fault("%s was claimed for %s, and then for %s", row.Event.ID, before, row.Claim.Event.EventID)
 			}
-			l.claims[row.Event.ID] = row.Claim.Closing.EventID
+			l.claims[row.Event.ID] = row.Claim.Event.EventID
 		} else if entries[row.Event.ID] != nil && row.Deadline.Before(now) {
 			rooms[row.Event.RoomID] = append(rooms[row.Event.RoomID], row.Event.ID)
 		}

@@ -21,17 +21,19 @@ import (
 const (
 	insertTimerSQL = "INSERT INTO expiration_timers" +
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
-		" request_hash, room_version, pdu) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id)" +
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
 	claimTimerSQL = "UPDATE expiration_timers" +
-		" SET outcome = $1, closing_event_id = $2, closing_room_version = $3, closing_pdu = $4" +
+		" SET outcome = $1, sent_event_id = $2, sent_room_version = $3, sent_pdu = $4" +
 		" WHERE timer_nid = $5 AND deadline_ms = $6 AND outcome IS NULL"
 	dropTimerSQL   = "DELETE FROM expiration_timers WHERE timer_nid = $1 AND outcome IS NULL"
 	deleteTimerSQL = "DELETE FROM expiration_timers WHERE timer_nid = $1"
 	selectSQL      = "SELECT timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
-		" deadline_ms, request_hash, outcome, closing_event_id, "
-	selectTimerSQL = selectSQL + "closing_room_version, closing_pdu, room_version, pdu FROM expiration_timers WHERE timer_nid = $1"
+		" deadline_ms, request_hash, outcome, sent_event_id, content IS NOT NULL, expires_ms, origin_server_ts, over_event_id, "
+	selectTimerSQL = selectSQL + "sent_room_version, sent_pdu, room_version, pdu, content" +
+		" FROM expiration_timers WHERE timer_nid = $1"
 	// The events themselves are large, and are not asked for.
-	selectTimersSQL = selectSQL + "NULL, NULL, NULL, NULL FROM expiration_timers WHERE timer_nid BETWEEN $1 AND $2"
+	selectTimersSQL = selectSQL + "NULL, NULL, NULL, NULL, NULL FROM expiration_timers WHERE timer_nid BETWEEN $1 AND $2"
 	selectRangeSQL  = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_timers"
 	pingSQL         = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
@@ -43,6 +45,8 @@ const readersAtStart = 4
 type Writer interface {
 	// Exec runs one statement.
 	Exec(ctx context.Context, query string, args ...any) (sql.Result, error)
+	// Transaction calls f once, with a transaction that it must not end.
+	Transaction(ctx context.Context, f func(*sql.Tx) error) error
 	// Refresh changes running timers, all in one commit, and calls found for each of them.
 	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error
 }
@@ -86,10 +90,18 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
 	if r := t.Event.Request; r != nil {
 		request, roomVersion, pdu = r.Hash[:], &r.Signed.RoomVersion, r.Signed.PDU
 	}
+	var delayed expiration.Delayed
+	timestamp := int64(0)
+	if t.Delayed != nil {
+		delayed = *t.Delayed
+		if !delayed.Timestamp.IsZero() {
+			timestamp = delayed.Timestamp.UnixMilli()
+		}
+	}
 	_, err := s.Writer.Exec(ctx, insertTimerSQL,
 		t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:],
 		t.Duration.Milliseconds(), t.Received.UnixMilli(), t.Deadline.UnixMilli(),
-		request, roomVersion, pdu,
+		request, roomVersion, pdu, delayed.Content, delayed.Expires.Milliseconds(), timestamp, delayed.Over,
 	)
 	return err
 }
@@ -119,7 +131,7 @@ func ScanNIDs(ctx context.Context, rows *sql.Rows, found func(nid int64)) error 
 
 func (s *Store) Claim(ctx context.Context, nid int64, deadline time.Time, c expiration.Claim) (bool, error) {
 	return s.changed(s.Writer.Exec(ctx, claimTimerSQL,
-		string(c.Outcome), c.Closing.EventID, c.Closing.RoomVersion, c.Closing.PDU, nid, deadline.UnixMilli(),
+		string(c.Outcome), c.Event.EventID, c.Event.RoomVersion, c.Event.PDU, nid, deadline.UnixMilli(),
 	))
 }
 
@@ -212,16 +224,20 @@ func (s *Store) changed(res sql.Result, err error) (bool, error) {
 
 func scan(row interface{ Scan(...any) error }) (expiration.Timer, error) {
 	var (
-		t                              expiration.Timer
-		stateKey, roomVersion          sql.NullString
-		hash, request, pdu             []byte
-		duration, received, deadline   int64
-		outcome, closingID, closingVer sql.NullString
-		closingPDU                     []byte
+		t                            expiration.Timer
+		stateKey, roomVersion        sql.NullString
+		hash, request, pdu, content  []byte
+		duration, received, deadline int64
+		outcome, sentID, sentVersion sql.NullString
+		sentPDU                      []byte
+		isDelayed                    bool
+		expires, timestamp           int64
+		over                         string
 	)
 	if err := row.Scan(
 		&t.NID, &t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &hash, &duration, &received, &deadline,
-		&request, &outcome, &closingID, &closingVer, &closingPDU, &roomVersion, &pdu,
+		&request, &outcome, &sentID, &isDelayed, &expires, &timestamp, &over,
+		&sentVersion, &sentPDU, &roomVersion, &pdu, &content,
 	); err != nil {
 		return t, err
 	}
@@ -243,7 +259,13 @@ func scan(row interface{ Scan(...any) error }) (expiration.Timer, error) {
 	if outcome.Valid {
 		t.Claim = &expiration.Claim{
 			Outcome: expiration.Outcome(outcome.String),
-			Closing: expiration.SignedEvent{EventID: closingID.String, RoomVersion: closingVer.String, PDU: closingPDU},
+			Event:   expiration.SignedEvent{EventID: sentID.String, RoomVersion: sentVersion.String, PDU: sentPDU},
+		}
+	}
+	if isDelayed {
+		t.Delayed = &expiration.Delayed{Content: content, Expires: time.Duration(expires) * time.Millisecond, Over: over}
+		if timestamp != 0 {
+			t.Delayed.Timestamp = time.UnixMilli(timestamp).UTC()
 		}
 	}
 	return t, nil

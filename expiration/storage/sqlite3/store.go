@@ -65,10 +65,44 @@ INSERT INTO expiration_timers_numbered SELECT rowid, * FROM expiration_timers;
 DROP TABLE expiration_timers;
 ALTER TABLE expiration_timers_numbered RENAME TO expiration_timers`
 
+// content is NULL for expiring events, and event_id the row's own ID for the others. What was finalised is kept in the order in
+// which that happened.
+const addDelayedSQL = `
+ALTER TABLE expiration_timers RENAME COLUMN closing_event_id TO sent_event_id;
+ALTER TABLE expiration_timers RENAME COLUMN closing_room_version TO sent_room_version;
+ALTER TABLE expiration_timers RENAME COLUMN closing_pdu TO sent_pdu;
+ALTER TABLE expiration_timers ADD COLUMN content BLOB;
+ALTER TABLE expiration_timers ADD COLUMN expires_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE expiration_timers ADD COLUMN origin_server_ts INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE expiration_timers ADD COLUMN over_event_id TEXT NOT NULL DEFAULT '';
+CREATE UNIQUE INDEX expiration_timers_request ON expiration_timers (request_hash) WHERE content IS NOT NULL;
+CREATE TABLE expiration_finalised (
+	finalised_nid INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+	row_id TEXT NOT NULL,
+	room_id TEXT NOT NULL,
+	event_type TEXT NOT NULL,
+	state_key TEXT,
+	sender TEXT NOT NULL,
+	token_hash BLOB NOT NULL UNIQUE,
+	duration_ms INTEGER NOT NULL,
+	received_ms INTEGER NOT NULL,
+	deadline_ms INTEGER NOT NULL,
+	request_hash BLOB,
+	content BLOB NOT NULL,
+	finalised_ms INTEGER NOT NULL,
+	event_id TEXT,
+	error TEXT
+);
+CREATE INDEX expiration_finalised_sender ON expiration_finalised (sender, finalised_nid);
+CREATE INDEX expiration_finalised_request ON expiration_finalised (request_hash) WHERE request_hash IS NOT NULL;
+CREATE INDEX expiration_finalised_event ON expiration_finalised (event_id) WHERE event_id IS NOT NULL;
+CREATE INDEX expiration_finalised_time ON expiration_finalised (finalised_ms)`
+
 var migrations = []shared.Migration{
 	{Name: "create timers", SQL: createTimersSQL},
 	{Name: "add requests", SQL: addRequestsSQL},
 	{Name: "number timers", SQL: numberTimersSQL},
+	{Name: "add delayed events", SQL: addDelayedSQL},
 }
 
 // Open prepares the database, which must not be shared with another component, and returns the store.
@@ -109,6 +143,16 @@ func (c *connection) Exec(ctx context.Context, query string, args ...any) (res s
 		return err
 	})
 	return res, err
+}
+
+func (c *connection) Transaction(ctx context.Context, f func(*sql.Tx) error) error {
+	return c.use(ctx, func(conn *sql.Conn) error {
+		txn, err := conn.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		return shared.Commit(txn, f)
+	})
 }
 
 // One statement is one commit. Its parameter is an array of arrays.

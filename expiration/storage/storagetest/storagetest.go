@@ -67,7 +67,7 @@ func newTimer(n int) expiration.Timer {
 func nid(n int) int64 { return int64(n) + 1 }
 
 func newClaim(n int) expiration.Claim {
-	return expiration.Claim{Outcome: expiration.Expired, Closing: expiration.SignedEvent{
+	return expiration.Claim{Outcome: expiration.Expired, Event: expiration.SignedEvent{
 		EventID: fmt.Sprintf("$closing%d", n), RoomVersion: "10", PDU: []byte(`{"type":"m.call.member","x":"\u0000ü"}`),
 	}}
 }
@@ -129,7 +129,7 @@ func listsAll(t *testing.T, open func() expiration.Store) {
 		require.NoError(t, err)
 		want.Event.Request.Signed = expiration.SignedEvent{EventID: want.Event.ID}
 		if want.Claim != nil {
-			want.Claim.Closing = expiration.SignedEvent{EventID: want.Claim.Closing.EventID}
+			want.Claim.Event = expiration.SignedEvent{EventID: want.Claim.Event.EventID}
 		}
 		require.Equal(t, want, got)
 		return nil

@@ -1,0 +1,449 @@
+package expiration
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Delayed is what a timer sends if it is not the closing event of an event in the room, but one that a client wants sent
+// later (MSC4140 as accepted). The timer's Event says where to; its ID is the row's own then, from which the delay ID is
+// derived as a refresh token is from the ID of an event.
+type Delayed struct {
+	// Content is a JSON object. It is not there where the store lists all timers.
+	Content []byte
+	// Expires is for how long the event is to run once it is sent, or 0.
+	Expires time.Duration
+	// Timestamp is the time that the event is to bear, as an application service may say, or zero. It has whole milliseconds.
+	Timestamp time.Time
+	// Over is the event that was the current state when this one was scheduled, or "".
+	Over string
+}
+
+// Final says what became of a delayed event. At most one of EventID and Error is set; neither is if it was cancelled.
+type Final struct {
+	At      time.Time // in whole milliseconds
+	EventID string
+	// Error is the Matrix error with which the event was refused.
+	Error json.RawMessage
+}
+
+// Sent and Cancelled report what the event came to.
+func (f Final) Sent() bool      { return f.EventID != "" }
+func (f Final) Cancelled() bool { return f.EventID == "" && f.Error == nil }
+
+// DelayedEvent is a delayed event as its owner sees it.
+type DelayedEvent struct {
+	DelayID string
+	Timer   Timer
+	// Final is nil while the event is scheduled.
+	Final *Final
+}
+
+// ScheduledAt returns when the delay began: when the event was scheduled, or restarted last.
+func (d DelayedEvent) ScheduledAt() time.Time { return d.Timer.Deadline.Add(-d.Timer.Duration) }
+
+// FinalisedError is the error of Restart, Send and Cancel for a delayed event that is no longer scheduled.
+type FinalisedError struct{ Final Final }
+
+func (e *FinalisedError) Error() string { return "the delayed event was finalised already" }
+
+// RefusedError is how the homeserver refuses a send, for good: what a client would have been answered.
+type RefusedError struct {
+	Code int
+	// Response is the Matrix error.
+	Response json.RawMessage
+}
+
+func (e *RefusedError) Error() string { return fmt.Sprintf("HTTP %d: %s", e.Code, e.Response) }
+
+// pruneInterval is how often finalised events are forgotten that have been kept for long enough.
+const pruneInterval = time.Hour
+
+// sentDelayed is a delayed event that is on its way into the room.
+type sentDelayed struct{ sender, rowID string }
+
+// Schedule stores an event that is to be sent after a delay, which must be positive, and returns its delay ID. A request that
+// is repeated gets the one that it was given first, whatever has become of it since. The error is a *LimitError if the user,
+// unless exempt, has as many events scheduled as are allowed.
+func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Duration, exempt bool) (delayID string, err error) {
+	if e.Request != nil {
+		unlock, err := t.LockRequest(ctx, e.Request.Hash)
+		if err != nil {
+			return "", err
+		}
+		defer unlock()
+		rowID, err := t.store.Requested(ctx, e.Request.Hash)
+		if err == nil {
+			return t.tokens.Token(rowID), nil
+		}
+		if !errors.Is(err, ErrNotFound) {
+			return "", fmt.Errorf("looking for a request: %w", err)
+		}
+	}
+	if s, ok := e.State(); ok {
+		// What comes after this is seen to be newer than what the event was scheduled over.
+		unlock, err := t.LockState(ctx, s)
+		if err != nil {
+			return "", err
+		}
+		defer unlock()
+		if d.Over, err = t.roomserver.CurrentState(ctx, s); err != nil {
+			return "", err
+		}
+	}
+	var id [32]byte
+	_, _ = rand.Read(id[:]) // never fails
+	e.ID = base64.RawURLEncoding.EncodeToString(id[:])
+	r, _, err := t.insert(ctx, Timer{Event: e, Delayed: &d, Duration: delay}, exempt)
+	if err != nil {
+		return "", err
+	}
+	t.mu.Lock()
+	if tm := t.index.at(r); tm.running() {
+		t.index.schedule(r, tm.due)
+	}
+	t.mu.Unlock()
+	t.notify()
+	return t.tokens.Token(e.ID), nil
+}
+
+// KnownDelayed reports whether there is a scheduled event with a delay ID.
+func (t *Timers) KnownDelayed(delayID string) bool { return t.find(HashToken(delayID), true) != ref{} }
+
+// RestartDelayed begins the delay of a scheduled event anew. The owner is "" if the delay ID is authority enough. The error is
+// ErrNotFound if there is no such event, of this owner, and a *FinalisedError if it is no longer scheduled.
+func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) error {
+	r, err := t.delayed(ctx, delayID, owner)
+	if err == nil {
+		err = t.refresh(ctx, r, 0)
+	}
+	return t.finalised(ctx, delayID, owner, err)
+}
+
+// SendDelayed sends a scheduled event now. The error is that of RestartDelayed, or a *RefusedError if the event was refused,
+// or a passing fault; it stays scheduled then.
+func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
+	r, err := t.delayed(ctx, delayID, owner)
+	if err == nil {
+		// What has begun is brought to its end.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
+		defer cancel()
+		err = t.close(ctx, r, Ended)
+	}
+	return t.finalised(ctx, delayID, owner, err)
+}
+
+// CancelDelayed takes a scheduled event back. The error is that of RestartDelayed.
+func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error {
+	r, err := t.delayed(ctx, delayID, owner)
+	if err == nil {
+		err = t.cancel(context.WithoutCancel(ctx), r)
+	}
+	return t.finalised(ctx, delayID, owner, err)
+}
+
+// delayed returns the timer of a delayed event that is scheduled, or being sent.
+func (t *Timers) delayed(_ context.Context, delayID, owner string) (ref, error) {
+	r := t.find(HashToken(delayID), true)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if tm := t.index.at(r); tm == nil || owner != "" && tm.sender != t.index.hash(owner) {
+		return ref{}, ErrNotFound
+	}
+	return r, nil
+}
+
+// finalised replaces ErrNotFound by what has become of the event, if it was ever there.
+func (t *Timers) finalised(ctx context.Context, delayID, owner string, err error) error {
+	var dropped *DropError
+	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) {
+		return err
+	}
+	d, err := t.store.Finalised(ctx, HashToken(delayID))
+	switch {
+	case err == nil && (owner == "" || owner == d.Timer.Event.Sender):
+		return &FinalisedError{*d.Final}
+	case err == nil || errors.Is(err, ErrNotFound):
+		return t.beingSent(delayID, owner)
+	}
+	return fmt.Errorf("looking for a finalised event: %w", err)
+}
+
+// beingSent returns a *FinalisedError if an event is claimed and not yet finalised, and else ErrNotFound.
+func (t *Timers) beingSent(delayID, owner string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for eventID, sent := range t.claimed {
+		if t.tokens.Token(sent.rowID) == delayID && (owner == "" || owner == sent.sender) {
+			return &FinalisedError{Final{At: t.clock.stored(t.clock.now()), EventID: eventID}}
+		}
+	}
+	return ErrNotFound
+}
+
+// cancel finalises a scheduled event without sending it.
+func (t *Timers) cancel(ctx context.Context, r ref) error {
+	unlock := t.lockRow(r)
+	t.mu.Lock()
+	running := t.index.at(r).running()
+	t.mu.Unlock()
+	if !running {
+		unlock()
+		return ErrNotFound
+	}
+	final := Final{At: t.clock.stored(t.clock.now())}
+	done, err := t.store.Finalise(ctx, r.nid, final, true, t.cfg.MaxFinalisedPerUser)
+	t.mu.Lock()
+	tm := t.index.at(r)
+	switch {
+	case err != nil:
+		tm.unsure = true
+	case done:
+		t.index.remove(r, nil)
+		t.index.forgetRow(r)
+		t.metrics.finalised.WithLabelValues(final.result()).Inc()
+	}
+	t.mu.Unlock()
+	unlock()
+	switch {
+	case err != nil:
+		t.metrics.errors.WithLabelValues("cancel").Inc()
+		return fmt.Errorf("cancelling a delayed event: %w", err)
+	case !done:
+		if _, _, err = t.load(ctx, r); err != nil {
+			return err
+		}
+		return ErrNotFound
+	}
+	return nil
+}
+
+// result is what the metrics call it.
+func (f Final) result() string {
+	switch {
+	case f.Sent():
+		return "sent"
+	case f.Cancelled():
+		return "cancelled"
+	}
+	return "error"
+}
+
+// sendDelayed is what closing is for a delayed event.
+func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration) error {
+	if row.Event.StateKey != nil {
+		replaced, err := t.roomserver.Replaced(ctx, *row)
+		if err != nil {
+			return err
+		}
+		if replaced {
+			return &DropError{Reason: Replaced}
+		}
+	}
+	var pending *Pending
+	eventID, err := t.roomserver.Send(ctx, *row, func(ctx context.Context, b Built) (err error) {
+		if row.Delayed.Expires > 0 {
+			e := Event{ID: b.EventID, RoomID: b.RoomID, Type: b.Type, StateKey: b.StateKey, Sender: row.Event.Sender}
+			if !b.Closable {
+				return &RefusedError{Code: 413, Response: tooLarge}
+			}
+			if pending, err = t.Begin(ctx, e, row.Delayed.Expires, false); err != nil {
+				return err
+			}
+		}
+		c := Claim{Outcome: o, Event: b.Signed()}
+		if err = t.claim(ctx, r, due, c); err != nil {
+			return err
+		}
+		row.Claim = &c
+		t.noteClaimed(*row)
+		return nil
+	})
+	if pending != nil {
+		pending.Activate(err == nil)
+	}
+	if err == nil && row.Claim == nil { // the room has the same state already, and gets no event
+		row.Claim = &Claim{Outcome: o, Event: SignedEvent{EventID: eventID}}
+	}
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) && o == Expired {
+		return &DropError{Reason: Forbidden, Cause: err}
+	}
+	return err
+}
+
+// noteClaimed notes that a delayed event is claimed, before anybody sees it.
+func (t *Timers) noteClaimed(row Timer) {
+	if row.Delayed == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.claimed[row.Claim.Event.EventID] = sentDelayed{row.Event.Sender, row.Event.ID}
+}
+
+var tooLarge = json.RawMessage(`{"errcode":"M_TOO_LARGE","error":"The closing event would be too large"}`)
+
+// finalError is the error with which a delayed event is finalised that will never be sent.
+func finalError(dropped *DropError) json.RawMessage {
+	var refused *RefusedError
+	switch {
+	case errors.As(dropped, &refused):
+		return refused.Response
+	case dropped.Reason == RoomGone:
+		return json.RawMessage(`{"errcode":"M_NOT_FOUND","error":"The room is gone"}`)
+	}
+	return json.RawMessage(`{"errcode":"M_FORBIDDEN","error":"The sender may no longer send this event"}`)
+}
+
+// final returns what becomes of a delayed event whose timer is dropped, and nil for other timers.
+func (t *Timers) final(tm *timer, dropped *DropError) *Final {
+	if !tm.delayed {
+		return nil
+	}
+	f := &Final{At: t.clock.stored(t.clock.now())}
+	if dropped.Reason != Replaced { // which cancels it
+		f.Error = finalError(dropped)
+	}
+	return f
+}
+
+// DelayedEvents returns what a user has scheduled, in the order of the due times.
+func (t *Timers) DelayedEvents(ctx context.Context, owner string) ([]DelayedEvent, error) {
+	var refs []ref
+	t.mu.Lock()
+	t.index.ofSender(owner, func(r ref, tm *timer) {
+		if tm.delayed && tm.running() {
+			refs = append(refs, r)
+		}
+	})
+	t.mu.Unlock()
+	events := make([]DelayedEvent, 0, len(refs))
+	for _, r := range refs {
+		row, _, err := t.load(ctx, r)
+		switch {
+		case errors.Is(err, ErrNotFound) || err == nil && row.Claim != nil:
+			continue
+		case err != nil:
+			return nil, err
+		}
+		events = append(events, DelayedEvent{DelayID: t.tokens.Token(row.Event.ID), Timer: row})
+	}
+	slices.SortFunc(events, func(a, b DelayedEvent) int { return a.Timer.Deadline.Compare(b.Timer.Deadline) })
+	return events, nil
+}
+
+// DelayedEvent returns one delayed event of a user, scheduled or finalised, or ErrNotFound.
+func (t *Timers) DelayedEvent(ctx context.Context, delayID, owner string) (DelayedEvent, error) {
+	r, err := t.delayed(ctx, delayID, owner)
+	if err == nil {
+		row, _, err := t.load(ctx, r)
+		switch {
+		case err == nil && row.Claim == nil:
+			return DelayedEvent{DelayID: delayID, Timer: row}, nil
+		case err == nil:
+			return DelayedEvent{DelayID: delayID, Timer: row, Final: &Final{
+				At: t.clock.stored(t.clock.now()), EventID: row.Claim.Event.EventID,
+			}}, nil
+		case !errors.Is(err, ErrNotFound):
+			return DelayedEvent{}, err
+		}
+	}
+	d, err := t.store.Finalised(ctx, HashToken(delayID))
+	if err == nil && d.Timer.Event.Sender != owner {
+		err = ErrNotFound
+	}
+	d.DelayID = delayID
+	return d, err
+}
+
+// AnySent reports whether anybody, and HasSent whether a user, has delayed events that were sent and can still be looked up.
+func (t *Timers) AnySent() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.senders)+len(t.claimed) > 0
+}
+
+func (t *Timers) HasSent(userID string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.senders[t.index.hash(userID)]; ok {
+		return true
+	}
+	for _, sent := range t.claimed {
+		if sent.sender == userID {
+			return true
+		}
+	}
+	return false
+}
+
+// DelayIDs returns the delay IDs of those of the events that the user sent as delayed events, by event ID.
+func (t *Timers) DelayIDs(ctx context.Context, userID string, eventIDs []string) (map[string]string, error) {
+	// An event is claimed before anybody sees it, and finalised before it is forgotten here.
+	delayIDs := map[string]string{}
+	t.mu.Lock()
+	for _, eventID := range eventIDs {
+		if sent, ok := t.claimed[eventID]; ok && sent.sender == userID {
+			delayIDs[eventID] = t.tokens.Token(sent.rowID)
+		}
+	}
+	t.mu.Unlock()
+	rowIDs, err := t.store.FinalisedAs(ctx, userID, eventIDs)
+	if err != nil {
+		return nil, fmt.Errorf("looking for delayed events: %w", err)
+	}
+	for eventID, rowID := range rowIDs {
+		delayIDs[eventID] = t.tokens.Token(rowID)
+	}
+	return delayIDs, nil
+}
+
+// loadSenders reads who has delayed events that were sent. Nobody may be finalising one.
+func (t *Timers) loadSenders(ctx context.Context) error {
+	userIDs, err := t.store.FinalisedSenders(ctx)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.senders = make(map[uint64]struct{}, len(userIDs))
+	for _, userID := range userIDs {
+		t.senders[t.index.hash(userID)] = struct{}{}
+	}
+	return nil
+}
+
+// prune forgets finalised events that were kept for long enough, from time to time.
+func (t *Timers) prune() {
+	ticker := time.NewTicker(pruneInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-t.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := t.store.Prune(t.ctx, t.clock.stored(t.clock.now()).Add(-t.cfg.KeepFinalised)); err != nil {
+			t.metrics.errors.WithLabelValues("prune").Inc()
+			t.log.WithError(err).Error("Failed to forget finalised events")
+		}
+	}
+}
+
+// noteFinalised is called when it is written what became of a delayed event.
+func (t *Timers) noteFinalised(r ref, f Final) {
+	t.metrics.finalised.WithLabelValues(f.result()).Inc()
+	if !f.Sent() {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.senders[t.index.at(r).sender] = struct{}{}
+	delete(t.claimed, f.EventID)
+}

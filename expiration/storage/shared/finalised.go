@@ -1,0 +1,171 @@
+package shared
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/matrix-org/dendrite/internal"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// What was finalised, beside the timers.
+const (
+	insertFinalisedSQL = "INSERT INTO expiration_finalised (row_id, room_id, event_type, state_key, sender, token_hash," +
+		" duration_ms, received_ms, deadline_ms, request_hash, content, finalised_ms, event_id, error)" +
+		" SELECT event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
+		" request_hash, content, $1, $2, $3 FROM expiration_timers WHERE timer_nid = $4 AND content IS NOT NULL"
+	insertUnclaimedSQL = insertFinalisedSQL + " AND outcome IS NULL"
+	// Those that were finalised later than the one that is to go are as many as are kept.
+	limitFinalisedSQL = "DELETE FROM expiration_finalised WHERE sender = $1 AND finalised_nid <=" +
+		" (SELECT finalised_nid FROM expiration_finalised WHERE sender = $2 ORDER BY finalised_nid DESC LIMIT 1 OFFSET $3)"
+	selectSenderSQL    = "SELECT sender FROM expiration_timers WHERE timer_nid = $1"
+	selectFinalisedSQL = "SELECT row_id, room_id, event_type, state_key, sender, duration_ms, received_ms, deadline_ms, content," +
+		" finalised_ms, event_id, error FROM expiration_finalised WHERE token_hash = $1"
+	selectFinalisedAsSQL = "SELECT event_id, row_id FROM expiration_finalised WHERE sender = $1 AND event_id IN ("
+	selectSendersSQL     = "SELECT DISTINCT sender FROM expiration_finalised WHERE event_id IS NOT NULL"
+	selectRequestSQL     = "SELECT event_id FROM expiration_timers WHERE request_hash = $1 AND content IS NOT NULL" +
+		" UNION ALL SELECT row_id FROM expiration_finalised WHERE request_hash = $2 LIMIT 1"
+	pruneSQL = "DELETE FROM expiration_finalised WHERE finalised_ms < $1"
+)
+
+// maxParameters is how many event IDs are asked for at once: neither database takes parameters without end.
+const maxParameters = 500
+
+// Commit calls f and commits, or rolls back if it fails.
+func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
+	if err := f(txn); err != nil {
+		return errors.Join(err, txn.Rollback())
+	}
+	return txn.Commit()
+}
+
+func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, running bool, keep int) (done bool, err error) {
+	insert := insertFinalisedSQL
+	if running {
+		insert = insertUnclaimedSQL
+	}
+	var eventID, failure *string
+	if f.EventID != "" {
+		eventID = &f.EventID
+	}
+	if f.Error != nil {
+		text := string(f.Error)
+		failure = &text
+	}
+	err = s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
+		if done, err = s.changed(txn.ExecContext(ctx, insert, f.At.UnixMilli(), eventID, failure, nid)); err != nil || !done {
+			return err
+		}
+		var sender string
+		if err := txn.QueryRowContext(ctx, selectSenderSQL, nid).Scan(&sender); err != nil {
+			return err
+		}
+		if _, err := txn.ExecContext(ctx, deleteTimerSQL, nid); err != nil {
+			return err
+		}
+		_, err := txn.ExecContext(ctx, limitFinalisedSQL, sender, sender, keep)
+		return err
+	})
+	return done && err == nil, err
+}
+
+func (s *Store) Finalised(ctx context.Context, h expiration.TokenHash) (expiration.DelayedEvent, error) {
+	var (
+		stateKey, eventID, failure              sql.NullString
+		duration, received, deadline, finalised int64
+		t                                       = expiration.Timer{TokenHash: h, Delayed: &expiration.Delayed{}}
+	)
+	err := s.DB.QueryRowContext(ctx, selectFinalisedSQL, h[:]).Scan(
+		&t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &duration, &received, &deadline,
+		&t.Delayed.Content, &finalised, &eventID, &failure,
+	)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return expiration.DelayedEvent{}, expiration.ErrNotFound
+	case err != nil:
+		return expiration.DelayedEvent{}, err
+	}
+	if stateKey.Valid {
+		t.Event.StateKey = &stateKey.String
+	}
+	t.Duration = time.Duration(duration) * time.Millisecond
+	t.Received, t.Deadline = time.UnixMilli(received).UTC(), time.UnixMilli(deadline).UTC()
+	f := &expiration.Final{At: time.UnixMilli(finalised).UTC(), EventID: eventID.String}
+	if failure.Valid {
+		f.Error = json.RawMessage(failure.String)
+	}
+	return expiration.DelayedEvent{Timer: t, Final: f}, nil
+}
+
+func (s *Store) FinalisedAs(ctx context.Context, sender string, eventIDs []string) (map[string]string, error) {
+	rowIDs := map[string]string{}
+	for len(eventIDs) > 0 {
+		some := eventIDs[:min(len(eventIDs), maxParameters)]
+		eventIDs = eventIDs[len(some):]
+		args := []any{sender}
+		var query strings.Builder
+		query.WriteString(selectFinalisedAsSQL)
+		for i, eventID := range some {
+			if i > 0 {
+				query.WriteByte(',')
+			}
+			query.WriteString("$" + strconv.Itoa(i+2))
+			args = append(args, eventID)
+		}
+		query.WriteByte(')')
+		if err := s.each(ctx, func(rows *sql.Rows) error {
+			var eventID, rowID string
+			err := rows.Scan(&eventID, &rowID)
+			rowIDs[eventID] = rowID
+			return err
+		}, query.String(), args...); err != nil {
+			return nil, err
+		}
+	}
+	return rowIDs, nil
+}
+
+func (s *Store) FinalisedSenders(ctx context.Context) (senders []string, err error) {
+	err = s.each(ctx, func(rows *sql.Rows) error {
+		var sender string
+		err := rows.Scan(&sender)
+		senders = append(senders, sender)
+		return err
+	}, selectSendersSQL)
+	return senders, err
+}
+
+func (s *Store) Requested(ctx context.Context, h expiration.RequestHash) (rowID string, err error) {
+	err = s.DB.QueryRowContext(ctx, selectRequestSQL, h[:], h[:]).Scan(&rowID)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = expiration.ErrNotFound
+	}
+	return rowID, err
+}
+
+func (s *Store) Prune(ctx context.Context, before time.Time) error {
+	_, err := s.Writer.Exec(ctx, pruneSQL, before.UnixMilli())
+	return err
+}
+
+// each calls f for each row of a query.
+func (s *Store) each(ctx context.Context, f func(*sql.Rows) error, query string, args ...any) error {
+	rows, err := s.DB.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer internal.CloseAndLogIfError(ctx, rows, "each: rows.close() failed")
+	for rows.Next() {
+		if err = f(rows); err != nil {
+			return fmt.Errorf("reading a row: %w", err)
+		}
+	}
+	return rows.Err()
+}
