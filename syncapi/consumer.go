@@ -4,6 +4,9 @@
 // The stream tells of everything that happens in rooms, whoever did it, in the order of each room, at least once, and
 // across restarts: the consumer is durable. It comes a moment after the fact, so nothing depends on it but how soon a
 // token becomes invalid; what must not be sent is checked again when a closing event is built.
+//
+// On the other side of Dendrite's sync API, which knows nothing of delayed events, AddDelayIDs adds their delay IDs to what
+// it answers their senders.
 package syncapi
 
 import (

@@ -1,0 +1,301 @@
+package syncapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/matrix-org/dendrite/internal/httputil"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/util"
+	"github.com/sirupsen/logrus"
+	logtest "github.com/sirupsen/logrus/hooks/test"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	plain  = `{"event_id":"$1","type":"m.x","content":{"n":9007199254740993}}`
+	marked = `{"unsigned":{` + aliceHasSent + `},` + `"event_id":"$1","type":"m.x","content":{"n":9007199254740993}}`
+)
+
+// soon is longer than anything here takes.
+const soon = 20 * time.Second
+
+// users is a fake: an access token is its user's ID.
+type users struct{ asked atomic.Int32 }
+
+func (u *users) QueryAccessToken(_ context.Context, req *userapi.QueryAccessTokenRequest, res *userapi.QueryAccessTokenResponse) error {
+	u.asked.Add(1)
+	if strings.HasPrefix(req.AccessToken, "@") {
+		res.Device = &userapi.Device{UserID: req.AccessToken}
+	}
+	return nil
+}
+
+// serve serves a client API whose requests are all answered by handler, with the middleware.
+func serve(t *testing.T, sent Sent, handler http.HandlerFunc) (url string, u *users) {
+	t.Helper()
+	u = &users{}
+	routers := httputil.NewRouters()
+	routers.Client.Use(AddDelayIDs(sent, u))
+	v3 := routers.Client.PathPrefix("/{apiversion:(?:r0|v3|v1|unstable)}/").Subrouter()
+	for _, path := range []string{
+		"/sync", "/search", "/rooms/{r}/messages", "/rooms/{r}/members", "/rooms/{r}/event/{e}", "/rooms/{r}/context/{e}", "/rooms/{r}/relations/{e}",
+	} {
+		v3.Handle(path, handler)
+	}
+	s := httptest.NewServer(routers.Client)
+	t.Cleanup(s.Close)
+	return s.URL + "/_matrix/client/", u
+}
+
+// answering returns a handler that answers as Dendrite's do.
+func answering(body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusOK)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+func request(t *testing.T, ctx context.Context, method, url, token string) (*http.Response, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	require.NoError(t, err)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	return http.DefaultClient.Do(req)
+}
+
+func get(t *testing.T, url, token string) (*http.Response, string) {
+	t.Helper()
+	res, err := request(t, t.Context(), http.MethodGet, url, token)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	return res, string(body)
+}
+
+func TestWhereDelayIDsAreAdded(t *testing.T) {
+	url, _ := serve(t, sentBy{alice: {"$1": "d1"}}, answering(plain))
+	for path, want := range map[string]string{
+		"v3/sync": marked, "r0/sync": marked, "v3/sync?timeout=0": marked,
+		"v3/rooms/!r/messages": marked, "r0/rooms/!r/messages?dir=b": marked, "v3/rooms/%21r%2F/messages": marked,
+		"v3/rooms/!r/event/$1": marked, "r0/rooms/!r/event/%241%2F": marked,
+		"v3/rooms/!r/context/$1": marked, "r0/rooms/!r/context/$1": marked,
+		"v1/sync": plain, "unstable/sync": plain, "v3/search": plain, "v3/rooms/!r/members": plain, "v1/rooms/!r/relations/$1": plain,
+	} {
+		_, body := get(t, url+path, alice)
+		require.Equal(t, want, body, path)
+	}
+	for _, method := range []string{http.MethodPost, http.MethodOptions, http.MethodPut} {
+		res, err := request(t, t.Context(), method, url+"v3/sync", alice)
+		require.NoError(t, err)
+		body, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		require.Equal(t, plain, string(body), method)
+	}
+}
+
+func TestWhoIsToldDelayIDs(t *testing.T) {
+	sent := sentBy{alice: {"$1": "d1"}, "@bob:localhost": {"$2": "d2"}}
+	url, _ := serve(t, sent, answering(plain))
+	for token, want := range map[string]string{alice: marked, "@bob:localhost": plain, "@carol:localhost": plain, "forged": plain, "": plain} {
+		_, body := get(t, url+"v3/sync", token)
+		require.Equal(t, want, body, token)
+	}
+	_, body := get(t, url+"v3/sync?access_token="+alice, "")
+	require.Equal(t, marked, body, "a token in the query")
+
+	url, u := serve(t, sentBy{}, answering(plain))
+	_, body = get(t, url+"v3/sync", alice)
+	require.Equal(t, plain, body)
+	require.Zero(t, u.asked.Load(), "while no delayed event was sent, nobody is looked up")
+}
+
+// What is not the JSON of a success goes through.
+func TestOtherAnswersAreLeftAlone(t *testing.T) {
+	for name, test := range map[string]struct {
+		code                  int
+		contentType, encoding string
+	}{
+		"error":      {http.StatusForbidden, "application/json", ""},
+		"not JSON":   {http.StatusOK, "text/plain", ""},
+		"compressed": {http.StatusOK, "application/json", "br"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			url, u := serve(t, sentBy{alice: {"$1": "d1"}}, func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", test.contentType)
+				if test.encoding != "" {
+					w.Header().Set("Content-Encoding", test.encoding)
+				}
+				w.WriteHeader(test.code)
+				_, _ = io.WriteString(w, plain)
+			})
+			res, body := get(t, url+"v3/sync", alice)
+			require.Equal(t, test.code, res.StatusCode)
+			require.Equal(t, plain, body)
+			require.Zero(t, u.asked.Load())
+		})
+	}
+}
+
+func TestAnswersOfAllSizes(t *testing.T) {
+	for name, length := range map[string]bool{"with a length": true, "without": false} {
+		t.Run(name, func(t *testing.T) {
+			for _, n := range []int{1, 100, 50_000} {
+				events := func(event string) string { return `{"chunk":[` + strings.Repeat(event+",", n) + event + `]}` }
+				url, _ := serve(t, sentBy{alice: {"$1": "d1"}}, func(w http.ResponseWriter, _ *http.Request) {
+					w.Header().Set("Content-Type", "application/json; charset=utf-8")
+					w.Header().Set("Access-Control-Allow-Origin", "*")
+					body := events(plain)
+					if length {
+						w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+					}
+					for i := 0; i < len(body); i += 1000 { // the first implies the header
+						n, err := io.WriteString(w, body[i:min(i+1000, len(body))])
+						if err != nil || n == 0 {
+							t.Error(n, err)
+						}
+						w.(http.Flusher).Flush()
+					}
+				})
+				for token, want := range map[string]string{alice: events(marked), "@bob:localhost": events(plain)} {
+					res, body := get(t, url+"v3/sync", token)
+					require.Equal(t, http.StatusOK, res.StatusCode)
+					require.Equal(t, "*", res.Header.Get("Access-Control-Allow-Origin"))
+					require.True(t, want == body, "%s, %d events", token, n)
+					if length {
+						require.EqualValues(t, len(want), res.ContentLength)
+					}
+				}
+			}
+		})
+	}
+}
+
+// Answers to others are not held back.
+func TestOtherAnswersAreStreamed(t *testing.T) {
+	read := make(chan struct{})
+	url, _ := serve(t, sentBy{alice: {"$1": "d1"}}, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, "[")
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			t.Error(err)
+		}
+		select {
+		case <-read:
+		case <-time.After(soon):
+			t.Error("the answer is held back")
+		}
+		_, _ = io.WriteString(w, "]")
+	})
+	res, err := request(t, t.Context(), http.MethodGet, url+"v3/sync", "@bob:localhost")
+	require.NoError(t, err)
+	defer res.Body.Close()
+	first := make([]byte, 1)
+	_, err = io.ReadFull(res.Body, first)
+	require.NoError(t, err)
+	close(read)
+	rest, err := io.ReadAll(res.Body)
+	require.NoError(t, err)
+	require.Equal(t, "[]", string(first)+string(rest))
+}
+
+// later is a fake of a user whose first delayed event is sent at some time.
+type later struct {
+	sentBy
+	sent atomic.Bool
+}
+
+func (l *later) AnySent() bool            { return l.sent.Load() }
+func (l *later) HasSent(user string) bool { return l.sent.Load() && l.sentBy.HasSent(user) }
+
+// A sync that waits is answered when the delayed event is sent, and tells of it.
+func TestSentWhileTheSyncWaits(t *testing.T) {
+	sent := &later{sentBy: sentBy{alice: {"$1": "d1"}}}
+	url, _ := serve(t, sent, func(w http.ResponseWriter, req *http.Request) {
+		sent.sent.Store(true)
+		answering(plain)(w, req)
+	})
+	_, body := get(t, url+"v3/sync", alice)
+	require.Equal(t, marked, body)
+}
+
+// Who goes away while the sync waits is noticed by its handler, and not looked up.
+func TestRequesterGoesAway(t *testing.T) {
+	waiting, done := make(chan struct{}), make(chan error, 1)
+	url, u := serve(t, sentBy{alice: {"$1": "d1"}}, func(w http.ResponseWriter, req *http.Request) {
+		close(waiting)
+		select {
+		case <-req.Context().Done():
+		case <-time.After(soon):
+			done <- errors.New("the context is not cancelled")
+			return
+		}
+		answering(plain)(w, req)
+		done <- nil
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-waiting
+		cancel()
+	}()
+	_, err := request(t, ctx, http.MethodGet, url+"v3/sync", alice)
+	require.ErrorIs(t, err, context.Canceled)
+	require.NoError(t, <-done)
+	require.Zero(t, u.asked.Load())
+}
+
+func TestErrorOfDelayIDs(t *testing.T) {
+	log := logtest.NewGlobal()
+	t.Cleanup(func() { logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{}) })
+	sent := &asked{sentBy: sentBy{alice: {"$1": "d1"}}, err: errors.New("broken")}
+	url, _ := serve(t, sent, answering(plain))
+	res, body := get(t, url+"v3/sync", alice)
+	require.Equal(t, http.StatusOK, res.StatusCode)
+	require.Equal(t, plain, body)
+	require.Equal(t, logrus.ErrorLevel, log.LastEntry().Level)
+	require.Equal(t, "broken", fmt.Sprint(log.LastEntry().Data[logrus.ErrorKey]))
+}
+
+// A handler that panics has answered nothing, or what Dendrite makes of it.
+func TestPanic(t *testing.T) {
+	url, _ := serve(t, sentBy{alice: {"$1": "d1"}}, func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Query().Has("late") {
+			answering("["+strings.Repeat(plain+",", 1000)+plain+"]")(w, req)
+			panic(http.ErrAbortHandler)
+		}
+		util.MakeJSONAPI(util.NewJSONRequestHandler(func(*http.Request) util.JSONResponse { panic("broken") }))(w, req)
+	})
+	_, err := request(t, t.Context(), http.MethodGet, url+"v3/sync?late", alice)
+	require.ErrorIs(t, err, io.EOF)
+	res, _ := get(t, url+"v3/sync", alice)
+	require.Equal(t, http.StatusInternalServerError, res.StatusCode)
+}
+
+// What all other requests pay.
+func BenchmarkOtherAnswers(b *testing.B) {
+	nothing := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	handler := AddDelayIDs(sentBy{}, &users{})(nothing)
+	for _, path := range []string{"v3/sync", "v3/rooms/!r/members", "v3/profile/x"} {
+		b.Run(path, func(b *testing.B) {
+			w, req := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/_matrix/client/"+path, nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				handler.ServeHTTP(w, req)
+			}
+		})
+	}
+}
