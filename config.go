@@ -244,7 +244,7 @@ func (c *Config) component() (expiration.Config, clientapi.Config) {
 	}
 	return expiration.Config{MaxRunningPerUser: c.MaxRunningPerUser, RestartGrace: c.RestartGrace},
 		clientapi.Config{
-			MaxDuration: c.MaxDuration,
+			MaxDuration: c.MaxDuration, MaxDelay: 24 * time.Hour, MaxScheduled: 100,
 			RateLimiting: clientapi.RateLimiting{
 				Enabled: c.RateLimiting.Enabled, RealIPHeader: c.RateLimiting.RealIPHeader,
 				Token: limit(c.RateLimiting.Token), UnknownToken: limit(c.RateLimiting.UnknownToken),

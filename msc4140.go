@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/matrix-org/dendrite/internal/httputil"
@@ -40,6 +41,7 @@ const healthTimeout = 2 * time.Second
 // Extension is the feature, wired into one Dendrite.
 type Extension struct {
 	process  *process.ProcessContext
+	mscs     *config.MSCs
 	rsAPI    *roomserver.API
 	timers   *expiration.Timers
 	client   *clientapi.API
@@ -69,7 +71,7 @@ func New(
 	}
 	js, _ := natsInstance.Prepare(processCtx, &dendriteCfg.Global.JetStream)
 	return &Extension{
-		process: processCtx, rsAPI: wrapper, timers: timers, client: client,
+		process: processCtx, mscs: &dendriteCfg.MSCs, rsAPI: wrapper, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 	}, nil
 }
@@ -77,8 +79,14 @@ func New(
 // RoomserverAPI returns the roomserver API that all of Dendrite's components must be given.
 func (e *Extension) RoomserverAPI() api.RoomserverInternalAPI { return e.rsAPI }
 
-// AddPublicRoutes registers the routes. Dendrite's own must come after them.
+// advertised are the names by which /versions tells clients, behind "org.matrix.", that delayed events work: those on the
+// unstable paths, and those on the stable ones.
+var advertised = []string{"msc4140", "msc4140.stable"}
+
+// AddPublicRoutes registers the routes, and adds to the configured MSCs what Dendrite is to name in /versions. Dendrite's own
+// routes must come after it.
 func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI) {
+	e.mscs.MSCs = slices.Concat(e.mscs.MSCs, advertised)
 	e.client.AddRoutes(routers.Client, userAPI)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }

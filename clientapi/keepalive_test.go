@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/matrix-org/dendrite/internal/httputil"
+	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/sirupsen/logrus"
@@ -38,7 +39,7 @@ const knownToken = "k0QmcyYpC3XbGkEvTqPIxvCZ5Vd1m2VZJxXkq2y7S_A"
 func newEndpoint(do func() error) (a *API, routed, first http.Handler) {
 	a = New(Config{RateLimiting: RateLimiting{
 		Enabled: true, Token: RateLimit{1 << 30, time.Second}, UnknownToken: RateLimit{1 << 30, time.Second},
-	}}, nil, nil, atOnce{do: do})
+	}}, &config.ClientAPI{}, nil, atOnce{do: do})
 	routers := httputil.NewRouters()
 	a.AddRoutes(routers.Client, nil)
 	return a, routers.Client, a.KeepAlivesFirst(routers.Client)

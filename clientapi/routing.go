@@ -44,6 +44,9 @@ type Config struct {
 	// MaxDuration is the longest duration that a client may ask for, in whole seconds.
 	MaxDuration  time.Duration
 	RateLimiting RateLimiting
+	// MaxDelay is the longest delay of a delayed event, and MaxScheduled how many of them a user may have scheduled.
+	MaxDelay     time.Duration
+	MaxScheduled int
 }
 
 // API has what the routes share.
@@ -82,6 +85,8 @@ func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 		router.Handle(keepAlivePath+method, handler).Methods(http.MethodPut, http.MethodOptions)
 	}
 	v3 := router.PathPrefix("/{apiversion:(?:r0|v3)}/").Subrouter()
+	v3.Handle("/capabilities", capabilitiesHandler(userAPI, a.rsAPI, &a.dendrite.RateLimiting, a.cfg.MaxDelay, a.cfg.MaxScheduled)).
+		Methods(http.MethodGet, http.MethodOptions)
 	send := func(path, method string, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse) {
 		v3.Handle(path, httputil.MakeAuthAPI("send_message", userAPI,
 			func(req *http.Request, device *userapi.Device) util.JSONResponse {

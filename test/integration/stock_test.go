@@ -49,6 +49,8 @@ var (
 	eventIDs = regexp.MustCompile(`\$[A-Za-z0-9_-]{43}`)
 	roomIDs  = regexp.MustCompile(`!\w+:localhost`)
 	numbers  = regexp.MustCompile(`"(origin_server_ts|age)":\d+`)
+	// advertised is what only this server says that it can do.
+	advertised = regexp.MustCompile(`,"(org\.matrix\.msc4140(\.stable)?":true|(m|org\.matrix\.msc4140)\.delayed_events":\{[^}]*\})`)
 )
 
 // ask sends requests of all kinds that do not have the field.
@@ -68,7 +70,8 @@ func ask(t *testing.T, s *server) (answers []answer) {
 		a := answer{
 			request: roomIDs.ReplaceAllString(who+" "+method+" "+path+" "+string(body[:min(len(body), 80)]), "!room"),
 			code:    res.Code, header: map[string]string{},
-			body: numbers.ReplaceAllString(roomIDs.ReplaceAllString(eventIDs.ReplaceAllString(string(res.Body), "$$event"), "!room"), ""),
+			body: numbers.ReplaceAllString(roomIDs.ReplaceAllString(eventIDs.ReplaceAllString(
+				advertised.ReplaceAllString(string(res.Body), ""), "$$event"), "!room"), ""),
 		}
 		for _, name := range []string{"Content-Type", "Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers", "Retry-After"} {
 			a.header[name] = res.Header.Get(name)
@@ -94,6 +97,11 @@ func ask(t *testing.T, s *server) (answers []answer) {
 		do(who, http.MethodPut, "/_matrix/client/r0/rooms/"+roomID+"/send/m.room.message/r0-"+who, good)
 		do(who, http.MethodPut, "/_matrix/client/v3/rooms/!none:localhost/send/m.room.message/1", good)
 		do(who, http.MethodPut, "/_matrix/client/v3/rooms/nonsense/state/m.call.member", good)
+		for _, version := range []string{"v3", "r0", "v1", "unstable"} {
+			for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodOptions} {
+				do(who, method, "/_matrix/client/"+version+"/capabilities", nil)
+			}
+		}
 	}
 	for _, path := range []string{
 		send + "/m.room.message/ts?ts=x", send + "/m.room.message/%2F%25", send + "/a%2Fb/c", state + "/a%2Fb/c%2Fd", state + "/m.room.tombstone",

@@ -1,0 +1,48 @@
+package clientapi
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/matrix-org/dendrite/clientapi/routing"
+	"github.com/matrix-org/dendrite/internal/httputil"
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/setup/config"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/util"
+	"github.com/tidwall/sjson"
+)
+
+// delayedEvents is the capability of delayed events.
+type delayedEvents struct {
+	MaxDelayMS   int64 `json:"max_delay_ms"`
+	MaxScheduled int   `json:"max_scheduled"`
+}
+
+// capabilitiesHandler answers GET /capabilities as Dendrite does, and tells the limits of delayed events. Requests are
+// limited as Dendrite's are, but counted for themselves.
+func capabilitiesHandler(
+	userAPI userapi.QueryAcccessTokenAPI, rsAPI api.ClientRoomserverAPI, rateLimiting *config.RateLimiting,
+	maxDelay time.Duration, maxScheduled int,
+) http.Handler {
+	limits := httputil.NewRateLimits(rateLimiting)
+	own := delayedEvents{MaxDelayMS: maxDelay.Milliseconds(), MaxScheduled: maxScheduled}
+	return httputil.MakeAuthAPI("capabilities", userAPI, func(req *http.Request, device *userapi.Device) util.JSONResponse {
+		if limited := limits.Limit(req, device); limited != nil {
+			return *limited
+		}
+		res := routing.GetCapabilities(rsAPI)
+		body, err := json.Marshal(res.JSON)
+		if err != nil {
+			return util.ErrorResponse(err)
+		}
+		for _, name := range []string{`m\.delayed_events`, `org\.matrix\.msc4140\.delayed_events`} {
+			if body, err = sjson.SetBytes(body, "capabilities."+name, own); err != nil {
+				return util.ErrorResponse(err)
+			}
+		}
+		res.JSON = json.RawMessage(body)
+		return res
+	}, httputil.WithAllowGuests())
+}

@@ -1,0 +1,58 @@
+package clientapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/matrix-org/dendrite/clientapi/routing"
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/setup/config"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/stretchr/testify/require"
+)
+
+// dendrite is a fake of what the handler needs of Dendrite: one user, and a default room version.
+type dendrite struct{ api.ClientRoomserverAPI }
+
+func (dendrite) DefaultRoomVersion() gomatrixserverlib.RoomVersion {
+	return gomatrixserverlib.RoomVersionV10
+}
+
+func (dendrite) QueryAccessToken(_ context.Context, req *userapi.QueryAccessTokenRequest, res *userapi.QueryAccessTokenResponse) error {
+	if req.AccessToken == "token" {
+		res.Device = &userapi.Device{UserID: "@alice:localhost"}
+	}
+	return nil
+}
+
+func TestCapabilities(t *testing.T) {
+	limits := &config.RateLimiting{Enabled: true, Threshold: 1, CooloffMS: time.Hour.Milliseconds()}
+	handler := capabilitiesHandler(dendrite{}, dendrite{}, limits, 90*time.Second, 0)
+	get := func(token string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/?access_token="+token, nil))
+		return w
+	}
+	require.Equal(t, http.StatusUnauthorized, get("forged").Code)
+
+	w := get("token")
+	require.Equal(t, http.StatusOK, w.Code)
+	require.Equal(t, "application/json", w.Header().Get("Content-Type"))
+	stock, err := json.Marshal(routing.GetCapabilities(dendrite{}).JSON)
+	require.NoError(t, err)
+	var want map[string]map[string]any
+	require.NoError(t, json.Unmarshal(stock, &want))
+	for _, name := range []string{"m.delayed_events", "org.matrix.msc4140.delayed_events"} {
+		want["capabilities"][name] = map[string]int{"max_delay_ms": 90_000, "max_scheduled": 0}
+	}
+	wanted, err := json.Marshal(want)
+	require.NoError(t, err)
+	require.JSONEq(t, string(wanted), w.Body.String())
+
+	require.Equal(t, http.StatusTooManyRequests, get("token").Code, "limited as Dendrite's own")
+}
