@@ -26,11 +26,26 @@ type Config struct {
 	// MaxRunningPerUser is how many expiring events of one user may run at the same time, at least 1. Application services
 	// are exempt. Default 100.
 	MaxRunningPerUser int `yaml:"max_running_per_user"`
+	// DelayedEvents limits delayed events.
+	DelayedEvents DelayedEvents `yaml:"delayed_events"`
 	// RestartGrace is for how long after a start no event expires, from 0s to 1h. Default 0s: what ran out while the
 	// server was down expires at once.
 	RestartGrace time.Duration `yaml:"restart_grace"`
 	// RateLimiting limits the keep-alive endpoint.
 	RateLimiting RateLimiting `yaml:"rate_limiting"`
+}
+
+// DelayedEvents is the section expiration.delayed_events.
+type DelayedEvents struct {
+	// MaxDelay is the longest delay that a client may ask for, from 1s to 8760h, in whole milliseconds. Default 24h.
+	MaxDelay time.Duration `yaml:"max_delay"`
+	// MaxScheduledPerUser is how many delayed events of one user may be scheduled at the same time; 0 switches them off.
+	// Application services are exempt. Default 100.
+	MaxScheduledPerUser int `yaml:"max_scheduled_per_user"`
+	// KeepFinalised is for how long, from 1m to 8760h, and MaxFinalisedPerUser for how many of one user, from 1 to 10000, it
+	// can be looked up what became of a delayed event. Default 168h and 1000.
+	KeepFinalised       time.Duration `yaml:"keep_finalised"`
+	MaxFinalisedPerUser int           `yaml:"max_finalised_per_user"`
 }
 
 // RateLimiting is the section expiration.rate_limiting.
@@ -55,6 +70,8 @@ type RateLimit struct {
 }
 
 const (
+	maxMaxFinalised = 10_000
+	minKeep         = time.Minute
 	maxMaxDuration  = 365 * 24 * time.Hour
 	maxRestartGrace = time.Hour
 	maxCooloffMS    = int64(time.Hour / time.Millisecond)
@@ -65,6 +82,9 @@ func (c *Config) Defaults() {
 	*c = Config{
 		MaxDuration:       24 * time.Hour,
 		MaxRunningPerUser: 100,
+		DelayedEvents: DelayedEvents{
+			MaxDelay: 24 * time.Hour, MaxScheduledPerUser: 100, KeepFinalised: 7 * 24 * time.Hour, MaxFinalisedPerUser: 1000,
+		},
 		RateLimiting: RateLimiting{
 			Enabled:      true,
 			Token:        RateLimit{Threshold: 20, CooloffMS: 1000},
@@ -85,6 +105,14 @@ func (c *Config) Verify(configErrs *config.ConfigErrors) {
 		"max_duration", c.MaxDuration, "whole seconds from 1s to 8760h")
 	check(c.MaxRunningPerUser >= 1, "max_running_per_user", c.MaxRunningPerUser, "at least 1")
 	check(c.RestartGrace >= 0 && c.RestartGrace <= maxRestartGrace, "restart_grace", c.RestartGrace, "from 0s to 1h")
+	delayed := c.DelayedEvents
+	check(delayed.MaxDelay >= time.Second && delayed.MaxDelay <= maxMaxDuration && delayed.MaxDelay%time.Millisecond == 0,
+		"delayed_events.max_delay", delayed.MaxDelay, "whole milliseconds from 1s to 8760h")
+	check(delayed.MaxScheduledPerUser >= 0, "delayed_events.max_scheduled_per_user", delayed.MaxScheduledPerUser, "at least 0")
+	check(delayed.KeepFinalised >= minKeep && delayed.KeepFinalised <= maxMaxDuration,
+		"delayed_events.keep_finalised", delayed.KeepFinalised, "from 1m to 8760h")
+	check(delayed.MaxFinalisedPerUser >= 1 && delayed.MaxFinalisedPerUser <= maxMaxFinalised,
+		"delayed_events.max_finalised_per_user", delayed.MaxFinalisedPerUser, "from 1 to 10000")
 	for _, limit := range []struct {
 		key string
 		RateLimit
@@ -242,9 +270,13 @@ func (c *Config) component() (expiration.Config, clientapi.Config) {
 	limit := func(l RateLimit) clientapi.RateLimit {
 		return clientapi.RateLimit{Threshold: l.Threshold, Cooloff: time.Duration(l.CooloffMS) * time.Millisecond}
 	}
-	return expiration.Config{MaxRunningPerUser: c.MaxRunningPerUser, RestartGrace: c.RestartGrace},
+	return expiration.Config{
+			MaxRunningPerUser: c.MaxRunningPerUser, RestartGrace: c.RestartGrace,
+			MaxScheduledPerUser: c.DelayedEvents.MaxScheduledPerUser,
+			KeepFinalised:       c.DelayedEvents.KeepFinalised, MaxFinalisedPerUser: c.DelayedEvents.MaxFinalisedPerUser,
+		},
 		clientapi.Config{
-			MaxDuration: c.MaxDuration, MaxDelay: 24 * time.Hour, MaxScheduled: 100,
+			MaxDuration: c.MaxDuration, MaxDelay: c.DelayedEvents.MaxDelay, MaxScheduled: c.DelayedEvents.MaxScheduledPerUser,
 			RateLimiting: clientapi.RateLimiting{
 				Enabled: c.RateLimiting.Enabled, RealIPHeader: c.RateLimiting.RealIPHeader,
 				Token: limit(c.RateLimiting.Token), UnknownToken: limit(c.RateLimiting.UnknownToken),

@@ -87,6 +87,7 @@ var advertised = []string{"msc4140", "msc4140.stable"}
 // routes must come after it.
 func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI) {
 	e.mscs.MSCs = slices.Concat(e.mscs.MSCs, advertised)
+	routers.Client.Use(syncapi.AddDelayIDs(e.timers, userAPI))
 	e.client.AddRoutes(routers.Client, userAPI)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }

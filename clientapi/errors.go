@@ -21,10 +21,10 @@ type requestError struct {
 	spec.MatrixError
 }
 
-// rateError says that there were too many keep-alives.
+// rateError says that there were too many requests with a token or delay ID, or with unknown ones.
 type rateError struct{ retryAfter time.Duration }
 
-func (e *rateError) Error() string { return "too many requests for the keep-alive endpoint" }
+func (e *rateError) Error() string { return "too many requests" }
 
 // errorResponse is the one place where errors become Matrix error codes.
 func errorResponse(req *http.Request, err error) util.JSONResponse {
@@ -34,12 +34,18 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 		field   *fieldError
 		limit   *expiration.LimitError
 		dropped *expiration.DropError
+		delay   *delayError
+		refused *expiration.RefusedError
 	)
 	switch {
 	case errors.As(err, &request):
 		return util.JSONResponse{Code: request.code, JSON: request.MatrixError}
 	case errors.As(err, &rate):
-		return limitExceeded("Too many requests for the keep-alive endpoint", rate.retryAfter)
+		return limitExceeded("Too many requests", rate.retryAfter)
+	case errors.As(err, &delay):
+		return delay.response()
+	case errors.As(err, &refused):
+		return util.JSONResponse{Code: refused.Code, JSON: refused.Response}
 	case errors.As(err, &field):
 		return util.JSONResponse{Code: http.StatusBadRequest, JSON: spec.InvalidParam(err.Error())}
 	case errors.Is(err, expiration.ErrNotFound):
@@ -49,11 +55,11 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 			ErrCode: errTooLarge, Err: "The event fits, but its closing event would be too large",
 		}}
 	case errors.As(err, &limit):
-		return limitExceeded("Too many of your events are running", limit.RetryAfter)
+		return limitExceeded("Too many of your events are running, or scheduled", limit.RetryAfter)
 	case errors.As(err, &dropped):
 		return util.JSONResponse{Code: http.StatusForbidden, JSON: spec.Forbidden("The sender may no longer send this event")}
 	}
-	util.GetLogger(req.Context()).WithError(err).Error("Failed to handle an expiring event")
+	util.GetLogger(req.Context()).WithError(err).Error("Failed to handle an expiring or delayed event")
 	return util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.Unknown("Internal server error")}
 }
 

@@ -139,9 +139,7 @@ func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxKeepAliveSize))
 	switch {
 	case errors.As(err, new(*http.MaxBytesError)):
-		return "", &requestError{http.StatusRequestEntityTooLarge, spec.MatrixError{
-			ErrCode: errTooLarge, Err: "The body must be at most 4096 bytes",
-		}}
+		return "", tooLarge("The body must be at most 4096 bytes")
 	case err != nil:
 		return "", badRequest(spec.NotJSON("The body could not be read"))
 	}

@@ -37,6 +37,17 @@ type Timers interface {
 	Known(expiration.TokenHash) bool
 	Refresh(context.Context, expiration.TokenHash) error
 	End(context.Context, expiration.TokenHash) error
+
+	Scheduled(ctx context.Context, request expiration.RequestHash) (delayID string, err error)
+	Schedule(
+		ctx context.Context, e expiration.Event, d expiration.Delayed, delay time.Duration, exempt bool,
+	) (delayID string, err error)
+	KnownDelayed(delayID string) bool
+	RestartDelayed(ctx context.Context, delayID, owner string) error
+	SendDelayed(ctx context.Context, delayID, owner string) error
+	CancelDelayed(ctx context.Context, delayID, owner string) error
+	DelayedEvents(ctx context.Context, owner string) ([]expiration.DelayedEvent, error)
+	DelayedEvent(ctx context.Context, delayID, owner string) (expiration.DelayedEvent, error)
 }
 
 // Config is what the routes can be told; see docs/configuration.md.
@@ -85,18 +96,11 @@ func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 		router.Handle(keepAlivePath+method, handler).Methods(http.MethodPut, http.MethodOptions)
 	}
 	v3 := router.PathPrefix("/{apiversion:(?:r0|v3)}/").Subrouter()
+	a.addDelayed(router, userAPI)
 	v3.Handle("/capabilities", capabilitiesHandler(userAPI, a.rsAPI, &a.dendrite.RateLimiting, a.cfg.MaxDelay, a.cfg.MaxScheduled)).
 		Methods(http.MethodGet, http.MethodOptions)
 	send := func(path, method string, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse) {
-		v3.Handle(path, httputil.MakeAuthAPI("send_message", userAPI,
-			func(req *http.Request, device *userapi.Device) util.JSONResponse {
-				vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
-				if err != nil {
-					return util.ErrorResponse(err)
-				}
-				return f(req, device, vars)
-			}, httputil.WithAllowGuests(),
-		)).Methods(method, http.MethodOptions)
+		v3.Handle(path, a.authenticated(userAPI, f)).Methods(method, http.MethodOptions)
 	}
 	send("/rooms/{roomID}/send/{eventType}", http.MethodPost,
 		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
@@ -117,6 +121,19 @@ func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 			stateKey := vars["stateKey"]
 			return a.send(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], stateKey: &stateKey})
 		})
+}
+
+// authenticated returns a handler for clients who say who they are, guests among them, with the decoded parts of the path.
+func (a *API) authenticated(
+	userAPI userapi.QueryAcccessTokenAPI, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse,
+) http.Handler {
+	return httputil.MakeAuthAPI("send_message", userAPI, func(req *http.Request, device *userapi.Device) util.JSONResponse {
+		vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
+		if err != nil {
+			return util.ErrorResponse(err)
+		}
+		return f(req, device, vars)
+	}, httputil.WithAllowGuests())
 }
 
 // KeepAlivesFirst returns a handler that answers keep-alives as the routes do, and gives everything else to next, which has

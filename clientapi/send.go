@@ -30,6 +30,8 @@ const sendTimeout = time.Minute
 type target struct {
 	roomID, eventType string
 	txnID, stateKey   *string
+	// delayed: the event is to be sent later.
+	delayed bool
 }
 
 // sentEvent is Dendrite's answer to a send.
@@ -48,6 +50,9 @@ type sentExpiringEvent struct {
 // send sends an event, expiring or not. State is sent under the lock of its state key, so that no closing event comes in
 // between; the lock is taken when the whole request is here, and not held for a client that is slow.
 func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
+	if isDelayed(req) {
+		return a.scheduleByQuery(req, device, to)
+	}
 	body, readErr := io.ReadAll(req.Body)
 	content, duration, err := parseContent(body, a.cfg.MaxDuration)
 	if err != nil && readErr == nil {
@@ -154,7 +159,11 @@ func requestHash(device *userapi.Device, to target) *expiration.RequestHash {
 		return nil
 	}
 	hash := sha256.New()
-	for _, part := range []string{device.UserID, device.ID, to.roomID, to.eventType, *to.txnID} {
+	parts := []string{device.UserID, device.ID, to.roomID, to.eventType, *to.txnID}
+	if to.delayed {
+		parts = append(parts, "delayed")
+	}
+	for _, part := range parts {
 		_, _ = fmt.Fprintf(hash, "%d:%s", len(part), part)
 	}
 	return (*expiration.RequestHash)(hash.Sum(nil))

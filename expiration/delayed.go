@@ -15,9 +15,9 @@ import (
 // later (MSC4140 as accepted). The timer's Event says where to; its ID is the row's own then, from which the delay ID is
 // derived as a refresh token is from the ID of an event.
 type Delayed struct {
-	// Content is a JSON object. It is not there where the store lists all timers.
+	// Content is a JSON object, as the client wrote it. It is not there where the store lists all timers.
 	Content []byte
-	// Expires is for how long the event is to run once it is sent, or 0.
+	// Expires is for how long the event is to run once it is sent, as its content says, or 0.
 	Expires time.Duration
 	// Timestamp is the time that the event is to bear, as an application service may say, or zero. It has whole milliseconds.
 	Timestamp time.Time
@@ -78,12 +78,8 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 			return "", err
 		}
 		defer unlock()
-		rowID, err := t.store.Requested(ctx, e.Request.Hash)
-		if err == nil {
-			return t.tokens.Token(rowID), nil
-		}
-		if !errors.Is(err, ErrNotFound) {
-			return "", fmt.Errorf("looking for a request: %w", err)
+		if delayID, err = t.Scheduled(ctx, e.Request.Hash); err != nil || delayID != "" {
+			return delayID, err
 		}
 	}
 	if s, ok := e.State(); ok {
@@ -111,6 +107,18 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 	t.mu.Unlock()
 	t.notify()
 	return t.tokens.Token(e.ID), nil
+}
+
+// Scheduled returns the delay ID that a request was given which is repeated now, or "".
+func (t *Timers) Scheduled(ctx context.Context, request RequestHash) (delayID string, err error) {
+	rowID, err := t.store.Requested(ctx, request)
+	switch {
+	case err == nil:
+		return t.tokens.Token(rowID), nil
+	case errors.Is(err, ErrNotFound):
+		return "", nil
+	}
+	return "", fmt.Errorf("looking for a request: %w", err)
 }
 
 // KnownDelayed reports whether there is a scheduled event with a delay ID.

@@ -76,7 +76,7 @@ func TestIndex(t *testing.T) {
 			checkIndex(t, x, rows, refs)
 		}
 		for _, r := range refs {
-			x.remove(r)
+			x.remove(r, nil)
 			x.forgetRow(r)
 		}
 		if !x.empty() {

@@ -51,6 +51,16 @@ func closingContent(original []byte, eventID string, o expiration.Outcome) ([]by
 	return json.Marshal(content)
 }
 
+// runningContent returns the content of an event that runs from now on, of one that says for how long.
+func runningContent(content []byte) ([]byte, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(content, &fields); err != nil {
+		return nil, err
+	}
+	fields[expireKey] = json.RawMessage(`"` + expiration.Running + `"`)
+	return json.Marshal(fields)
+}
+
 // isRunning reports whether an event has the content of an expiring event. A redacted one has not.
 func isRunning(e gomatrixserverlib.PDU) bool {
 	var content map[string]json.RawMessage

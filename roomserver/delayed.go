@@ -19,8 +19,14 @@ func (c *Closer) Send(
 	ctx context.Context, t expiration.Timer, claim func(context.Context, expiration.Built) error,
 ) (string, error) {
 	hook := &expiration.Hook{Before: claim}
-	e := t.Event
-	res, err := c.sendEvent(ctx, hook, e, t.Delayed.Content, t.Delayed.Timestamp)
+	e, content := t.Event, t.Delayed.Content
+	if t.Delayed.Expires > 0 {
+		var err error
+		if content, err = runningContent(content); err != nil {
+			return "", err
+		}
+	}
+	res, err := c.sendEvent(ctx, hook, e, content, t.Delayed.Timestamp)
 	if err != nil {
 		return "", err
 	}

@@ -1,0 +1,422 @@
+package clientapi
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/gorilla/mux"
+	clientutil "github.com/matrix-org/dendrite/clientapi/httputil"
+	"github.com/matrix-org/dendrite/internal/httputil"
+	"github.com/matrix-org/dendrite/roomserver/api"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/matrix-org/util"
+	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+const (
+	// delayKey is the query parameter that makes a send a delayed one (unstable), delayField the field of the dedicated form.
+	delayKey   = "org.matrix.msc4140.delay"
+	delayField = "delay_ms"
+	// maxContentSize is the largest content of a delayed event, in bytes: no event can be larger.
+	maxContentSize = 64 << 10
+	// maxScheduleSize is the limit for a request that schedules: the content may be written less tightly than it is sent.
+	maxScheduleSize = 4 * maxContentSize
+	// scheduleReadTimeout is how long such a request may take to arrive.
+	scheduleReadTimeout = 30 * time.Second
+)
+
+// dialect is how clients speak of delayed events. Where the accepted text and the clients of today disagree, the paths differ.
+type dialect bool
+
+const (
+	stable   dialect = true
+	unstable dialect = false
+)
+
+// delayError is a bad delay.
+type delayError struct {
+	name string // of the parameter
+	max  time.Duration
+	// tooLong is set if it is a good one but for the maximum; query, in which form it was asked for.
+	tooLong, query bool
+}
+
+func (e *delayError) Error() string {
+	return fmt.Sprintf("%s must be a whole number of milliseconds from 1 to %d", e.name, e.max.Milliseconds())
+}
+
+// response is the answer to a bad delay. matrix-js-sdk falls back to a shorter one only if it is told of the maximum this way.
+func (e *delayError) response() util.JSONResponse {
+	switch {
+	case !e.tooLong:
+		return util.JSONResponse{Code: http.StatusBadRequest, JSON: spec.InvalidParam(e.Error())}
+	case !e.query:
+		return util.JSONResponse{Code: http.StatusForbidden, JSON: spec.Forbidden(e.Error())}
+	}
+	return util.JSONResponse{Code: http.StatusBadRequest, JSON: struct {
+		spec.MatrixError
+		Code     string `json:"org.matrix.msc4140.errcode"`
+		MaxDelay int64  `json:"org.matrix.msc4140.max_delay"`
+	}{spec.Unknown(e.Error()), "M_MAX_DELAY_EXCEEDED", e.max.Milliseconds()}}
+}
+
+// parseDelay reads a delay as it was written.
+func (a *API) parseDelay(name, value string, query bool) (time.Duration, error) {
+	failed := &delayError{name: name, max: a.cfg.MaxDelay, query: query}
+	ms, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || ms <= 0 {
+		return 0, failed
+	}
+	if ms > a.cfg.MaxDelay.Milliseconds() {
+		failed.tooLong = true
+		return 0, failed
+	}
+	return time.Duration(ms) * time.Millisecond, nil
+}
+
+// isDelayed reports whether a send is to be a delayed one.
+func isDelayed(req *http.Request) bool {
+	return strings.Contains(req.URL.RawQuery, delayKey) && req.URL.Query().Has(delayKey)
+}
+
+// scheduleByQuery answers a send with a delay in its query.
+func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
+	delay, err := a.parseDelay(delayKey, req.URL.Query().Get(delayKey), true)
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	content, err := readAll(req.Body, maxScheduleSize)
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	return a.schedule(req, device, to, content, delay)
+}
+
+// scheduleByField answers the dedicated form, which has everything in its body.
+func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
+	body, err := readAll(req.Body, maxScheduleSize)
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	if err = checkObject(body, "The body"); err != nil {
+		return errorResponse(req, err)
+	}
+	var fields struct {
+		Delay    json.RawMessage `json:"delay_ms"`
+		StateKey json.RawMessage `json:"state_key"`
+		Content  json.RawMessage `json:"content"`
+	}
+	if err = json.Unmarshal(body, &fields); err != nil {
+		return errorResponse(req, badRequest(spec.BadJSON("The body must be a JSON object")))
+	}
+	delay, err := a.parseDelay(delayField, string(fields.Delay), false)
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	if fields.StateKey != nil {
+		var key *string
+		if json.Unmarshal(fields.StateKey, &key) != nil || key == nil {
+			return errorResponse(req, badRequest(spec.BadJSON("state_key must be a string")))
+		}
+		to.stateKey = key
+	}
+	if fields.Content == nil {
+		return errorResponse(req, badRequest(spec.MissingParam("content is missing")))
+	}
+	return a.schedule(req, device, to, fields.Content, delay)
+}
+
+// schedule schedules an event. That its sender may send it is found out when it is sent; he must be in the room.
+func (a *API) schedule(
+	req *http.Request, device *userapi.Device, to target, content []byte, delay time.Duration,
+) util.JSONResponse {
+	var request *expiration.Request
+	if to.txnID != nil {
+		to.delayed = true
+		request = &expiration.Request{Hash: *requestHash(device, to)}
+		// Who repeats a request may leave out what it was about.
+		switch delayID, err := a.timers.Scheduled(req.Context(), request.Hash); {
+		case err != nil:
+			return errorResponse(req, err)
+		case delayID != "":
+			return scheduled(delayID)
+		}
+	}
+	d, err := a.parseDelayed(req, content)
+	if err == nil && a.cfg.MaxScheduled == 0 {
+		err = &requestError{http.StatusForbidden, spec.Forbidden("Delayed events are switched off")}
+	}
+	if err == nil {
+		err = a.checkJoined(req, device, to.roomID)
+	}
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	e := expiration.Event{RoomID: to.roomID, Type: to.eventType, Sender: device.UserID, Request: request}
+	if to.stateKey != nil {
+		key := a.stateKey(req.Context(), to).Key
+		e.StateKey = &key
+	}
+	delayID, err := a.timers.Schedule(req.Context(), e, d, delay, device.AccountType == userapi.AccountTypeAppService)
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	return scheduled(delayID)
+}
+
+func scheduled(delayID string) util.JSONResponse {
+	return util.JSONResponse{Code: http.StatusOK, JSON: struct {
+		DelayID string `json:"delay_id"`
+	}{delayID}}
+}
+
+// parseDelayed looks at what is to be sent.
+func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Delayed, err error) {
+	if len(content) > maxContentSize {
+		return d, tooLarge("The content must be at most 65536 bytes")
+	}
+	if err = checkObject(content, "The content"); err != nil {
+		return d, err
+	}
+	d.Content = content
+	if _, d.Expires, err = parseContent(content, a.cfg.MaxDuration); err != nil {
+		return d, err
+	}
+	if req.URL.Query().Has("ts") {
+		if d.Timestamp, err = clientutil.ParseTSParam(req); err != nil {
+			return d, badRequest(spec.InvalidParam(err.Error()))
+		}
+	}
+	return d, nil
+}
+
+// checkObject returns an error if something is not a JSON object.
+func checkObject(data []byte, what string) error {
+	switch {
+	case !utf8.Valid(data) || !gjson.ValidBytes(data):
+		return badRequest(spec.NotJSON(what + " must be a JSON object"))
+	case !gjson.ParseBytes(data).IsObject():
+		return badRequest(spec.BadJSON(what + " must be a JSON object"))
+	}
+	return nil
+}
+
+// checkJoined returns an error if a user is not in a room.
+func (a *API) checkJoined(req *http.Request, device *userapi.Device, roomID string) error {
+	userID, err := spec.NewUserID(device.UserID, true)
+	if err != nil {
+		return err
+	}
+	var res api.QueryMembershipForUserResponse
+	err = a.rsAPI.QueryMembershipForUser(req.Context(), &api.QueryMembershipForUserRequest{RoomID: roomID, UserID: *userID}, &res)
+	switch {
+	case err != nil:
+		return fmt.Errorf("looking up a membership: %w", err)
+	case !res.RoomExists || !res.IsInRoom:
+		return &requestError{http.StatusForbidden, spec.Forbidden("You are not in this room")}
+	}
+	return nil
+}
+
+// act does what a client wants of a delayed event. The owner is "" if he need not say who he is.
+func (a *API) act(req *http.Request, d dialect, delayID, action, owner string) util.JSONResponse {
+	do := map[string]func() error{
+		"restart": func() error { return a.timers.RestartDelayed(req.Context(), delayID, owner) },
+		"send":    func() error { return a.timers.SendDelayed(req.Context(), delayID, owner) },
+		"cancel":  func() error { return a.timers.CancelDelayed(req.Context(), delayID, owner) },
+	}[action]
+	if do == nil {
+		return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.Unrecognized("The action must be restart, send or cancel")}
+	}
+	hash := expiration.HashToken(delayID)
+	if wait := a.limits.wait(req, hash, a.timers.KnownDelayed(delayID), time.Now()); wait > 0 {
+		return errorResponse(req, &rateError{retryAfter: wait})
+	}
+	err := do()
+	var done *expiration.FinalisedError
+	if errors.As(err, &done) {
+		switch {
+		case action == "send" && done.Final.Sent(), action == "cancel" && done.Final.Cancelled():
+			err = nil
+		case d == stable:
+			return util.JSONResponse{Code: http.StatusConflict, JSON: spec.Unknown("The delayed event was finalised already")}
+		default:
+			err = expiration.ErrNotFound
+		}
+	}
+	switch {
+	case errors.Is(err, expiration.ErrNotFound):
+		return noDelayedEvent()
+	case err != nil:
+		return errorResponse(req, err)
+	}
+	return util.JSONResponse{Code: http.StatusOK, JSON: struct{}{}}
+}
+
+func noDelayedEvent() util.JSONResponse {
+	return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.NotFound("There is no such delayed event")}
+}
+
+// delayedEvent is a delayed event as its owner sees it. The older names are for the clients of today.
+type delayedEvent struct {
+	DelayID      string          `json:"delay_id"`
+	RoomID       string          `json:"room_id"`
+	Type         string          `json:"type"`
+	StateKey     *string         `json:"state_key,omitempty"`
+	Content      json.RawMessage `json:"content"`
+	Delay        int64           `json:"delay_ms"`
+	ScheduledAt  int64           `json:"scheduled_at"`
+	OldDelay     int64           `json:"delay,omitempty"`
+	RunningSince int64           `json:"running_since,omitempty"`
+	FinalisedAt  int64           `json:"finalised_ts,omitempty"`
+	EventID      string          `json:"event_id,omitempty"`
+	Error        json.RawMessage `json:"error,omitempty"`
+}
+
+func newDelayedEvent(e expiration.DelayedEvent, d dialect) delayedEvent {
+	shown := delayedEvent{
+		DelayID: e.DelayID, RoomID: e.Timer.Event.RoomID, Type: e.Timer.Event.Type, StateKey: e.Timer.Event.StateKey,
+		Content: e.Timer.Delayed.Content, Delay: e.Timer.Duration.Milliseconds(), ScheduledAt: e.ScheduledAt().UnixMilli(),
+	}
+	if d == unstable {
+		shown.OldDelay, shown.RunningSince = shown.Delay, shown.ScheduledAt
+	}
+	if e.Final != nil {
+		shown.FinalisedAt, shown.EventID, shown.Error = e.Final.At.UnixMilli(), e.Final.EventID, e.Final.Error
+	}
+	return shown
+}
+
+// list answers with what a user has scheduled.
+func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JSONResponse {
+	events, err := a.timers.DelayedEvents(req.Context(), device.UserID)
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	shown := make([]delayedEvent, len(events))
+	for i, e := range events {
+		shown[i] = newDelayedEvent(e, d)
+	}
+	return util.JSONResponse{Code: http.StatusOK, JSON: map[string][]delayedEvent{"delayed_events": shown}}
+}
+
+// look answers with one delayed event of a user.
+func (a *API) look(req *http.Request, device *userapi.Device, d dialect, delayID string) util.JSONResponse {
+	e, err := a.timers.DelayedEvent(req.Context(), delayID, device.UserID)
+	switch {
+	case errors.Is(err, expiration.ErrNotFound):
+		return noDelayedEvent()
+	case err != nil:
+		return errorResponse(req, err)
+	}
+	return util.JSONResponse{Code: http.StatusOK, JSON: newDelayedEvent(e, d)}
+}
+
+// addDelayed registers the routes of delayed events, but for the query form, which is a send.
+func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
+	const name = "delayed_event"
+	for _, path := range []string{"/{apiversion:(?:r0|v3)}", "/unstable/org.matrix.msc4140"} {
+		router.Handle(path+"/rooms/{roomID}/delayed_event/{eventType}/{txnID}", within(scheduleReadTimeout, a.authenticated(
+			userAPI, func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
+				txnID := vars["txnID"]
+				return a.scheduleByField(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], txnID: &txnID})
+			}))).Methods(http.MethodPut, http.MethodOptions)
+	}
+	for path, d := range map[string]dialect{"/v1": stable, "/unstable/org.matrix.msc4140": unstable} {
+		events := path + "/delayed_events"
+		router.Handle(events, a.authenticated(userAPI,
+			func(req *http.Request, device *userapi.Device, _ map[string]string) util.JSONResponse {
+				return a.list(req, device, d)
+			})).Methods(http.MethodGet, http.MethodOptions)
+		router.Handle(events+"/{delayID}", hidden(a.authenticated(userAPI,
+			func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
+				return a.look(req, device, d, vars["delayID"])
+			}))).Methods(http.MethodGet)
+	}
+	router.Handle("/v1/delayed_events/{delayID}/{action}", hidden(within(keepAliveReadTimeout, a.authenticated(userAPI,
+		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
+			return a.act(req, stable, vars["delayID"], vars["action"], device.UserID)
+		})))).Methods(http.MethodPost, http.MethodOptions)
+	router.Handle("/unstable/org.matrix.msc4140/delayed_events/{delayID}/{action}", hidden(within(keepAliveReadTimeout,
+		httputil.MakeExternalAPI(name, func(req *http.Request) util.JSONResponse {
+			return a.act(req, unstable, mux.Vars(req)["delayID"], mux.Vars(req)["action"], "")
+		})))).Methods(http.MethodPost, http.MethodOptions)
+	router.Handle("/unstable/org.matrix.msc4140/delayed_events/{delayID}", hidden(within(keepAliveReadTimeout,
+		httputil.MakeExternalAPI(name, func(req *http.Request) util.JSONResponse {
+			body, err := readAll(req.Body, maxKeepAliveSize)
+			if err == nil {
+				err = checkObject(body, "The body")
+			}
+			if err != nil {
+				return errorResponse(req, err)
+			}
+			action := gjson.GetBytes(body, "action")
+			if action.Type != gjson.String {
+				return errorResponse(req, badRequest(spec.MissingParam("action must be a string")))
+			}
+			return a.act(req, unstable, mux.Vars(req)["delayID"], action.Str, "")
+		})))).Methods(http.MethodPost, http.MethodOptions)
+}
+
+// hidden keeps the delay ID, which is authority enough for who has it, out of the log: of what is logged of each request, the
+// path is part.
+func hidden(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		url := *req.URL
+		url.Path, url.RawPath = strings.Replace(url.Path, mux.Vars(req)["delayID"], "…", 1), ""
+		req = req.WithContext(req.Context()) // a copy
+		req.URL, req.RequestURI = &url, url.Path
+		next.ServeHTTP(w, req)
+	})
+}
+
+// within limits the time that the body of a request may take to arrive.
+func within(limit time.Duration, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(time.Now().Add(limit))
+		req = req.WithContext(req.Context()) // a copy
+		req.Body = &timedBody{req.Body, control}
+		next.ServeHTTP(w, req)
+	})
+}
+
+// timedBody lifts the time limit when it is read to its end: a deadline that passes later would cancel the request.
+type timedBody struct {
+	io.ReadCloser
+	control *http.ResponseController
+}
+
+func (b *timedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		_ = b.control.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}
+
+// readAll reads a body of limited size.
+func readAll(body io.Reader, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(body, limit+1))
+	switch {
+	case err != nil:
+		return nil, badRequest(spec.NotJSON("The body could not be read"))
+	case int64(len(data)) > limit:
+		return nil, tooLarge(fmt.Sprintf("The body must be at most %d bytes", limit))
+	}
+	return data, nil
+}
+
+func tooLarge(msg string) *requestError {
+	return &requestError{http.StatusRequestEntityTooLarge, spec.MatrixError{ErrCode: errTooLarge, Err: msg}}
+}
