@@ -155,7 +155,7 @@ func (t *Timers) attempt(ctx context.Context, r ref, o Outcome) error {
 	}
 	switch {
 	case row.Claim != nil:
-		t.noteClaimed(row)
+		t.noteClaimed(r, row)
 		failpoint.Pass(failpoint.BeforeResubmit)
 		err = t.roomserver.Resubmit(ctx, row, row.Claim.Event)
 	case o == Expired && notDue:
@@ -276,7 +276,7 @@ func (t *Timers) givenUp(r ref) bool {
 	return tm.awaited > givenUpAfter
 }
 
-// closed takes a timer out whose closing event is in the room. It returns ErrNotFound if the event was closed otherwise
+// closed takes a timer out whose event is in the room. It returns ErrNotFound if the event was closed otherwise
 // than the caller wanted: the token was invalid before he came.
 func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error {
 	failpoint.Pass(failpoint.AfterClosing)
@@ -285,49 +285,47 @@ func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error 
 	if tm := t.index.at(r); tm != nil {
 		late = t.clock.now() - tm.due
 	}
-	var final *Final
-	if row.Delayed != nil {
-		final = &Final{At: t.clock.stored(t.clock.now()), EventID: row.Claim.Event.EventID}
-	} else {
-		t.index.answer(row.Event)
-	}
-	t.index.remove(r, final)
-	t.mu.Unlock()
 	if row.Delayed == nil {
-		t.metrics.closings.WithLabelValues(string(row.Claim.Outcome)).Inc()
+		t.index.answer(row.Event)
+		t.index.remove(r)
 	}
+	t.mu.Unlock()
 	if row.Claim.Outcome == Expired {
 		t.metrics.lateness.Observe(late.Seconds())
 	}
-	log := t.log.WithFields(logrus.Fields{"room_id": row.Event.RoomID, "outcome": row.Claim.Outcome})
 	if row.Delayed != nil {
-		log.WithField("event_id", row.Claim.Event.EventID).Info("Sent a delayed event")
+		if err := t.sent(ctx, r, row); err != nil {
+			return err
+		}
 	} else {
-		log.WithFields(logrus.Fields{
-			"event_id": row.Event.ID, "closing_event_id": row.Claim.Event.EventID,
+		t.metrics.closings.WithLabelValues(string(row.Claim.Outcome)).Inc()
+		t.log.WithFields(logrus.Fields{
+			"event_id": row.Event.ID, "room_id": row.Event.RoomID,
+			"closing_event_id": row.Claim.Event.EventID, "outcome": row.Claim.Outcome,
 		}).Info("Closed an expiring event")
+		t.removeRow(ctx, r)
 	}
-	t.removeRow(ctx, r)
 	if row.Claim.Outcome != o {
 		return ErrNotFound
 	}
 	return nil
 }
 
-// gone takes a timer out that gets no closing event.
+// gone takes a timer out whose event will never be sent.
 func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError) {
+	if row.Delayed != nil {
+		if err := t.finalise(ctx, r, finalOf(dropped), false); err != nil {
+			t.again(r, row.Event, err)
+		}
+		return
+	}
 	t.mu.Lock()
 	tm := t.index.at(r)
 	already := tm == nil || tm.gone
 	if dropped.Reason == Redacted {
 		t.index.answer(row.Event)
 	}
-	if !already {
-		t.index.remove(r, t.final(tm, dropped))
-	}
-	if row.Delayed != nil && row.Claim != nil {
-		delete(t.claimed, row.Claim.Event.EventID)
-	}
+	t.index.remove(r)
 	t.mu.Unlock()
 	if already { // dropped by somebody else meanwhile
 		return

@@ -7,8 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
 // Delayed is what a timer sends if it is not the closing event of an event in the room, but one that a client wants sent
@@ -66,7 +71,10 @@ func (e *RefusedError) Error() string { return fmt.Sprintf("HTTP %d: %s", e.Code
 const pruneInterval = time.Hour
 
 // sentDelayed is a delayed event that is on its way into the room.
-type sentDelayed struct{ sender, rowID string }
+type sentDelayed struct {
+	timer         ref
+	sender, rowID string
+}
 
 // Schedule stores an event that is to be sent after a delay, which must be positive, and returns its delay ID. A request that
 // is repeated gets the one that it was given first, whatever has become of it since. The error is a *LimitError if the user,
@@ -102,6 +110,7 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 	}
 	t.mu.Lock()
 	if tm := t.index.at(r); tm.running() {
+		tm.pending = false
 		t.index.schedule(r, tm.due)
 	}
 	t.mu.Unlock()
@@ -151,7 +160,7 @@ func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
 func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error {
 	r, err := t.delayed(ctx, delayID, owner)
 	if err == nil {
-		err = t.cancel(context.WithoutCancel(ctx), r)
+		err = t.finalise(context.WithoutCancel(ctx), r, Final{}, true)
 	}
 	return t.finalised(ctx, delayID, owner, err)
 }
@@ -195,41 +204,69 @@ func (t *Timers) beingSent(delayID, owner string) error {
 	return ErrNotFound
 }
 
-// cancel finalises a scheduled event without sending it.
-func (t *Timers) cancel(ctx context.Context, r ref) error {
-	unlock := t.lockRow(r)
-	t.mu.Lock()
-	running := t.index.at(r).running()
-	t.mu.Unlock()
-	if !running {
-		unlock()
-		return ErrNotFound
-	}
-	final := Final{At: t.clock.stored(t.clock.now())}
-	done, err := t.store.Finalise(ctx, r.nid, final, true, t.cfg.MaxFinalisedPerUser)
+// finalise writes what became of a delayed event, and takes its timer out when that is written; if running is set, only if it
+// is still scheduled, and else the error is ErrNotFound. After another error the timer stays, and what is written is found out
+// when it is looked at next.
+func (t *Timers) finalise(ctx context.Context, r ref, f Final, running bool) error {
+	defer t.lockRow(r)()
 	t.mu.Lock()
 	tm := t.index.at(r)
-	switch {
-	case err != nil:
-		tm.unsure = true
-	case done:
-		t.index.remove(r, nil)
-		t.index.forgetRow(r)
-		t.metrics.finalised.WithLabelValues(final.result()).Inc()
-	}
-	t.mu.Unlock()
-	unlock()
-	switch {
-	case err != nil:
-		t.metrics.errors.WithLabelValues("cancel").Inc()
-		return fmt.Errorf("cancelling a delayed event: %w", err)
-	case !done:
-		if _, _, err = t.load(ctx, r); err != nil {
-			return err
-		}
+	if tm == nil || tm.gone || running && tm.claimed {
+		t.mu.Unlock()
 		return ErrNotFound
 	}
+	t.mu.Unlock()
+	f.At = t.clock.stored(t.clock.now())
+	done, err := t.store.Finalise(ctx, r.nid, f, running, t.cfg.MaxFinalisedPerUser)
+	failpoint.Pass(failpoint.AfterDelete)
+	if err == nil && !done {
+		if _, _, err = t.loadLocked(ctx, r); err == nil {
+			err = ErrNotFound
+		}
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		tm.unsure = true
+		t.metrics.errors.WithLabelValues("finalise").Inc()
+		return fmt.Errorf("finalising a delayed event: %w", err)
+	}
+	t.metrics.finalised.WithLabelValues(f.result()).Inc()
+	if f.Sent() {
+		t.senders[tm.sender] = struct{}{}
+	}
+	maps.DeleteFunc(t.claimed, func(_ string, sent sentDelayed) bool { return sent.timer == r })
+	t.index.remove(r)
+	t.index.forgetRow(r)
 	return nil
+}
+
+// sent is what remains to be done for a delayed event that is in its room.
+func (t *Timers) sent(ctx context.Context, r ref, row Timer) error {
+	err := t.finalise(ctx, r, Final{EventID: row.Claim.Event.EventID}, false)
+	if err != nil {
+		t.again(r, row.Event, err)
+		return err
+	}
+	t.log.WithFields(logrus.Fields{
+		"event_id": row.Claim.Event.EventID, "room_id": row.Event.RoomID, "outcome": row.Claim.Outcome,
+	}).Info("Sent a delayed event")
+	return nil
+}
+
+// dropDelayed finalises a scheduled event that will not be sent. If that fails, it is seen again when it is due.
+func (t *Timers) dropDelayed(ctx context.Context, r ref, reason DropReason) {
+	if err := t.finalise(ctx, r, finalOf(&DropError{Reason: reason}), true); err != nil && !isFinal(err) {
+		t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to cancel a delayed event")
+	}
+}
+
+func (t *Timers) isDelayed(r ref) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(r)
+	return tm != nil && tm.delayed
 }
 
 // result is what the metrics call it.
@@ -270,7 +307,7 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 			return err
 		}
 		row.Claim = &c
-		t.noteClaimed(*row)
+		t.noteClaimed(r, *row)
 		return nil
 	})
 	if pending != nil {
@@ -286,37 +323,28 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 }
 
 // noteClaimed notes that a delayed event is claimed, before anybody sees it.
-func (t *Timers) noteClaimed(row Timer) {
+func (t *Timers) noteClaimed(r ref, row Timer) {
 	if row.Delayed == nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.claimed[row.Claim.Event.EventID] = sentDelayed{row.Event.Sender, row.Event.ID}
+	t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
 }
 
 var tooLarge = json.RawMessage(`{"errcode":"M_TOO_LARGE","error":"The closing event would be too large"}`)
 
-// finalError is the error with which a delayed event is finalised that will never be sent.
-func finalError(dropped *DropError) json.RawMessage {
+// finalOf returns what becomes of a delayed event that will never be sent.
+func finalOf(dropped *DropError) (f Final) {
 	var refused *RefusedError
 	switch {
+	case dropped.Reason == Replaced: // which cancels it
 	case errors.As(dropped, &refused):
-		return refused.Response
+		f.Error = refused.Response
 	case dropped.Reason == RoomGone:
-		return json.RawMessage(`{"errcode":"M_NOT_FOUND","error":"The room is gone"}`)
-	}
-	return json.RawMessage(`{"errcode":"M_FORBIDDEN","error":"The sender may no longer send this event"}`)
-}
-
-// final returns what becomes of a delayed event whose timer is dropped, and nil for other timers.
-func (t *Timers) final(tm *timer, dropped *DropError) *Final {
-	if !tm.delayed {
-		return nil
-	}
-	f := &Final{At: t.clock.stored(t.clock.now())}
-	if dropped.Reason != Replaced { // which cancels it
-		f.Error = finalError(dropped)
+		f.Error = json.RawMessage(`{"errcode":"M_NOT_FOUND","error":"The room is gone"}`)
+	default:
+		f.Error = json.RawMessage(`{"errcode":"M_FORBIDDEN","error":"The sender may no longer send this event"}`)
 	}
 	return f
 }
@@ -442,16 +470,4 @@ func (t *Timers) prune() {
 			t.log.WithError(err).Error("Failed to forget finalised events")
 		}
 	}
-}
-
-// noteFinalised is called when it is written what became of a delayed event.
-func (t *Timers) noteFinalised(r ref, f Final) {
-	t.metrics.finalised.WithLabelValues(f.result()).Inc()
-	if !f.Sent() {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.senders[t.index.at(r).sender] = struct{}{}
-	delete(t.claimed, f.EventID)
 }

@@ -44,6 +44,8 @@ type timer struct {
 	confirmed bool
 	// unsent is set when the roomserver has failed to take the event, until it turns out that it has it.
 	unsent bool
+	// doubtful is set when the event may have been replaced, and that could not be found out.
+	doubtful bool
 	// pending is set until the roomserver has answered: the event may not be in its room yet.
 	pending bool
 	// gone is set when nobody finds the timer any more, but for what follows.
@@ -80,8 +82,8 @@ type index struct {
 	byState  table // the first of each list
 	bySender table // likewise
 	wakes    wakeHeap
-	// left has the timers that are gone and whose rows are not yet deleted; those of delayed events with what became of them.
-	left map[ref]*Final
+	// left has the timers that are gone and whose rows are not yet deleted.
+	left map[ref]struct{}
 
 	// byRequest has the timers of requests of which Dendrite's memory does not know what came of them: those of earlier
 	// processes, and those that failed.
@@ -93,7 +95,7 @@ type index struct {
 func newIndex() *index {
 	x := &index{
 		seed:      maphash.MakeSeed(),
-		left:      map[ref]*Final{},
+		left:      map[ref]struct{}{},
 		byRequest: map[RequestHash]ref{},
 		answered:  map[RequestHash]string{},
 	}
@@ -218,15 +220,14 @@ func (x *index) add(row Timer, due time.Duration) ref {
 	return ref{s, row.NID}
 }
 
-// remove takes out what add put in, and may be called again. The timer is left in memory until forgetRow is called. f is what
-// became of a delayed event.
-func (x *index) remove(r ref, f *Final) {
+// remove takes out what add put in, and may be called again. The timer is left in memory until forgetRow is called.
+func (x *index) remove(r ref) {
 	tm := x.at(r)
 	if tm == nil || tm.gone {
 		return
 	}
 	tm.gone, tm.left = true, true
-	x.left[r] = f
+	x.left[r] = struct{}{}
 	x.count--
 	if tm.delayed {
 		x.delayed--

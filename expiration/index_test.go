@@ -65,8 +65,8 @@ func TestIndex(t *testing.T) {
 				rows, refs = append(rows, row), append(refs, r)
 			} else {
 				i := rapid.IntRange(0, len(rows)-1).Draw(t, "remove")
-				x.remove(refs[i], nil)
-				x.remove(refs[i], nil)
+				x.remove(refs[i])
+				x.remove(refs[i])
 				x.forgetRow(refs[i])
 				if x.at(refs[i]) != nil {
 					t.Fatal("a timer that was removed is found")
@@ -76,7 +76,7 @@ func TestIndex(t *testing.T) {
 			checkIndex(t, x, rows, refs)
 		}
 		for _, r := range refs {
-			x.remove(r, nil)
+			x.remove(r)
 			x.forgetRow(r)
 		}
 		if !x.empty() {

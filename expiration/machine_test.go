@@ -184,8 +184,9 @@ func (m *machine) actOn(a action, l *life) {
 		}
 	case "tell":
 		if !l.remote.IsZero() {
-			m.stop("", func(other *life) bool { return other == l })
-			m.w.StateRemoved(ctx, l.event.ID)
+			if m.w.StateRemoved(ctx, l.event.ID) == nil { // else the stream will tell of it again
+				m.stop("", func(other *life) bool { return other == l })
+			}
 		}
 	}
 }

@@ -149,7 +149,7 @@ func (t *Timers) Start(ctx context.Context) error {
 		if row.Claim != nil {
 			claimed = append(claimed, r)
 			if row.Delayed != nil {
-				t.claimed[row.Claim.Event.EventID] = sentDelayed{row.Event.Sender, row.Event.ID}
+				t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
 			}
 			return nil
 		}
@@ -268,7 +268,7 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (r ref, exi
 	failpoint.Pass(failpoint.BeforeInsert)
 	if err = t.store.Insert(ctx, row); err != nil {
 		t.mu.Lock()
-		t.index.remove(r, nil)
+		t.index.remove(r)
 		t.mu.Unlock()
 		t.metrics.errors.WithLabelValues("insert").Inc()
 		t.removeRow(ctx, r) // it may have been written all the same
@@ -437,9 +437,18 @@ func (t *Timers) lockRow(r ref) (unlock func()) {
 
 // refresh sets a new deadline, and a new duration if it is not 0.
 func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) error {
-	defer t.lockRow(r)()
 	t.mu.Lock()
 	tm := t.index.at(r)
+	doubtful := tm != nil && tm.doubtful
+	t.mu.Unlock()
+	if doubtful {
+		if err := t.dropReplaced(ctx, []ref{r}); err != nil {
+			return err
+		}
+	}
+	defer t.lockRow(r)()
+	t.mu.Lock()
+	tm = t.index.at(r)
 	running := tm.running()
 	if running && duration == 0 {
 		duration = tm.duration
@@ -522,8 +531,8 @@ func (t *Timers) refusedOnce(r ref) bool {
 }
 
 // StateChanged stops the timers of a piece of state whose event was replaced. It is called when a state event that this
-// server sent has come to the roomserver.
-func (t *Timers) StateChanged(ctx context.Context, s StateKey) {
+// server sent has come to the roomserver. If it fails, a timer may run on that must not: call it again.
+func (t *Timers) StateChanged(ctx context.Context, s StateKey) error {
 	var timers []ref
 	t.mu.Lock()
 	t.index.ofState(t.index.stateHash(s), func(r ref, tm *timer) {
@@ -532,48 +541,50 @@ func (t *Timers) StateChanged(ctx context.Context, s StateKey) {
 		}
 	})
 	t.mu.Unlock()
-	for _, r := range timers {
-		t.dropReplaced(ctx, r)
-	}
+	return t.dropReplaced(ctx, timers)
 }
 
-// StateRemoved stops the timer of a state event, if it has one that runs, and the event was replaced. It is called when the
-// event is found to be no longer the current state.
-func (t *Timers) StateRemoved(ctx context.Context, eventID string) {
-	if r := t.ofEvent(eventID); r != (ref{}) {
-		t.dropReplaced(ctx, r)
+// StateRemoved does what StateChanged does for the timer of an event that is found to be no longer the current state.
+func (t *Timers) StateRemoved(ctx context.Context, eventID string) error {
+	r := t.ofEvent(eventID)
+	if r == (ref{}) {
+		return nil
 	}
-}
-
-// dropReplaced stops the timer of a state event if the event was replaced. If that cannot be found out, it is found out
-// later: the output stream tells of a change too, and the closing looks again.
-func (t *Timers) dropReplaced(ctx context.Context, r ref) {
-	row, _, err := t.load(ctx, r)
-	replaced := false
-	if err == nil {
-		replaced, err = t.roomserver.Replaced(ctx, row)
-	}
-	switch {
-	case replaced:
-		t.log.WithFields(logrus.Fields{"timer_nid": r.nid, "event_id": row.Event.ID}).Debug("An expiring event was replaced")
-		t.drop(ctx, r, Replaced)
-	case err != nil && !isFinal(err):
-		t.metrics.errors.WithLabelValues("current_state").Inc()
-		t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to look up whether an expiring event was replaced")
-	}
+	return t.dropReplaced(ctx, []ref{r})
 }
 
 // RoomChanged does what StateChanged does for all state of a room. It is called when the whole state was rewritten.
-func (t *Timers) RoomChanged(ctx context.Context, roomID string) {
-	for _, r := range t.timersIn(roomID) {
-		t.mu.Lock()
-		tm := t.index.at(r)
-		isState := tm != nil && tm.state != 0
-		t.mu.Unlock()
-		if isState {
-			t.dropReplaced(ctx, r)
+func (t *Timers) RoomChanged(ctx context.Context, roomID string) error {
+	t.mu.Lock()
+	timers := slices.DeleteFunc(t.index.inRoom(roomID), func(r ref) bool { return t.index.at(r).state == 0 })
+	t.mu.Unlock()
+	return t.dropReplaced(ctx, timers)
+}
+
+// dropReplaced stops those timers of state events that were replaced.
+func (t *Timers) dropReplaced(ctx context.Context, timers []ref) error {
+	var failed []error
+	for _, r := range timers {
+		row, _, err := t.load(ctx, r)
+		replaced := false
+		if err == nil {
+			replaced, err = t.roomserver.Replaced(ctx, row)
 		}
+		switch {
+		case replaced:
+			t.log.WithFields(logrus.Fields{"timer_nid": r.nid, "event_id": row.Event.ID}).Debug("An event was replaced")
+			t.drop(ctx, r, Replaced)
+		case err != nil && !isFinal(err):
+			t.metrics.errors.WithLabelValues("current_state").Inc()
+			failed = append(failed, fmt.Errorf("looking up whether an event was replaced: %w", err))
+		}
+		t.mu.Lock()
+		if tm := t.index.at(r); tm != nil {
+			tm.doubtful = err != nil
+		}
+		t.mu.Unlock()
 	}
+	return errors.Join(failed...)
 }
 
 // DropEvent stops the timer of an event, if it has one that runs. No closing event will be sent.
@@ -615,12 +626,16 @@ func (t *Timers) DropRoom(ctx context.Context, roomID string) {
 
 // drop stops a running timer. One that is claimed is left to whoever closes it.
 func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
+	if t.isDelayed(r) {
+		t.dropDelayed(ctx, r, reason)
+		return
+	}
 	unlock := t.lockRow(r)
 	t.mu.Lock()
 	tm := t.index.at(r)
 	running := tm.running()
 	if running {
-		t.index.remove(r, t.final(tm, &DropError{Reason: reason}))
+		t.index.remove(r)
 		if now := t.clock.now(); reason == SenderGone && tm.due > now {
 			t.index.refuse(r, min(tm.due, now+refusedFor))
 		}
@@ -636,21 +651,22 @@ func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
 	t.removeRow(ctx, r)
 }
 
-// removeRow deletes the row of a timer that is gone, unless somebody has done so, and of a delayed event writes what became of
-// it. If that fails, the scheduler tries again later. A claim that failed goes too, written or not: its event was given to
-// nobody.
+// removeRow deletes the row of a timer that is gone, unless somebody has done so. If that fails, the scheduler tries again
+// later. A claim that failed goes too, written or not: its event was given to nobody.
 func (t *Timers) removeRow(ctx context.Context, r ref) {
 	defer t.lockRow(r)()
 	t.mu.Lock()
 	tm := t.index.at(r)
 	left := tm != nil && tm.left
-	final := t.index.left[r]
-	claimed := left && (tm.claimed || tm.unsure)
+	remove := t.store.Drop
+	if left && (tm.claimed || tm.unsure) {
+		remove = t.store.Delete
+	}
 	t.mu.Unlock()
 	if !left {
 		return
 	}
-	err := t.writeEnd(ctx, r, final, claimed)
+	err := remove(ctx, r.nid)
 	failpoint.Pass(failpoint.AfterDelete)
 	if err == nil {
 		t.mu.Lock()
@@ -661,21 +677,6 @@ func (t *Timers) removeRow(ctx context.Context, r ref) {
 	t.metrics.errors.WithLabelValues("delete").Inc()
 	t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to delete the timer of an expiring event")
 	t.scheduleRetry(r)
-}
-
-// writeEnd deletes the row of a timer, or finalises it.
-func (t *Timers) writeEnd(ctx context.Context, r ref, f *Final, claimed bool) error {
-	switch {
-	case f != nil:
-		_, err := t.store.Finalise(ctx, r.nid, *f, !claimed, t.cfg.MaxFinalisedPerUser)
-		if err == nil {
-			t.noteFinalised(r, *f)
-		}
-		return err
-	case claimed:
-		return t.store.Delete(ctx, r.nid)
-	}
-	return t.store.Drop(ctx, r.nid)
 }
 
 // Settle deletes the rows of timers that were stopped and could not be deleted then. Until it has returned nil, a crash
@@ -735,7 +736,7 @@ func (t *Timers) loadLocked(ctx context.Context, r ref) (row Timer, due time.Dur
 		return row, 0, ErrNotFound
 	}
 	if err != nil {
-		t.index.remove(r, nil)
+		t.index.remove(r)
 		t.index.forgetRow(r)
 		return row, 0, err
 	}

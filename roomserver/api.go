@@ -13,6 +13,7 @@ import (
 
 	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/matrix-org/dendrite/roomserver/types"
+	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
@@ -20,7 +21,7 @@ import (
 
 // StateWatcher is told when a state event has been sent.
 type StateWatcher interface {
-	StateChanged(ctx context.Context, s expiration.StateKey)
+	StateChanged(ctx context.Context, s expiration.StateKey) error
 }
 
 // API wraps Dendrite's roomserver.
@@ -61,9 +62,11 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 	}
 	for _, input := range req.InputRoomEvents {
 		if stateKey := input.Event.StateKey(); stateKey != nil && input.Kind == api.KindNew {
-			a.watcher.StateChanged(ctx, expiration.StateKey{
+			if err := a.watcher.StateChanged(ctx, expiration.StateKey{
 				RoomID: input.Event.RoomID().String(), Type: input.Event.Type(), Key: *stateKey,
-			})
+			}); err != nil { // the output stream tells of the change too
+				logrus.WithError(err).WithField("event_id", input.Event.EventID()).Warn("Failed to stop the timers of replaced events")
+			}
 		}
 	}
 }

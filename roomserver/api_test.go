@@ -31,8 +31,9 @@ func (j *journal) InputRoomEvents(_ context.Context, _ *api.InputRoomEventsReque
 	res.ErrMsg = j.errMsg
 }
 
-func (j *journal) StateChanged(_ context.Context, s expiration.StateKey) {
+func (j *journal) StateChanged(_ context.Context, s expiration.StateKey) error {
 	j.calls = append(j.calls, "changed "+s.RoomID+" "+s.Type+" "+s.Key)
+	return nil
 }
 
 func (j *journal) hook(err error) *expiration.Hook {

@@ -12,6 +12,7 @@ package syncapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/matrix-org/dendrite/roomserver/api"
@@ -40,12 +41,12 @@ const (
 
 // Timers is what the consumer needs of the component.
 type Timers interface {
-	StateRemoved(ctx context.Context, eventID string)
-	StateChanged(ctx context.Context, s expiration.StateKey)
+	StateRemoved(ctx context.Context, eventID string) error
+	StateChanged(ctx context.Context, s expiration.StateKey) error
 	DropEvent(ctx context.Context, eventID string, reason expiration.DropReason)
 	DropSender(ctx context.Context, roomID, userID string, before time.Time)
 	DropRoom(ctx context.Context, roomID string)
-	RoomChanged(ctx context.Context, roomID string)
+	RoomChanged(ctx context.Context, roomID string) error
 	Settle(ctx context.Context) error
 }
 
@@ -80,6 +81,7 @@ func (c *Consumer) Start(ctx context.Context) error {
 // onMessages acknowledges what has been written: a timer that was stopped must not come back with a crash.
 func (c *Consumer) onMessages(ctx context.Context, msgs []*nats.Msg) bool {
 	failpoint.Pass(failpoint.Stream)
+	var failed error
 	for _, msg := range msgs {
 		switch api.OutputType(msg.Header.Get(jetstream.RoomEventType)) {
 		case api.OutputTypeNewRoomEvent, api.OutputTypeRedactedEvent, api.OutputTypePurgeRoom:
@@ -88,10 +90,10 @@ func (c *Consumer) onMessages(ctx context.Context, msgs []*nats.Msg) bool {
 				logrus.WithError(err).Error("expiration consumer: message parse failure")
 				continue
 			}
-			c.onOutput(ctx, &output, sentAt(msg))
+			failed = errors.Join(failed, c.onOutput(ctx, &output, sentAt(msg)))
 		}
 	}
-	if err := c.timers.Settle(ctx); err != nil {
+	if err := errors.Join(failed, c.timers.Settle(ctx)); err != nil {
 		logrus.WithError(err).Warn("expiration consumer: cannot go on for the moment")
 		select {
 		case <-ctx.Done():
@@ -110,39 +112,43 @@ func sentAt(msg *nats.Msg) time.Time {
 	return time.Now()
 }
 
-func (c *Consumer) onOutput(ctx context.Context, output *api.OutputEvent, sent time.Time) {
+func (c *Consumer) onOutput(ctx context.Context, output *api.OutputEvent, sent time.Time) error {
 	switch {
 	case output.NewRoomEvent != nil:
-		c.onNewRoomEvent(ctx, output.NewRoomEvent, sent)
+		return c.onNewRoomEvent(ctx, output.NewRoomEvent, sent)
 	case output.RedactedEvent != nil:
 		c.timers.DropEvent(ctx, output.RedactedEvent.RedactedEventID, expiration.Redacted)
 	case output.PurgeRoom != nil:
 		c.timers.DropRoom(ctx, output.PurgeRoom.RoomID)
 	}
+	return nil
 }
 
-func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoomEvent, sent time.Time) {
+func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoomEvent, sent time.Time) (failed error) {
 	for _, eventID := range output.RemovesStateEventIDs {
-		c.timers.StateRemoved(ctx, eventID)
+		failed = errors.Join(failed, c.timers.StateRemoved(ctx, eventID))
 	}
 	event := output.Event
 	if key := event.StateKey(); key != nil { // there may be delayed events for it
-		c.timers.StateChanged(ctx, expiration.StateKey{RoomID: event.RoomID().String(), Type: event.Type(), Key: *key})
+		failed = errors.Join(failed, c.timers.StateChanged(ctx, expiration.StateKey{
+			RoomID: event.RoomID().String(), Type: event.Type(), Key: *key,
+		}))
 	}
 	if output.RewritesState {
-		c.timers.RoomChanged(ctx, event.RoomID().String())
+		failed = errors.Join(failed, c.timers.RoomChanged(ctx, event.RoomID().String()))
 	}
 	if event.Type() != spec.MRoomMember || event.StateKey() == nil {
-		return
+		return failed
 	}
 	if membership, err := event.Membership(); err != nil || membership == spec.Join {
-		return
+		return failed
 	}
 	userID, err := c.rsAPI.QueryUserIDForSender(ctx, event.RoomID(), spec.SenderID(*event.StateKey()))
 	if err != nil || userID == nil {
 		logrus.WithError(err).WithField("event_id", event.EventID()).Error("expiration consumer: unknown member")
-		return
+		return failed
 	}
 	// The message may come late, or again, when the user has long joined once more.
 	c.timers.DropSender(ctx, event.RoomID().String(), userID.String(), sent)
+	return failed
 }

@@ -96,8 +96,10 @@ type server struct {
 	cfg    homeserver.Config
 	mu     sync.Mutex
 	tokens []string // all that were issued
-	users  int
-	panics bool // the test makes requests panic
+	// delayIDs are secrets as tokens are, but their owners are shown them again.
+	delayIDs []string
+	users    int
+	panics   bool // the test makes requests panic
 }
 
 // start starts a homeserver for one test. When the test ends, it is stopped, and everything that it wrote is searched for
@@ -114,6 +116,7 @@ func startBinary(t *testing.T, binary string, cfg homeserver.Config) *server {
 	s := &server{Server: hs, cfg: cfg}
 	require.NoError(t, s.Start(t.Context()))
 	t.Cleanup(func() {
+		s.tokens = append(s.tokens, s.delayIDs...)
 		metrics, err := s.Anonymous().Do(context.Background(), http.MethodGet, "/metrics", nil)
 		if err == nil {
 			s.searchForTokens(t, "the metrics", metrics.Body)
@@ -245,17 +248,20 @@ func (u *user) do(t *testing.T, method, path string, body any, header ...string)
 }
 
 func (s *server) remember(res homeserver.Response) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if token := res.Get("expire_refresh_token").Str; token != "" {
-		s.mu.Lock()
 		s.tokens = append(s.tokens, token)
-		s.mu.Unlock()
+	}
+	if delayID := res.Get("delay_id").Str; delayID != "" {
+		s.delayIDs = append(s.delayIDs, delayID)
 	}
 }
 
 // isSend reports whether a request sends an event, so that the answer may have a token in it.
 func isSend(method, path string) bool {
 	return (method == http.MethodPut || method == http.MethodPost) &&
-		(strings.Contains(path, "/send/") || strings.Contains(path, "/state/"))
+		(strings.Contains(path, "/send/") || strings.Contains(path, "/state/") || strings.Contains(path, "/delayed_event/"))
 }
 
 // must is do with a request that succeeds.
