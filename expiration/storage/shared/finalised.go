@@ -22,10 +22,11 @@ const (
 		" SELECT event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
 		" request_hash, content, $1, $2, $3 FROM expiration_timers WHERE timer_nid = $4 AND content IS NOT NULL"
 	insertUnclaimedSQL = insertFinalisedSQL + " AND outcome IS NULL"
+	deleteDelayedSQL   = "DELETE FROM expiration_timers WHERE timer_nid = $1 AND content IS NOT NULL"
+	returningSenderSQL = " RETURNING sender"
 	// Those that were finalised later than the one that is to go are as many as are kept.
 	limitFinalisedSQL = "DELETE FROM expiration_finalised WHERE sender = $1 AND finalised_nid <=" +
 		" (SELECT finalised_nid FROM expiration_finalised WHERE sender = $2 ORDER BY finalised_nid DESC LIMIT 1 OFFSET $3)"
-	selectSenderSQL    = "SELECT sender FROM expiration_timers WHERE timer_nid = $1"
 	selectFinalisedSQL = "SELECT row_id, room_id, event_type, state_key, sender, duration_ms, received_ms, deadline_ms, content," +
 		" finalised_ms, event_id, error FROM expiration_finalised WHERE token_hash = $1"
 	selectFinalisedAsSQL = "SELECT event_id, row_id FROM expiration_finalised WHERE sender = $1 AND event_id IN ("
@@ -47,9 +48,9 @@ func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
 }
 
 func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, running bool, keep int) (done bool, err error) {
-	insert := insertFinalisedSQL
+	insert, remove := insertFinalisedSQL, deleteDelayedSQL
 	if running {
-		insert = insertUnclaimedSQL
+		insert, remove = insertUnclaimedSQL, deleteDelayedSQL+" AND outcome IS NULL"
 	}
 	var eventID, failure *string
 	if f.EventID != "" {
@@ -63,16 +64,17 @@ func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, run
 		if done, err = s.changed(txn.ExecContext(ctx, insert, f.At.UnixMilli(), eventID, failure, nid)); err != nil || !done {
 			return err
 		}
+		// Another transaction may have claimed it since.
 		var sender string
-		if err := txn.QueryRowContext(ctx, selectSenderSQL, nid).Scan(&sender); err != nil {
-			return err
-		}
-		if _, err := txn.ExecContext(ctx, deleteTimerSQL, nid); err != nil {
+		if err := txn.QueryRowContext(ctx, remove+returningSenderSQL, nid).Scan(&sender); err != nil {
 			return err
 		}
 		_, err := txn.ExecContext(ctx, limitFinalisedSQL, sender, sender, keep)
 		return err
 	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
 	return done && err == nil, err
 }
 
