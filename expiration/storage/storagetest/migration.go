@@ -10,7 +10,14 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/shared"
 )
 
-// Migration fills a database with what the first version had, given all migrations.
+// beforeDelayed is how many migrations there were before there were delayed events.
+const beforeDelayed = 3
+
+// claimedBefore is the number of the timer that was claimed before there were delayed events.
+const claimedBefore = 2
+
+// Migration fills a database with what earlier versions had, given all migrations: running timers of the first, and a claimed
+// one of the last that knew expiring events alone.
 func Migration(t *testing.T, db *sql.DB, migrations []shared.Migration) {
 	require.NoError(t, shared.Migrate(t.Context(), db, migrations[0]))
 	for n := range 2 {
@@ -21,6 +28,16 @@ func Migration(t *testing.T, db *sql.DB, migrations []shared.Migration) {
 			e.Duration.Milliseconds(), e.Received.UnixMilli(), e.Deadline.UnixMilli())
 		require.NoError(t, err)
 	}
+	require.NoError(t, shared.Migrate(t.Context(), db, migrations[:beforeDelayed]...))
+	e, claim := newTimer(claimedBefore), newClaim(claimedBefore)
+	_, err := db.ExecContext(t.Context(), "INSERT INTO expiration_timers (timer_nid, event_id, room_id, event_type, state_key,"+
+		" sender, token_hash, duration_ms, received_ms, deadline_ms, request_hash, room_version, pdu, outcome, closing_event_id,"+
+		" closing_room_version, closing_pdu) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+		e.NID, e.Event.ID, e.Event.RoomID, e.Event.Type, e.Event.StateKey, e.Event.Sender, e.TokenHash[:],
+		e.Duration.Milliseconds(), e.Received.UnixMilli(), e.Deadline.UnixMilli(),
+		e.Event.Request.Hash[:], e.Event.Request.Signed.RoomVersion, e.Event.Request.Signed.PDU,
+		string(claim.Outcome), claim.Event.EventID, claim.Event.RoomVersion, claim.Event.PDU)
+	require.NoError(t, err)
 }
 
 // Migrated requires that the store has it all, and goes on working.
@@ -33,16 +50,25 @@ func Migrated(t *testing.T, store expiration.Store) {
 		found[got.Event.ID] = got
 		return nil
 	}))
-	require.Len(t, nids, 2)
+	require.Len(t, nids, 3)
 	for n := range 2 {
 		want := newTimer(n)
 		want.Event.Request = nil
 		want.NID = found[want.Event.ID].NID
 		require.Equal(t, want, found[want.Event.ID])
 	}
-	another := newTimer(7)
-	require.NoError(t, store.Insert(t.Context(), another))
-	got, err := store.Timer(t.Context(), another.NID)
+	claimed, claim := newTimer(claimedBefore), newClaim(claimedBefore)
+	claimed.Claim = &claim
+	got, err := store.Timer(t.Context(), claimed.NID)
 	require.NoError(t, err)
-	require.Equal(t, another, got)
+	require.Equal(t, claimed, got)
+
+	for _, another := range []expiration.Timer{newTimer(7), newDelayed(8)} {
+		require.NoError(t, store.Insert(t.Context(), another))
+		got, err := store.Timer(t.Context(), another.NID)
+		require.NoError(t, err)
+		require.Equal(t, another, got)
+	}
+	finalise(t, store, 8, newFinal(8), true, true)
+	wantFinalised(t, store, 8, newFinal(8))
 }

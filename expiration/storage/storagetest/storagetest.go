@@ -16,26 +16,31 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
+// test is one test of the suite.
+type test struct {
+	name string
+	run  func(t *testing.T, open func() expiration.Store)
+}
+
+var expiringTests = []test{
+	{"KeepsWhatWasInserted", keepsWhatWasInserted},
+	{"RefusesASecondTimerForAnEvent", refusesASecondTimer},
+	{"ListsAll", listsAll},
+	{"ListingStopsAtAnError", listingStops},
+	{"RefreshesRunningTimersOnly", refreshesRunningTimersOnly},
+	{"RefreshesManyAtOnce", refreshesMany},
+	{"ClaimsOnceAndOnlyAsSeen", claimsOnce},
+	{"OneOfManyClaimsWins", oneClaimWins},
+	{"RefreshAndClaimExcludeEachOther", refreshOrClaim},
+	{"DropSparesClaimedTimers", dropSparesClaimed},
+	{"ObeysContext", obeysContext},
+	{"Pings", pings},
+}
+
 // Run runs the suite. open returns a store on an empty database the first time that a test calls it, and on the same
 // database after that.
 func Run(t *testing.T, open func(t *testing.T) func() expiration.Store) {
-	for _, test := range []struct {
-		name string
-		run  func(t *testing.T, open func() expiration.Store)
-	}{
-		{"KeepsWhatWasInserted", keepsWhatWasInserted},
-		{"RefusesASecondTimerForAnEvent", refusesASecondTimer},
-		{"ListsAll", listsAll},
-		{"ListingStopsAtAnError", listingStops},
-		{"RefreshesRunningTimersOnly", refreshesRunningTimersOnly},
-		{"RefreshesManyAtOnce", refreshesMany},
-		{"ClaimsOnceAndOnlyAsSeen", claimsOnce},
-		{"OneOfManyClaimsWins", oneClaimWins},
-		{"RefreshAndClaimExcludeEachOther", refreshOrClaim},
-		{"DropSparesClaimedTimers", dropSparesClaimed},
-		{"ObeysContext", obeysContext},
-		{"Pings", pings},
-	} {
+	for _, test := range slices.Concat(expiringTests, delayedTests) {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
 	}
 }

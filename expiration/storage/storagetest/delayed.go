@@ -1,0 +1,366 @@
+package storagetest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// delayedTests are those of what the store keeps of delayed events.
+var delayedTests = []test{
+	{"KeepsDelayedEvents", keepsDelayedEvents},
+	{"ListsDelayedEventsWithoutContent", listsDelayedEvents},
+	{"OneDelayedEventForARequest", oneDelayedEventForARequest},
+	{"RefreshesAndClaimsDelayedEvents", refreshesAndClaimsDelayedEvents},
+	{"FinalisesOnce", finalisesOnce},
+	{"FinalisesWhatIsClaimedOnlyIfTold", finalisesClaimed},
+	{"FinalisesNoExpiringEvent", finalisesNoExpiringEvent},
+	{"OneOfManyEndsWins", oneEndWins},
+	{"FinalisesAllOrNothing", finalisesAllOrNothing},
+	{"KeepsTheLatestOfEachSender", keepsTheLatest},
+	{"FindsSentEvents", findsSentEvents},
+	{"ListsSendersOfSentEvents", listsSenders},
+	{"FindsRequests", findsRequests},
+	{"Prunes", prunes},
+}
+
+// newDelayed is newTimer for a delayed event.
+func newDelayed(n int) expiration.Timer {
+	t := newTimer(n)
+	t.Event.ID = fmt.Sprintf("row%d", n)
+	t.Event.Request.Signed = expiration.SignedEvent{EventID: t.Event.ID} // which is not there yet
+	t.Delayed = &expiration.Delayed{
+		Content: fmt.Appendf(nil, `{ "n":%d, "\u0000":"ü" }`, n), Expires: time.Duration(n+1) * time.Minute,
+		Timestamp: start.Add(-time.Hour), Over: "$over",
+	}
+	return t
+}
+
+// newFinal returns what becomes of newDelayed(n).
+func newFinal(n int) expiration.Final {
+	return expiration.Final{At: start.Add(time.Duration(n) * time.Minute), EventID: fmt.Sprintf("$sent%d", n)}
+}
+
+var (
+	cancelled = expiration.Final{At: start}
+	refused   = expiration.Final{At: start, Error: json.RawMessage(`{"errcode":"M_FORBIDDEN","error":"ü"}`)}
+)
+
+// insert inserts timers.
+func insert(t *testing.T, store expiration.Store, timers ...expiration.Timer) {
+	t.Helper()
+	for _, timer := range timers {
+		require.NoError(t, store.Insert(t.Context(), timer))
+	}
+}
+
+// finalise finalises a timer, keeps many, and requires that there was one or not.
+func finalise(t *testing.T, store expiration.Store, n int, f expiration.Final, running, want bool) {
+	t.Helper()
+	done, err := store.Finalise(t.Context(), nid(n), f, running, 1000)
+	require.NoError(t, err)
+	require.Equal(t, want, done)
+}
+
+// wantFinalised requires that this became of newDelayed(n).
+func wantFinalised(t *testing.T, store expiration.Store, n int, f expiration.Final) {
+	t.Helper()
+	want := newDelayed(n)
+	want.NID, want.Event.Request = 0, nil
+	want.Delayed = &expiration.Delayed{Content: want.Delayed.Content}
+	got, err := store.Finalised(t.Context(), want.TokenHash)
+	require.NoError(t, err)
+	require.Equal(t, expiration.DelayedEvent{Timer: want, Final: &f}, got)
+}
+
+func keepsDelayedEvents(t *testing.T, open func() expiration.Store) {
+	store := open()
+	full, bare := newDelayed(1), newDelayed(2)
+	bare.Event.StateKey, bare.Event.Request = nil, nil
+	bare.Delayed = &expiration.Delayed{Content: []byte(`{}`)}
+	expiring := newTimer(3)
+	insert(t, store, full, bare, expiring)
+	store = open()
+	for _, want := range []expiration.Timer{full, bare, expiring} {
+		got, err := store.Timer(t.Context(), want.NID)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+}
+
+func listsDelayedEvents(t *testing.T, open func() expiration.Store) {
+	store := open()
+	want := []expiration.Timer{newDelayed(1), newTimer(2), newDelayed(3)}
+	insert(t, store, want...)
+	ok, err := store.Claim(t.Context(), nid(3), want[2].Deadline, newClaim(3))
+	require.NoError(t, err)
+	require.True(t, ok)
+	want[0].Delayed.Content, want[2].Delayed.Content = nil, nil
+	want[1].Event.Request.Signed = expiration.SignedEvent{EventID: want[1].Event.ID}
+	want[2].Claim = &expiration.Claim{
+		Outcome: expiration.Expired, Event: expiration.SignedEvent{EventID: newClaim(3).Event.EventID},
+	}
+	var got []expiration.Timer
+	require.NoError(t, open().Timers(t.Context(), func(timer expiration.Timer) error {
+		got = append(got, timer)
+		return nil
+	}))
+	slices.SortFunc(got, func(a, b expiration.Timer) int { return int(a.NID - b.NID) })
+	require.Equal(t, want, got)
+}
+
+func oneDelayedEventForARequest(t *testing.T, open func() expiration.Store) {
+	store := open()
+	insert(t, store, newDelayed(1))
+	again := newDelayed(2)
+	again.Event.Request.Hash = newDelayed(1).Event.Request.Hash
+	require.Error(t, store.Insert(t.Context(), again))
+	another, without, expiring := newDelayed(2), newDelayed(3), newTimer(4)
+	without.Event.Request = nil
+	expiring.Event.Request.Hash = newDelayed(1).Event.Request.Hash
+	insert(t, store, another, without, expiring)
+}
+
+func refreshesAndClaimsDelayedEvents(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	timer := newDelayed(1)
+	insert(t, store, timer)
+	timer.Deadline = start.Add(time.Hour)
+	ok, err := refresh(ctx, store, nid(1), timer.Duration, timer.Deadline)
+	require.NoError(t, err)
+	require.True(t, ok)
+	ok, err = store.Claim(ctx, nid(1), newDelayed(1).Deadline, newClaim(1))
+	require.NoError(t, err)
+	require.False(t, ok, "restarted since")
+	ok, err = store.Claim(ctx, nid(1), timer.Deadline, newClaim(1))
+	require.NoError(t, err)
+	require.True(t, ok)
+	claim := newClaim(1)
+	timer.Claim = &claim
+	got, err := open().Timer(ctx, nid(1))
+	require.NoError(t, err)
+	require.Equal(t, timer, got)
+}
+
+func finalisesOnce(t *testing.T, open func() expiration.Store) {
+	store := open()
+	for n, f := range []expiration.Final{newFinal(0), cancelled, refused} {
+		insert(t, store, newDelayed(n))
+		_, err := store.Finalised(t.Context(), newDelayed(n).TokenHash)
+		require.ErrorIs(t, err, expiration.ErrNotFound)
+		finalise(t, store, n, f, true, true)
+		finalise(t, store, n, newFinal(7), true, false)
+		finalise(t, store, n, newFinal(7), false, false)
+	}
+	store = open()
+	for n, f := range []expiration.Final{newFinal(0), cancelled, refused} {
+		wantFinalised(t, store, n, f)
+		_, err := store.Timer(t.Context(), nid(n))
+		require.ErrorIs(t, err, expiration.ErrNotFound)
+	}
+	require.Empty(t, list(t, store))
+	message := newDelayed(3)
+	message.Event.StateKey = nil
+	insert(t, store, message)
+	finalise(t, store, 3, cancelled, true, true)
+	got, err := store.Finalised(t.Context(), message.TokenHash)
+	require.NoError(t, err)
+	require.Nil(t, got.Timer.Event.StateKey)
+}
+
+func finalisesClaimed(t *testing.T, open func() expiration.Store) {
+	store := open()
+	timer := newDelayed(1)
+	insert(t, store, timer)
+	ok, err := store.Claim(t.Context(), nid(1), timer.Deadline, newClaim(1))
+	require.NoError(t, err)
+	require.True(t, ok)
+	finalise(t, store, 1, cancelled, true, false)
+	require.Equal(t, []string{"row1"}, list(t, store))
+	_, err = store.Finalised(t.Context(), timer.TokenHash)
+	require.ErrorIs(t, err, expiration.ErrNotFound)
+	finalise(t, store, 1, newFinal(1), false, true)
+	wantFinalised(t, open(), 1, newFinal(1))
+	require.Empty(t, list(t, store))
+}
+
+func finalisesNoExpiringEvent(t *testing.T, open func() expiration.Store) {
+	store := open()
+	insert(t, store, newTimer(1))
+	for _, running := range []bool{true, false} {
+		finalise(t, store, 1, newFinal(1), running, false)
+	}
+	_, err := store.Finalised(t.Context(), newTimer(1).TokenHash)
+	require.ErrorIs(t, err, expiration.ErrNotFound)
+	require.Equal(t, []string{"$event1"}, list(t, store))
+}
+
+// A delayed event is cancelled, restarted or claimed to be sent, and not two of these.
+func oneEndWins(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	for n := range 20 {
+		timer := newDelayed(n)
+		insert(t, store, timer)
+		var wg sync.WaitGroup
+		var done, claimed, refreshed bool
+		try := func(won *bool, f func() (bool, error)) {
+			wg.Go(func() {
+				var err error
+				if *won, err = f(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		try(&done, func() (bool, error) { return store.Finalise(ctx, nid(n), cancelled, true, 1000) })
+		try(&claimed, func() (bool, error) { return store.Claim(ctx, nid(n), timer.Deadline, newClaim(n)) })
+		try(&refreshed, func() (bool, error) {
+			return refresh(ctx, store, nid(n), timer.Duration, timer.Deadline.Add(time.Second))
+		})
+		wg.Wait()
+		require.NotEqual(t, done, claimed, "one and only one must win")
+		require.False(t, claimed && refreshed)
+	}
+}
+
+func finalisesAllOrNothing(t *testing.T, open func() expiration.Store) {
+	store := open()
+	insert(t, store, newDelayed(1))
+	finalise(t, store, 1, newFinal(1), true, true)
+	again := newDelayed(1)
+	again.Event.Request = nil
+	insert(t, store, again)
+	done, err := store.Finalise(t.Context(), nid(1), cancelled, true, 1000)
+	require.Error(t, err, "its delay ID is taken")
+	require.False(t, done)
+	require.Equal(t, []string{"row1"}, list(t, store))
+	wantFinalised(t, store, 1, newFinal(1))
+
+	insert(t, store, newDelayed(2))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = store.Finalise(ctx, nid(2), cancelled, true, 1000)
+	require.Error(t, err)
+	finalise(t, store, 2, newFinal(2), true, true)
+}
+
+func keepsTheLatest(t *testing.T, open func() expiration.Store) {
+	store := open()
+	other := newDelayed(0)
+	other.Event.Sender = "@bob:example.org"
+	insert(t, store, other)
+	finalise(t, store, 0, cancelled, true, true)
+	for n := 1; n <= 5; n++ {
+		insert(t, store, newDelayed(n))
+		// The order is that in which it happens, whatever the clock said.
+		done, err := store.Finalise(t.Context(), nid(n), newFinal(-n), true, 2)
+		require.NoError(t, err)
+		require.True(t, done)
+	}
+	for n := range 6 {
+		_, err := store.Finalised(t.Context(), newDelayed(n).TokenHash)
+		if n == 0 || n > 3 {
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, expiration.ErrNotFound)
+		}
+	}
+}
+
+func findsSentEvents(t *testing.T, open func() expiration.Store) {
+	store := open()
+	// More than a database takes at once.
+	var asked []string
+	for n := range 1200 {
+		asked = append(asked, newFinal(n).EventID)
+	}
+	want := map[string]string{}
+	for _, n := range []int{0, 499, 500, 501, 1199} {
+		timer := newDelayed(n)
+		timer.Event.Request = nil // its hash knows no such number
+		insert(t, store, timer)
+		finalise(t, store, n, newFinal(n), true, true)
+		want[newFinal(n).EventID] = timer.Event.ID
+	}
+	others, unasked := newDelayed(2), newDelayed(2000)
+	others.Event.Sender = "@bob:example.org"
+	unasked.Event.Request = nil
+	insert(t, store, others, unasked, newDelayed(3))
+	finalise(t, store, 2, newFinal(2), true, true)
+	finalise(t, store, 2000, newFinal(2000), true, true)
+	finalise(t, store, 3, cancelled, true, true)
+	got, err := open().FinalisedAs(t.Context(), "@alice:example.org", asked)
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+	got, err = store.FinalisedAs(t.Context(), "@bob:example.org", asked)
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"$sent2": "row2"}, got)
+	for _, none := range [][]string{nil, {"$unknown"}} {
+		got, err = store.FinalisedAs(t.Context(), "@alice:example.org", none)
+		require.NoError(t, err)
+		require.Empty(t, got)
+	}
+}
+
+func listsSenders(t *testing.T, open func() expiration.Store) {
+	store := open()
+	for n, sender := range []string{"@a", "@b", "@b", "@c", "@d"} {
+		timer := newDelayed(n)
+		timer.Event.Sender = sender
+		insert(t, store, timer)
+	}
+	finalise(t, store, 0, newFinal(0), true, true)
+	finalise(t, store, 1, newFinal(1), true, true)
+	finalise(t, store, 2, newFinal(2), true, true)
+	finalise(t, store, 3, cancelled, true, true)
+	senders, err := open().FinalisedSenders(t.Context())
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{"@a", "@b"}, senders)
+}
+
+func findsRequests(t *testing.T, open func() expiration.Store) {
+	store := open()
+	want := func(n int, rowID string) {
+		t.Helper()
+		got, err := open().Requested(t.Context(), newDelayed(n).Event.Request.Hash)
+		if rowID == "" {
+			require.ErrorIs(t, err, expiration.ErrNotFound)
+			return
+		}
+		require.NoError(t, err)
+		require.Equal(t, rowID, got)
+	}
+	want(1, "")
+	insert(t, store, newDelayed(1), newDelayed(2), newTimer(3))
+	want(1, "row1")
+	want(2, "row2")
+	want(3, "")
+	finalise(t, store, 1, newFinal(1), true, true)
+	want(1, "row1")
+	require.NoError(t, store.Prune(t.Context(), newFinal(1).At.Add(time.Millisecond)))
+	want(1, "")
+	want(2, "row2")
+}
+
+func prunes(t *testing.T, open func() expiration.Store) {
+	store := open()
+	for n := range 4 {
+		insert(t, store, newDelayed(n))
+	}
+	for n := range 3 {
+		finalise(t, store, n, newFinal(n), true, true)
+	}
+	require.NoError(t, store.Prune(t.Context(), newFinal(1).At))
+	_, err := open().Finalised(t.Context(), newDelayed(0).TokenHash)
+	require.ErrorIs(t, err, expiration.ErrNotFound)
+	wantFinalised(t, store, 1, newFinal(1))
+	wantFinalised(t, store, 2, newFinal(2))
+	require.Equal(t, []string{"row3"}, list(t, store))
+}
