@@ -27,6 +27,10 @@ type actor struct {
 	live       []*entry // those whose tokens should be accepted
 	unanswered *entry   // whose send had no answer
 	answers    map[int]int
+
+	delays      []*delayedEntry
+	scheduled   []*delayedEntry // those that are played with
+	unscheduled *delayedEntry   // whose scheduling had no answer
 }
 
 const (
@@ -74,6 +78,9 @@ func (a *actor) actOn(ctx context.Context) {
 func (a *actor) step(ctx context.Context) error {
 	if a.unanswered != nil {
 		return a.send(ctx, a.unanswered)
+	}
+	if a.unscheduled != nil || a.random.IntN(3) == 0 {
+		return a.stepDelayed(ctx)
 	}
 	choice := a.random.IntN(10)
 	if len(a.live) == 0 || choice < 5 && len(a.live) < actorLimit {
@@ -210,7 +217,7 @@ func (a *actor) request(ctx context.Context, method, path string, body JSON) (ho
 	ctx, cancel := context.WithTimeout(ctx, actorPatience)
 	defer cancel()
 	client := a.Client
-	if strings.HasPrefix(path, keepAlivePath) {
+	if strings.HasPrefix(path, keepAlivePath) || strings.HasPrefix(path, unstableDelayed) {
 		client = a.s.Anonymous()
 	}
 	res, err := client.Do(ctx, method, path, body)
@@ -232,10 +239,16 @@ func (l *ledger) settle(t *testing.T, s *server) {
 		if a.unanswered != nil {
 			require.NoError(t, a.send(t.Context(), a.unanswered))
 		}
+		if a.unscheduled != nil {
+			require.NoError(t, a.schedule(t.Context(), a.unscheduled))
+		}
 	}
 	eventuallyWithin(t, 2*afterCrash, "all timers have come to their end", func() bool {
 		left := map[string]bool{}
 		for _, row := range s.timers(t) {
+			if row.Delayed != nil {
+				return false
+			}
 			left[row.Event.ID] = true
 		}
 		return len(left) == 0 || !slices.ContainsFunc(s.events(t), func(e roomEvent) bool { return left[e.id] })

@@ -119,6 +119,7 @@ func (l *ledger) verify(t *testing.T, s *server) {
 	events := s.events(t)
 	l.visible(t, events)
 	l.check(events, s.timers(t), current)
+	l.checkDelayed(t.Context(), events)
 	answers := map[int]int{}
 	for _, a := range l.actors {
 		for code, n := range a.answers {

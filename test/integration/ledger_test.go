@@ -29,6 +29,8 @@ type ledger struct {
 	actors []*actor
 	// claims has the closing event of each event that was found claimed after a crash.
 	claims map[string]string
+	// delayedClaims has the event of each delayed event that was found claimed, by the hash of its delay ID.
+	delayedClaims map[expiration.TokenHash]string
 	// overdue has what was found running and overdue after each crash.
 	overdue []overdue
 	faults  []string
@@ -40,7 +42,9 @@ type overdue struct {
 	events []string
 }
 
-func newLedger() *ledger { return &ledger{claims: map[string]string{}} }
+func newLedger() *ledger {
+	return &ledger{claims: map[string]string{}, delayedClaims: map[expiration.TokenHash]string{}}
+}
 
 func (l *ledger) fault(format string, args ...any) {
 	l.faults = append(l.faults, fmt.Sprintf(format, args...))
@@ -198,7 +202,11 @@ func (l *ledger) crashed(rows []expiration.Timer) {
 	entries := l.entries()
 	rooms := map[string][]string{}
 	for _, row := range rows {
-		if row.Claim != nil {
+		if row.Delayed != nil {
+			if row.Claim != nil {
+				l.delayedClaims[row.TokenHash] = row.Claim.Event.EventID
+			}
+		} else if row.Claim != nil {
 			before, ok := l.claims[row.Event.ID]
 			if ok && before != row.Claim.Event.EventID {
 				l.fault("%s was claimed for %s, and then for %s", row.Event.ID, before, row.Claim.Event.EventID)
