@@ -46,6 +46,7 @@ type Extension struct {
 	timers   *expiration.Timers
 	client   *clientapi.API
 	consumer *syncapi.Consumer
+	sync     *syncapi.StateAfter
 }
 
 // New opens the database and wires the component to Dendrite's. It starts nothing.
@@ -69,10 +70,15 @@ func New(
 	if enableMetrics {
 		prometheus.MustRegister(append(timers.Collectors(), client.Collectors()...)...)
 	}
+	stateAfter, err := syncapi.NewStateAfter(processCtx.Context(), cm, &dendriteCfg.SyncAPI.Database, wrapper)
+	if err != nil {
+		return nil, fmt.Errorf("failed to open the syncapi's database: %w", err)
+	}
 	js, _ := natsInstance.Prepare(processCtx, &dendriteCfg.Global.JetStream)
 	return &Extension{
 		process: processCtx, mscs: &dendriteCfg.MSCs, rsAPI: wrapper, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
+		sync:     stateAfter,
 	}, nil
 }
 
@@ -89,6 +95,8 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.Qu
 	e.mscs.MSCs = slices.Concat(e.mscs.MSCs, advertised)
 	routers.Client.Use(syncapi.AddDelayIDs(e.timers, userAPI))
 	e.client.AddRoutes(routers.Client, userAPI)
+	e.sync.AddRoutes(routers.Client, userAPI)
+	clientapi.AddVersions(routers.Client, "org.matrix.msc4222")
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }
 

@@ -1,0 +1,51 @@
+package syncapi
+
+import (
+	"slices"
+	"strings"
+
+	rstypes "github.com/matrix-org/dendrite/roomserver/types"
+	"github.com/matrix-org/dendrite/syncapi/synctypes"
+	"github.com/tidwall/gjson"
+)
+
+// wanted reports whether a client's filter lets a state event through. Dendrite's own filters look at the event with which
+// state changed, and not at what it changed.
+func wanted(filter *synctypes.StateFilter, event *rstypes.HeaderedEvent, sender string) bool {
+	roomID := event.RoomID().String()
+	switch {
+	case filter.Rooms != nil && !slices.Contains(*filter.Rooms, roomID),
+		filter.NotRooms != nil && slices.Contains(*filter.NotRooms, roomID),
+		filter.Senders != nil && !slices.Contains(*filter.Senders, sender),
+		filter.NotSenders != nil && slices.Contains(*filter.NotSenders, sender),
+		filter.Types != nil && !matchesType(*filter.Types, event.Type()),
+		filter.NotTypes != nil && matchesType(*filter.NotTypes, event.Type()):
+		return false
+	}
+	return filter.ContainsURL == nil || *filter.ContainsURL == gjson.GetBytes(event.Content(), "url").Exists()
+}
+
+// matchesType reports whether one of the patterns, in which * stands for any characters, is an event type.
+func matchesType(patterns []string, eventType string) bool {
+	return slices.ContainsFunc(patterns, func(pattern string) bool { return matches(pattern, eventType) })
+}
+
+func matches(pattern, text string) bool {
+	parts := strings.Split(pattern, "*")
+	if len(parts) == 1 {
+		return pattern == text
+	}
+	first, last := parts[0], parts[len(parts)-1]
+	if len(text) < len(first)+len(last) || !strings.HasPrefix(text, first) || !strings.HasSuffix(text, last) {
+		return false
+	}
+	text = text[len(first) : len(text)-len(last)]
+	for _, part := range parts[1 : len(parts)-1] {
+		_, rest, ok := strings.Cut(text, part)
+		if !ok {
+			return false
+		}
+		text = rest
+	}
+	return true
+}
