@@ -25,11 +25,12 @@ import (
 // changes that came later, and so can be taken back to any position.
 type record struct {
 	db    *shared.Database
-	rsAPI eventsAPI
+	rsAPI roomserverAPI
 }
 
-// eventsAPI is where events are that the record names and does not have.
-type eventsAPI interface {
+// roomserverAPI knows the events that the record names and does not have, and the users of rooms that do not name them.
+type roomserverAPI interface {
+	QueryUserIDForSender(ctx context.Context, roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error)
 	QueryEventsByID(ctx context.Context, req *api.QueryEventsByIDRequest, res *api.QueryEventsByIDResponse) error
 }
 
@@ -39,7 +40,7 @@ const end = types.StreamPosition(math.MaxInt64)
 // atOnce is how many events are asked for in one query.
 const atOnce = 500
 
-func openRecord(ctx context.Context, cm *sqlutil.Connections, options *config.DatabaseOptions, rsAPI eventsAPI) (*record, error) {
+func openRecord(ctx context.Context, cm *sqlutil.Connections, options *config.DatabaseOptions, rsAPI roomserverAPI) (*record, error) {
 	db, err := storage.NewSyncServerDatasource(ctx, cm, options)
 	if err != nil {
 		return nil, err
@@ -202,13 +203,18 @@ func (r *record) current(ctx context.Context, roomID string, members bool) ([]*r
 	return r.db.CurrentRoomState.SelectCurrentState(ctx, nil, roomID, &filter, nil)
 }
 
-// member returns a current member event, or nothing.
-func (r *record) member(ctx context.Context, roomID string, sender spec.SenderID) ([]*rstypes.HeaderedEvent, error) {
-	event, err := r.db.CurrentRoomState.SelectStateEvent(ctx, nil, roomID, spec.MRoomMember, string(sender))
-	if err != nil || event == nil {
-		return nil, err
+// members returns the current member events of users.
+func (r *record) members(ctx context.Context, roomID string, userIDs []string) (events []*rstypes.HeaderedEvent, err error) {
+	for _, userID := range userIDs {
+		event, err := r.db.CurrentRoomState.SelectStateEvent(ctx, nil, roomID, spec.MRoomMember, userID)
+		if err != nil {
+			return nil, err
+		}
+		if event != nil {
+			events = append(events, event)
+		}
 	}
-	return []*rstypes.HeaderedEvent{event}, nil
+	return events, nil
 }
 
 // redacted returns the same events, as they are now if they were redacted: the current state keeps them as they were.
@@ -231,4 +237,20 @@ func (r *record) redacted(ctx context.Context, events []*rstypes.HeaderedEvent) 
 
 func isCreate(event *rstypes.HeaderedEvent) bool {
 	return event.Type() == spec.MRoomCreate && event.StateKeyEquals("")
+}
+
+// memberOf returns whose membership an event is about, or "".
+func (r *record) memberOf(ctx context.Context, event *rstypes.HeaderedEvent) string {
+	if event.Type() != spec.MRoomMember || event.StateKey() == nil {
+		return ""
+	}
+	return r.userID(ctx, event.RoomID(), spec.SenderID(*event.StateKey()))
+}
+
+// userID returns the user behind a sender, which in most rooms is the same.
+func (r *record) userID(ctx context.Context, roomID spec.RoomID, sender spec.SenderID) string {
+	if userID, err := r.rsAPI.QueryUserIDForSender(ctx, roomID, sender); err == nil && userID != nil {
+		return userID.String()
+	}
+	return string(sender)
 }

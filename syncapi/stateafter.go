@@ -17,7 +17,6 @@ import (
 	"github.com/gorilla/mux"
 	"github.com/matrix-org/dendrite/internal/httputil"
 	"github.com/matrix-org/dendrite/internal/sqlutil"
-	"github.com/matrix-org/dendrite/roomserver/api"
 	rstypes "github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/matrix-org/dendrite/syncapi/synctypes"
@@ -41,13 +40,7 @@ import (
 // together with a redaction, of which Dendrite's syncapi takes no notice.
 type StateAfter struct {
 	dendrite http.Handler
-	rsAPI    roomserverAPI
 	record   *record
-}
-
-type roomserverAPI interface {
-	api.QuerySenderIDAPI
-	eventsAPI
 }
 
 // The names of the parameter and of the field, as the specification has them and as they were before.
@@ -66,7 +59,7 @@ func NewStateAfter(
 	if err != nil {
 		return nil, err
 	}
-	return &StateAfter{rsAPI: rsAPI, record: record}, nil
+	return &StateAfter{record: record}, nil
 }
 
 // AddRoutes registers the route. It must be called before Dendrite registers its own, which gets all requests that do not have
@@ -253,7 +246,7 @@ func membersIn(room object) (m members) {
 // question is what one request asks.
 type question struct {
 	*StateAfter
-	user     spec.UserID
+	userID   string
 	filter   synctypes.Filter
 	from, to types.StreamPosition
 	// whole is whether the client knows nothing, or wants to be told everything again.
@@ -269,12 +262,7 @@ type question struct {
 func (s *StateAfter) question(
 	ctx context.Context, query url.Values, nextBatch string, device *userapi.Device,
 ) (*question, error) {
-	q := &question{StateAfter: s, filter: synctypes.DefaultFilter()}
-	userID, err := spec.NewUserID(device.UserID, true)
-	if err != nil {
-		return nil, err
-	}
-	q.user = *userID
+	q := &question{StateAfter: s, userID: device.UserID, filter: synctypes.DefaultFilter()}
 	to, err := types.NewStreamTokenFromString(nextBatch)
 	if err != nil {
 		return nil, fmt.Errorf("reading next_batch: %w", err)
@@ -295,8 +283,11 @@ func (s *StateAfter) question(
 	case strings.HasPrefix(filter, "{"):
 		err = json.Unmarshal([]byte(filter), &q.filter)
 	default:
-		err = s.record.db.GetFilter(ctx, &q.filter, q.user.Local(), filter)
-		if errors.Is(err, sql.ErrNoRows) {
+		var localpart string
+		if localpart, _, err = gomatrixserverlib.SplitID('@', q.userID); err != nil {
+			break
+		}
+		if err = s.record.db.GetFilter(ctx, &q.filter, localpart, filter); errors.Is(err, sql.ErrNoRows) {
 			err = nil
 		}
 	}
@@ -311,7 +302,7 @@ func (q *question) look(ctx context.Context, mentioned []string) error {
 	if q.whole || q.from >= q.to {
 		return nil
 	}
-	joined, err := q.record.db.CurrentRoomState.SelectRoomIDsWithMembership(ctx, nil, q.user.String(), spec.Join)
+	joined, err := q.record.db.CurrentRoomState.SelectRoomIDsWithMembership(ctx, nil, q.userID, spec.Join)
 	if err != nil {
 		return err
 	}
@@ -333,20 +324,16 @@ func (q *question) joined(ctx context.Context, roomID string, m members) ([]*rst
 	if q.whole {
 		return q.all(ctx, roomID, q.to, m)
 	}
-	user, err := q.sender(ctx, roomID, q.user.String())
-	if err != nil {
-		return nil, err
-	}
 	delta, err := q.added(ctx, roomID, q.changed[roomID])
 	if err != nil {
 		return nil, err
 	}
-	if slices.ContainsFunc(delta, func(event *rstypes.HeaderedEvent) bool { return isMember(event, user) }) {
+	if slices.ContainsFunc(delta, q.own(ctx)) {
 		changes, err := q.record.changes(ctx, roomID, q.from, q.to)
 		if err != nil {
 			return nil, err
 		}
-		stay, err := q.record.stay(ctx, roomID, user, changes)
+		stay, err := q.record.stay(ctx, roomID, q.userID, changes)
 		if err != nil {
 			return nil, err
 		}
@@ -363,15 +350,11 @@ func (q *question) joined(ctx context.Context, roomID string, m members) ([]*rst
 // left returns the state of a room that is to be told to a user who went out of it, or was never in it: nothing that came
 // afterwards but the user's own membership.
 func (q *question) left(ctx context.Context, roomID string, m members) ([]*rstypes.HeaderedEvent, error) {
-	user, err := q.sender(ctx, roomID, q.user.String())
-	if err != nil {
-		return nil, err
-	}
 	changes, err := q.record.changes(ctx, roomID, q.from, q.to)
 	if err != nil {
 		return nil, err
 	}
-	stay, err := q.record.stay(ctx, roomID, user, changes)
+	stay, err := q.record.stay(ctx, roomID, q.userID, changes)
 	if err != nil {
 		return nil, err
 	}
@@ -391,7 +374,7 @@ func (q *question) left(ctx context.Context, roomID string, m members) ([]*rstyp
 		state, err = q.with(ctx, roomID, state, stay.left, m)
 	}
 	if stay.last != nil {
-		state = slices.DeleteFunc(state, func(event *rstypes.HeaderedEvent) bool { return isMember(event, user) })
+		state = slices.DeleteFunc(state, q.own(ctx))
 		state = append(state, stay.last)
 	}
 	return state, err
@@ -399,11 +382,7 @@ func (q *question) left(ctx context.Context, roomID string, m members) ([]*rstyp
 
 // silent returns the state of a room that Dendrite had nothing to tell about, if the user was in it.
 func (q *question) silent(ctx context.Context, roomID string) ([]*rstypes.HeaderedEvent, error) {
-	user, err := q.sender(ctx, roomID, q.user.String())
-	if err != nil {
-		return nil, err
-	}
-	own, err := q.memberships(ctx, roomID, []spec.SenderID{user}, q.to)
+	own, err := q.memberships(ctx, roomID, []string{q.userID}, q.to)
 	if err != nil || len(own) == 0 || !isJoin(own[0]) {
 		return nil, err
 	}
@@ -432,20 +411,13 @@ func (q *question) all(
 	if err != nil {
 		return nil, err
 	}
-	needed := map[spec.SenderID]bool{}
+	needed := users(m.senders, m.others, []string{q.userID})
 	if lazy {
-		users, err := q.senders(ctx, roomID, m.senders, m.others, []string{q.user.String()})
+		members, err := q.record.members(ctx, roomID, needed)
 		if err != nil {
 			return nil, err
 		}
-		for _, user := range users {
-			needed[user] = true
-			event, err := q.record.member(ctx, roomID, user)
-			if err != nil {
-				return nil, err
-			}
-			current = append(current, event...)
-		}
+		current = append(current, members...)
 	}
 	state, err := q.record.rewind(ctx, roomID, current, at)
 	if err != nil {
@@ -453,7 +425,8 @@ func (q *question) all(
 	}
 	if lazy {
 		state = slices.DeleteFunc(state, func(event *rstypes.HeaderedEvent) bool {
-			return event.Type() == spec.MRoomMember && !needed[spec.SenderID(*event.StateKey())]
+			userID := q.record.memberOf(ctx, event)
+			return userID != "" && !slices.Contains(needed, userID)
 		})
 	}
 	return q.record.redacted(ctx, state)
@@ -472,81 +445,52 @@ func (q *question) with(
 	if filter.IncludeRedundantMembers {
 		again = m.senders
 	}
-	users, err := q.senders(ctx, roomID, m.loaded, m.others, again)
-	if err != nil {
-		return nil, err
+	needed := users(m.loaded, m.others, again)
+	for _, event := range delta {
+		if i := slices.Index(needed, q.record.memberOf(ctx, event)); i >= 0 {
+			needed = slices.Delete(needed, i, i+1)
+		}
 	}
-	users = slices.DeleteFunc(users, func(user spec.SenderID) bool {
-		return slices.ContainsFunc(delta, func(event *rstypes.HeaderedEvent) bool { return isMember(event, user) })
-	})
-	memberships, err := q.memberships(ctx, roomID, users, at)
+	memberships, err := q.memberships(ctx, roomID, needed, at)
 	return append(delta, memberships...), err
 }
 
 // memberships returns the member events of users at a position.
 func (q *question) memberships(
-	ctx context.Context, roomID string, users []spec.SenderID, at types.StreamPosition,
-) (events []*rstypes.HeaderedEvent, err error) {
-	if len(users) == 0 {
+	ctx context.Context, roomID string, userIDs []string, at types.StreamPosition,
+) ([]*rstypes.HeaderedEvent, error) {
+	if len(userIDs) == 0 {
 		return nil, nil
 	}
-	for _, user := range users {
-		event, err := q.record.member(ctx, roomID, user)
-		if err != nil {
-			return nil, err
-		}
-		events = append(events, event...)
+	events, err := q.record.members(ctx, roomID, userIDs)
+	if err != nil {
+		return nil, err
 	}
 	if events, err = q.record.rewind(ctx, roomID, events, at); err != nil {
 		return nil, err
 	}
 	events = slices.DeleteFunc(events, func(event *rstypes.HeaderedEvent) bool {
-		return !slices.ContainsFunc(users, func(user spec.SenderID) bool { return isMember(event, user) })
+		return !slices.Contains(userIDs, q.record.memberOf(ctx, event))
 	})
 	return q.record.redacted(ctx, events)
 }
 
-// senders returns as whom users act in a room, each once.
-func (q *question) senders(ctx context.Context, roomID string, userIDs ...[]string) (users []spec.SenderID, err error) {
+// users returns users, each once.
+func users(userIDs ...[]string) []string {
 	all := slices.Concat(userIDs...)
 	slices.Sort(all)
-	for _, userID := range slices.Compact(all) {
-		user, err := q.sender(ctx, roomID, userID)
-		if err != nil {
-			return nil, err
-		}
-		if user != "" {
-			users = append(users, user)
-		}
-	}
-	return users, nil
+	return slices.Compact(all)
 }
 
-// sender returns as whom a user acts in a room, or "" if it is not known there.
-func (q *question) sender(ctx context.Context, roomID, userID string) (spec.SenderID, error) {
-	room, err := spec.NewRoomID(roomID)
-	if err != nil {
-		return "", err
-	}
-	user, err := spec.NewUserID(userID, true)
-	if err != nil {
-		return "", nil // the sender of some old event, perhaps
-	}
-	sender, err := q.rsAPI.QuerySenderIDForUser(ctx, *room, *user)
-	if err != nil || sender == nil {
-		return "", err
-	}
-	return *sender, nil
+// own returns a function that reports whether an event is about the membership of the user who asks.
+func (q *question) own(ctx context.Context) func(*rstypes.HeaderedEvent) bool {
+	return func(event *rstypes.HeaderedEvent) bool { return q.record.memberOf(ctx, event) == q.userID }
 }
 
 // filtered returns the events that the client's filter lets through.
 func (q *question) filtered(ctx context.Context, events []*rstypes.HeaderedEvent) []*rstypes.HeaderedEvent {
 	return slices.DeleteFunc(events, func(event *rstypes.HeaderedEvent) bool {
-		sender := string(event.SenderID())
-		if userID, err := q.rsAPI.QueryUserIDForSender(ctx, event.RoomID(), event.SenderID()); err == nil && userID != nil {
-			sender = userID.String()
-		}
-		return !wanted(&q.filter.Room.State, event, sender)
+		return !wanted(&q.filter.Room.State, event, q.record.userID(ctx, event.RoomID(), event.SenderID()))
 	})
 }
 
@@ -562,6 +506,6 @@ func (q *question) clientEvents(ctx context.Context, events []*rstypes.HeaderedE
 	}
 	return synctypes.ToClientEvents(gomatrixserverlib.ToPDUs(events), format,
 		func(roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error) {
-			return q.rsAPI.QueryUserIDForSender(ctx, roomID, senderID)
+			return q.record.rsAPI.QueryUserIDForSender(ctx, roomID, senderID)
 		})
 }

@@ -21,11 +21,11 @@ type stay struct {
 }
 
 // stay follows a user's membership through changes.
-func (r *record) stay(ctx context.Context, roomID string, user spec.SenderID, changes []change) (s stay, err error) {
+func (r *record) stay(ctx context.Context, roomID string, userID string, changes []change) (s stay, err error) {
 	var ids []string
 	for _, c := range changes {
-		// An event that takes the place of one other, of its own kind, need not be looked at.
-		if len(c.added) == 1 && c.added[0] == c.event.EventID() && len(c.removed) <= 1 && !isMember(c.event, user) {
+		// Most changes are one event that takes the place of another of its kind.
+		if len(c.added) == 1 && c.added[0] == c.event.EventID() && r.memberOf(ctx, c.event) != userID {
 			continue
 		}
 		ids = append(append(ids, c.added...), c.removed...)
@@ -36,7 +36,7 @@ func (r *record) stay(ctx context.Context, roomID string, user spec.SenderID, ch
 	}
 	own := map[string]*rstypes.HeaderedEvent{}
 	for _, event := range events {
-		if isMember(event, user) {
+		if r.memberOf(ctx, event) == userID {
 			own[event.EventID()] = event
 		}
 	}
@@ -73,10 +73,6 @@ func first(own map[string]*rstypes.HeaderedEvent, eventIDs []string) *rstypes.He
 		}
 	}
 	return nil
-}
-
-func isMember(event *rstypes.HeaderedEvent, user spec.SenderID) bool {
-	return event.Type() == spec.MRoomMember && event.StateKeyEquals(string(user))
 }
 
 func isJoin(event *rstypes.HeaderedEvent) bool {

@@ -117,7 +117,7 @@ func ask(t *testing.T, s *server) (answers []answer) {
 	}
 	// What does not belong to a component, and every prefix that is served.
 	for _, path := range []string{
-		"/", "/none", "//", "/_matrix/none", "/_matrix/client/versions", "/_matrix/client/none", "/_matrix/client//versions", "/_matrix/static/",
+		"/", "/none", "//", "/_matrix/none", "/_matrix/client/none", "/_matrix/client//versions", "/_matrix/static/",
 		"/_matrix/static/client/login/", "/_matrix/static/none", "/_matrix/media/v3/download/none/none", "/_matrix/key/v2/server",
 		"/_matrix/federation/v1/version", "/.well-known/matrix/client", "/.well-known/matrix/server", "/_dendrite/monitor/up",
 		"/_dendrite/monitor/health", "/_dendrite/none", "/_synapse/admin/v1/none", "/_synapse/none",
