@@ -33,6 +33,8 @@ type Config struct {
 	RestartGrace time.Duration `yaml:"restart_grace"`
 	// RateLimiting limits the keep-alive endpoint.
 	RateLimiting RateLimiting `yaml:"rate_limiting"`
+	// MatrixRTC is a section of its own.
+	MatrixRTC MatrixRTC `yaml:"-"`
 }
 
 // DelayedEvents is the section expiration.delayed_events.
@@ -190,31 +192,44 @@ func parseConfig(data []byte) (*Config, error) {
 	}
 	c := &Config{}
 	c.Defaults()
+	if err := parseSection(root, "expiration", c); err != nil {
+		return nil, err
+	}
+	if err := parseSection(root, "matrix_rtc", &c.MatrixRTC); err != nil {
+		return nil, err
+	}
+	var errs config.ConfigErrors
+	c.Verify(&errs)
+	if c.MatrixRTC.Verify(&errs); len(errs) > 0 {
+		return nil, errors.New(strings.Join(errs, "; "))
+	}
+	return c, nil
+}
+
+// parseSection reads one section, if it is there.
+func parseSection[T any](root yaml.MapSlice, name string, into *T) error {
 	var keys yaml.MapSlice
 	for _, section := range root {
-		if section.Key != "expiration" || section.Value == nil {
+		if section.Key != name || section.Value == nil {
 			continue
 		}
 		var ok bool
 		if keys, ok = section.Value.(yaml.MapSlice); !ok {
-			return nil, fmt.Errorf("config key %q must be %s", "expiration", kind(reflect.TypeFor[Config]()))
+			return fmt.Errorf("config key %q must be %s", name, kind(reflect.TypeFor[T]()))
 		}
 	}
 	var errs config.ConfigErrors
-	if checkKeys(&errs, "expiration", keys, reflect.TypeFor[Config]()); len(errs) > 0 {
-		return nil, errors.New(strings.Join(errs, "; "))
+	if checkKeys(&errs, name, keys, reflect.TypeFor[T]()); len(errs) > 0 {
+		return errors.New(strings.Join(errs, "; "))
 	}
 	section, err := yaml.Marshal(keys)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err = yaml.UnmarshalStrict(section, c); err != nil {
-		return nil, fmt.Errorf("config key %q: %w", "expiration", err)
+	if err = yaml.UnmarshalStrict(section, into); err != nil {
+		return fmt.Errorf("config key %q: %w", name, err)
 	}
-	if c.Verify(&errs); len(errs) > 0 {
-		return nil, errors.New(strings.Join(errs, "; "))
-	}
-	return c, nil
+	return nil
 }
 
 // checkKeys adds an error for each key that the section does not have, and for each value of a wrong kind. The YAML
@@ -224,11 +239,21 @@ func checkKeys(errs *config.ConfigErrors, prefix string, section yaml.MapSlice, 
 		key := fmt.Sprintf("%s.%v", prefix, item.Key)
 		field, ok := fieldByKey(t, fmt.Sprint(item.Key))
 		inner, isSection := item.Value.(yaml.MapSlice)
+		list, isList := item.Value.([]any)
 		switch {
 		case !ok:
 			errs.Add(fmt.Sprintf("unknown config key %q", key))
 		case isSection && field.Type.Kind() == reflect.Struct:
 			checkKeys(errs, key, inner, field.Type)
+		case isList && field.Type.Kind() == reflect.Slice:
+			for i, element := range list {
+				place := fmt.Sprintf("%s[%d]", key, i)
+				if inner, isSection = element.(yaml.MapSlice); isSection {
+					checkKeys(errs, place, inner, field.Type.Elem())
+				} else {
+					errs.Add(fmt.Sprintf("config key %q must be %s", place, kind(field.Type.Elem())))
+				}
+			}
 		default:
 			data, err := yaml.Marshal(item.Value)
 			if err == nil {
@@ -248,6 +273,8 @@ func kind(t reflect.Type) string {
 		return "a duration, such as 90s or 24h"
 	case t.Kind() == reflect.Struct:
 		return "a section with keys of its own"
+	case t.Kind() == reflect.Slice:
+		return "a list of sections"
 	case t.Kind() == reflect.Bool:
 		return "true or false"
 	case t.Kind() == reflect.String:

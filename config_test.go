@@ -3,6 +3,7 @@ package msc4140
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"testing"
 	"time"
@@ -42,6 +43,21 @@ func TestDocumentedExample(t *testing.T) {
 	defaults.Defaults()
 	c.Database = defaults.Database
 	require.Equal(t, &defaults, c)
+}
+
+// So is the example of the transports, but for their defaults: there are none.
+func TestDocumentedTransports(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join("docs", "configuration.md"))
+	require.NoError(t, err)
+	example := regexp.MustCompile("(?s)```yaml\n(matrix_rtc:.*?)```").FindSubmatch(doc)
+	require.NotNil(t, example)
+	c, err := parseConfig(example[1])
+	require.NoError(t, err)
+	require.Len(t, c.MatrixRTC.Transports, 1)
+	value := reflect.ValueOf(c.MatrixRTC.Transports[0])
+	for i := range value.NumField() {
+		require.NotZero(t, value.Field(i).Interface(), value.Type().Field(i).Name)
+	}
 }
 
 func TestWhichDatabase(t *testing.T) {

@@ -47,6 +47,7 @@ type Extension struct {
 	client   *clientapi.API
 	consumer *syncapi.Consumer
 	sync     *syncapi.StateAfter
+	rtc      MatrixRTC
 }
 
 // New opens the database and wires the component to Dendrite's. It starts nothing.
@@ -79,6 +80,7 @@ func New(
 		process: processCtx, mscs: &dendriteCfg.MSCs, rsAPI: wrapper, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
+		rtc:      cfg.MatrixRTC,
 	}, nil
 }
 
@@ -96,8 +98,18 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.Qu
 	routers.Client.Use(syncapi.AddDelayIDs(e.timers, userAPI))
 	e.client.AddRoutes(routers.Client, userAPI)
 	e.sync.AddRoutes(routers.Client, userAPI)
-	clientapi.AddVersions(routers.Client, "org.matrix.msc4222")
+	clientapi.AddRTCRoutes(routers, userAPI, e.rtc.Transports)
+	clientapi.AddVersions(routers.Client, e.features()...)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
+}
+
+// features returns what clients are told that this server can do.
+func (e *Extension) features() []string {
+	features := []string{"org.matrix.msc4222"}
+	if len(e.rtc.Transports) > 0 {
+		features = append(features, "org.matrix.msc4143")
+	}
+	return features
 }
 
 // KeepAlivesFirst returns a handler that answers keep-alives itself, and leaves everything else to next, which serves the

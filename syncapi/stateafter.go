@@ -1,7 +1,6 @@
 package syncapi
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"database/sql"
@@ -26,6 +25,8 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
 	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/around"
 )
 
 // StateAfter answers /sync as Dendrite does, but with the state at the end of each timeline in place of the state at its
@@ -68,7 +69,7 @@ func (s *StateAfter) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessT
 	s.dendrite = router
 	router.Handle("/{apiversion:(?:r0|v3)}/sync",
 		httputil.MakeAuthAPI("sync_state_after", userAPI, s.sync, httputil.WithAllowGuests()),
-	).Methods(http.MethodGet).MatcherFunc(func(req *http.Request, _ *mux.RouteMatch) bool {
+	).Methods(http.MethodGet).MatcherFunc(around.First).MatcherFunc(func(req *http.Request, _ *mux.RouteMatch) bool {
 		return strings.Contains(req.URL.RawQuery, parameter) && fieldFor(req.URL.Query()) != ""
 	})
 }
@@ -85,18 +86,12 @@ func fieldFor(query url.Values) string {
 }
 
 func (s *StateAfter) sync(req *http.Request, device *userapi.Device) util.JSONResponse {
-	query := req.URL.Query()
-	name := fieldFor(query)
-	query.Del(parameter)
-	query.Del(unstableParameter)
-	inner := req.Clone(req.Context())
-	inner.URL.RawQuery = query.Encode()
-	answer := recorder{header: http.Header{}, code: http.StatusOK}
-	s.dendrite.ServeHTTP(&answer, inner)
-	if answer.code != http.StatusOK {
-		return util.JSONResponse{Code: answer.code, JSON: json.RawMessage(answer.body.Bytes())}
+	answer, body, ok := around.Dendrite(s.dendrite, req)
+	if !ok {
+		return answer
 	}
-	result, err := s.replace(req.Context(), answer.body.Bytes(), query, device, name)
+	query := req.URL.Query()
+	result, err := s.replace(req.Context(), body, query, device, fieldFor(query))
 	if err != nil {
 		if !errors.Is(err, context.Canceled) {
 			util.GetLogger(req.Context()).WithError(err).Error("Failed to find the state after a sync")
@@ -105,17 +100,6 @@ func (s *StateAfter) sync(req *http.Request, device *userapi.Device) util.JSONRe
 	}
 	return util.JSONResponse{Code: http.StatusOK, JSON: result}
 }
-
-// recorder keeps an answer.
-type recorder struct {
-	header http.Header
-	code   int
-	body   bytes.Buffer
-}
-
-func (r *recorder) Header() http.Header                { return r.header }
-func (r *recorder) WriteHeader(code int)               { r.code = code }
-func (r *recorder) Write(data []byte) (n int, _ error) { return r.body.Write(data) }
 
 // object is a JSON object of which only some keys are looked at.
 type object = map[string]json.RawMessage

@@ -63,6 +63,10 @@ type Config struct {
 	Postgres string
 	// Expiration is the section expiration of dendrite.yaml, but for the database; nil leaves it out.
 	Expiration map[string]any
+	// MatrixRTC is the section matrix_rtc; nil leaves it out.
+	MatrixRTC map[string]any
+	// WellKnown makes the server say in /.well-known/matrix/client where it is.
+	WellKnown bool
 	// ExpirationDatabase is the connection string of a database for the timers alone; "" leaves it to the defaults.
 	ExpirationDatabase string
 	// AppServices are the paths of registration files.
@@ -207,6 +211,12 @@ func (s *Server) Configure(cfg Config) error {
 		root["tracing"] = m{"enabled": true, "jaeger": m{
 			"sampler": m{"type": "const", "param": 1}, "reporter": m{"localAgentHostPort": cfg.Jaeger},
 		}}
+	}
+	if cfg.WellKnown {
+		root["global"].(m)["well_known_client_name"] = s.URL
+	}
+	if cfg.MatrixRTC != nil {
+		root["matrix_rtc"] = cfg.MatrixRTC
 	}
 	expiration := maps.Clone(cfg.Expiration)
 	if cfg.ExpirationDatabase != "" {
