@@ -48,6 +48,7 @@ type Extension struct {
 	consumer *syncapi.Consumer
 	sync     *syncapi.StateAfter
 	rtc      MatrixRTC
+	rooms    *clientapi.Summaries
 }
 
 // New opens the database and wires the component to Dendrite's. It starts nothing.
@@ -81,6 +82,7 @@ func New(
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
 		rtc:      cfg.MatrixRTC,
+		rooms:    clientapi.NewSummaries(&dendriteCfg.ClientAPI, wrapper),
 	}, nil
 }
 
@@ -99,6 +101,7 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.Qu
 	e.client.AddRoutes(routers.Client, userAPI)
 	e.sync.AddRoutes(routers.Client, userAPI)
 	clientapi.AddRTCRoutes(routers, userAPI, e.rtc.Transports)
+	e.rooms.AddRoutes(routers.Client, userAPI)
 	clientapi.AddVersions(routers.Client, e.features()...)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }

@@ -11,6 +11,7 @@ import (
 	"context"
 	"time"
 
+	fsapi "github.com/matrix-org/dendrite/federationapi/api"
 	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/sirupsen/logrus"
@@ -29,6 +30,8 @@ type API struct {
 	api.RoomserverInternalAPI
 	watcher StateWatcher
 	ready   chan struct{} // closed by SetFederationAPI
+
+	federation fsapi.RoomserverFederationAPI // see SetFederationAPI
 }
 
 // NewAPI returns a wrapper. Watch must be called before events are sent.

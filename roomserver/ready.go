@@ -16,8 +16,12 @@ import (
 // SetFederationAPI implements api.RoomserverInternalAPI.
 func (a *API) SetFederationAPI(fsAPI fsapi.RoomserverFederationAPI, keyRing *gomatrixserverlib.KeyRing) {
 	a.RoomserverInternalAPI.SetFederationAPI(fsAPI, keyRing)
+	a.federation = fsAPI
 	close(a.ready)
 }
+
+// Federation returns what SetFederationAPI was given. HTTP is served only after that.
+func (a *API) Federation() fsapi.RoomserverFederationAPI { return a.federation }
 
 // wait returns when the roomserver can answer queries.
 func (a *API) wait(ctx context.Context) error {

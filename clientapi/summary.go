@@ -1,0 +1,367 @@
+package clientapi
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gorilla/mux"
+	"github.com/matrix-org/dendrite/clientapi/auth"
+	fsapi "github.com/matrix-org/dendrite/federationapi/api"
+	"github.com/matrix-org/dendrite/internal/httputil"
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/roomserver/types"
+	"github.com/matrix-org/dendrite/setup/config"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/fclient"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/matrix-org/util"
+	"github.com/tidwall/gjson"
+)
+
+// Summaries tells what kind of room it is that somebody may want to join or to knock at (MSC3266): of rooms that this server is
+// in, and of others by asking servers that are. Rooms that whoever asks may not know of are not found.
+type Summaries struct {
+	dendrite *config.ClientAPI
+	rsAPI    SummaryRoomserverAPI
+	limits   *httputil.RateLimits
+}
+
+// SummaryRoomserverAPI is what summaries are made of.
+type SummaryRoomserverAPI interface {
+	api.QueryEventsAPI
+	api.QuerySenderIDAPI
+	GetRoomIDForAlias(ctx context.Context, req *api.GetRoomIDForAliasRequest, res *api.GetRoomIDForAliasResponse) error
+	QueryServerJoinedToRoom(ctx context.Context, req *api.QueryServerJoinedToRoomRequest, res *api.QueryServerJoinedToRoomResponse) error
+	QueryRoomsForUser(ctx context.Context, userID spec.UserID, membership string) ([]spec.RoomID, error)
+	JoinedUserCount(ctx context.Context, roomID string) (int, error)
+	Federation() fsapi.RoomserverFederationAPI
+}
+
+const (
+	// maxVias is how many servers are asked about one room, one after the other.
+	maxVias = 5
+	// viasTimeout is how long they may take together.
+	viasTimeout = 20 * time.Second
+)
+
+// NewSummaries returns the routes, with the limits that Dendrite has for its own.
+func NewSummaries(dendrite *config.ClientAPI, rsAPI SummaryRoomserverAPI) *Summaries {
+	return &Summaries{dendrite: dendrite, rsAPI: rsAPI, limits: httputil.NewRateLimits(&dendrite.RateLimiting)}
+}
+
+// summary is the answer.
+type summary struct {
+	RoomID         string   `json:"room_id"`
+	Name           string   `json:"name,omitempty"`
+	Topic          string   `json:"topic,omitempty"`
+	AvatarURL      string   `json:"avatar_url,omitempty"`
+	CanonicalAlias string   `json:"canonical_alias,omitempty"`
+	JoinedMembers  int      `json:"num_joined_members"`
+	GuestCanJoin   bool     `json:"guest_can_join"`
+	WorldReadable  bool     `json:"world_readable"`
+	JoinRule       string   `json:"join_rule,omitempty"`
+	AllowedRoomIDs []string `json:"allowed_room_ids,omitempty"`
+	RoomType       string   `json:"room_type,omitempty"`
+	Encryption     string   `json:"encryption,omitempty"`
+	RoomVersion    string   `json:"room_version,omitempty"`
+	Membership     string   `json:"membership,omitempty"`
+}
+
+// unstableSummary has some names twice, for clients that know the old ones.
+type unstableSummary struct {
+	*summary
+	UnstableEncryption  string `json:"im.nheko.summary.encryption,omitempty"`
+	UnstableRoomVersion string `json:"im.nheko.summary.room_version,omitempty"`
+}
+
+// AddRoutes registers the routes.
+func (s *Summaries) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
+	handle := func(path string, form func(*summary) any) {
+		router.Handle(path, httputil.MakeExternalAPI("room_summary", func(req *http.Request) util.JSONResponse {
+			room, failed := s.answer(req, userAPI)
+			if failed != nil {
+				return *failed
+			}
+			return util.JSONResponse{Code: http.StatusOK, JSON: form(room)}
+		})).Methods(http.MethodGet, http.MethodOptions)
+	}
+	unstable := func(room *summary) any { return unstableSummary{room, room.Encryption, room.RoomVersion} }
+	handle("/v1/room_summary/{roomIDOrAlias}", func(room *summary) any { return room })
+	handle("/unstable/im.nheko.summary/summary/{roomIDOrAlias}", unstable)
+	handle("/unstable/im.nheko.summary/rooms/{roomIDOrAlias}/summary", unstable)
+}
+
+func (s *Summaries) answer(req *http.Request, userAPI userapi.QueryAcccessTokenAPI) (*summary, *util.JSONResponse) {
+	var device *userapi.Device
+	if req.Header.Get("Authorization") != "" || req.URL.Query().Has("access_token") {
+		var failed *util.JSONResponse
+		if device, failed = auth.VerifyUserFromRequest(req, userAPI); failed != nil {
+			return nil, failed
+		}
+	}
+	if limited := s.limits.Limit(req, device); limited != nil {
+		return nil, limited
+	}
+	vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
+	if err != nil {
+		return nil, &util.JSONResponse{Code: http.StatusBadRequest, JSON: spec.InvalidParam(err.Error())}
+	}
+	a, err := asker(device)
+	var room *summary
+	if err == nil {
+		room, err = s.find(req.Context(), a, vars["roomIDOrAlias"], req.URL.Query()["via"])
+	}
+	switch {
+	case err != nil:
+		util.GetLogger(req.Context()).WithError(err).Error("Failed to summarise a room")
+		return nil, &util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.InternalServerError{}}
+	case room == nil:
+		return nil, &util.JSONResponse{Code: http.StatusNotFound, JSON: spec.NotFound("there is no such room, or you may not know of it")}
+	}
+	return room, nil
+}
+
+// whoAsks is somebody who asks: nil is anybody.
+type whoAsks struct {
+	userID spec.UserID
+	guest  bool
+}
+
+func asker(device *userapi.Device) (*whoAsks, error) {
+	if device == nil {
+		return nil, nil
+	}
+	userID, err := spec.NewUserID(device.UserID, true)
+	if err != nil {
+		return nil, err
+	}
+	return &whoAsks{userID: *userID, guest: device.AccountType == userapi.AccountTypeGuest}, nil
+}
+
+// find returns the summary of a room, or nil if there is none for who asks. Only who has an account can make this server talk to
+// others.
+func (s *Summaries) find(ctx context.Context, who *whoAsks, roomIDOrAlias string, vias []string) (*summary, error) {
+	remotely := who != nil && !who.guest
+	roomID := roomIDOrAlias
+	if strings.HasPrefix(roomIDOrAlias, "#") {
+		var servers []spec.ServerName
+		var err error
+		if roomID, servers, err = s.resolve(ctx, roomIDOrAlias, remotely); err != nil {
+			return nil, err
+		}
+		for _, server := range servers {
+			vias = append(vias, string(server))
+		}
+	}
+	if _, err := spec.NewRoomID(roomID); err != nil {
+		return nil, nil
+	}
+	var joined api.QueryServerJoinedToRoomResponse
+	err := s.rsAPI.QueryServerJoinedToRoom(ctx, &api.QueryServerJoinedToRoomRequest{RoomID: roomID}, &joined)
+	if err != nil {
+		return nil, err
+	}
+	var room *summary
+	switch {
+	case joined.IsInRoom:
+		room, err = s.local(ctx, who, roomID)
+	case remotely:
+		room, err = s.remote(ctx, who, roomID, vias)
+	}
+	if err != nil || room == nil {
+		return nil, err
+	}
+	if allowed, err := s.allowed(ctx, who, room); err != nil || !allowed {
+		return nil, err
+	}
+	return room, nil
+}
+
+// resolve returns the room that an alias stands for, or "", and servers that are in it, if another one had to be asked.
+func (s *Summaries) resolve(ctx context.Context, alias string, remotely bool) (roomID string, servers []spec.ServerName, err error) {
+	_, domain, err := gomatrixserverlib.SplitID('#', alias)
+	if err != nil {
+		return "", nil, nil
+	}
+	var known api.GetRoomIDForAliasResponse
+	err = s.rsAPI.GetRoomIDForAlias(ctx, &api.GetRoomIDForAliasRequest{Alias: alias, IncludeAppservices: true}, &known)
+	if err != nil || known.RoomID != "" || s.dendrite.Matrix.IsLocalServerName(domain) || !remotely {
+		return known.RoomID, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, viasTimeout)
+	defer cancel()
+	var found fsapi.PerformDirectoryLookupResponse
+	err = s.rsAPI.Federation().PerformDirectoryLookup(ctx, &fsapi.PerformDirectoryLookupRequest{RoomAlias: alias, ServerName: domain}, &found)
+	if err != nil {
+		util.GetLogger(ctx).WithError(err).Debug("Nobody knows this alias")
+		return "", nil, nil
+	}
+	return found.RoomID, append(found.ServerNames, domain), nil
+}
+
+// local summarises a room that this server is in.
+func (s *Summaries) local(ctx context.Context, who *whoAsks, roomID string) (*summary, error) {
+	state, err := s.state(ctx, roomID, spec.MRoomCreate, spec.MRoomName, spec.MRoomTopic, spec.MRoomAvatar,
+		spec.MRoomCanonicalAlias, spec.MRoomGuestAccess, spec.MRoomHistoryVisibility, spec.MRoomJoinRules, spec.MRoomEncryption)
+	if err != nil {
+		return nil, err
+	}
+	content := func(eventType, path string) string {
+		if event := state[eventType]; event != nil {
+			return gjson.GetBytes(event.Content(), path).Str
+		}
+		return ""
+	}
+	create := state[spec.MRoomCreate]
+	if create == nil {
+		return nil, nil
+	}
+	room := &summary{
+		RoomID:         roomID,
+		Name:           content(spec.MRoomName, "name"),
+		Topic:          content(spec.MRoomTopic, "topic"),
+		AvatarURL:      content(spec.MRoomAvatar, "url"),
+		CanonicalAlias: content(spec.MRoomCanonicalAlias, "alias"),
+		GuestCanJoin:   content(spec.MRoomGuestAccess, "guest_access") == "can_join",
+		WorldReadable:  content(spec.MRoomHistoryVisibility, "history_visibility") == string(gomatrixserverlib.HistoryVisibilityWorldReadable),
+		JoinRule:       content(spec.MRoomJoinRules, "join_rule"),
+		RoomType:       content(spec.MRoomCreate, "type"),
+		Encryption:     content(spec.MRoomEncryption, "algorithm"),
+		RoomVersion:    string(create.Version()),
+	}
+	if isRestricted(room.JoinRule) {
+		for _, allow := range gjson.GetBytes(state[spec.MRoomJoinRules].Content(), "allow").Array() {
+			if allow.Get("type").Str == spec.MRoomMembership {
+				room.AllowedRoomIDs = append(room.AllowedRoomIDs, allow.Get("room_id").Str)
+			}
+		}
+	}
+	if who != nil {
+		if room.Membership, err = s.membership(ctx, who, roomID); err != nil {
+			return nil, err
+		}
+	}
+	room.JoinedMembers, err = s.rsAPI.JoinedUserCount(ctx, roomID)
+	return room, err
+}
+
+// remote asks other servers for the summary of a room.
+func (s *Summaries) remote(ctx context.Context, who *whoAsks, roomID string, vias []string) (*summary, error) {
+	invited, err := s.rsAPI.QueryRoomsForUser(ctx, who.userID, spec.Invite)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, viasTimeout)
+	defer cancel()
+	asked := map[spec.ServerName]bool{}
+	for _, via := range vias {
+		server := spec.ServerName(via)
+		if _, _, ok := spec.ParseAndValidateServerName(server); !ok || asked[server] || s.dendrite.Matrix.IsLocalServerName(server) {
+			continue
+		}
+		if len(asked) == maxVias {
+			break
+		}
+		asked[server] = true
+		answer, err := s.rsAPI.Federation().RoomHierarchies(ctx, s.dendrite.Matrix.ServerName, server, roomID, true)
+		if err != nil || answer.Room.RoomID != roomID {
+			util.GetLogger(ctx).WithError(err).WithField("server", server).Debug("No summary of a room")
+			continue
+		}
+		room := fromHierarchy(&answer.Room)
+		room.Membership = spec.Leave
+		if slices.ContainsFunc(invited, func(id spec.RoomID) bool { return id.String() == roomID }) {
+			room.Membership = spec.Invite
+		}
+		return room, nil
+	}
+	return nil, nil
+}
+
+func fromHierarchy(room *fclient.RoomHierarchyRoom) *summary {
+	return &summary{
+		RoomID: room.RoomID, Name: room.Name, Topic: room.Topic, AvatarURL: room.AvatarURL, CanonicalAlias: room.CanonicalAlias,
+		JoinedMembers: room.JoinedMembersCount, GuestCanJoin: room.GuestCanJoin, WorldReadable: room.WorldReadable,
+		JoinRule: room.JoinRule, AllowedRoomIDs: room.AllowedRoomIDs, RoomType: room.RoomType,
+	}
+}
+
+// allowed reports whether who asks may know of a room: it can be read by all, joined or knocked at by all, or by who asks.
+func (s *Summaries) allowed(ctx context.Context, who *whoAsks, room *summary) (bool, error) {
+	switch room.JoinRule {
+	case spec.Public, spec.Knock, spec.KnockRestricted:
+		return true, nil
+	}
+	switch {
+	case room.WorldReadable:
+		return true, nil
+	case who == nil:
+		return false, nil
+	}
+	switch room.Membership {
+	case spec.Join, spec.Invite, spec.Knock:
+		return true, nil
+	}
+	if room.JoinRule != spec.Restricted || room.Membership == spec.Ban {
+		return false, nil
+	}
+	for _, roomID := range room.AllowedRoomIDs {
+		if membership, err := s.membership(ctx, who, roomID); err != nil || membership == spec.Join {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+func isRestricted(joinRule string) bool {
+	return joinRule == spec.Restricted || joinRule == spec.KnockRestricted
+}
+
+// membership returns a user's membership in a room: of one that never had any it is leave.
+func (s *Summaries) membership(ctx context.Context, who *whoAsks, roomID string) (string, error) {
+	id, err := spec.NewRoomID(roomID)
+	if err != nil {
+		return spec.Leave, nil
+	}
+	var joined api.QueryServerJoinedToRoomResponse
+	err = s.rsAPI.QueryServerJoinedToRoom(ctx, &api.QueryServerJoinedToRoomRequest{RoomID: roomID}, &joined)
+	if err != nil || !joined.IsInRoom {
+		return spec.Leave, err
+	}
+	sender, err := s.rsAPI.QuerySenderIDForUser(ctx, *id, who.userID)
+	if err != nil || sender == nil {
+		return spec.Leave, err
+	}
+	tuple := gomatrixserverlib.StateKeyTuple{EventType: spec.MRoomMember, StateKey: string(*sender)}
+	event, err := s.current(ctx, roomID, tuple)
+	if err != nil || event[tuple] == nil {
+		return spec.Leave, err
+	}
+	return event[tuple].Membership()
+}
+
+// state returns a room's state events of these types with an empty state key.
+func (s *Summaries) state(ctx context.Context, roomID string, eventTypes ...string) (map[string]*types.HeaderedEvent, error) {
+	var tuples []gomatrixserverlib.StateKeyTuple
+	for _, eventType := range eventTypes {
+		tuples = append(tuples, gomatrixserverlib.StateKeyTuple{EventType: eventType})
+	}
+	events, err := s.current(ctx, roomID, tuples...)
+	state := map[string]*types.HeaderedEvent{}
+	for tuple, event := range events {
+		state[tuple.EventType] = event
+	}
+	return state, err
+}
+
+func (s *Summaries) current(
+	ctx context.Context, roomID string, tuples ...gomatrixserverlib.StateKeyTuple,
+) (map[gomatrixserverlib.StateKeyTuple]*types.HeaderedEvent, error) {
+	var res api.QueryCurrentStateResponse
+	err := s.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{RoomID: roomID, StateTuples: tuples}, &res)
+	return res.StateEvents, err
+}

@@ -1,0 +1,178 @@
+package integration
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// Room summaries (MSC3266).
+
+func summaryPath(roomIDOrAlias string, vias ...string) string {
+	return "/_matrix/client/v1/room_summary/" + url.PathEscape(roomIDOrAlias) + "?" + url.Values{"via": vias}.Encode()
+}
+
+// roomWith makes a room with a join rule.
+func (u *user) roomWith(t *testing.T, joinRule JSON, more ...JSON) string {
+	t.Helper()
+	state := []JSON{{"type": "m.room.join_rules", "content": joinRule}}
+	roomID, err := u.CreateRoom(t.Context(), JSON{
+		"preset": "private_chat", "room_version": "10", "initial_state": append(state, more...),
+	})
+	require.NoError(t, err)
+	return roomID
+}
+
+func allow(roomIDs ...string) (all []JSON) {
+	for _, roomID := range roomIDs {
+		all = append(all, JSON{"type": "m.room_membership", "room_id": roomID})
+	}
+	return all
+}
+
+func TestRoomSummary(t *testing.T) {
+	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+		t.Run("Content", func(t *testing.T) { testSummaryContent(t, s) })
+		t.Run("Access", func(t *testing.T) { testSummaryAccess(t, s) })
+	})
+}
+
+// All that is to be told, under all paths.
+func testSummaryContent(t *testing.T, s *server) {
+	alice, bob := s.newUser(t), s.newUser(t)
+	space := alice.roomWith(t, JSON{"join_rule": "public"})
+	roomID, err := alice.CreateRoom(t.Context(), JSON{
+		"preset": "public_chat", "room_version": "10", "room_alias_name": "cheese", "name": "CHEESE", "topic": "Tasty",
+		"creation_content": JSON{"type": "m.space"},
+		"initial_state": []JSON{
+			{"type": "m.room.avatar", "content": JSON{"url": "mxc://localhost/brie"}},
+			{"type": "m.room.encryption", "content": JSON{"algorithm": "m.megolm.v1.aes-sha2"}},
+			{"type": "m.room.history_visibility", "content": JSON{"history_visibility": "world_readable"}},
+			{"type": "m.room.guest_access", "content": JSON{"guest_access": "can_join"}},
+			{"type": "m.room.join_rules", "content": JSON{"join_rule": "restricted", "allow": allow(space)}},
+		},
+	})
+	require.NoError(t, err)
+	alias := alice.must(t, http.MethodGet, homeserver.StatePath(roomID, "m.room.canonical_alias", ""), nil).Get("alias").Str
+	require.NotEmpty(t, alias)
+	want := `"room_id":"` + roomID + `","name":"CHEESE","topic":"Tasty","avatar_url":"mxc://localhost/brie","canonical_alias":"` + alias + `",
+		"num_joined_members":1,"guest_can_join":true,"world_readable":true,"join_rule":"restricted","allowed_room_ids":["` + space + `"],
+		"room_type":"m.space","encryption":"m.megolm.v1.aes-sha2","room_version":"10"`
+	const unstable = `,"im.nheko.summary.encryption":"m.megolm.v1.aes-sha2","im.nheko.summary.room_version":"10"`
+	for _, name := range []string{roomID, alias} {
+		for membership, u := range map[string]*user{`,"membership":"join"`: alice, `,"membership":"leave"`: bob, "": {s.Anonymous(), s}} {
+			require.JSONEq(t, "{"+want+membership+"}", string(u.must(t, http.MethodGet, summaryPath(name), nil).Body))
+			for _, path := range []string{"summary/" + url.PathEscape(name), "rooms/" + url.PathEscape(name) + "/summary"} {
+				res := u.must(t, http.MethodGet, "/_matrix/client/unstable/im.nheko.summary/"+path, nil)
+				require.JSONEq(t, "{"+want+membership+unstable+"}", string(res.Body))
+			}
+		}
+	}
+	// What a room does not have is not there.
+	plain := alice.roomWith(t, JSON{"join_rule": "invite"})
+	require.JSONEq(t, `{"room_id":"`+plain+`","num_joined_members":1,"guest_can_join":true,"world_readable":false,"join_rule":"invite",
+		"room_version":"10","membership":"join"}`, string(alice.must(t, http.MethodGet, summaryPath(plain), nil).Body))
+}
+
+// Who may join, knock, or read a room, or is or was invited to it, is told of it; for everybody else there is none.
+func testSummaryAccess(t *testing.T, s *server) {
+	alice, bob, carol, dora := s.newUser(t), s.newUser(t), s.newUser(t), s.newUser(t)
+	guest, err := s.RegisterGuest(t.Context())
+	require.NoError(t, err)
+	users := map[string]*user{
+		"alice": alice, "bob": bob, "carol": carol, "dora": dora, "guest": {guest, s}, "anybody": {s.Anonymous(), s},
+	}
+	club := alice.roomWith(t, JSON{"join_rule": "public"})
+	require.NoError(t, bob.Join(t.Context(), club))
+	require.NoError(t, dora.Join(t.Context(), club))
+	all := []string{"alice", "bob", "carol", "dora", "guest", "anybody"}
+	readable := JSON{"type": "m.room.history_visibility", "content": JSON{"history_visibility": "world_readable"}}
+	for _, test := range []struct {
+		what string
+		room string
+		told []string
+	}{
+		{"public", alice.roomWith(t, JSON{"join_rule": "public"}), all},
+		{"knock", alice.roomWith(t, JSON{"join_rule": "knock"}), all},
+		{"knock_restricted", alice.roomWith(t, JSON{"join_rule": "knock_restricted", "allow": allow(club)}), all},
+		{"readable", alice.roomWith(t, JSON{"join_rule": "invite"}, readable), all},
+		{"invite", alice.roomWith(t, JSON{"join_rule": "invite"}), []string{"alice", "carol"}},
+		{"restricted", alice.roomWith(t, JSON{"join_rule": "restricted", "allow": allow("!none:localhost", club)}), []string{"alice", "bob", "carol"}},
+	} {
+		if test.what == "invite" || test.what == "restricted" {
+			alice.act(t, test.room, "invite", JSON{"user_id": carol.UserID})
+			require.Equal(t, "invite", carol.must(t, http.MethodGet, summaryPath(test.room), nil).Get("membership").Str)
+			alice.act(t, test.room, "ban", JSON{"user_id": dora.UserID})
+		}
+		for name, u := range users {
+			res := u.do(t, http.MethodGet, summaryPath(test.room), nil)
+			if slices.Contains(test.told, name) {
+				require.Equal(t, http.StatusOK, res.Code, "%s: %s: %s", test.what, name, res)
+				require.Equal(t, name != "anybody", res.Get("membership").Exists(), "%s: %s", name, res)
+				continue
+			}
+			require.Equal(t, http.StatusNotFound, res.Code, "%s: %s: %s", test.what, name, res)
+			require.Equal(t, string(u.do(t, http.MethodGet, summaryPath("!none:localhost"), nil).Body), string(res.Body),
+				"there is nothing to tell whether the room exists")
+		}
+	}
+	for _, nothing := range []string{"!none:localhost", "#none:localhost", "nonsense", "!", "#", "@alice:localhost"} {
+		res := alice.do(t, http.MethodGet, summaryPath(nothing), nil)
+		require.Equal(t, http.StatusNotFound, res.Code, nothing)
+		require.Equal(t, "M_NOT_FOUND", res.Get("errcode").Str)
+	}
+	forger := &user{&homeserver.Client{URL: s.URL, Token: "forged"}, s}
+	require.Equal(t, http.StatusUnauthorized, forger.do(t, http.MethodGet, summaryPath(club), nil).Code)
+
+	// A room that everybody has left is no longer known.
+	left := alice.roomWith(t, JSON{"join_rule": "public"})
+	alice.act(t, left, "leave", JSON{})
+	require.Equal(t, http.StatusNotFound, alice.do(t, http.MethodGet, summaryPath(left), nil).Code)
+}
+
+// Of a room that this server is not in, another one is asked that is named or has the alias: for who has an account.
+func TestRemoteRoomSummary(t *testing.T) {
+	onEachPair(t, func(t *testing.T, p *pair) {
+		club := p.carol.roomWith(t, JSON{"join_rule": "public"})
+		p.alice.joinBy(t, club, p.far)
+		public, err := p.carol.CreateRoom(t.Context(), JSON{"preset": "public_chat", "name": "far", "room_alias_name": "far"})
+		require.NoError(t, err)
+		restricted := p.carol.roomWith(t, JSON{"join_rule": "restricted", "allow": allow(club)})
+		secret := p.carol.roomWith(t, JSON{"join_rule": "invite"})
+
+		far := p.far.Name
+		res := p.alice.must(t, http.MethodGet, summaryPath(public, "127.0.0.9:1", "not a server", p.near.Name, far), nil)
+		require.Equal(t, "far", res.Get("name").Str)
+		require.Equal(t, "leave", res.Get("membership").Str)
+		require.Equal(t, "public", res.Get("join_rule").Str)
+		require.Equal(t, int64(1), res.Get("num_joined_members").Int())
+		require.Equal(t, public, p.alice.must(t, http.MethodGet, summaryPath("#far:"+far), nil).Get("room_id").Str)
+
+		res = p.alice.must(t, http.MethodGet, summaryPath(restricted, far), nil)
+		require.Equal(t, club, res.Get("allowed_room_ids.0").Str)
+		guest, err := p.near.RegisterGuest(t.Context())
+		require.NoError(t, err)
+		for _, test := range []struct {
+			u    *user
+			path string
+		}{
+			{p.bob, summaryPath(restricted, far)}, // is not in the club
+			{p.alice, summaryPath(secret, far)}, {p.alice, summaryPath(public)}, {p.alice, summaryPath("#none:" + far)},
+			{&user{p.near.Anonymous(), p.near}, summaryPath(public, far)}, {&user{guest, p.near}, summaryPath(public, far)},
+			{&user{p.near.Anonymous(), p.near}, summaryPath("#far:" + far)},
+		} {
+			require.Equal(t, http.StatusNotFound, test.u.do(t, http.MethodGet, test.path, nil).Code, test.path)
+		}
+	})
+}
+
+// joinBy joins a room by way of another server.
+func (u *user) joinBy(t *testing.T, roomID string, via *server) {
+	t.Helper()
+	u.must(t, http.MethodPost, "/_matrix/client/v3/join/"+url.PathEscape(roomID)+"?server_name="+url.QueryEscape(via.Name), JSON{})
+}
