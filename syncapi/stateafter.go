@@ -1,9 +1,7 @@
 package syncapi
 
 import (
-	"cmp"
 	"context"
-	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,9 +17,7 @@ import (
 	rstypes "github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/matrix-org/dendrite/syncapi/synctypes"
-	"github.com/matrix-org/dendrite/syncapi/types"
 	userapi "github.com/matrix-org/dendrite/userapi/api"
-	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
 	"github.com/tidwall/gjson"
@@ -135,45 +131,38 @@ func (s *StateAfter) replace(
 	if err = q.look(ctx, slices.AppendSeq(slices.Collect(maps.Keys(join)), maps.Keys(leave))); err != nil {
 		return nil, err
 	}
-	put := func(room object, roomID string, events []*rstypes.HeaderedEvent) error {
-		data, err := json.Marshal(struct {
+	put := func(room object, events []*rstypes.HeaderedEvent, err error) error {
+		if err != nil {
+			return err
+		}
+		delete(room, "state")
+		room[name], err = json.Marshal(struct {
 			Events []synctypes.ClientEvent `json:"events"`
 		}{q.clientEvents(ctx, events)})
-		delete(room, "state")
-		room[name] = data
 		return err
 	}
 	for roomID, room := range join {
 		events, err := q.joined(ctx, roomID, membersIn(room))
-		if err == nil {
-			err = put(room, roomID, events)
-		}
-		if err != nil {
+		if err = put(room, events, err); err != nil {
 			return nil, err
 		}
 	}
 	for roomID, room := range leave {
 		events, err := q.left(ctx, roomID, membersIn(room))
-		if err == nil {
-			err = put(room, roomID, events)
-		}
-		if err != nil {
+		if err = put(room, events, err); err != nil {
 			return nil, err
 		}
 	}
 	for _, roomID := range q.unmentioned {
 		events, err := q.silent(ctx, roomID)
-		if err != nil {
-			return nil, err
-		}
-		if len(events) == 0 {
+		if err == nil && len(events) == 0 {
 			continue
 		}
 		if join == nil {
 			join = map[string]object{}
 		}
 		join[roomID] = object{}
-		if err = put(join[roomID], roomID, events); err != nil {
+		if err = put(join[roomID], events, err); err != nil {
 			return nil, err
 		}
 	}
@@ -225,271 +214,4 @@ func membersIn(room object) (m members) {
 		}
 	}
 	return m
-}
-
-// question is what one request asks.
-type question struct {
-	*StateAfter
-	userID   string
-	filter   synctypes.Filter
-	from, to types.StreamPosition
-	// whole is whether the client knows nothing, or wants to be told everything again.
-	whole bool
-
-	// changed and events are the changes of all rooms, as record.net has them.
-	changed map[string]map[string]bool
-	events  map[string]types.StreamEvent
-	// unmentioned are rooms with the user in them that changed and are not in the answer.
-	unmentioned []string
-}
-
-func (s *StateAfter) question(
-	ctx context.Context, query url.Values, nextBatch string, device *userapi.Device,
-) (*question, error) {
-	q := &question{StateAfter: s, userID: device.UserID, filter: synctypes.DefaultFilter()}
-	to, err := types.NewStreamTokenFromString(nextBatch)
-	if err != nil {
-		return nil, fmt.Errorf("reading next_batch: %w", err)
-	}
-	q.to = to.PDUPosition
-	var from types.StreamingToken
-	if since := query.Get("since"); since != "" {
-		if from, err = types.NewStreamTokenFromString(since); err != nil {
-			return nil, fmt.Errorf("reading since: %w", err)
-		}
-	}
-	q.from = from.PDUPosition
-	fullState := query.Get("full_state")
-	q.whole = from.IsEmpty() || (fullState != "" && fullState != "false")
-	filter := query.Get("filter")
-	switch {
-	case filter == "":
-	case strings.HasPrefix(filter, "{"):
-		err = json.Unmarshal([]byte(filter), &q.filter)
-	default:
-		var localpart string
-		if localpart, _, err = gomatrixserverlib.SplitID('@', q.userID); err != nil {
-			break
-		}
-		if err = s.record.db.GetFilter(ctx, &q.filter, localpart, filter); errors.Is(err, sql.ErrNoRows) {
-			err = nil
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the filter: %w", err)
-	}
-	return q, nil
-}
-
-// look finds out what has changed, in these rooms and in all others with the user in them.
-func (q *question) look(ctx context.Context, mentioned []string) error {
-	if q.whole || q.from >= q.to {
-		return nil
-	}
-	joined, err := q.record.db.CurrentRoomState.SelectRoomIDsWithMembership(ctx, nil, q.userID, spec.Join)
-	if err != nil {
-		return err
-	}
-	all := slices.Concat(mentioned, joined)
-	slices.Sort(all)
-	if q.changed, q.events, err = q.record.net(ctx, q.from, q.to, slices.Compact(all)); err != nil {
-		return err
-	}
-	for _, roomID := range joined {
-		if len(q.changed[roomID]) > 0 && !slices.Contains(mentioned, roomID) {
-			q.unmentioned = append(q.unmentioned, roomID)
-		}
-	}
-	return nil
-}
-
-// joined returns the state of a room that is to be told to a user in it.
-func (q *question) joined(ctx context.Context, roomID string, m members) ([]*rstypes.HeaderedEvent, error) {
-	if q.whole {
-		return q.all(ctx, roomID, q.to, m)
-	}
-	delta, err := q.added(ctx, roomID, q.changed[roomID])
-	if err != nil {
-		return nil, err
-	}
-	if slices.ContainsFunc(delta, q.own(ctx)) {
-		changes, err := q.record.changes(ctx, roomID, q.from, q.to)
-		if err != nil {
-			return nil, err
-		}
-		stay, err := q.record.stay(ctx, roomID, q.userID, changes)
-		if err != nil {
-			return nil, err
-		}
-		if stay.entered {
-			return q.all(ctx, roomID, q.to, m)
-		}
-	}
-	if slices.ContainsFunc(delta, isCreate) { // the room's state was written anew
-		return q.all(ctx, roomID, q.to, m)
-	}
-	return q.with(ctx, roomID, delta, q.to, m)
-}
-
-// left returns the state of a room that is to be told to a user who went out of it, or was never in it: nothing that came
-// afterwards but the user's own membership.
-func (q *question) left(ctx context.Context, roomID string, m members) ([]*rstypes.HeaderedEvent, error) {
-	changes, err := q.record.changes(ctx, roomID, q.from, q.to)
-	if err != nil {
-		return nil, err
-	}
-	stay, err := q.record.stay(ctx, roomID, q.userID, changes)
-	if err != nil {
-		return nil, err
-	}
-	var state []*rstypes.HeaderedEvent
-	switch {
-	case stay.left == 0:
-	case stay.entered:
-		state, err = q.all(ctx, roomID, stay.left, m)
-	default:
-		var net map[string]map[string]bool
-		if net, _, err = q.record.net(ctx, q.from, stay.left, []string{roomID}); err != nil {
-			return nil, err
-		}
-		if state, err = q.added(ctx, roomID, net[roomID]); err != nil {
-			return nil, err
-		}
-		state, err = q.with(ctx, roomID, state, stay.left, m)
-	}
-	if stay.last != nil {
-		state = slices.DeleteFunc(state, q.own(ctx))
-		state = append(state, stay.last)
-	}
-	return state, err
-}
-
-// silent returns the state of a room that Dendrite had nothing to tell about, if the user was in it.
-func (q *question) silent(ctx context.Context, roomID string) ([]*rstypes.HeaderedEvent, error) {
-	own, err := q.memberships(ctx, roomID, []string{q.userID}, q.to)
-	if err != nil || len(own) == 0 || !isJoin(own[0]) {
-		return nil, err
-	}
-	state, err := q.joined(ctx, roomID, members{})
-	return q.filtered(ctx, state), err
-}
-
-// added returns the events of a set of changes that came in the end, and are in the state.
-func (q *question) added(ctx context.Context, roomID string, net map[string]bool) ([]*rstypes.HeaderedEvent, error) {
-	var ids []string
-	for eventID, added := range net {
-		if added {
-			ids = append(ids, eventID)
-		}
-	}
-	return q.record.events(ctx, roomID, ids, q.events)
-}
-
-// all returns the whole state of a room at a position, but of the members only those that are needed, if the client wants to
-// load them as they are needed.
-func (q *question) all(
-	ctx context.Context, roomID string, at types.StreamPosition, m members,
-) ([]*rstypes.HeaderedEvent, error) {
-	lazy := q.filter.Room.State.LazyLoadMembers
-	current, err := q.record.current(ctx, roomID, !lazy)
-	if err != nil {
-		return nil, err
-	}
-	needed := users(m.senders, m.others, []string{q.userID})
-	if lazy {
-		members, err := q.record.members(ctx, roomID, needed)
-		if err != nil {
-			return nil, err
-		}
-		current = append(current, members...)
-	}
-	state, err := q.record.rewind(ctx, roomID, current, at)
-	if err != nil {
-		return nil, err
-	}
-	if lazy {
-		state = slices.DeleteFunc(state, func(event *rstypes.HeaderedEvent) bool {
-			userID := q.record.memberOf(ctx, event)
-			return userID != "" && !slices.Contains(needed, userID)
-		})
-	}
-	return q.record.redacted(ctx, state)
-}
-
-// with adds to changes the members that the client may need to show the timeline, if it loads them as they are needed. All
-// members that changed are among the changes: the timeline is not what tells it.
-func (q *question) with(
-	ctx context.Context, roomID string, delta []*rstypes.HeaderedEvent, at types.StreamPosition, m members,
-) ([]*rstypes.HeaderedEvent, error) {
-	filter := &q.filter.Room.State
-	if !filter.LazyLoadMembers {
-		return delta, nil
-	}
-	var again []string
-	if filter.IncludeRedundantMembers {
-		again = m.senders
-	}
-	needed := users(m.loaded, m.others, again)
-	for _, event := range delta {
-		if i := slices.Index(needed, q.record.memberOf(ctx, event)); i >= 0 {
-			needed = slices.Delete(needed, i, i+1)
-		}
-	}
-	memberships, err := q.memberships(ctx, roomID, needed, at)
-	return append(delta, memberships...), err
-}
-
-// memberships returns the member events of users at a position.
-func (q *question) memberships(
-	ctx context.Context, roomID string, userIDs []string, at types.StreamPosition,
-) ([]*rstypes.HeaderedEvent, error) {
-	if len(userIDs) == 0 {
-		return nil, nil
-	}
-	events, err := q.record.members(ctx, roomID, userIDs)
-	if err != nil {
-		return nil, err
-	}
-	if events, err = q.record.rewind(ctx, roomID, events, at); err != nil {
-		return nil, err
-	}
-	events = slices.DeleteFunc(events, func(event *rstypes.HeaderedEvent) bool {
-		return !slices.Contains(userIDs, q.record.memberOf(ctx, event))
-	})
-	return q.record.redacted(ctx, events)
-}
-
-// users returns users, each once.
-func users(userIDs ...[]string) []string {
-	all := slices.Concat(userIDs...)
-	slices.Sort(all)
-	return slices.Compact(all)
-}
-
-// own returns a function that reports whether an event is about the membership of the user who asks.
-func (q *question) own(ctx context.Context) func(*rstypes.HeaderedEvent) bool {
-	return func(event *rstypes.HeaderedEvent) bool { return q.record.memberOf(ctx, event) == q.userID }
-}
-
-// filtered returns the events that the client's filter lets through.
-func (q *question) filtered(ctx context.Context, events []*rstypes.HeaderedEvent) []*rstypes.HeaderedEvent {
-	return slices.DeleteFunc(events, func(event *rstypes.HeaderedEvent) bool {
-		return !wanted(&q.filter.Room.State, event, q.record.userID(ctx, event.RoomID(), event.SenderID()))
-	})
-}
-
-// clientEvents returns events as the client is to get them, the oldest first.
-func (q *question) clientEvents(ctx context.Context, events []*rstypes.HeaderedEvent) []synctypes.ClientEvent {
-	events = q.filtered(ctx, events)
-	slices.SortFunc(events, func(a, b *rstypes.HeaderedEvent) int {
-		return cmp.Or(cmp.Compare(a.Depth(), b.Depth()), cmp.Compare(a.EventID(), b.EventID()))
-	})
-	format := synctypes.FormatSync
-	if q.filter.EventFormat == synctypes.EventFormatFederation {
-		format = synctypes.FormatSyncFederation
-	}
-	return synctypes.ToClientEvents(gomatrixserverlib.ToPDUs(events), format,
-		func(roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error) {
-			return q.record.rsAPI.QueryUserIDForSender(ctx, roomID, senderID)
-		})
 }

@@ -334,6 +334,15 @@ func TestStateWrittenAnew(t *testing.T) {
 		want := slices.Collect(maps.Values(h.state))
 		require.ElementsMatch(t, want, late.sync(before, "join", `{}`))
 		require.ElementsMatch(t, want, c.sync(h.rewritten, "join", `{}`))
+
+		_, before = h.send("m.room.member", bob, bob, `{"membership":"join"}`)
+		gone := h.client(bob, "")
+		gone.sync(before, "join", `{}`)
+		h.send("m.room.topic", "", alice, `{"topic":"d"}`)
+		h.state["m.room.topic|"] = h.event("m.room.topic", "", alice, `{"topic":"e"}`).EventID()
+		h.rewrite("")
+		_, position := h.send("m.room.member", bob, bob, `{"membership":"leave"}`)
+		require.ElementsMatch(t, slices.Collect(maps.Values(h.state)), gone.sync(position, "leave", `{}`))
 	})
 }
 

@@ -335,7 +335,7 @@ func testStateAfterLeaving(t *testing.T, s *server) {
 
 	// Who came and went between two syncs.
 	brief := s.room(t, alice)
-	topic = alice.put(t, brief, "m.room.topic", "", JSON{"topic": "seen"})
+	alice.put(t, brief, "m.room.topic", "", JSON{"topic": "seen"})
 	require.NoError(t, bob.Join(t.Context(), brief))
 	want := bob.fullState(t, brief)
 	bob.act(t, brief, "leave", JSON{})
