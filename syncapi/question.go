@@ -17,6 +17,7 @@ import (
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/tidwall/gjson"
 )
 
 // question is what one request asks.
@@ -153,6 +154,22 @@ func (q *question) left(ctx context.Context, roomID string, m members) ([]*rstyp
 	return state, err
 }
 
+// retired returns the user's member event out of a timeline, if the state does not have one. With an invite that was refused or
+// taken back Dendrite makes one up: the room may be one that this server is not in, or its own event may come later.
+func (q *question) retired(ctx context.Context, roomID string, room object, state []*rstypes.HeaderedEvent) []synctypes.ClientEvent {
+	if slices.ContainsFunc(state, q.own(ctx)) {
+		return nil
+	}
+	for _, event := range gjson.GetBytes(room["timeline"], "events").Array() {
+		var e synctypes.ClientEvent
+		if event.Get("type").Str == spec.MRoomMember && event.Get("state_key").Str == q.userID &&
+			json.Unmarshal([]byte(event.Raw), &e) == nil && wanted(&q.filter.Room.State, roomID, e.Sender, e.Type, e.Content) {
+			return []synctypes.ClientEvent{e}
+		}
+	}
+	return nil
+}
+
 // silent returns the state of a room that Dendrite had nothing to tell about, if the user was in it.
 func (q *question) silent(ctx context.Context, roomID string) ([]*rstypes.HeaderedEvent, error) {
 	own, err := q.memberships(ctx, roomID, []string{q.userID}, q.to)
@@ -267,7 +284,8 @@ func (q *question) own(ctx context.Context) func(*rstypes.HeaderedEvent) bool {
 // filtered returns the events that the client's filter lets through.
 func (q *question) filtered(ctx context.Context, events []*rstypes.HeaderedEvent) []*rstypes.HeaderedEvent {
 	return slices.DeleteFunc(events, func(event *rstypes.HeaderedEvent) bool {
-		return !wanted(&q.filter.Room.State, event, q.record.userID(ctx, event.RoomID(), event.SenderID()))
+		sender := q.record.userID(ctx, event.RoomID(), event.SenderID())
+		return !wanted(&q.filter.Room.State, event.RoomID().String(), sender, event.Type(), event.Content())
 	})
 }
 

@@ -131,14 +131,14 @@ func (s *StateAfter) replace(
 	if err = q.look(ctx, slices.AppendSeq(slices.Collect(maps.Keys(join)), maps.Keys(leave))); err != nil {
 		return nil, err
 	}
-	put := func(room object, events []*rstypes.HeaderedEvent, err error) error {
+	put := func(room object, events []*rstypes.HeaderedEvent, err error, more ...synctypes.ClientEvent) error {
 		if err != nil {
 			return err
 		}
 		delete(room, "state")
 		room[name], err = json.Marshal(struct {
 			Events []synctypes.ClientEvent `json:"events"`
-		}{q.clientEvents(ctx, events)})
+		}{append(q.clientEvents(ctx, events), more...)})
 		return err
 	}
 	for roomID, room := range join {
@@ -149,7 +149,7 @@ func (s *StateAfter) replace(
 	}
 	for roomID, room := range leave {
 		events, err := q.left(ctx, roomID, membersIn(room))
-		if err = put(room, events, err); err != nil {
+		if err = put(room, events, err, q.retired(ctx, roomID, room, events)...); err != nil {
 			return nil, err
 		}
 	}

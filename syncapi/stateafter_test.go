@@ -319,6 +319,22 @@ func TestStateOfWhoIsOut(t *testing.T) {
 	})
 }
 
+// An invite that was refused is told of though there is nothing written about it, and its room's own event when it comes.
+func TestRefusedInvite(t *testing.T) {
+	const room = `{"timeline":{"events":[{"type":"m.room.member","sender":"@bob:localhost","state_key":"@bob:localhost",
+		"event_id":"$made-up","content":{"membership":"leave"}}]}}`
+	onEachDatabase(t, func(t *testing.T, h *history) {
+		c := h.client(bob, "")
+		_, position := h.send("m.room.member", bob, alice, `{"membership":"invite"}`)
+		c.sync(position, "", "")
+		require.Equal(t, []string{"$made-up"}, c.sync(h.say(nil), "leave", room))
+		refused, position := h.send("m.room.member", bob, bob, `{"membership":"leave"}`)
+		require.Equal(t, []string{refused}, c.sync(position, "leave", room))
+		c = h.client(bob, `{"room":{"state":{"not_types":["m.room.member"]}}}`)
+		require.Empty(t, c.sync(position, "leave", room))
+	})
+}
+
 // What was written anew is told whole, and what went with it is not; who asks for a moment before that is told what is true
 // now, not nothing.
 func TestStateWrittenAnew(t *testing.T) {
@@ -487,6 +503,5 @@ func TestStateFilter(t *testing.T) {
 		}
 	}
 	none := &synctypes.StateFilter{Types: &[]string{}}
-	h := &history{t: t, roomserver: &roomserver{map[string]*rstypes.HeaderedEvent{}}}
-	require.False(t, wanted(none, h.event("x", "", alice, `{}`), alice))
+	require.False(t, wanted(none, roomID, alice, "x", nil))
 }

@@ -4,25 +4,23 @@ import (
 	"slices"
 	"strings"
 
-	rstypes "github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/matrix-org/dendrite/syncapi/synctypes"
 	"github.com/tidwall/gjson"
 )
 
 // wanted reports whether a client's filter lets a state event through. Dendrite's own filters look at the event with which
 // state changed, and not at what it changed.
-func wanted(filter *synctypes.StateFilter, event *rstypes.HeaderedEvent, sender string) bool {
-	roomID := event.RoomID().String()
+func wanted(filter *synctypes.StateFilter, roomID, sender, eventType string, content []byte) bool {
 	switch {
 	case filter.Rooms != nil && !slices.Contains(*filter.Rooms, roomID),
 		filter.NotRooms != nil && slices.Contains(*filter.NotRooms, roomID),
 		filter.Senders != nil && !slices.Contains(*filter.Senders, sender),
 		filter.NotSenders != nil && slices.Contains(*filter.NotSenders, sender),
-		filter.Types != nil && !matchesType(*filter.Types, event.Type()),
-		filter.NotTypes != nil && matchesType(*filter.NotTypes, event.Type()):
+		filter.Types != nil && !matchesType(*filter.Types, eventType),
+		filter.NotTypes != nil && matchesType(*filter.NotTypes, eventType):
 		return false
 	}
-	return filter.ContainsURL == nil || *filter.ContainsURL == gjson.GetBytes(event.Content(), "url").Exists()
+	return filter.ContainsURL == nil || *filter.ContainsURL == gjson.GetBytes(content, "url").Exists()
 }
 
 // matchesType reports whether one of the patterns, in which * stands for any characters, is an event type.
