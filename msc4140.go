@@ -15,7 +15,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/matrix-org/dendrite/internal/httputil"
@@ -41,13 +40,13 @@ const healthTimeout = 2 * time.Second
 // Extension is the feature, wired into one Dendrite.
 type Extension struct {
 	process  *process.ProcessContext
-	mscs     *config.MSCs
 	rsAPI    *roomserver.API
 	timers   *expiration.Timers
 	client   *clientapi.API
 	consumer *syncapi.Consumer
 	sync     *syncapi.StateAfter
 	rtc      MatrixRTC
+	delayed  bool // delayed events are not switched off
 	rooms    *clientapi.Summaries
 }
 
@@ -78,10 +77,11 @@ func New(
 	}
 	js, _ := natsInstance.Prepare(processCtx, &dendriteCfg.Global.JetStream)
 	return &Extension{
-		process: processCtx, mscs: &dendriteCfg.MSCs, rsAPI: wrapper, timers: timers, client: client,
+		process: processCtx, rsAPI: wrapper, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
 		rtc:      cfg.MatrixRTC,
+		delayed:  cfg.DelayedEvents.MaxScheduledPerUser > 0,
 		rooms:    clientapi.NewSummaries(&dendriteCfg.ClientAPI, wrapper),
 	}, nil
 }
@@ -89,14 +89,8 @@ func New(
 // RoomserverAPI returns the roomserver API that all of Dendrite's components must be given.
 func (e *Extension) RoomserverAPI() api.RoomserverInternalAPI { return e.rsAPI }
 
-// advertised are the names by which /versions tells clients, behind "org.matrix.", that delayed events work: those on the
-// unstable paths, and those on the stable ones.
-var advertised = []string{"msc4140", "msc4140.stable"}
-
-// AddPublicRoutes registers the routes, and adds to the configured MSCs what Dendrite is to name in /versions. Dendrite's own
-// routes must come after it.
+// AddPublicRoutes registers the routes. Dendrite's own must come after them.
 func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI) {
-	e.mscs.MSCs = slices.Concat(e.mscs.MSCs, advertised)
 	routers.Client.Use(syncapi.AddDelayIDs(e.timers, userAPI))
 	e.client.AddRoutes(routers.Client, userAPI)
 	e.sync.AddRoutes(routers.Client, userAPI)
@@ -109,6 +103,9 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.Qu
 // features returns what clients are told that this server can do.
 func (e *Extension) features() []string {
 	features := []string{"org.matrix.msc4222"}
+	if e.delayed {
+		features = append(features, "org.matrix.msc4140", "org.matrix.msc4140.stable")
+	}
 	if len(e.rtc.Transports) > 0 {
 		features = append(features, "org.matrix.msc4143")
 	}

@@ -14,7 +14,6 @@ import (
 )
 
 const (
-	alice = "@alice:localhost"
 	// aliceHasSent is what a delayed event of Alice's has in unsigned.
 	aliceHasSent = `"delay_id":"d1","org.matrix.msc4140.delay_id":"d1"`
 )

@@ -29,10 +29,10 @@ const (
 // soon is longer than anything here takes.
 const soon = 20 * time.Second
 
-// users is a fake: an access token is its user's ID.
-type users struct{ asked atomic.Int32 }
+// accounts is a fake: an access token is its user's ID.
+type accounts struct{ asked atomic.Int32 }
 
-func (u *users) QueryAccessToken(_ context.Context, req *userapi.QueryAccessTokenRequest, res *userapi.QueryAccessTokenResponse) error {
+func (u *accounts) QueryAccessToken(_ context.Context, req *userapi.QueryAccessTokenRequest, res *userapi.QueryAccessTokenResponse) error {
 	u.asked.Add(1)
 	if strings.HasPrefix(req.AccessToken, "@") {
 		res.Device = &userapi.Device{UserID: req.AccessToken}
@@ -41,9 +41,9 @@ func (u *users) QueryAccessToken(_ context.Context, req *userapi.QueryAccessToke
 }
 
 // serve serves a client API whose requests are all answered by handler, with the middleware.
-func serve(t *testing.T, sent Sent, handler http.HandlerFunc) (url string, u *users) {
+func serve(t *testing.T, sent Sent, handler http.HandlerFunc) (url string, u *accounts) {
 	t.Helper()
-	u = &users{}
+	u = &accounts{}
 	routers := httputil.NewRouters()
 	routers.Client.Use(AddDelayIDs(sent, u))
 	v3 := routers.Client.PathPrefix("/{apiversion:(?:r0|v3|v1|unstable)}/").Subrouter()
@@ -288,7 +288,7 @@ func TestPanic(t *testing.T) {
 // What all other requests pay.
 func BenchmarkOtherAnswers(b *testing.B) {
 	nothing := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
-	handler := AddDelayIDs(sentBy{}, &users{})(nothing)
+	handler := AddDelayIDs(sentBy{}, &accounts{})(nothing)
 	for _, path := range []string{"v3/sync", "v3/rooms/!r/members", "v3/profile/x"} {
 		b.Run(path, func(b *testing.B) {
 			w, req := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/_matrix/client/"+path, nil)

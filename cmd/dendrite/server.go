@@ -100,10 +100,8 @@ func build(cfg *config.Dendrite, extensionCfg *msc4140.Config, h *home) (s *serv
 		Client: base.CreateClient(cfg, dnsCache), FedClient: federationClient,
 		AppserviceAPI: asAPI, FederationAPI: fsAPI, RoomserverAPI: rsAPI, UserAPI: userAPI,
 	}
-	configured := cfg.MSCs.MSCs
 	s.extension.AddPublicRoutes(s.routers, userAPI)
 	monolith.AddAllPublicRoutes(s.process, cfg, s.routers, connections, s.nats, caches, caching.EnableMetrics)
-	cfg.MSCs.MSCs = configured // mscs.Enable would warn of what the extension has added for /versions
 	if len(cfg.MSCs.MSCs) > 0 {
 		if err = mscs.Enable(cfg, connections, s.routers, &monolith, caches); err != nil {
 			return nil, fmt.Errorf("failed to enable MSCs: %w", err)

@@ -75,7 +75,7 @@ func delayID(t *testing.T, res homeserver.Response) string {
 }
 
 // act does something with a delayed event, by the path for the clients of today and without a token, or by the stable one.
-func (u *user) act(t *testing.T, path, delayID, action string) homeserver.Response {
+func (u *user) actDelayed(t *testing.T, path, delayID, action string) homeserver.Response {
 	t.Helper()
 	c := u.Client
 	if path == unstableDelayed {
@@ -89,7 +89,7 @@ func (u *user) act(t *testing.T, path, delayID, action string) homeserver.Respon
 // acted requires that something could be done.
 func (u *user) acted(t *testing.T, path, delayID, action string) {
 	t.Helper()
-	res := u.act(t, path, delayID, action)
+	res := u.actDelayed(t, path, delayID, action)
 	require.Equal(t, http.StatusOK, res.Code, "%s: %s", action, res)
 	require.JSONEq(t, "{}", string(res.Body))
 }
@@ -249,11 +249,11 @@ func testManaging(t *testing.T, alice, bob *user, roomID string) {
 		require.Empty(t, alice.scheduled(t))
 
 		for action, want := range map[string]int{"restart": 404, "send": 404, "cancel": 404} {
-			res := alice.act(t, path, strings.Repeat("x", tokenLength), action)
+			res := alice.actDelayed(t, path, strings.Repeat("x", tokenLength), action)
 			require.Equal(t, want, res.Code, res)
 			require.Equal(t, "M_NOT_FOUND", res.Get("errcode").Str)
 		}
-		res := alice.act(t, path, never, "unsend")
+		res := alice.actDelayed(t, path, never, "unsend")
 		require.Equal(t, http.StatusNotFound, res.Code)
 		require.Equal(t, "M_UNRECOGNIZED", res.Get("errcode").Str)
 	}
@@ -263,7 +263,7 @@ func testManaging(t *testing.T, alice, bob *user, roomID string) {
 	res, err := alice.s.Anonymous().Do(t.Context(), http.MethodPost, stableDelayed+"/"+id+"/cancel", nil)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusUnauthorized, res.Code, res)
-	require.Equal(t, http.StatusNotFound, bob.act(t, stableDelayed, id, "cancel").Code)
+	require.Equal(t, http.StatusNotFound, bob.actDelayed(t, stableDelayed, id, "cancel").Code)
 	// The action in the body, as older clients have it; bodies are fine elsewhere too.
 	for _, test := range []struct {
 		path string
@@ -310,12 +310,12 @@ func testFinalised(t *testing.T, alice, _ *user, roomID string) {
 			{cancelled, "send", 404, 409},
 			{cancelled, "restart", 404, 409},
 		} {
-			res := alice.act(t, unstableDelayed, test.id, test.action)
+			res := alice.actDelayed(t, unstableDelayed, test.id, test.action)
 			require.Equal(t, test.unstable, res.Code, "%s: %s", test.action, res)
 			if res.Code != http.StatusOK {
 				require.Equal(t, "M_NOT_FOUND", res.Get("errcode").Str)
 			}
-			res = alice.act(t, stableDelayed, test.id, test.action)
+			res = alice.actDelayed(t, stableDelayed, test.id, test.action)
 			require.Equal(t, test.stable, res.Code, "%s: %s", test.action, res)
 			if res.Code != http.StatusOK {
 				require.Equal(t, "M_UNKNOWN", res.Get("errcode").Str)
@@ -414,7 +414,7 @@ func testRefusedWhenSent(t *testing.T, alice, bob *user, roomID string) {
 	// It may be scheduled, and what comes of it is seen when it is sent.
 	id := delayID(t, bob.must(t, http.MethodPut, name+delayParameter+"3600000", JSON{"name": "bob's"}))
 	for _, path := range []string{unstableDelayed, stableDelayed} {
-		res := bob.act(t, path, id, "send")
+		res := bob.actDelayed(t, path, id, "send")
 		require.Equal(t, http.StatusForbidden, res.Code, res)
 		require.Equal(t, "M_FORBIDDEN", res.Get("errcode").Str)
 	}
@@ -425,8 +425,8 @@ func testRefusedWhenSent(t *testing.T, alice, bob *user, roomID string) {
 	e := bob.finalised(t, id)
 	require.Equal(t, "M_FORBIDDEN", e.Get("error.errcode").Str, e)
 	require.False(t, e.Get("event_id").Exists())
-	require.Equal(t, http.StatusNotFound, bob.act(t, unstableDelayed, id, "send").Code)
-	require.Equal(t, http.StatusConflict, bob.act(t, stableDelayed, id, "send").Code)
+	require.Equal(t, http.StatusNotFound, bob.actDelayed(t, unstableDelayed, id, "send").Code)
+	require.Equal(t, http.StatusConflict, bob.actDelayed(t, stableDelayed, id, "send").Code)
 	require.Equal(t, http.StatusNotFound, alice.do(t, http.MethodGet, name, nil).Code)
 
 	// And the other way round: at first he may not.
@@ -449,7 +449,7 @@ func testDelayedReplaced(t *testing.T, alice, bob *user, roomID string) {
 	bob.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "other"), JSON{"body": "other"})
 	alice.acted(t, unstableDelayed, id, "restart")
 	set(bob, "after")
-	require.Equal(t, http.StatusNotFound, alice.act(t, unstableDelayed, id, "restart").Code, "by the time that the other has his answer")
+	require.Equal(t, http.StatusNotFound, alice.actDelayed(t, unstableDelayed, id, "restart").Code, "by the time that the other has his answer")
 	e := alice.finalised(t, id)
 	require.False(t, e.Get("event_id").Exists() || e.Get("error").Exists(), "cancelled: %s", e)
 	require.Equal(t, []string{message}, alice.scheduled(t))
@@ -502,7 +502,7 @@ func testDelayedMembership(t *testing.T, _, bob *user, roomID string) {
 	message := bob.delayMessage(t, roomID, time.Hour, "message")
 	short := bob.delayMessage(t, roomID, 2*time.Second, "short")
 	bob.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/leave", JSON{})
-	require.Equal(t, http.StatusForbidden, bob.act(t, unstableDelayed, message, "send").Code)
+	require.Equal(t, http.StatusForbidden, bob.actDelayed(t, unstableDelayed, message, "send").Code)
 	require.Equal(t, "M_FORBIDDEN", bob.finalised(t, short).Get("error.errcode").Str)
 	require.NoError(t, bob.Join(t.Context(), roomID))
 	bob.acted(t, unstableDelayed, message, "send")
@@ -551,6 +551,8 @@ func TestDelayedEventsSwitchedOff(t *testing.T) {
 	res := alice.do(t, http.MethodPut, homeserver.SendPath(s.room(t, alice), "m.room.message")+delayParameter+"1000", JSON{})
 	require.Equal(t, http.StatusForbidden, res.Code, res)
 	require.Equal(t, "M_FORBIDDEN", res.Get("errcode").Str)
+	features := alice.must(t, http.MethodGet, "/_matrix/client/versions", nil).Get("unstable_features")
+	require.False(t, features.Get(`org\.matrix\.msc4140`).Exists(), "clients are told")
 }
 
 // What was scheduled survives the process, and what was due meanwhile is sent in the order in which it was due.

@@ -50,7 +50,7 @@ var (
 	roomIDs  = regexp.MustCompile(`!\w+:localhost`)
 	numbers  = regexp.MustCompile(`"(origin_server_ts|age)":\d+`)
 	// advertised is what only this server says that it can do.
-	advertised = regexp.MustCompile(`,"(org\.matrix\.msc4140(\.stable)?":true|(m|org\.matrix\.msc4140)\.delayed_events":\{[^}]*\})`)
+	advertised = regexp.MustCompile(`,"(m|org\.matrix\.msc4140)\.delayed_events":\{[^}]*\}`)
 )
 
 // ask sends requests of all kinds that do not have the field.

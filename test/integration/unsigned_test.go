@@ -36,6 +36,7 @@ func TestDelayIDInUnsigned(t *testing.T) {
 
 		room, eventID := "/rooms/"+url.PathEscape(roomID), url.PathEscape(sent.Get("event_id").Str)
 		for path, where := range map[string]string{
+			"/sync?use_state_after=true": `rooms.join.` + gjsonKey(roomID) + `.timeline.events.#(content.body=="later")`,
 			"/sync":                      `rooms.join.` + gjsonKey(roomID) + `.timeline.events.#(content.body=="later")`,
 			room + "/messages?dir=b":     `chunk.#(content.body=="later")`,
 			room + "/event/" + eventID:   `@this`,
