@@ -1,0 +1,101 @@
+package integration
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+var (
+	shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
+	// shownAnswer is JSON in comments behind a command; further lines of it are indented.
+	shownAnswer = regexp.MustCompile(`(?m)^# \{.*(?:\n#   .*)*`)
+)
+
+// The commands in docs/delayed-events.md work as they are pasted, and are answered as it says.
+func TestDelayedEventsDoc(t *testing.T) {
+	s := start(t, homeserver.Config{})
+	res, err := s.Anonymous().Do(t.Context(), http.MethodPost, "/_matrix/client/v3/register",
+		JSON{"username": "alice", "password": "a-long-password", "auth": JSON{"type": "m.login.dummy"}})
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, res.Code, res)
+
+	doc, err := os.ReadFile("../../docs/delayed-events.md")
+	require.NoError(t, err)
+	var script, shown strings.Builder
+	for _, block := range shellBlock.FindAllSubmatch(doc, -1) {
+		script.Write(block[1])
+	}
+	for _, answer := range shownAnswer.FindAllString(script.String(), -1) {
+		shown.WriteString(strings.ReplaceAll("\n"+answer, "\n#", "\n"))
+	}
+	bash := exec.CommandContext(t.Context(), "bash", "-eu", "-c", script.String())
+	bash.Env = append(os.Environ(), "SERVER="+s.URL)
+	var complaints bytes.Buffer
+	bash.Stderr = &complaints
+	output, err := bash.Output()
+	require.NoError(t, err, "%s", complaints.String())
+
+	promised, given := objects(t, shown.String()), objects(t, string(output))
+	require.NotEmpty(t, promised)
+	require.Len(t, given, len(promised), "%s", output)
+	for i := range promised {
+		require.True(t, isLike(promised[i], given[i]), "shown:  %v\nanswer: %v", promised[i], given[i])
+	}
+}
+
+// objects reads JSON objects that follow one another.
+func objects(t *testing.T, text string) (all []any) {
+	t.Helper()
+	for decoder := json.NewDecoder(strings.NewReader(text)); decoder.More(); {
+		var object JSON
+		require.NoError(t, decoder.Decode(&object), "%s", text)
+		all = append(all, object)
+	}
+	return all
+}
+
+// isLike reports whether an answer is as it is shown: of numbers only that there is one, and "…" is anything.
+func isLike(shown, given any) bool {
+	switch shown := shown.(type) {
+	case JSON:
+		object, ok := given.(JSON)
+		_, more := shown["…"]
+		if !ok || !more && len(object) != len(shown) {
+			return false
+		}
+		for key, value := range shown {
+			if field, ok := object[key]; key != "…" && (!ok || !isLike(value, field)) {
+				return false
+			}
+		}
+		return true
+	case []any:
+		list, ok := given.([]any)
+		if !ok || len(list) != len(shown) {
+			return false
+		}
+		for i := range shown {
+			if !isLike(shown[i], list[i]) {
+				return false
+			}
+		}
+		return true
+	case string:
+		text, ok := given.(string)
+		return ok && (strings.Contains(shown, "…") || shown == text)
+	case float64:
+		_, ok := given.(float64)
+		return ok
+	}
+	return shown == given
+}
