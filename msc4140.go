@@ -1,5 +1,7 @@
-// Package msc4140 adds expiring events (MSC4140, 2024 draft) to Dendrite: a client marks an event with a life time and
-// keeps it alive with a token; when the keep-alives stop, the homeserver sends a closing copy of the event.
+// Package msc4140 adds MSC4140 to Dendrite, twice: expiring events (the draft of 2024) and delayed events (the accepted text).
+// A client marks an event with a life time and keeps it alive with a token; when the keep-alives stop, the homeserver sends
+// a closing copy of the event. Or it schedules an event to be sent later and keeps pushing it back; when that stops, the
+// homeserver sends it. One component keeps the timers of both.
 //
 // This package is the door: it has the configuration, and joins the rooms of the house behind it, which ARCHITECTURE.md
 // shows. A Dendrite that wants the feature does three things, in this order:

@@ -1,9 +1,9 @@
-// Package clientapi is the client's side of expiring events: the field m.will_expire in the requests that send events,
-// and the keep-alive endpoint.
+// Package clientapi is the client's side of expiring and of delayed events: the field m.will_expire in the requests that
+// send events, and the keep-alive endpoint; the delay in the query of such requests, and the endpoints of delayed events.
 //
-// Its routes for sending take the place of Dendrite's, whose own function they call: a request without the field is
-// handled by it unchanged. All that a request holds in memory is bounded but for the body of a send, which Dendrite does
-// not bound either.
+// Its routes for sending take the place of Dendrite's, whose own function they call: a request with neither field nor delay
+// is handled by it unchanged. All that a request holds in memory is bounded but for the body of a send without a delay, which
+// Dendrite does not bound either.
 package clientapi
 
 import (

@@ -1,37 +1,47 @@
-// Package expiration keeps the timers of expiring events (MSC4140, 2024 draft) and sees to it that each of them is
-// closed exactly once.
+// Package expiration keeps the timers of MSC4140: of expiring events (the draft of 2024), and sees to it that each of them is
+// closed exactly once; and of delayed events (the accepted text), and sees to it that each of them is sent exactly once.
 //
 // # The life of a timer
 //
-//	            Begin                 claim                 the room has the closing event
+//	            Begin                 claim                 the room has the event
 //	(no timer) -------> running -----------------> claimed -------------------------------> (gone)
-//	                     |   ^                        |
-//	                     |   | Refresh, Restart       | the state was replaced meanwhile
+//	           Schedule  |   ^                        |
+//	                     |   | Refresh, Restart,      | the state was replaced meanwhile,
+//	                     |   | RestartDelayed         | the sender or the room is gone
 //	                     |   +--- (new deadline)      +------------------------------------> (gone)
 //	                     |
-//	                     | replaced, redacted, sender gone, room purged
+//	                     | expiring: replaced, redacted, sender gone, room purged
+//	                     | delayed: cancelled, replaced by another user, refused when due, room purged
 //	                     +-----------------------------------------------------------------> (gone)
 //
 // A running timer has an event, a token, a duration and a deadline. When the deadline passes ([Expired]) or somebody
-// who holds the token says so ([Ended]), the closing event is built and claimed: outcome and finished event are written
-// into the timer's row, on condition that the row is still as it was seen. Only then does the closing event go to the
-// roomserver, and when the room has it the row is deleted.
+// who holds the token says so ([Ended]), an event is built and claimed: outcome and finished event are written into the
+// timer's row, on condition that the row is still as it was seen. Only then does that event go to the roomserver, and when
+// the room has it the timer is gone.
+//
+// The two kinds differ in what is sent, in what stops the timer, and in what is left of it. The timer of an expiring event
+// sends the closing event of an event that is in the room. That of a delayed event ([Delayed]) has the content in its row and
+// sends that; its token is the delay ID, and its Event.ID the row's own. What is gone of an expiring event is deleted. The
+// row of a delayed event is finalised instead ([Final]), whatever became of it, and pruned when it was kept for long enough.
 //
 // # Guarantees
 //
 // What is promised to users, and which test shows it, stands in docs/guarantees.md. In short:
 //
-// Durability: Begin returns after the row is committed, and before the event is given to the roomserver; Refresh and
-// Restart return after the new deadline is committed, together with those of others that came meanwhile. A row whose
-// event never came into the room is found out when its deadline passes, because the roomserver does not know the event. An event that the roomserver had when the process died,
-// but had not yet finished with, is given to it again before anything is concluded from what is in the room.
+// Durability: Begin returns after the row is committed, and before the event is given to the roomserver; Schedule returns
+// after the row is committed; Refresh, Restart and RestartDelayed return after the new deadline is committed, together with
+// those of others that came meanwhile. A row whose event never came into the room is found out when its deadline passes,
+// because the roomserver does not know the event. An event that the roomserver had when the process died, but had not yet
+// finished with, is given to it again before anything is concluded from what is in the room.
 //
 // Nothing twice: a request that is repeated, after a crash or after the roomserver failed to take its event, is answered with
-// the event that was built for it first, which is given to the roomserver again if need be.
+// the event that was built for it first, which is given to the roomserver again if need be. A request that scheduled an event
+// is answered with the same delay ID for as long as it is known what became of the event.
 //
-// Exactly one closing event: the claim is conditional in the database, so of a refresh and an expiry, or of several
-// closings, one wins. What was claimed is never built a second time: after a fault or a crash the same event, with the
-// same ID, is given to the roomserver again, which ignores an event that it has.
+// Exactly one closing event, and a delayed event once: the claim is conditional in the database, and so is what finalises a
+// delayed event that is cancelled. Of a refresh, an expiry and a cancellation, or of several closings, one wins. What was
+// claimed is never built a second time: after a fault or a crash the same event, with the same ID, is given to the
+// roomserver again, which ignores an event that it has.
 //
 // Never early: a deadline is compared by the monotonic clock while the process lives, so a step of the wall clock fires
 // nothing. The wall clock counts only across a restart. Deadlines are rounded up to the millisecond that the database
@@ -41,22 +51,25 @@
 // the lock of its (room, type, state key), and so is a closing event, which looks under that lock whether its original
 // is still the current state, and looks again when it is built, because other servers take no part in the lock. The closing
 // event of an event that expired bears the deadline as its time, so that what another server sent after the deadline is
-// later, and wins where the two cross.
+// later, and wins where the two cross. A delayed event for state looks, under the same lock, whether another user has set
+// that state since it was scheduled.
 //
-// Ordering: due timers of one room are closed one after the other in the order of their deadlines; rooms do not wait for
-// one another, but of the rooms that wait the one with the earliest deadline is served first.
+// Ordering: due timers of one room are closed one after the other in the order of their deadlines, of whichever kind they
+// are; rooms do not wait for one another, but of the rooms that wait the one with the earliest deadline is served first.
 //
 // # Memory
 //
 // A running timer takes some 150 bytes, in an index without pointers: hashes of what it is looked up by, and times. A ref
-// names a timer and is good for nothing once it is gone; its place in memory may be another's then. The event, the claim
-// and the closing event stand in the row, which is read when the timer is closed.
+// names a timer and is good for nothing once it is gone; its place in memory may be another's then. The event, the claim,
+// the content of a delayed event and the closing event stand in the row, which is read when the timer is closed. Beside the
+// index there are the delayed events that are claimed and not yet finalised, and a hash of each user who has some that were
+// sent: most answers of the sync API are for none of them.
 //
 // # Concurrency
 //
 // All methods of [Timers] may be called from any goroutine. [Timers.Start] starts one goroutine that watches the
-// deadlines and a fixed number of workers that close; [Timers.Stop] ends them all and waits for them. Locks are taken in
-// this order, any of them may be left out, and none is taken while a later one is held:
+// deadlines, one that prunes, and a fixed number of workers that close; [Timers.Stop] ends them all and waits for them.
+// Locks are taken in this order, any of them may be left out, and none is taken while a later one is held:
 //
 //  1. the lock of a request in Timers.requests, see [Timers.LockRequest]: requests with one transaction come one by one
 //  2. the timer's lock in Timers.closings: one attempt to close it at a time
