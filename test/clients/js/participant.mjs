@@ -1,0 +1,70 @@
+// A participant in a call, as Element Call is one but for the media: logs in, joins the MatrixRTC session of a room, and
+// keeps its membership there until it is told "leave" on standard input, or that is closed.
+//
+//   node participant.mjs '{"baseUrl": …, "user": …, "password": …, "roomId": …, "config": …}'
+//
+// It says what happens on standard output, one JSON object a line:
+//
+//   {"members": ["@alice:localhost"]}          who is in the call now
+//   {"request": "restart", "status": 200}      a delayed event was scheduled or managed, and how the server answered
+//   {"sync": "SYNCING"}                        the connection to the server came or went
+//   {"error": "…"}                             the session is over, against its will
+
+import "./node.mjs";
+import { once } from "node:events";
+import { createInterface } from "node:readline";
+import { ClientEvent, createClient } from "matrix-js-sdk";
+import { MatrixRTCSessionEvent } from "matrix-js-sdk/lib/matrixrtc/index.js";
+
+const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
+
+// fetchFn is fetch, and says what the server answers about delayed events.
+async function fetchFn(input, init) {
+  const { pathname, searchParams } = new URL(input);
+  const request = searchParams.has("org.matrix.msc4140.delay")
+    ? "schedule"
+    : pathname.match(/\/delayed_events\/[^/]+\/(\w+)$/)?.[1];
+  const response = await fetch(input, init);
+  if (request) say({ request, status: response.status });
+  return response;
+}
+
+async function login({ baseUrl, user, password }) {
+  const account = await createClient({ baseUrl }).loginRequest({
+    type: "m.login.password",
+    identifier: { type: "m.id.user", user },
+    password,
+  });
+  return createClient({
+    baseUrl,
+    fetchFn,
+    accessToken: account.access_token,
+    userId: account.user_id,
+    deviceId: account.device_id,
+  });
+}
+
+async function join(client, { roomId, config }) {
+  const session = client.matrixRTC.getRoomSession(client.getRoom(roomId));
+  await session.initialMembershipCalculated;
+  session.on(MatrixRTCSessionEvent.MembershipsChanged, (_, memberships) =>
+    say({ members: memberships.map((membership) => membership.userId).sort() }),
+  );
+  session.on(MatrixRTCSessionEvent.MembershipManagerError, (error) => say({ error: String(error) }));
+  const [userId, deviceId] = [client.getUserId(), client.getDeviceId()];
+  // Nobody asks this SFU for anything: there is no media.
+  const focus = { type: "livekit", livekit_service_url: "https://sfu.invalid", livekit_alias: roomId };
+  session.joinRTCSession({ userId, deviceId, memberId: `${userId}:${deviceId}` }, [focus], undefined, config);
+  return session;
+}
+
+const options = JSON.parse(process.argv[2]);
+const client = await login(options);
+client.on(ClientEvent.Sync, (sync, before) => sync === before || say({ sync }));
+await client.startClient();
+while (!client.isInitialSyncComplete()) await once(client, ClientEvent.Sync);
+const session = await join(client, options);
+for await (const command of createInterface({ input: process.stdin })) {
+  if (command === "leave") await session.leaveRoomSession();
+}
+process.exit();

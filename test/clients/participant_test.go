@@ -1,0 +1,196 @@
+package clients
+
+import (
+	"bufio"
+	"bytes"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+//go:embed js
+var scripts embed.FS
+
+var errNoNode = errors.New("no Node.js or npm found: install them (Debian: apt-get install nodejs npm)")
+
+// sdk is a folder with the script of a participant and the SDK that it needs, once for all tests.
+var sdk struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// installSDK fetches the SDK from npm's registry, exactly what js/package-lock.json says.
+func installSDK(dir string) error {
+	for _, program := range []string{"node", "npm"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return errNoNode
+		}
+	}
+	if err := os.CopyFS(dir, scripts); err != nil {
+		return err
+	}
+	npm := exec.Command("npm", "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund")
+	npm.Dir = filepath.Join(dir, "js")
+	if out, err := npm.CombinedOutput(); err != nil {
+		return fmt.Errorf("npm ci: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// withSDK returns the folder of the script. Without Node.js on the machine the test is skipped, unless the environment
+// variable CI is set: there it fails.
+func withSDK(t *testing.T) string {
+	t.Helper()
+	sdk.once.Do(func() { sdk.err = installSDK(sdk.dir) })
+	switch {
+	case errors.Is(sdk.err, errNoNode) && os.Getenv("CI") == "":
+		t.Skipf("NOT TESTED WITH MATRIX-JS-SDK: %s", sdk.err)
+	case sdk.err != nil:
+		t.Fatalf("installing matrix-js-sdk: %s", sdk.err)
+	}
+	return filepath.Join(sdk.dir, "js")
+}
+
+// participant is a process that takes part in a call, see js/participant.mjs.
+type participant struct {
+	user  string
+	cmd   *exec.Cmd
+	stdin io.Writer
+	// What it says, by what it says it about. An error comes in all of them.
+	members, requests, syncs chan line
+}
+
+// line is what a participant says on a line.
+type line struct {
+	Members []string `json:"members"`
+	Request string   `json:"request"`
+	Status  int      `json:"status"`
+	Sync    string   `json:"sync"`
+	Error   string   `json:"error"`
+	// at is when it was read.
+	at time.Time
+}
+
+// join starts a participant in the call of a room.
+func join(t *testing.T, user *homeserver.Client, roomID string, config homeserver.JSON) *participant {
+	t.Helper()
+	options, err := json.Marshal(homeserver.JSON{
+		"baseUrl": user.URL, "user": user.UserID, "password": homeserver.Password, "roomId": roomID, "config": config,
+	})
+	require.NoError(t, err)
+	var log bytes.Buffer
+	p := &participant{
+		user: user.UserID, cmd: exec.Command("node", "participant.mjs", string(options)),
+		members: make(chan line, 1000), requests: make(chan line, 1000), syncs: make(chan line, 1000),
+	}
+	p.cmd.Dir, p.cmd.Stderr = withSDK(t), &log
+	p.stdin, err = p.cmd.StdinPipe()
+	require.NoError(t, err)
+	stdout, err := p.cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, p.cmd.Start())
+	go p.read(stdout)
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		for range p.requests { // to its end: then Wait may be called
+		}
+		_ = p.cmd.Wait()
+		if t.Failed() {
+			t.Logf("the log of %s:\n%s", p.user, &log)
+		}
+	})
+	return p
+}
+
+// read reads what the participant says, until it ends.
+func (p *participant) read(stdout io.Reader) {
+	all := []chan line{p.members, p.requests, p.syncs}
+	for scanner := bufio.NewScanner(stdout); scanner.Scan(); {
+		l := line{at: time.Now()}
+		if err := json.Unmarshal(scanner.Bytes(), &l); err != nil {
+			l.Error = fmt.Sprintf("%s: %s", err, scanner.Bytes())
+		}
+		switch {
+		case l.Members != nil:
+			p.members <- l
+		case l.Request != "":
+			p.requests <- l
+		case l.Sync != "":
+			p.syncs <- l
+		default:
+			for _, lines := range all {
+				lines <- l
+			}
+		}
+	}
+	for _, lines := range all {
+		close(lines)
+	}
+}
+
+// await returns the next line that matches, and forgets those before it.
+func (p *participant) await(t *testing.T, lines <-chan line, what string, matches func(line) bool) line {
+	t.Helper()
+	for deadline := time.After(soon); ; {
+		select {
+		case l, running := <-lines:
+			require.True(t, running, "%s ended, and %s did not come", p.user, what)
+			require.Empty(t, l.Error, p.user)
+			if matches(l) {
+				return l
+			}
+		case <-deadline:
+			t.Fatalf("%s did not see: %s", p.user, what)
+		}
+	}
+}
+
+// change awaits the next change of who is in the call.
+func (p *participant) change(t *testing.T) line {
+	t.Helper()
+	return p.await(t, p.members, "a change in the call", func(line) bool { return true })
+}
+
+// sees awaits that these are in the call.
+func (p *participant) sees(t *testing.T, users ...string) {
+	t.Helper()
+	p.await(t, p.members, fmt.Sprint(users), func(l line) bool { return slices.Equal(l.Members, users) })
+}
+
+// manages awaits a successful request about a delayed event.
+func (p *participant) manages(t *testing.T, request string, since time.Time) {
+	t.Helper()
+	p.await(t, p.requests, request, func(l line) bool { return l.Request == request && l.Status == 200 && l.at.After(since) })
+}
+
+// tell gives the participant a command, and returns when that was.
+func (p *participant) tell(t *testing.T, command string) time.Time {
+	t.Helper()
+	now := time.Now()
+	_, err := fmt.Fprintln(p.stdin, command)
+	require.NoError(t, err)
+	return now
+}
+
+// signal sends the participant's process a signal, and returns when that was.
+func (p *participant) signal(t *testing.T, signal syscall.Signal) time.Time {
+	t.Helper()
+	now := time.Now()
+	require.NoError(t, p.cmd.Process.Signal(signal))
+	return now
+}
