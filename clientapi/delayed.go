@@ -73,8 +73,8 @@ func (e *delayError) response() util.JSONResponse {
 // parseDelay reads a delay as it was written.
 func (a *API) parseDelay(name, value string, query bool) (time.Duration, error) {
 	failed := &delayError{name: name, max: a.cfg.MaxDelay, query: query}
-	ms, err := strconv.ParseInt(value, 10, 64)
-	if err != nil || ms <= 0 {
+	ms, err := strconv.ParseInt(value, 10, 64) // the largest number there is, if it is larger still
+	if err != nil && !errors.Is(err, strconv.ErrRange) || ms <= 0 {
 		return 0, failed
 	}
 	if ms > a.cfg.MaxDelay.Milliseconds() {
@@ -341,7 +341,7 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 		router.Handle(events+"/{delayID}", hidden(a.authenticated(userAPI,
 			func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 				return a.look(req, device, d, vars["delayID"])
-			}))).Methods(http.MethodGet)
+			}))).Methods(http.MethodGet, http.MethodOptions)
 	}
 	router.Handle("/v1/delayed_events/{delayID}/{action}", hidden(within(keepAliveReadTimeout, a.authenticated(userAPI,
 		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {

@@ -460,14 +460,15 @@ func (t *Timers) prune() {
 	ticker := time.NewTicker(pruneInterval)
 	defer ticker.Stop()
 	for {
+		err := t.store.Prune(t.ctx, t.clock.stored(t.clock.now()).Add(-t.cfg.KeepFinalised))
+		if err != nil && t.ctx.Err() == nil {
+			t.metrics.errors.WithLabelValues("prune").Inc()
+			t.log.WithError(err).Error("Failed to forget finalised events")
+		}
 		select {
 		case <-t.ctx.Done():
 			return
 		case <-ticker.C:
-		}
-		if err := t.store.Prune(t.ctx, t.clock.stored(t.clock.now()).Add(-t.cfg.KeepFinalised)); err != nil {
-			t.metrics.errors.WithLabelValues("prune").Inc()
-			t.log.WithError(err).Error("Failed to forget finalised events")
 		}
 	}
 }

@@ -166,7 +166,10 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 		}
 	}
 	if err := c.checkSender(ctx, e); err != nil {
-		return err
+		// A delayed event that the roomserver has was sent before its sender left.
+		if known, lookErr := c.event(ctx, e.RoomID, signed.EventID); t.Delayed == nil || lookErr != nil || known == nil {
+			return err
+		}
 	}
 	version, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(signed.RoomVersion))
 	if err != nil {

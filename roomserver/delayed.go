@@ -25,6 +25,8 @@ func (c *Closer) Send(
 		if content, err = runningContent(content); err != nil {
 			return "", err
 		}
+		// That the room has such state already does not keep it from running anew.
+		ctx, _ = withGround(ctx, e)
 	}
 	res, err := c.sendEvent(ctx, hook, e, content, t.Delayed.Timestamp)
 	if err != nil {

@@ -177,7 +177,7 @@ func testDelayedBadRequests(t *testing.T, alice, _ *user, roomID string) {
 		"zero":                {alice, query + "0", JSON{}, 400, "M_INVALID_PARAM", ""},
 		"negative":            {alice, query + "-1", JSON{}, 400, "M_INVALID_PARAM", ""},
 		"no integer":          {alice, query + "1.5", JSON{}, 400, "M_INVALID_PARAM", ""},
-		"beyond all numbers":  {alice, query + "99999999999999999999", JSON{}, 400, "M_INVALID_PARAM", ""},
+		"beyond all numbers":  {alice, query + "99999999999999999999", JSON{}, 400, "M_UNKNOWN", "M_MAX_DELAY_EXCEEDED"},
 		"too long":            {alice, query + strconv.Itoa(day+1), JSON{}, 400, "M_UNKNOWN", "M_MAX_DELAY_EXCEEDED"},
 		"not JSON":            {alice, query + "1000", []byte("{"), 400, "M_NOT_JSON", ""},
 		"no object":           {alice, query + "1000", []byte("[]"), 400, "M_BAD_JSON", ""},
@@ -335,6 +335,9 @@ func testLooking(t *testing.T, alice, bob *user, roomID string) {
 	require.Empty(t, bob.scheduled(t))
 
 	for path, old := range map[string]bool{stableDelayed: false, unstableDelayed: true} {
+		for _, p := range []string{path, path + "/" + late, path + "/" + late + "/send"} { // as browsers ask first
+			require.Equal(t, http.StatusOK, alice.do(t, http.MethodOptions, p, nil).Code, p)
+		}
 		// mautrix sends a body with it.
 		for _, e := range []gjson.Result{
 			alice.must(t, http.MethodGet, path, JSON{}).Get("delayed_events.1"),
@@ -468,6 +471,15 @@ func testDelayedExpires(t *testing.T, alice, _ *user, roomID string) {
 	closing := alice.follow(t, roomID).awaitClosing(t, e.Get("event_id").Str, "expired")
 	require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), running.Get("origin_server_ts").Int()+2000, "early")
 	require.EqualValues(t, 2, alice.delayed(t, id).Get(`content.m\.will_expire`).Int())
+
+	// Though the room has such state already, it runs from when it was sent.
+	first := alice.sendState(t, roomID, "again", 3, nil)
+	id = alice.delayState(t, roomID, "again", time.Second, JSON{"m.will_expire": 4})
+	again := alice.event(t, roomID, alice.finalised(t, id).Get("event_id").Str)
+	require.NotEqual(t, first.eventID, again.Get("event_id").Str)
+	closing = alice.follow(t, roomID).awaitClosing(t, again.Get("event_id").Str, "expired")
+	require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), again.Get("origin_server_ts").Int()+4000, "early")
+	require.Empty(t, alice.closings(t, roomID, first.eventID))
 }
 
 // testDelayedSameState: Dendrite answers state that the room has already with the event that it has.
