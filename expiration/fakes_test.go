@@ -236,9 +236,9 @@ type fakeRoomserver struct {
 	hooks hooks
 }
 
-// hooks are called without a lock; an error ends the attempt to close an event.
+// hooks are called without a lock; an error ends the attempt to close an event, or to look what the current state is.
 type hooks struct {
-	beforeClaim, afterClaim func(Event) error
+	beforeClaim, afterClaim, look func(Event) error
 }
 
 // set changes the hooks while the component works.
@@ -442,9 +442,18 @@ func (r *fakeRoomserver) Send(ctx context.Context, t Timer, claim func(context.C
 		RoomVersion: "10", PDU: t.Delayed.Content, Closable: true,
 	}
 	never := r.never[string(t.Delayed.Content)]
+	same := ""
+	if s, ok := t.Event.State(); ok && slices.ContainsFunc(r.delayed, func(e sentEvent) bool {
+		return e.eventID == r.state[s] && e.content == string(t.Delayed.Content)
+	}) {
+		same = r.state[s]
+	}
 	r.mu.Unlock()
 	if never != "" {
 		return "", &RefusedError{Code: 403, Response: []byte(`{"errcode":"M_FORBIDDEN"}`)}
+	}
+	if same != "" {
+		return same, nil
 	}
 	if err := claim(ctx, b); err != nil {
 		return "", err
@@ -470,6 +479,9 @@ func (r *fakeRoomserver) inputDelayed(e Event, signed SignedEvent) error {
 }
 
 func (r *fakeRoomserver) Replaced(_ context.Context, t Timer) (bool, error) {
+	if err := r.call(func(h hooks) func(Event) error { return h.look }, t.Event); err != nil {
+		return false, err
+	}
 	s, _ := t.Event.State()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -481,7 +493,8 @@ func (r *fakeRoomserver) Replaced(_ context.Context, t Timer) (bool, error) {
 }
 
 func (r *fakeRoomserver) CurrentState(_ context.Context, s StateKey) (string, error) {
-	return r.current(s), nil
+	err := r.call(func(h hooks) func(Event) error { return h.look }, Event{RoomID: s.RoomID, Type: s.Type, StateKey: &s.Key})
+	return r.current(s), err
 }
 
 // newer reports whether one event came after another.
@@ -514,6 +527,13 @@ func (r *fakeRoomserver) sendRemote(roomID, eventType, key string) string {
 	e := Event{ID: "$remote in " + roomID, RoomID: roomID, Type: eventType, StateKey: &key}
 	r.send(e)
 	return e.ID
+}
+
+// sent returns the delayed events that the rooms have got.
+func (r *fakeRoomserver) sent() []sentEvent {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.delayed)
 }
 
 // closings returns what the rooms have got.

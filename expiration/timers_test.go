@@ -1,6 +1,7 @@
 package expiration
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,9 +34,9 @@ type world struct {
 // inWorld runs a test under fake time.
 func inWorld(t *testing.T, cfg Config, test func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
-		if cfg.MaxRunningPerUser == 0 {
-			cfg.MaxRunningPerUser = 100
-		}
+		cfg.MaxRunningPerUser = cmp.Or(cfg.MaxRunningPerUser, 100)
+		cfg.MaxScheduledPerUser = cmp.Or(cfg.MaxScheduledPerUser, 100)
+		cfg.KeepFinalised, cfg.MaxFinalisedPerUser = cmp.Or(cfg.KeepFinalised, 7*24*time.Hour), cmp.Or(cfg.MaxFinalisedPerUser, 1000)
 		w := &world{t: t, store: newMemoryStore(), roomserver: newFakeRoomserver()}
 		w.start(cfg)
 		defer func() { w.Stop() }()

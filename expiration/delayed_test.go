@@ -1,0 +1,868 @@
+package expiration
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	alice = "@alice:example.org"
+	bob   = "@bob:example.org"
+)
+
+// leave returns the delayed event of these tests: state in !room, set by Alice.
+func leave(key string) Event {
+	return Event{RoomID: "!room", Type: "m.call.member", StateKey: &key, Sender: alice}
+}
+
+// later returns one that is not state.
+func later(room string) Event { return Event{RoomID: room, Type: "m.room.message", Sender: alice} }
+
+// requested returns the event with a request that can be repeated.
+func requested(e Event, n byte) Event {
+	e.Request = &Request{Hash: RequestHash{n}}
+	return e
+}
+
+// schedule schedules an event; its content is what the tests know it by.
+func (w *world) schedule(e Event, content string, delay time.Duration) (delayID string) {
+	w.t.Helper()
+	delayID, err := w.Schedule(w.t.Context(), e, Delayed{Content: []byte(content)}, delay, false)
+	require.NoError(w.t, err)
+	return delayID
+}
+
+// wantSent requires that the rooms have got these delayed events, in this order, each once.
+func (w *world) wantSent(contents ...string) {
+	w.t.Helper()
+	synctest.Wait()
+	var got []string
+	for _, e := range w.roomserver.sent() {
+		got = append(got, e.content)
+	}
+	require.Equal(w.t, contents, got)
+}
+
+// final returns what has become of Alice's delayed event, or nil if it is scheduled.
+func (w *world) final(delayID string) *Final {
+	w.t.Helper()
+	d, err := w.DelayedEvent(w.t.Context(), delayID, alice)
+	require.NoError(w.t, err)
+	require.Equal(w.t, delayID, d.DelayID)
+	return d.Final
+}
+
+// wantFinal requires that something has become of it.
+func (w *world) wantFinal(delayID string, is func(Final) bool) {
+	w.t.Helper()
+	f := w.final(delayID)
+	require.NotNil(w.t, f, "still scheduled")
+	require.True(w.t, is(*f), "%+v", f)
+}
+
+// wantFinalised requires that an error says what has become of a delayed event.
+func wantFinalised(t *testing.T, err error, is func(Final) bool) {
+	t.Helper()
+	var finalised *FinalisedError
+	require.ErrorAs(t, err, &finalised)
+	require.True(t, is(finalised.Final), "%+v", finalised.Final)
+}
+
+// failed reports whether a final is an error.
+func failed(f Final) bool { return f.Error != nil }
+
+// set sends a state event that neither expires nor is delayed, and tells of it.
+func (w *world) set(e Event, sender string) {
+	w.t.Helper()
+	w.events++
+	e.ID, e.Sender = fmt.Sprintf("$event%d", w.events), sender
+	w.roomserver.send(e)
+	s, _ := e.State()
+	w.StateChanged(w.t.Context(), s)
+}
+
+// failing returns a fault of some operations of the store.
+func failing(operations ...string) func(string) error {
+	return func(o string) error {
+		for _, operation := range operations {
+			if o == operation {
+				return errFault
+			}
+		}
+		return nil
+	}
+}
+
+func TestDelayedEventIsSentWhenDue(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := w.schedule(leave("key"), "left", 10*time.Second)
+		require.True(t, w.KnownDelayed(delayID))
+		time.Sleep(10*time.Second - time.Nanosecond)
+		w.wantSent()
+		require.Nil(t, w.final(delayID))
+		time.Sleep(time.Nanosecond)
+		w.wantSent("left")
+		require.Equal(t, &Final{At: w.stored(time.Now()), EventID: w.roomserver.sent()[0].eventID}, w.final(delayID))
+		require.False(t, w.KnownDelayed(delayID))
+		require.Zero(t, w.store.len())
+		require.True(t, w.index.empty())
+		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.finalised.WithLabelValues("sent")))
+		time.Sleep(time.Hour)
+		w.wantSent("left")
+	})
+}
+
+func TestRestartPutsADelayedEventOff(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := w.schedule(leave("key"), "left", 10*time.Second)
+		for range 20 {
+			time.Sleep(9 * time.Second)
+			require.NoError(t, w.RestartDelayed(t.Context(), delayID, alice))
+		}
+		require.ErrorIs(t, w.RestartDelayed(t.Context(), delayID, bob), ErrNotFound)
+		require.ErrorIs(t, w.RestartDelayed(t.Context(), "guess", ""), ErrNotFound)
+		time.Sleep(10*time.Second - time.Nanosecond)
+		w.wantSent()
+		time.Sleep(time.Nanosecond)
+		w.wantSent("left")
+		wantFinalised(t, w.RestartDelayed(t.Context(), delayID, alice), Final.Sent)
+		wantFinalised(t, w.RestartDelayed(t.Context(), delayID, ""), Final.Sent)
+		require.ErrorIs(t, w.RestartDelayed(t.Context(), delayID, bob), ErrNotFound)
+	})
+}
+
+func TestDelayedEventIsSentNow(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := w.schedule(leave("key"), "left", time.Hour)
+		require.ErrorIs(t, w.SendDelayed(t.Context(), delayID, bob), ErrNotFound)
+		w.wantSent()
+		require.NoError(t, w.SendDelayed(t.Context(), delayID, ""))
+		w.wantSent("left")
+		w.wantFinal(delayID, Final.Sent)
+		wantFinalised(t, w.SendDelayed(t.Context(), delayID, alice), Final.Sent)
+		wantFinalised(t, w.CancelDelayed(t.Context(), delayID, alice), Final.Sent)
+		require.ErrorIs(t, w.SendDelayed(t.Context(), delayID, bob), ErrNotFound)
+		time.Sleep(2 * time.Hour)
+		w.wantSent("left")
+	})
+}
+
+func TestSendingSurvivesACallerWhoHangsUp(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := w.schedule(leave("key"), "left", time.Hour)
+		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { _ = w.SendDelayed(ctx, delayID, alice) }()
+		synctest.Wait()
+		cancel()
+		time.Sleep(2 * time.Second)
+		w.wantSent("left")
+	})
+}
+
+func TestDelayedEventIsCancelled(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := w.schedule(leave("key"), "left", 10*time.Second)
+		require.ErrorIs(t, w.CancelDelayed(t.Context(), delayID, bob), ErrNotFound)
+		time.Sleep(time.Second)
+		require.NoError(t, w.CancelDelayed(t.Context(), delayID, alice))
+		require.Equal(t, &Final{At: w.stored(time.Now())}, w.final(delayID))
+		require.Zero(t, w.store.len())
+		require.True(t, w.index.empty())
+		w.restart(time.Minute)
+		w.wantSent()
+		wantFinalised(t, w.CancelDelayed(t.Context(), delayID, ""), Final.Cancelled)
+		wantFinalised(t, w.SendDelayed(t.Context(), delayID, alice), Final.Cancelled)
+		wantFinalised(t, w.RestartDelayed(t.Context(), delayID, alice), Final.Cancelled)
+		require.ErrorIs(t, w.CancelDelayed(t.Context(), delayID, bob), ErrNotFound)
+		w.wantSent()
+	})
+}
+
+// Nobody knows whether the write of a cancellation that failed has happened. It is found out before anything is sent.
+func TestCancellationThatFails(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		for _, next := range []string{"cancel", "restart", "send", "wait", "process restart"} {
+			inWorld(t, Config{}, func(t *testing.T, w *world) {
+				delayID := w.schedule(leave("key"), "left", 10*time.Second)
+				w.store.set(written, failing("finalise"))
+				require.ErrorIs(t, w.CancelDelayed(t.Context(), delayID, alice), errFault)
+				w.store.set(false, nil)
+				var err error
+				switch next {
+				case "cancel":
+					err = w.CancelDelayed(t.Context(), delayID, alice)
+				case "restart":
+					err = w.RestartDelayed(t.Context(), delayID, alice)
+				case "send":
+					err = w.SendDelayed(t.Context(), delayID, alice)
+				case "process restart":
+					w.restart(0)
+				}
+				if written && next != "wait" && next != "process restart" {
+					wantFinalised(t, err, Final.Cancelled)
+				} else {
+					require.NoError(t, err)
+				}
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				cancelled := written || next == "cancel"
+				require.Equal(t, cancelled, w.final(delayID).Cancelled())
+				if cancelled {
+					w.wantSent()
+				} else {
+					w.wantSent("left")
+				}
+				require.True(t, w.index.empty())
+			})
+		}
+	}
+}
+
+func TestDelayedEventsOfARoomComeInOrder(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: func(e Event) error {
+			if e.RoomID == "!room" {
+				time.Sleep(3 * time.Second)
+			}
+			return nil
+		}})
+		w.schedule(later("!room"), "third", 12*time.Second)
+		w.schedule(leave("key"), "first", 10*time.Second)
+		w.schedule(leave("key"), "second", 11*time.Second) // both come, for the same state
+		w.schedule(later("!other"), "elsewhere", 11*time.Second)
+		time.Sleep(19*time.Second - time.Nanosecond)
+		w.wantSent("elsewhere", "first", "second")
+		time.Sleep(time.Nanosecond)
+		w.wantSent("elsewhere", "first", "second", "third")
+		s, _ := leave("key").State()
+		require.Equal(t, w.roomserver.sent()[2].eventID, w.roomserver.current(s))
+	})
+}
+
+// Whatever fails in passing, and whether it is written or not, the event comes once, and it is known what became of it.
+func TestPassingFaultsOfDelayedEvents(t *testing.T) {
+	for _, fault := range []string{"timer", "claim", "finalise", "build", "input", "replaced"} {
+		for _, written := range []bool{false, true} {
+			for _, now := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s written=%t now=%t", fault, written, now), func(t *testing.T) {
+					inWorld(t, Config{}, func(t *testing.T, w *world) {
+						delayID := w.schedule(leave("key"), "left", 10*time.Second)
+						switch fault {
+						case "build":
+							w.roomserver.set(hooks{beforeClaim: fails})
+						case "input":
+							w.roomserver.set(hooks{afterClaim: fails})
+						case "replaced":
+							w.roomserver.set(hooks{look: fails})
+						default:
+							w.store.set(written, failing(fault))
+						}
+						if now {
+							err := w.SendDelayed(t.Context(), delayID, alice)
+							if fault == "finalise" {
+								require.NoError(t, err, "it is in the room")
+							} else {
+								require.ErrorIs(t, err, errFault)
+							}
+						}
+						time.Sleep(5 * time.Minute)
+						synctest.Wait()
+						w.store.set(false, nil)
+						w.roomserver.set(hooks{})
+						time.Sleep(time.Minute)
+						w.wantSent("left")
+						require.Equal(t, w.roomserver.sent()[0].eventID, w.final(delayID).EventID)
+						require.True(t, w.index.empty())
+						require.Empty(t, w.claimed)
+						require.Zero(t, w.store.len())
+						require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.finalised.WithLabelValues("sent")))
+					})
+				})
+			}
+		}
+	}
+}
+
+// A client that goes on keeping its event back while nothing can be sent has it kept back.
+func TestRestartDuringFaults(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: fails})
+		delayID := w.schedule(leave("key"), "left", 10*time.Second)
+		time.Sleep(time.Minute)
+		require.NoError(t, w.RestartDelayed(t.Context(), delayID, alice))
+		w.roomserver.set(hooks{})
+		time.Sleep(10*time.Second - time.Nanosecond)
+		w.wantSent()
+		time.Sleep(time.Nanosecond)
+		w.wantSent("left")
+	})
+}
+
+// State that the room has already is no event, and yet the delayed event has come to its end.
+func TestDelayedStateThatTheRoomHas(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.schedule(leave("key"), "left", time.Second)
+		time.Sleep(time.Second)
+		w.wantSent("left")
+		due, now := w.schedule(leave("key"), "left", 10*time.Second), w.schedule(leave("key"), "left", time.Minute)
+		require.NoError(t, w.SendDelayed(t.Context(), now, alice))
+		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
+		time.Sleep(10*time.Second + 500*time.Millisecond)
+		require.NoError(t, w.RestartDelayed(t.Context(), due, alice))
+		time.Sleep(10 * time.Second)
+		require.Nil(t, w.final(due))
+		w.store.set(false, failing("finalise"))
+		time.Sleep(2 * time.Second)
+		wantFinalised(t, w.CancelDelayed(t.Context(), due, alice), Final.Sent)
+		w.store.set(false, nil)
+		time.Sleep(time.Minute)
+		w.wantSent("left")
+		for _, delayID := range []string{due, now} {
+			require.Equal(t, "$delayed1", w.final(delayID).EventID)
+		}
+		require.Zero(t, w.store.len())
+	})
+}
+
+// What is refused for good when it is due has failed. Who has it sent before is told, and can have it sent later.
+func TestRefusedDelayedEvents(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		never, now := w.schedule(leave("key"), "never", 10*time.Second), w.schedule(later("!room"), "now", 10*time.Second)
+		w.roomserver.refuse("never", Forbidden)
+		w.roomserver.refuse("now", Forbidden)
+		var refused *RefusedError
+		require.ErrorAs(t, w.SendDelayed(t.Context(), now, alice), &refused)
+		require.Equal(t, 403, refused.Code)
+		require.JSONEq(t, `{"errcode":"M_FORBIDDEN"}`, string(refused.Response))
+		require.Nil(t, w.final(now), "it stays scheduled")
+		w.roomserver.refuse("now", "")
+		time.Sleep(10*time.Second - time.Nanosecond)
+		w.wantSent()
+		time.Sleep(time.Nanosecond)
+		w.wantSent("now")
+		require.Equal(t, &Final{At: w.stored(time.Now()), Error: refused.Response}, w.final(never))
+		wantFinalised(t, w.SendDelayed(t.Context(), never, alice), failed)
+		wantFinalised(t, w.CancelDelayed(t.Context(), never, alice), failed)
+		w.restart(time.Second)
+		require.JSONEq(t, `{"errcode":"M_FORBIDDEN"}`, string(w.final(never).Error))
+		require.Zero(t, w.store.len())
+	})
+}
+
+func TestRoomOfADelayedEventIsPurged(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		gone, kept := w.schedule(leave("key"), "gone", 10*time.Second), w.schedule(later("!other"), "kept", 10*time.Second)
+		w.DropRoom(t.Context(), "!room")
+		require.JSONEq(t, `{"errcode":"M_NOT_FOUND","error":"The room is gone"}`, string(w.final(gone).Error))
+		require.Nil(t, w.final(kept))
+		time.Sleep(10 * time.Second)
+		w.wantSent("kept")
+	})
+}
+
+// That its sender leaves stops no delayed event: it is a matter of when it is sent.
+func TestSenderOfADelayedEventLeaves(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.schedule(leave("key"), "left", 10*time.Second)
+		time.Sleep(time.Second)
+		w.DropSender(t.Context(), "!room", alice, time.Now())
+		time.Sleep(9 * time.Second)
+		w.wantSent("left")
+	})
+}
+
+// Somebody else's state cancels it, at once or, if nobody has told of that, when it is due. What stood there when it was
+// scheduled does not, nor does the owner's own.
+func TestReplacedDelayedEvents(t *testing.T) {
+	for _, restarted := range []bool{false, true} {
+		inWorld(t, Config{}, func(t *testing.T, w *world) {
+			w.set(leave("before"), bob)
+			w.set(leave("own"), bob)
+			w.set(leave("back"), bob)
+			own, before := w.schedule(leave("own"), "own", 10*time.Second), w.schedule(leave("before"), "before", 20*time.Second)
+			told, untold := w.schedule(leave("told"), "told", 10*time.Second), w.schedule(leave("untold"), "untold", 10*time.Second)
+			now, rewritten := w.schedule(leave("now"), "now", 10*time.Second), w.schedule(leave("rewritten"), "rewritten", 10*time.Second)
+			back := w.schedule(leave("back"), "back", time.Hour)
+			if restarted {
+				w.restart(time.Second)
+			}
+			tell := func(key string) {
+				s, _ := leave(key).State()
+				w.StateChanged(t.Context(), s)
+			}
+			tell("before") // late
+			w.set(leave("own"), alice)
+			w.set(leave("told"), bob)
+			w.set(leave("back"), alice)
+			w.set(leave("back"), bob)
+			for _, key := range []string{"untold", "now", "rewritten"} {
+				w.roomserver.sendRemote("!room", "m.call.member", key)
+			}
+			require.Nil(t, w.final(own))
+			require.Nil(t, w.final(before))
+			w.wantFinal(told, Final.Cancelled)
+			w.wantFinal(back, Final.Cancelled)
+			require.Nil(t, w.final(untold))
+			wantFinalised(t, w.SendDelayed(t.Context(), now, alice), Final.Cancelled)
+			s, _ := leave("rewritten").State()
+			w.StateChanged(t.Context(), StateKey{s.RoomID, "another type", s.Key})
+			require.Nil(t, w.final(rewritten))
+			require.NoError(t, w.RestartDelayed(t.Context(), untold, alice))
+			w.StateChanged(t.Context(), s)
+			w.wantFinal(rewritten, Final.Cancelled)
+			time.Sleep(time.Minute)
+			w.wantSent("own", "before")
+			w.wantFinal(untold, Final.Cancelled)
+			wantFinalised(t, w.RestartDelayed(t.Context(), told, alice), Final.Cancelled)
+		})
+	}
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := w.schedule(leave("key"), "left", 10*time.Second)
+		w.roomserver.sendRemote("!room", "m.call.member", "key")
+		w.RoomChanged(t.Context(), "!room")
+		w.wantFinal(delayID, Final.Cancelled)
+	})
+}
+
+// A process that dies, whenever that is, leaves the next one to finish, and nothing comes twice.
+func TestRestartOfTheProcess(t *testing.T) {
+	t.Run("scheduled", func(t *testing.T) {
+		inWorld(t, Config{}, func(t *testing.T, w *world) {
+			overdue, running := w.schedule(leave("key"), "overdue", 10*time.Second), w.schedule(later("!room"), "running", 2*time.Minute)
+			w.restart(time.Minute)
+			w.wantSent("overdue")
+			w.wantFinal(overdue, Final.Sent)
+			require.NoError(t, w.RestartDelayed(t.Context(), running, alice))
+			time.Sleep(2*time.Minute - time.Nanosecond)
+			w.wantSent("overdue")
+			time.Sleep(time.Nanosecond)
+			w.wantSent("overdue", "running")
+		})
+	})
+	t.Run("in the grace period", func(t *testing.T) {
+		inWorld(t, Config{RestartGrace: 30 * time.Second}, func(t *testing.T, w *world) {
+			w.schedule(leave("key"), "left", 10*time.Second)
+			w.restart(time.Minute)
+			time.Sleep(30*time.Second - time.Nanosecond)
+			w.wantSent()
+			time.Sleep(time.Nanosecond)
+			w.wantSent("left")
+		})
+	})
+	for step, break_ := range map[string]func(*world){
+		"claimed and not sent": func(w *world) { w.roomserver.set(hooks{afterClaim: fails}) },
+		"claimed, and nobody knows": func(w *world) {
+			w.store.set(true, failing("claim"))
+			w.roomserver.set(hooks{afterClaim: fails})
+		},
+		"not claimed, and nobody knows": func(w *world) { w.store.set(false, failing("claim")) },
+		"sent and not finalised":        func(w *world) { w.store.set(false, failing("finalise")) },
+		"finalised, and nobody knows":   func(w *world) { w.store.set(true, failing("finalise")) },
+	} {
+		t.Run(step, func(t *testing.T) {
+			inWorld(t, Config{}, func(t *testing.T, w *world) {
+				delayID := w.schedule(leave("key"), "left", 10*time.Second)
+				break_(w)
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				w.restart(time.Second)
+				w.store.set(false, nil)
+				w.roomserver.set(hooks{})
+				w.restart(time.Second)
+				time.Sleep(time.Minute)
+				w.wantSent("left")
+				require.Equal(t, w.roomserver.sent()[0].eventID, w.final(delayID).EventID)
+				require.Zero(t, w.store.len())
+				require.Empty(t, w.claimed)
+			})
+		})
+	}
+}
+
+// Who repeats a request is given the delay ID that he was given first, whatever has become of it.
+func TestRepeatedSchedule(t *testing.T) {
+	inWorld(t, Config{MaxScheduledPerUser: 2}, func(t *testing.T, w *world) {
+		var wg sync.WaitGroup
+		ids := make([]string, 10)
+		for i := range ids {
+			wg.Go(func() {
+				var err error
+				ids[i], err = w.Schedule(t.Context(), requested(leave("key"), 1), Delayed{Content: []byte("left")}, 10*time.Second, false)
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		delayID := ids[0]
+		for _, id := range ids {
+			require.Equal(t, delayID, id)
+		}
+		again := func() {
+			t.Helper()
+			require.Equal(t, delayID, w.schedule(requested(leave("key"), 1), "other", time.Hour))
+			got, err := w.Scheduled(t.Context(), RequestHash{1})
+			require.NoError(t, err)
+			require.Equal(t, delayID, got)
+		}
+		another := w.schedule(requested(leave("key"), 2), "another", time.Hour)
+		require.NotEqual(t, delayID, another)
+		again() // though the limit is reached
+		w.restart(time.Second)
+		again()
+		require.Equal(t, 2, w.store.len())
+		time.Sleep(10 * time.Second)
+		w.wantSent("left")
+		again()
+		w.restart(time.Second)
+		again()
+		require.NoError(t, w.CancelDelayed(t.Context(), another, alice))
+		require.Equal(t, another, w.schedule(requested(leave("key"), 2), "another", time.Second))
+		time.Sleep(time.Minute)
+		w.wantSent("left")
+		id, err := w.Scheduled(t.Context(), RequestHash{3})
+		require.NoError(t, err)
+		require.Empty(t, id)
+		require.NotEqual(t, w.schedule(later("!room"), "x", time.Hour), w.schedule(later("!room"), "x", time.Hour), "without a transaction ID")
+	})
+}
+
+// A delay ID is only given for what is scheduled: what was refused because of a fault, written or not, is not.
+func TestScheduleThatFails(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		for _, broken := range [][]string{{"insert"}, {"insert", "drop"}, {"requested"}} {
+			inWorld(t, Config{MaxScheduledPerUser: 1}, func(t *testing.T, w *world) {
+				w.store.set(false, func(operation string) error {
+					w.store.after = written && operation == "insert"
+					return failing(broken...)(operation)
+				})
+				for range 2 {
+					_, err := w.Schedule(t.Context(), requested(leave("key"), 1), Delayed{Content: []byte("left")}, 10*time.Second, false)
+					require.Error(t, err)
+				}
+				w.store.set(false, nil)
+				delayID := w.schedule(requested(leave("key"), 1), "left", 10*time.Second)
+				require.NoError(t, w.RestartDelayed(t.Context(), delayID, alice))
+				time.Sleep(time.Minute)
+				w.wantSent("left")
+				w.wantFinal(delayID, Final.Sent)
+			})
+		}
+	}
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{look: fails})
+		_, err := w.Schedule(t.Context(), leave("key"), Delayed{Content: []byte("left")}, 10*time.Second, false)
+		require.ErrorIs(t, err, errFault)
+		require.Zero(t, w.store.len())
+	})
+}
+
+func TestLimitOfDelayedEvents(t *testing.T) {
+	inWorld(t, Config{MaxScheduledPerUser: 2, MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
+		w.message("!room", 5*time.Second) // counts for itself
+		first := w.schedule(leave("key"), "first", 10*time.Second)
+		w.schedule(leave("key"), "second", time.Minute)
+		time.Sleep(4 * time.Second)
+		schedule := func(sender string, exempt bool) error {
+			e := leave("key")
+			e.Sender = sender
+			_, err := w.Schedule(t.Context(), e, Delayed{Content: []byte("x")}, time.Hour, exempt)
+			return err
+		}
+		var limit *LimitError
+		require.ErrorAs(t, schedule(alice, false), &limit)
+		require.Equal(t, 6*time.Second, limit.RetryAfter)
+		require.NoError(t, w.RestartDelayed(t.Context(), first, alice))
+		require.ErrorAs(t, schedule(alice, false), &limit)
+		require.Equal(t, 10*time.Second, limit.RetryAfter)
+		require.NoError(t, schedule(bob, false), "somebody else's")
+		require.NoError(t, w.CancelDelayed(t.Context(), first, alice))
+		require.NoError(t, schedule(alice, false))
+		require.ErrorAs(t, schedule(alice, false), &limit)
+		require.NoError(t, schedule(alice, true), "exempt")
+		w.restart(0)
+		require.ErrorAs(t, schedule(alice, false), &limit)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		w.message("!room", time.Second) // the first has expired
+		_, err := w.Begin(t.Context(), Event{ID: "$x", RoomID: "!room", Sender: alice}, time.Second, false)
+		require.ErrorAs(t, err, &limit)
+		require.Equal(t, time.Second, limit.RetryAfter, "of the expiring ones")
+	})
+}
+
+// A delayed event can be an expiring one as well, from when it is sent.
+func TestDelayedEventThatExpires(t *testing.T) {
+	schedule := func(w *world, delay time.Duration) string {
+		delayID, err := w.Schedule(w.t.Context(), leave("key"), Delayed{Content: []byte("here"), Expires: 20 * time.Second}, delay, false)
+		require.NoError(w.t, err)
+		return delayID
+	}
+	sent := func(w *world) Event {
+		return Event{ID: w.roomserver.sent()[0].eventID, Sender: alice}
+	}
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		schedule(w, 10*time.Second)
+		time.Sleep(10 * time.Second)
+		w.wantSent("here")
+		require.True(t, w.Running(sent(w).ID, alice))
+		time.Sleep(19 * time.Second)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(sent(w))))
+		time.Sleep(20*time.Second - time.Nanosecond)
+		w.wantClosings()
+		time.Sleep(time.Nanosecond)
+		w.wantClosings(sent(w))
+		require.True(t, w.index.empty())
+		require.Zero(t, w.store.len())
+	})
+	// The timer is there before the event is, whatever happens in between.
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := schedule(w, 10*time.Second)
+		w.roomserver.set(hooks{afterClaim: fails})
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		w.roomserver.set(hooks{})
+		w.restart(time.Second)
+		w.wantSent("here")
+		require.True(t, w.Running(sent(w).ID, alice))
+		require.Equal(t, sent(w).ID, w.final(delayID).EventID)
+		time.Sleep(20 * time.Second)
+		w.wantClosings(sent(w))
+		require.Zero(t, w.store.len())
+	})
+	// A delayed event that was restarted while it was being built was not sent, and leaves nothing behind.
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := schedule(w, 10*time.Second)
+		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
+		time.Sleep(10*time.Second + 500*time.Millisecond)
+		require.NoError(t, w.RestartDelayed(t.Context(), delayID, alice))
+		time.Sleep(5 * time.Second)
+		w.wantSent()
+		require.Equal(t, 1, w.store.len())
+		time.Sleep(6 * time.Second)
+		w.wantSent("here")
+		time.Sleep(21 * time.Second)
+		w.wantClosings(sent(w))
+	})
+	// Who has too many running is told so, and one that is due waits.
+	inWorld(t, Config{MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
+		e := w.message("!room", time.Minute)
+		delayID := schedule(w, 10*time.Second)
+		var limit *LimitError
+		require.ErrorAs(t, w.SendDelayed(t.Context(), delayID, alice), &limit)
+		require.Nil(t, w.final(delayID))
+		time.Sleep(59 * time.Second)
+		w.wantSent()
+		time.Sleep(time.Minute)
+		w.wantSent("here")
+		w.wantClosings(e, sent(w))
+	})
+}
+
+// What is known of the one kind is not known of the other.
+func TestDelayIDsAreNoTokens(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.message("!room", time.Hour)
+		delayID, token := w.schedule(leave("key"), "left", time.Hour), w.Token(e.ID)
+		require.False(t, w.Known(HashToken(delayID)))
+		require.ErrorIs(t, w.Refresh(t.Context(), HashToken(delayID)), ErrNotFound)
+		require.ErrorIs(t, w.End(t.Context(), HashToken(delayID)), ErrNotFound)
+		require.False(t, w.KnownDelayed(token))
+		for _, act := range []func(context.Context, string, string) error{w.RestartDelayed, w.SendDelayed, w.CancelDelayed} {
+			for _, owner := range []string{"", alice} {
+				require.ErrorIs(t, act(t.Context(), token, owner), ErrNotFound)
+			}
+		}
+		_, err := w.DelayedEvent(t.Context(), token, alice)
+		require.ErrorIs(t, err, ErrNotFound)
+		require.True(t, w.Known(w.hash(e)))
+		require.True(t, w.KnownDelayed(delayID))
+		w.wantSent()
+		w.wantClosings()
+	})
+}
+
+// The owner is told of the delay ID as soon as anybody can see the event, and by every process.
+func TestDelayIDsOfSentEvents(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := w.schedule(leave("key"), "left", 10*time.Second)
+		const eventID = "$delayed1"
+		check := func(want bool) {
+			t.Helper()
+			require.Equal(t, want, w.AnySent())
+			require.Equal(t, want, w.HasSent(alice))
+			require.False(t, w.HasSent(bob))
+			got, err := w.DelayIDs(t.Context(), alice, []string{"$x", eventID})
+			require.NoError(t, err)
+			if want {
+				require.Equal(t, map[string]string{eventID: delayID}, got)
+			} else {
+				require.Empty(t, got)
+			}
+			got, err = w.DelayIDs(t.Context(), bob, []string{eventID})
+			require.NoError(t, err)
+			require.Empty(t, got)
+		}
+		check(false)
+		w.roomserver.set(hooks{afterClaim: func(Event) error { check(true); return errFault }})
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		check(true)
+		require.Equal(t, eventID, w.final(delayID).EventID, "being sent")
+		wantFinalised(t, w.RestartDelayed(t.Context(), delayID, alice), Final.Sent)
+		w.restart(time.Second)
+		check(true)
+		w.roomserver.set(hooks{})
+		w.store.set(false, failing("finalise"))
+		time.Sleep(time.Minute)
+		w.wantSent("left")
+		check(true)
+		require.Equal(t, eventID, w.final(delayID).EventID, "in the room")
+		wantFinalised(t, w.RestartDelayed(t.Context(), delayID, alice), Final.Sent)
+		w.restart(time.Second)
+		check(true)
+		w.store.set(false, nil)
+		time.Sleep(time.Minute)
+		check(true)
+		require.Empty(t, w.claimed)
+		w.restart(time.Second)
+		check(true)
+	})
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		require.NoError(t, w.CancelDelayed(t.Context(), w.schedule(leave("key"), "left", time.Hour), alice))
+		w.restart(0)
+		require.False(t, w.AnySent(), "cancelled")
+		require.False(t, w.HasSent(alice))
+	})
+}
+
+func TestDelayedEventsAreListedInOrder(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		const rest = 300 * time.Microsecond
+		time.Sleep(rest) // the deadlines are no whole milliseconds
+		third, first := w.schedule(leave("key"), "third", 30*time.Second), w.schedule(later("!a"), "first", 10*time.Second)
+		second, gone := w.schedule(later("!b"), "second", 20*time.Second), w.schedule(later("!b"), "gone", 5*time.Second)
+		w.message("!room", 15*time.Second)
+		want := func(delayIDs ...string) []DelayedEvent {
+			t.Helper()
+			events, err := w.DelayedEvents(t.Context(), alice)
+			require.NoError(t, err)
+			var got []string
+			for _, e := range events {
+				require.Nil(t, e.Final)
+				got = append(got, e.DelayID)
+			}
+			require.Equal(t, delayIDs, got)
+			return events
+		}
+		want(gone, first, second, third)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		want(first, second, third)
+		require.NoError(t, w.RestartDelayed(t.Context(), first, alice))
+		time.Sleep(time.Second)
+		w.restart(time.Second)
+		time.Sleep(rest)
+		require.NoError(t, w.RestartDelayed(t.Context(), first, alice))
+		restarted := w.stored(time.Now())
+		events := want(first, second, third)
+		require.Equal(t, restarted, events[0].ScheduledAt())
+		require.Equal(t, "first", string(events[0].Timer.Delayed.Content))
+		require.Equal(t, "!a", events[0].Timer.Event.RoomID)
+		require.Equal(t, 10*time.Second, events[0].Timer.Duration)
+		one, err := w.DelayedEvent(t.Context(), first, alice)
+		require.NoError(t, err)
+		require.Equal(t, events[0], one)
+		_, err = w.DelayedEvent(t.Context(), first, bob)
+		require.ErrorIs(t, err, ErrNotFound)
+		_, err = w.DelayedEvent(t.Context(), gone, bob)
+		require.ErrorIs(t, err, ErrNotFound)
+		events, err = w.DelayedEvents(t.Context(), bob)
+		require.NoError(t, err)
+		require.Empty(t, events)
+	})
+}
+
+func TestFinalisedEventsAreForgotten(t *testing.T) {
+	inWorld(t, Config{KeepFinalised: 24 * time.Hour, MaxFinalisedPerUser: 2}, func(t *testing.T, w *world) {
+		delayID := w.schedule(requested(leave("key"), 1), "left", 30*time.Minute)
+		time.Sleep(30 * time.Minute)
+		w.wantSent("left")
+		time.Sleep(24 * time.Hour)
+		w.wantFinal(delayID, Final.Sent)
+		time.Sleep(pruneInterval)
+		synctest.Wait()
+		_, err := w.DelayedEvent(t.Context(), delayID, alice)
+		require.ErrorIs(t, err, ErrNotFound)
+		require.ErrorIs(t, w.SendDelayed(t.Context(), delayID, alice), ErrNotFound)
+		again := w.schedule(requested(leave("key"), 1), "left", time.Hour)
+		require.NotEqual(t, delayID, again)
+
+		var ids []string
+		for range 3 {
+			ids = append(ids, w.schedule(later("!room"), "x", time.Second))
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		_, err = w.DelayedEvent(t.Context(), ids[0], alice)
+		require.ErrorIs(t, err, ErrNotFound, "more than are kept")
+		w.wantFinal(ids[1], Final.Sent)
+		w.wantFinal(ids[2], Final.Sent)
+		require.Nil(t, w.final(again))
+	})
+}
+
+// Of sending, cancelling, restarting and the end of the delay, all in one moment, one wins, and all are told of the same.
+func TestEndsOfADelayedEventExcludeEachOther(t *testing.T) {
+	for round := range 60 {
+		inWorld(t, Config{}, func(t *testing.T, w *world) {
+			if round%3 > 0 {
+				w.roomserver.set(hooks{beforeClaim: takes(time.Duration(round%4) * time.Millisecond), afterClaim: takes(time.Millisecond)})
+			}
+			delayID := w.schedule(leave("key"), "left", 10*time.Second)
+			time.Sleep(10*time.Second + time.Duration(round%5-2)*time.Millisecond)
+			var (
+				wg                         sync.WaitGroup
+				sent, cancelled, restarted error
+			)
+			wg.Go(func() { restarted = w.RestartDelayed(t.Context(), delayID, alice) })
+			wg.Go(func() {
+				time.Sleep(time.Duration(round%7) * time.Millisecond / 2)
+				cancelled = w.CancelDelayed(t.Context(), delayID, alice)
+			})
+			if round%2 == 0 {
+				wg.Go(func() { sent = w.SendDelayed(t.Context(), delayID, alice) })
+			} else {
+				sent = &FinalisedError{}
+			}
+			wg.Wait()
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			f := w.final(delayID)
+			require.NotNil(t, f)
+			require.Equal(t, f.Cancelled(), cancelled == nil)
+			require.False(t, sent == nil && cancelled == nil)
+			for _, err := range []error{sent, cancelled, restarted} {
+				if err != nil {
+					wantFinalised(t, err, func(other Final) bool {
+						return round%2 == 1 && err == sent || other.Sent() == f.Sent() && other.EventID == f.EventID
+					})
+				}
+			}
+			if f.Sent() {
+				w.wantSent("left")
+			} else {
+				w.wantSent()
+			}
+			require.True(t, w.index.empty())
+		})
+	}
+}
