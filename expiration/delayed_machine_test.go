@@ -1,0 +1,401 @@
+package expiration
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// TestDelayedMachine is TestMachine for delayed events: all are Alice's, and of three pieces of state or none.
+func TestDelayedMachine(t *testing.T) {
+	for _, calm := range []bool{true, false} {
+		t.Run(map[bool]string{true: "Calm", false: "WithFaults"}[calm], func(t *testing.T) {
+			rapid.Check(t, func(rt *rapid.T) {
+				script := rapid.SliceOfN(delayedActions(calm), 1, 30).Draw(rt, "script")
+				var problems []string
+				synctest.Test(t, func(t *testing.T) { problems = playDelayed(t, calm, script) })
+				if len(problems) > 0 {
+					rt.Log(strings.Join(problems, "\n"))
+					rt.Fatalf("a promise was not kept")
+				}
+			})
+		})
+	}
+}
+
+// delayedActions draws lines of scripts, as actions does.
+func delayedActions(calm bool) *rapid.Generator[action] {
+	todo := []string{
+		"schedule", "schedule", "restart", "restart", "sleep", "sleep", "send", "cancel", "repeat", "refuse", "accept",
+		"set", "replace", "replace silently",
+	}
+	operations := []string{"insert", "refresh", "claim", "timer", "drop", "finalise", "finalised", "requested", "build", "input", "look", "slow build", "slow input"}
+	if !calm {
+		todo = append(todo, "faults", "faults", "heal", "crash", "overtake", "overtake")
+	}
+	return rapid.Custom(func(t *rapid.T) action {
+		a := action{
+			do:    rapid.SampledFrom(todo).Draw(t, "do"),
+			which: rapid.IntRange(0, 7).Draw(t, "which"),
+			long:  time.Duration(rapid.IntRange(1, 12_000).Draw(t, "ms"))*time.Millisecond + 137*time.Microsecond,
+		}
+		if a.do == "faults" {
+			a.fault = rapid.SampledFrom(operations).Draw(t, "fault")
+			a.written = rapid.Bool().Draw(t, "written")
+		}
+		return a
+	})
+}
+
+// delayedLife is what the model knows of a delayed event.
+type delayedLife struct {
+	event   Event
+	content string // no two have the same
+	delayID string // "" if scheduling it has failed
+	delay   time.Duration
+	// earliest is when it is due, or may be.
+	earliest time.Time
+	// What may have become of it other than that it was sent when it was due.
+	sendAsked, cancelAsked, refused, replaced bool
+	// final is what the component says became of it, and must always say from then on.
+	final *Final
+}
+
+// delayedMachine plays a script.
+type delayedMachine struct {
+	w      *world
+	calm   bool
+	lives  []*delayedLife
+	sends  sync.WaitGroup // calls of SendDelayed that have not returned
+	broken map[string]action
+
+	mu       sync.Mutex // guards problems, and final of each life
+	problems []string
+}
+
+// playDelayed plays a script and returns what was wrong.
+func playDelayed(t *testing.T, calm bool, script []action) []string {
+	m := &delayedMachine{calm: calm, broken: map[string]action{}}
+	m.w = &world{t: t, store: newMemoryStore(), roomserver: newFakeRoomserver()}
+	m.w.start(Config{MaxScheduledPerUser: 100, MaxFinalisedPerUser: 100, KeepFinalised: time.Hour})
+	for _, a := range script {
+		m.act(a)
+		synctest.Wait()
+		m.checkSent()
+	}
+	m.finish()
+	m.w.Stop()
+	return m.problems
+}
+
+func (m *delayedMachine) problem(format string, args ...any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.problems = append(m.problems, fmt.Sprintf(format, args...))
+}
+
+// failed notes a fault, which must be one that was made, or what it has left.
+func (m *delayedMachine) failed(err error) {
+	if m.calm || !errors.Is(err, errFault) && !errors.Is(err, errLeftOver) && !errors.Is(err, errClaimFailed) {
+		m.problem("failed: %s", err)
+	}
+}
+
+func (m *delayedMachine) act(a action) {
+	switch a.do {
+	case "sleep":
+		time.Sleep(a.long)
+	case "schedule":
+		l := &delayedLife{event: later("!room"), content: fmt.Sprint(len(m.lives)), delay: a.long}
+		if key := a.which & 3; key > 0 {
+			l.event = leave(fmt.Sprint(key))
+		}
+		l.event = requested(l.event, byte(len(m.lives)+1))
+		m.lives = append(m.lives, l)
+		m.schedule(l)
+	case "faults":
+		m.broken[a.fault] = a
+		m.setFaults()
+	case "heal":
+		clear(m.broken)
+		m.setFaults()
+	case "crash":
+		m.crash(a.long)
+	case "set", "replace", "replace silently":
+		m.set(a)
+	default:
+		if len(m.lives) > 0 {
+			// Mostly one of the newest.
+			m.actOn(a, m.lives[max(0, len(m.lives)-1-a.which/2)])
+		}
+	}
+}
+
+// actOn is act for what is about a delayed event.
+func (m *delayedMachine) actOn(a action, l *delayedLife) {
+	switch a.do {
+	case "repeat":
+		m.schedule(l)
+	case "refuse":
+		m.w.roomserver.refuse(l.content, Forbidden)
+		l.refused = true
+	case "accept":
+		m.w.roomserver.refuse(l.content, "")
+	}
+	if l.delayID == "" {
+		return
+	}
+	ctx := m.w.t.Context()
+	switch a.do {
+	case "overtake": // a restart comes while the event is being built
+		m.broken["slow build"] = a
+		m.setFaults()
+		time.Sleep(time.Until(l.earliest.Add(time.Millisecond)))
+		m.restart(l)
+	case "restart":
+		m.restart(l)
+	case "send":
+		l.sendAsked = true
+		m.sends.Go(func() {
+			err := m.w.SendDelayed(ctx, l.delayID, alice)
+			if err == nil && m.sentAs(l) == "" {
+				m.problem("%s was sent, and is not in its room", l.content)
+			}
+			if refused := (*RefusedError)(nil); !errors.As(err, &refused) || !l.refused {
+				m.ended(l, err)
+			}
+		})
+	case "cancel":
+		l.cancelAsked = true
+		err := m.w.CancelDelayed(ctx, l.delayID, alice)
+		if err == nil {
+			err = &FinalisedError{}
+		}
+		m.ended(l, err)
+	}
+}
+
+// schedule schedules an event for the first time or again.
+func (m *delayedMachine) schedule(l *delayedLife) {
+	due := time.Now().Add(l.delay)
+	delayID, err := m.w.Schedule(m.w.t.Context(), l.event, Delayed{Content: []byte(l.content)}, l.delay, false)
+	if l.earliest.IsZero() { // what has failed may have been written
+		l.earliest = due
+	}
+	switch {
+	case err != nil:
+		m.failed(err)
+	case l.delayID == "":
+		l.delayID = delayID
+	case l.delayID != delayID:
+		m.problem("%s has the delay IDs %s and %s", l.content, l.delayID, delayID)
+	}
+}
+
+func (m *delayedMachine) restart(l *delayedLife) {
+	sent, due := m.sentAs(l), time.Now().Add(l.delay)
+	err := m.w.RestartDelayed(m.w.t.Context(), l.delayID, alice)
+	m.mu.Lock()
+	final := l.final
+	m.mu.Unlock()
+	switch {
+	case err != nil:
+		m.ended(l, err)
+	case sent != "" || final != nil:
+		m.problem("%s was restarted: sent as %q, finalised %+v", l.content, sent, final)
+	default:
+		l.earliest = due
+	}
+}
+
+// ended notes what an action was answered that can say what has become of an event.
+func (m *delayedMachine) ended(l *delayedLife, err error) {
+	var finalised *FinalisedError
+	switch {
+	case errors.As(err, &finalised):
+		m.finalised(l, finalised.Final)
+	case errors.Is(err, ErrNotFound):
+		m.problem("%s is not known", l.content)
+	case err != nil:
+		m.failed(err)
+	}
+}
+
+// finalised notes what has become of an event.
+func (m *delayedMachine) finalised(l *delayedLife, f Final) {
+	m.mu.Lock()
+	before := l.final
+	l.final = &f
+	m.mu.Unlock()
+	switch {
+	case before != nil && (before.EventID != f.EventID || before.Cancelled() != f.Cancelled()):
+		m.problem("%s was %+v and is %+v", l.content, *before, f)
+	case f.Cancelled() && !l.cancelAsked && !l.replaced, f.Error != nil && !l.refused:
+		m.problem("%s is %+v, for no reason", l.content, f)
+	}
+}
+
+// set sets a piece of state, as Alice or somebody else, and tells of it or not.
+func (m *delayedMachine) set(a action) {
+	e := leave(fmt.Sprint(a.which&3 + 1))
+	sender := bob
+	if a.do == "set" {
+		sender = alice
+	}
+	s, _ := e.State()
+	var scheduled []*delayedLife
+	for _, l := range m.lives {
+		if its, ok := l.event.State(); ok && its == s {
+			l.replaced = l.replaced || sender == bob
+			if l.final == nil && m.sentAs(l) == "" {
+				scheduled = append(scheduled, l)
+			}
+		}
+	}
+	if a.do == "replace silently" {
+		m.w.events++
+		m.w.roomserver.send(Event{ID: fmt.Sprintf("$silent%d", m.w.events), RoomID: e.RoomID, Type: e.Type, StateKey: e.StateKey, Sender: sender})
+		return
+	}
+	m.w.set(e, sender)
+	if !m.calm {
+		return
+	}
+	for _, l := range scheduled {
+		m.look(l)
+		if cancelled := l.final != nil && l.final.Cancelled(); sender == bob && l.final == nil || sender == alice && cancelled && !l.replaced {
+			m.problem("%s is %+v after %s has set its state", l.content, l.final, sender)
+		}
+	}
+}
+
+// look looks up what has become of an event.
+func (m *delayedMachine) look(l *delayedLife) {
+	d, err := m.w.DelayedEvent(m.w.t.Context(), l.delayID, alice)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		m.problem("%s is not known", l.content)
+	case err != nil:
+		m.failed(err)
+	case d.Final != nil:
+		m.finalised(l, *d.Final)
+	}
+}
+
+// setFaults makes happen what is in broken.
+func (m *delayedMachine) setFaults() {
+	var h hooks
+	for name, a := range m.broken {
+		switch name {
+		case "build":
+			h.beforeClaim = fails
+		case "input":
+			h.afterClaim = fails
+		case "look":
+			h.look = fails
+		case "slow build":
+			h.beforeClaim = takes(a.long)
+		case "slow input":
+			h.afterClaim = takes(a.long)
+		}
+	}
+	m.w.roomserver.set(h)
+	broken := maps.Clone(m.broken)
+	m.w.store.set(false, func(operation string) error {
+		a, ok := broken[operation]
+		m.w.store.after = a.written
+		if ok {
+			return errFault
+		}
+		return nil
+	})
+}
+
+// crash ends the process, which gets nothing done any more, and begins a new life of it.
+func (m *delayedMachine) crash(down time.Duration) {
+	m.w.roomserver.set(hooks{beforeClaim: fails, afterClaim: fails, look: fails})
+	m.w.store.set(false, func(string) error { return errFault })
+	m.w.stop()
+	m.w.Stop()
+	m.sends.Wait()
+	time.Sleep(down)
+	m.setFaults()
+	m.w.start(m.w.cfg)
+}
+
+// sentAs returns the ID of the event as which one is in its room, or "".
+func (m *delayedMachine) sentAs(l *delayedLife) string {
+	for _, e := range m.w.roomserver.sent() {
+		if e.content == l.content {
+			return e.eventID
+		}
+	}
+	return ""
+}
+
+// checkSent checks what must hold at every moment.
+func (m *delayedMachine) checkSent() {
+	seen := map[string]bool{}
+	for _, e := range m.w.roomserver.sent() {
+		if seen[e.content] {
+			m.problem("%s was sent twice", e.content)
+		}
+		seen[e.content] = true
+		for _, l := range m.lives {
+			if l.content != e.content || l.sendAsked {
+				continue
+			}
+			if e.at.Before(l.earliest) || m.calm && !e.at.Equal(l.earliest) {
+				m.problem("%s was sent at %s, and due at %s", l.content, e.at, l.earliest)
+			}
+		}
+	}
+}
+
+// finish heals everything, waits until nothing is left to do, and checks that.
+func (m *delayedMachine) finish() {
+	clear(m.broken)
+	m.setFaults()
+	for range 2 {
+		time.Sleep(5 * time.Minute)
+		m.sends.Wait()
+		m.checkOver()
+		m.crash(time.Second)
+	}
+	if n := m.w.store.len(); n > 0 {
+		m.problem("%d rows are left", n)
+	}
+	if !m.w.index.empty() || len(m.w.claimed) > 0 {
+		m.problem("something is left in memory")
+	}
+}
+
+// checkOver checks that every event has come to its end.
+func (m *delayedMachine) checkOver() {
+	synctest.Wait()
+	m.checkSent()
+	for _, l := range m.lives {
+		if l.delayID == "" {
+			continue
+		}
+		m.look(l)
+		eventID := m.sentAs(l)
+		switch {
+		case l.final == nil:
+			m.problem("%s is still scheduled", l.content)
+		case l.final.EventID != eventID:
+			m.problem("%s was sent as %q, and is %+v", l.content, eventID, *l.final)
+		case eventID != "":
+			if delayIDs, err := m.w.DelayIDs(m.w.t.Context(), alice, []string{eventID}); err != nil || delayIDs[eventID] != l.delayID {
+				m.problem("the delay ID of %s is %v (%v)", l.content, delayIDs, err)
+			}
+		}
+	}
+}
