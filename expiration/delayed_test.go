@@ -226,6 +226,38 @@ func TestCancellationThatFails(t *testing.T) {
 	}
 }
 
+// Nobody knows whether an event is claimed: whoever cancels it, restarts it or has it sent finds out.
+func TestActionsAfterAClaimThatFailed(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		for action, is := range map[string]func(Final) bool{"cancel": Final.Cancelled, "restart": Final.Sent, "send": Final.Sent} {
+			inWorld(t, Config{}, func(t *testing.T, w *world) {
+				delayID := w.schedule(leave("key"), "left", 10*time.Second)
+				w.store.set(written, failing("claim"))
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				w.store.set(false, nil)
+				act := map[string]func(context.Context, string, string) error{
+					"cancel": w.CancelDelayed, "restart": w.RestartDelayed, "send": w.SendDelayed,
+				}[action]
+				events, err := w.DelayedEvents(t.Context(), alice)
+				require.NoError(t, err)
+				if written {
+					require.Empty(t, events)
+					wantFinalised(t, act(t.Context(), delayID, alice), Final.Sent)
+					is = Final.Sent
+				} else {
+					require.Len(t, events, 1)
+					require.NoError(t, act(t.Context(), delayID, alice))
+				}
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				w.wantFinal(delayID, is)
+				require.Len(t, w.roomserver.sent(), map[bool]int{true: 1}[w.final(delayID).Sent()])
+			})
+		}
+	}
+}
+
 func TestDelayedEventsOfARoomComeInOrder(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: func(e Event) error {
@@ -490,6 +522,7 @@ func TestRestartOfTheProcess(t *testing.T) {
 // Who repeats a request is given the delay ID that he was given first, whatever has become of it.
 func TestRepeatedSchedule(t *testing.T) {
 	inWorld(t, Config{MaxScheduledPerUser: 2}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{look: takes(time.Second)}) // meanwhile all have come
 		var wg sync.WaitGroup
 		ids := make([]string, 10)
 		for i := range ids {
@@ -502,6 +535,7 @@ func TestRepeatedSchedule(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		w.roomserver.set(hooks{})
 		delayID := ids[0]
 		for _, id := range ids {
 			require.Equal(t, delayID, id)
@@ -718,6 +752,7 @@ func TestDelayIDsOfSentEvents(t *testing.T) {
 		check(true)
 		require.Equal(t, eventID, w.final(delayID).EventID, "being sent")
 		wantFinalised(t, w.RestartDelayed(t.Context(), delayID, alice), Final.Sent)
+		w.store.set(false, failing("timer"))
 		w.restart(time.Second)
 		check(true)
 		w.roomserver.set(hooks{})
@@ -735,6 +770,21 @@ func TestDelayIDsOfSentEvents(t *testing.T) {
 		require.Empty(t, w.claimed)
 		w.restart(time.Second)
 		check(true)
+	})
+	// A claim of which nobody knew is found when it is tried again.
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.schedule(leave("key"), "left", 10*time.Second)
+		w.store.set(true, failing("claim"))
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		w.store.set(false, nil)
+		require.False(t, w.AnySent())
+		w.roomserver.set(hooks{afterClaim: func(Event) error {
+			require.True(t, w.HasSent(alice))
+			return nil
+		}})
+		time.Sleep(firstPause)
+		w.wantSent("left")
 	})
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		require.NoError(t, w.CancelDelayed(t.Context(), w.schedule(leave("key"), "left", time.Hour), alice))
