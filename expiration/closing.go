@@ -20,6 +20,11 @@ var errNotDue = errors.New("the timer was refreshed")
 // errClaimFailed: the row was not as it was seen, or nobody knows.
 var errClaimFailed = errors.New("the timer could not be claimed")
 
+// written reports whether a claim that failed may have been written all the same.
+func written(err error) bool {
+	return !errors.Is(err, errNotDue) && !errors.Is(err, errClaimFailed) && !errors.Is(err, ErrNotFound)
+}
+
 // isFinal reports whether an error of attempt means that the timer is gone.
 func isFinal(err error) bool {
 	var dropped *DropError
@@ -205,7 +210,7 @@ func (t *Timers) confirm(ctx context.Context, r ref, e Event) error {
 
 // claim writes into the timer's row how it ends. To be expired, the timer must be as due as it was when the closing event
 // began to be built: if it was refreshed since, the event bears a time at which it was not due, even if the new deadline has
-// passed as well by now.
+// passed as well by now. Where there is nothing to be sent again, because the room has the event already, only memory is told.
 func (t *Timers) claim(ctx context.Context, r ref, due time.Duration, c Claim) error {
 	defer t.lockRow(r)()
 	t.mu.Lock()
@@ -221,7 +226,10 @@ func (t *Timers) claim(ctx context.Context, r ref, due time.Duration, c Claim) e
 		return errNotDue
 	}
 	failpoint.Pass(failpoint.BeforeClaim)
-	ok, err := t.store.Claim(ctx, r.nid, deadline, c)
+	ok, err := true, error(nil)
+	if c.Event.PDU != nil {
+		ok, err = t.store.Claim(ctx, r.nid, deadline, c)
+	}
 	failpoint.Pass(failpoint.AfterClaim)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -245,7 +253,7 @@ func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err er
 		err = &DropError{Reason: reason, Cause: err}
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
-		t.gone(ctx, r, row, dropped)
+		err = t.gone(ctx, r, row, dropped)
 	} else {
 		t.again(r, row.Event, err)
 	}
@@ -311,13 +319,14 @@ func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error 
 	return nil
 }
 
-// gone takes a timer out whose event will never be sent.
-func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError) {
+// gone takes a timer out whose event will never be sent, and returns the reason, or a passing fault if it could not.
+func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError) error {
 	if row.Delayed != nil {
 		if err := t.finalise(ctx, r, finalOf(dropped), false); err != nil {
 			t.again(r, row.Event, err)
+			return err
 		}
-		return
+		return dropped
 	}
 	t.mu.Lock()
 	tm := t.index.at(r)
@@ -328,13 +337,14 @@ func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError)
 	t.index.remove(r)
 	t.mu.Unlock()
 	if already { // dropped by somebody else meanwhile
-		return
+		return dropped
 	}
 	t.metrics.drops.WithLabelValues(string(dropped.Reason)).Inc()
 	t.log.WithError(dropped.Cause).WithFields(logrus.Fields{
 		"event_id": row.Event.ID, "room_id": row.Event.RoomID, "reason": dropped.Reason,
 	}).Info("Dropped the timer of an expiring event")
 	t.removeRow(ctx, r)
+	return dropped
 }
 
 // again schedules the next attempt after one that failed in passing. The event is empty if its row could not be read.

@@ -67,6 +67,9 @@ type RefusedError struct {
 
 func (e *RefusedError) Error() string { return fmt.Sprintf("HTTP %d: %s", e.Code, e.Response) }
 
+// errLeftOver: a request that is repeated has left a row behind that cannot be deleted just now.
+var errLeftOver = errors.New("the request failed before, and what it left cannot be deleted")
+
 // pruneInterval is how often finalised events are forgotten that have been kept for long enough.
 const pruneInterval = time.Hour
 
@@ -122,12 +125,32 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 func (t *Timers) Scheduled(ctx context.Context, request RequestHash) (delayID string, err error) {
 	rowID, err := t.store.Requested(ctx, request)
 	switch {
-	case err == nil:
-		return t.tokens.Token(rowID), nil
 	case errors.Is(err, ErrNotFound):
 		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("looking for a request: %w", err)
 	}
-	return "", fmt.Errorf("looking for a request: %w", err)
+	delayID = t.tokens.Token(rowID)
+	if r := t.leftOver(HashToken(delayID)); r != (ref{}) {
+		t.removeRow(ctx, r)
+		if t.leftOver(HashToken(delayID)) != (ref{}) {
+			return "", errLeftOver
+		}
+		return "", nil
+	}
+	return delayID, nil
+}
+
+// leftOver returns the timer of a delayed event that was written although writing it failed, and is not yet deleted again.
+func (t *Timers) leftOver(h TokenHash) ref {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for r := range t.index.left {
+		if t.index.at(r).token == [tokenPrefix]byte(h[:tokenPrefix]) {
+			return r
+		}
+	}
+	return ref{}
 }
 
 // KnownDelayed reports whether there is a scheduled event with a delay ID.
@@ -136,7 +159,7 @@ func (t *Timers) KnownDelayed(delayID string) bool { return t.find(HashToken(del
 // RestartDelayed begins the delay of a scheduled event anew. The owner is "" if the delay ID is authority enough. The error is
 // ErrNotFound if there is no such event, of this owner, and a *FinalisedError if it is no longer scheduled.
 func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) error {
-	r, err := t.delayed(ctx, delayID, owner)
+	r, err := t.delayed(delayID, owner)
 	if err == nil {
 		err = t.refresh(ctx, r, 0)
 	}
@@ -146,7 +169,7 @@ func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) erro
 // SendDelayed sends a scheduled event now. The error is that of RestartDelayed, or a *RefusedError if the event was refused,
 // or a passing fault; it stays scheduled then.
 func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
-	r, err := t.delayed(ctx, delayID, owner)
+	r, err := t.delayed(delayID, owner)
 	if err == nil {
 		// What has begun is brought to its end.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
@@ -158,7 +181,7 @@ func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
 
 // CancelDelayed takes a scheduled event back. The error is that of RestartDelayed.
 func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error {
-	r, err := t.delayed(ctx, delayID, owner)
+	r, err := t.delayed(delayID, owner)
 	if err == nil {
 		err = t.finalise(context.WithoutCancel(ctx), r, Final{}, true)
 	}
@@ -166,7 +189,7 @@ func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error
 }
 
 // delayed returns the timer of a delayed event that is scheduled, or being sent.
-func (t *Timers) delayed(_ context.Context, delayID, owner string) (ref, error) {
+func (t *Timers) delayed(delayID, owner string) (ref, error) {
 	r := t.find(HashToken(delayID), true)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -182,26 +205,14 @@ func (t *Timers) finalised(ctx context.Context, delayID, owner string, err error
 	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) {
 		return err
 	}
-	d, err := t.store.Finalised(ctx, HashToken(delayID))
+	d, err := t.DelayedEvent(ctx, delayID, owner)
 	switch {
-	case err == nil && (owner == "" || owner == d.Timer.Event.Sender):
-		return &FinalisedError{*d.Final}
-	case err == nil || errors.Is(err, ErrNotFound):
-		return t.beingSent(delayID, owner)
+	case err != nil:
+		return err
+	case d.Final == nil:
+		return ErrNotFound
 	}
-	return fmt.Errorf("looking for a finalised event: %w", err)
-}
-
-// beingSent returns a *FinalisedError if an event is claimed and not yet finalised, and else ErrNotFound.
-func (t *Timers) beingSent(delayID, owner string) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for eventID, sent := range t.claimed {
-		if t.tokens.Token(sent.rowID) == delayID && (owner == "" || owner == sent.sender) {
-			return &FinalisedError{Final{At: t.clock.stored(t.clock.now()), EventID: eventID}}
-		}
-	}
-	return ErrNotFound
+	return &FinalisedError{*d.Final}
 }
 
 // finalise writes what became of a delayed event, and takes its timer out when that is written; if running is set, only if it
@@ -236,10 +247,15 @@ func (t *Timers) finalise(ctx context.Context, r ref, f Final, running bool) err
 	if f.Sent() {
 		t.senders[tm.sender] = struct{}{}
 	}
-	maps.DeleteFunc(t.claimed, func(_ string, sent sentDelayed) bool { return sent.timer == r })
+	t.forgetClaimed(r)
 	t.index.remove(r)
 	t.index.forgetRow(r)
 	return nil
+}
+
+// forgetClaimed is called when a delayed event is finalised. Timers.mu is held.
+func (t *Timers) forgetClaimed(r ref) {
+	maps.DeleteFunc(t.claimed, func(_ string, sent sentDelayed) bool { return sent.timer == r })
 }
 
 // sent is what remains to be done for a delayed event that is in its room.
@@ -304,6 +320,9 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 		}
 		c := Claim{Outcome: o, Event: b.Signed()}
 		if err = t.claim(ctx, r, due, c); err != nil {
+			if pending != nil && !written(err) {
+				t.drop(ctx, pending.timer, NeverSent)
+			}
 			return err
 		}
 		row.Claim = &c
@@ -315,6 +334,7 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 	}
 	if err == nil && row.Claim == nil { // the room has the same state already, and gets no event
 		row.Claim = &Claim{Outcome: o, Event: SignedEvent{EventID: eventID}}
+		err = t.claim(ctx, r, due, *row.Claim)
 	}
 	if refused := (*RefusedError)(nil); errors.As(err, &refused) && o == Expired {
 		return &DropError{Reason: Forbidden, Cause: err}
@@ -374,9 +394,9 @@ func (t *Timers) DelayedEvents(ctx context.Context, owner string) ([]DelayedEven
 	return events, nil
 }
 
-// DelayedEvent returns one delayed event of a user, scheduled or finalised, or ErrNotFound.
+// DelayedEvent returns one delayed event, of this owner if he is not "", scheduled or finalised, or ErrNotFound.
 func (t *Timers) DelayedEvent(ctx context.Context, delayID, owner string) (DelayedEvent, error) {
-	r, err := t.delayed(ctx, delayID, owner)
+	r, err := t.delayed(delayID, owner)
 	if err == nil {
 		row, _, err := t.load(ctx, r)
 		switch {
@@ -391,11 +411,14 @@ func (t *Timers) DelayedEvent(ctx context.Context, delayID, owner string) (Delay
 		}
 	}
 	d, err := t.store.Finalised(ctx, HashToken(delayID))
-	if err == nil && d.Timer.Event.Sender != owner {
-		err = ErrNotFound
+	switch {
+	case errors.Is(err, ErrNotFound) || err == nil && owner != "" && owner != d.Timer.Event.Sender:
+		return DelayedEvent{}, ErrNotFound
+	case err != nil:
+		return DelayedEvent{}, fmt.Errorf("looking for a finalised event: %w", err)
 	}
 	d.DelayID = delayID
-	return d, err
+	return d, nil
 }
 
 // AnySent reports whether anybody, and HasSent whether a user, has delayed events that were sent and can still be looked up.

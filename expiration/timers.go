@@ -736,6 +736,10 @@ func (t *Timers) loadLocked(ctx context.Context, r ref) (row Timer, due time.Dur
 		return row, 0, ErrNotFound
 	}
 	if err != nil {
+		if tm.delayed && tm.claimed { // and finalised, though that failed
+			t.senders[tm.sender] = struct{}{}
+			t.forgetClaimed(r)
+		}
 		t.index.remove(r)
 		t.index.forgetRow(r)
 		return row, 0, err
