@@ -86,7 +86,7 @@ func (a *API) parseDelay(name, value string, query bool) (time.Duration, error) 
 
 // isDelayed reports whether a send is to be a delayed one.
 func isDelayed(req *http.Request) bool {
-	return strings.Contains(req.URL.RawQuery, delayKey) && req.URL.Query().Has(delayKey)
+	return req.URL.RawQuery != "" && req.URL.Query().Has(delayKey)
 }
 
 // scheduleByQuery answers a send with a delay in its query.
