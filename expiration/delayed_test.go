@@ -492,7 +492,7 @@ func TestRestartOfTheProcess(t *testing.T) {
 			w.wantSent("left")
 		})
 	})
-	for step, break_ := range map[string]func(*world){
+	for step, interrupt := range map[string]func(*world){
 		"claimed and not sent": func(w *world) { w.roomserver.set(hooks{afterClaim: fails}) },
 		"claimed, and nobody knows": func(w *world) {
 			w.store.set(true, failing("claim"))
@@ -505,7 +505,7 @@ func TestRestartOfTheProcess(t *testing.T) {
 		t.Run(step, func(t *testing.T) {
 			inWorld(t, Config{}, func(t *testing.T, w *world) {
 				delayID := w.schedule(leave("key"), "left", 10*time.Second)
-				break_(w)
+				interrupt(w)
 				time.Sleep(10 * time.Second)
 				synctest.Wait()
 				w.restart(time.Second)
