@@ -14,6 +14,7 @@ import (
 	"github.com/matrix-org/dendrite/internal/httputil"
 	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/matrix-org/dendrite/setup/config"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/sirupsen/logrus"
@@ -269,6 +270,11 @@ func TestRequestsOfDelayedEvents(t *testing.T) {
 	}
 	require.Equal(t, p.scheduled[0].event.Request, p.scheduled[2].event.Request)
 	require.NotEqual(t, p.scheduled[0].event.Request, p.scheduled[1].event.Request)
+	txnID := "txn"
+	to := target{roomID: "!room:localhost", eventType: "m", txnID: &txnID}
+	require.NotEqual(t, p.scheduled[0].event.Request.Hash, *requestHash(&userapi.Device{UserID: "@alice:localhost"}, to))
+	to.delayed = true
+	require.Equal(t, p.scheduled[0].event.Request.Hash, *requestHash(&userapi.Device{UserID: "@alice:localhost"}, to))
 }
 
 // Where the accepted text and the clients of today disagree, the paths differ.
