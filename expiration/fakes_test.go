@@ -414,7 +414,10 @@ func (r *fakeRoomserver) has(eventID string) bool {
 
 func (r *fakeRoomserver) Resubmit(_ context.Context, t Timer, c SignedEvent) error {
 	e := t.Event
-	if t.Delayed != nil {
+	switch {
+	case t.Delayed != nil && c.PDU == nil:
+		return errors.New("there is no event to be sent again")
+	case t.Delayed != nil:
 		return r.inputDelayed(e, c)
 	}
 	if c.EventID == e.ID {
