@@ -397,6 +397,22 @@ func TestRoomOfADelayedEventIsPurged(t *testing.T) {
 	})
 }
 
+// What is claimed is sent, whatever the stream tells meanwhile: it may be in the room already.
+func TestDropSparesDelayedEventsThatAreClaimed(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := w.schedule(leave("key"), "left", 10*time.Second)
+		w.roomserver.set(hooks{afterClaim: fails})
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		w.set(leave("key"), bob)
+		w.DropRoom(t.Context(), "!room")
+		w.roomserver.set(hooks{})
+		time.Sleep(time.Minute)
+		w.wantSent("left")
+		w.wantFinal(delayID, Final.Sent)
+	})
+}
+
 // That its sender leaves stops no delayed event: it is a matter of when it is sent.
 func TestSenderOfADelayedEventLeaves(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {

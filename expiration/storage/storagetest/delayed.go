@@ -206,7 +206,7 @@ func finalisesNoExpiringEvent(t *testing.T, open func() expiration.Store) {
 // A delayed event is cancelled, restarted or claimed to be sent, and not two of these.
 func oneEndWins(t *testing.T, open func() expiration.Store) {
 	store, ctx := open(), t.Context()
-	for n := range 20 {
+	for n := range 100 {
 		timer := newDelayed(n)
 		insert(t, store, timer)
 		var wg sync.WaitGroup
