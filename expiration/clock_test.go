@@ -29,7 +29,7 @@ func TestWallClockSteps(t *testing.T) {
 			inWorld(t, Config{}, func(t *testing.T, w *world) {
 				before, held := w.message("!room", 10*time.Second), w.message("!room", 10*time.Second)
 				time.Sleep(5 * time.Second)
-				w.step = step
+				w.step.Store(int64(step))
 				require.NoError(t, w.Refresh(t.Context(), w.hash(held)))
 				after := w.message("!room", 20*time.Second)
 				time.Sleep(5*time.Second - time.Nanosecond)
@@ -53,7 +53,7 @@ func TestWallClockStepsWhileTheServerIsDown(t *testing.T) {
 			inWorld(t, Config{}, func(t *testing.T, w *world) {
 				e := w.message("!room", 10*time.Second)
 				w.restart(0)
-				w.step = step
+				w.step.Store(int64(step))
 				w.restart(4 * time.Second)
 				remaining := max(6*time.Second-step, 0)
 				if remaining > 0 {
@@ -74,7 +74,7 @@ func TestWallClockIsSetRight(t *testing.T) {
 		_, err := w.Begin(t.Context(), queued, time.Second, false)
 		require.NoError(t, err)
 		w.restart(time.Second)
-		w.step = 30 * 365 * 24 * time.Hour
+		w.step.Store(int64(30 * 365 * 24 * time.Hour))
 		w.restart(time.Second)
 		time.Sleep(10 * time.Minute) // the roomserver does not know it yet
 		w.roomserver.send(queued)

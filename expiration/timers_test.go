@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +29,7 @@ type world struct {
 	store      *memoryStore
 	roomserver *fakeRoomserver
 	events     int
-	step       time.Duration // how far the wall clock has been set forward, or back
+	step       atomic.Int64 // how far the wall clock has been set forward, or back
 }
 
 // inWorld runs a test under fake time.
@@ -50,7 +51,7 @@ func (w *world) start(cfg Config) {
 	tokens, err := NewTokens([]byte("secret"))
 	require.NoError(w.t, err)
 	w.Timers = New(cfg, w.store, w.roomserver, tokens)
-	w.clock.wall = func() time.Time { return time.Now().Round(0).Add(w.step) }
+	w.clock.wall = func() time.Time { return time.Now().Round(0).Add(time.Duration(w.step.Load())) }
 	require.NoError(w.t, w.Start(w.t.Context()))
 }
 
