@@ -86,7 +86,8 @@ func (a *API) parseDelay(name, value string, query bool) (time.Duration, error) 
 
 // isDelayed reports whether a send is to be a delayed one.
 func isDelayed(req *http.Request) bool {
-	return req.URL.RawQuery != "" && req.URL.Query().Has(delayKey)
+	query := req.URL.RawQuery // of which what is malformed is left out when it is parsed, and must not be sent at once
+	return query != "" && (strings.Contains(query, delayKey) || req.URL.Query().Has(delayKey))
 }
 
 // scheduleByQuery answers a send with a delay in its query.
@@ -111,29 +112,26 @@ func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to targ
 	if err = checkObject(body, "The body"); err != nil {
 		return errorResponse(req, err)
 	}
-	var fields struct {
-		Delay    json.RawMessage `json:"delay_ms"`
-		StateKey json.RawMessage `json:"state_key"`
-		Content  json.RawMessage `json:"content"`
-	}
+	var fields map[string]json.RawMessage
 	if err = json.Unmarshal(body, &fields); err != nil {
 		return errorResponse(req, badRequest(spec.BadJSON("The body must be a JSON object")))
 	}
-	delay, err := a.parseDelay(delayField, string(fields.Delay), false)
+	delay, err := a.parseDelay(delayField, string(fields[delayField]), false)
 	if err != nil {
 		return errorResponse(req, err)
 	}
-	if fields.StateKey != nil {
+	if stateKey, ok := fields["state_key"]; ok {
 		var key *string
-		if json.Unmarshal(fields.StateKey, &key) != nil || key == nil {
+		if json.Unmarshal(stateKey, &key) != nil || key == nil {
 			return errorResponse(req, badRequest(spec.BadJSON("state_key must be a string")))
 		}
 		to.stateKey = key
 	}
-	if fields.Content == nil {
+	content, ok := fields["content"]
+	if !ok {
 		return errorResponse(req, badRequest(spec.MissingParam("content is missing")))
 	}
-	return a.schedule(req, device, to, fields.Content, delay)
+	return a.schedule(req, device, to, content, delay)
 }
 
 // schedule schedules an event. That its sender may send it is found out when it is sent; he must be in the room.

@@ -185,6 +185,8 @@ func testDelayedBadRequests(t *testing.T, alice, _ *user, roomID string) {
 		"without end":         {alice, query + "1000", JSON{"x": strings.Repeat("x", 300_000)}, 413, "M_TOO_LARGE", ""},
 		"bad life time":       {alice, query + "1000", JSON{"m.will_expire": -1}, 400, "M_INVALID_PARAM", ""},
 		"not joined":          {stranger, query + "1000", JSON{}, 403, "M_FORBIDDEN", ""},
+		"malformed":           {alice, query + "%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
+		"field: other case":   {alice, dedicated, JSON{"Delay_MS": 1000, "content": JSON{}}, 400, "M_INVALID_PARAM", ""},
 		"field: no delay":     {alice, dedicated, JSON{"content": JSON{}}, 400, "M_INVALID_PARAM", ""},
 		"field: zero":         {alice, dedicated, JSON{"content": JSON{}, "delay_ms": 0}, 400, "M_INVALID_PARAM", ""},
 		"field: text":         {alice, dedicated, JSON{"content": JSON{}, "delay_ms": "1000"}, 400, "M_INVALID_PARAM", ""},
