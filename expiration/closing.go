@@ -61,7 +61,7 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 		if tm.wake > now {
 			return min(tm.wake-now, pollInterval)
 		}
-		if tm.running() && tm.due > now { // refreshed since it was put there
+		if tm.running() && tm.due > now && !tm.doubtful { // refreshed since it was put there
 			t.index.schedule(r, tm.due)
 			continue
 		}
@@ -164,7 +164,9 @@ func (t *Timers) attempt(ctx context.Context, r ref, o Outcome) error {
 		failpoint.Pass(failpoint.BeforeResubmit)
 		err = t.roomserver.Resubmit(ctx, row, row.Claim.Event)
 	case o == Expired && notDue:
-		err = errNotDue
+		if err = errNotDue; t.isDoubtful(r) {
+			err = cmp.Or(t.dropDoubtful(ctx, r, row), err)
+		}
 	case row.Delayed != nil:
 		err = t.sendDelayed(ctx, r, &row, o, due)
 	default:
@@ -358,7 +360,7 @@ func (t *Timers) again(r ref, e Event, err error) {
 		t.mu.Unlock()
 		return
 	}
-	if tm.running() && !tm.unsure && (tm.due > t.clock.now() || errors.Is(err, errNotDue)) {
+	if tm.running() && !tm.unsure && !tm.doubtful && (tm.due > t.clock.now() || errors.Is(err, errNotDue)) {
 		tm.failures = 0
 		t.index.schedule(r, tm.due)
 		t.mu.Unlock()

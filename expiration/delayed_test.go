@@ -85,7 +85,7 @@ func (w *world) set(e Event, sender string) {
 	e.ID, e.Sender = fmt.Sprintf("$event%d", w.events), sender
 	w.roomserver.send(e)
 	s, _ := e.State()
-	w.StateChanged(w.t.Context(), s)
+	w.StateChanged(w.t.Context(), s, "")
 }
 
 // failing returns a fault of some operations of the store.
@@ -441,7 +441,7 @@ func TestReplacedDelayedEvents(t *testing.T) {
 			}
 			tell := func(key string) {
 				s, _ := leave(key).State()
-				w.StateChanged(t.Context(), s)
+				w.StateChanged(t.Context(), s, "")
 			}
 			tell("before") // late
 			w.set(leave("own"), alice)
@@ -458,10 +458,10 @@ func TestReplacedDelayedEvents(t *testing.T) {
 			require.Nil(t, w.final(untold))
 			wantFinalised(t, w.SendDelayed(t.Context(), now, alice), Final.Cancelled)
 			s, _ := leave("rewritten").State()
-			w.StateChanged(t.Context(), StateKey{s.RoomID, "another type", s.Key})
+			w.StateChanged(t.Context(), StateKey{s.RoomID, "another type", s.Key}, "")
 			require.Nil(t, w.final(rewritten))
 			require.NoError(t, w.RestartDelayed(t.Context(), untold, alice))
-			w.StateChanged(t.Context(), s)
+			w.StateChanged(t.Context(), s, "")
 			w.wantFinal(rewritten, Final.Cancelled)
 			time.Sleep(time.Minute)
 			w.wantSent("own", "before")

@@ -44,7 +44,7 @@ type timer struct {
 	confirmed bool
 	// unsent is set when the roomserver has failed to take the event, until it turns out that it has it.
 	unsent bool
-	// doubtful is set when the event may have been replaced, and that could not be found out.
+	// doubtful is set while somebody must look again whether the event was replaced.
 	doubtful bool
 	// pending is set until the roomserver has answered: the event may not be in its room yet.
 	pending bool

@@ -37,6 +37,8 @@ const (
 	closers = 16
 	// pollInterval is how long a lost wake-up can delay anything.
 	pollInterval = 5 * time.Second
+	// lookAgainAfter is how long after something was told of a piece of state it is looked at once more.
+	lookAgainAfter = time.Second
 	// attemptTimeout ends an attempt to close, so that a roomserver that does not answer holds its lane no longer.
 	attemptTimeout = time.Minute
 	// recoverTimeout is how long Start waits for what an earlier process claimed and did not finish.
@@ -437,18 +439,14 @@ func (t *Timers) lockRow(r ref) (unlock func()) {
 
 // refresh sets a new deadline, and a new duration if it is not 0.
 func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) error {
-	t.mu.Lock()
-	tm := t.index.at(r)
-	doubtful := tm != nil && tm.doubtful
-	t.mu.Unlock()
-	if doubtful {
+	if t.isDoubtful(r) {
 		if err := t.dropReplaced(ctx, []ref{r}); err != nil {
 			return err
 		}
 	}
 	defer t.lockRow(r)()
 	t.mu.Lock()
-	tm = t.index.at(r)
+	tm := t.index.at(r)
 	running := tm.running()
 	if running && duration == 0 {
 		duration = tm.duration
@@ -530,13 +528,14 @@ func (t *Timers) refusedOnce(r ref) bool {
 	return true
 }
 
-// StateChanged stops the timers of a piece of state whose event was replaced. It is called when a state event that this
-// server sent has come to the roomserver. If it fails, a timer may run on that must not: call it again.
-func (t *Timers) StateChanged(ctx context.Context, s StateKey) error {
+// StateChanged stops the timers of a piece of state whose event was replaced. It is called when a state event has come to the
+// roomserver. If it fails, a timer may run on that must not: call it again.
+func (t *Timers) StateChanged(ctx context.Context, s StateKey, eventID string) error {
 	var timers []ref
 	t.mu.Lock()
+	itself := t.index.hash(eventID)
 	t.index.ofState(t.index.stateHash(s), func(r ref, tm *timer) {
-		if tm.running() && !tm.pending {
+		if tm.running() && !tm.pending && tm.event != itself {
 			timers = append(timers, r)
 		}
 	})
@@ -561,7 +560,8 @@ func (t *Timers) RoomChanged(ctx context.Context, roomID string) error {
 	return t.dropReplaced(ctx, timers)
 }
 
-// dropReplaced stops those timers of state events that were replaced.
+// dropReplaced stops those timers of state events that were replaced. At those that are left somebody looks again: the output
+// stream can be faster than the roomserver's database.
 func (t *Timers) dropReplaced(ctx context.Context, timers []ref) error {
 	var failed []error
 	for _, r := range timers {
@@ -578,13 +578,49 @@ func (t *Timers) dropReplaced(ctx context.Context, timers []ref) error {
 			t.metrics.errors.WithLabelValues("current_state").Inc()
 			failed = append(failed, fmt.Errorf("looking up whether an event was replaced: %w", err))
 		}
-		t.mu.Lock()
-		if tm := t.index.at(r); tm != nil {
-			tm.doubtful = err != nil
-		}
-		t.mu.Unlock()
+		t.lookAgain(r)
 	}
 	return errors.Join(failed...)
+}
+
+// lookAgain makes the scheduler find out once more whether an event was replaced. Until then a refresh does.
+func (t *Timers) lookAgain(r ref) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(r)
+	if !tm.running() {
+		return
+	}
+	tm.doubtful = true
+	if wake := t.clock.now() + lookAgainAfter; tm.place < 0 || wake < tm.wake {
+		t.index.schedule(r, wake)
+		t.notify()
+	}
+}
+
+// dropDoubtful stops a timer that lookAgain has been told of, if its event was replaced.
+func (t *Timers) dropDoubtful(ctx context.Context, r ref, row Timer) error {
+	replaced, err := t.roomserver.Replaced(ctx, row)
+	switch {
+	case err != nil:
+		return fmt.Errorf("looking up whether an event was replaced: %w", err)
+	case replaced:
+		t.drop(ctx, r, Replaced)
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if tm := t.index.at(r); tm != nil {
+		tm.doubtful = false
+	}
+	return nil
+}
+
+func (t *Timers) isDoubtful(r ref) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(r)
+	return tm.running() && tm.doubtful
 }
 
 // DropEvent stops the timer of an event, if it has one that runs. No closing event will be sent.

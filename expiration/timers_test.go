@@ -91,7 +91,7 @@ func (w *world) state(key string, d time.Duration) Event {
 	require.NoError(w.t, err)
 	defer unlock()
 	w.send(e, d)
-	w.StateChanged(w.t.Context(), s)
+	w.StateChanged(w.t.Context(), s, "")
 	return e
 }
 
@@ -265,7 +265,7 @@ func TestStateSetBack(t *testing.T) {
 		w.roomserver.setBack(s, older)
 		w.roomserver.setBack(other, "")
 		w.StateRemoved(t.Context(), e.ID)
-		w.StateChanged(t.Context(), s)
+		w.StateChanged(t.Context(), s, "")
 		w.RoomChanged(t.Context(), s.RoomID)
 		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
 		time.Sleep(5 * time.Minute)
@@ -278,6 +278,25 @@ func TestStateSetBack(t *testing.T) {
 		w.wantClosings(e)
 		require.Zero(t, w.store.len())
 		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.drops.WithLabelValues("replaced")))
+	})
+}
+
+// On PostgreSQL the stream tells of a change before the roomserver has committed it.
+func TestStreamIsFasterThanTheRoomserver(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e, kept := w.state("key", time.Hour), w.state("kept", 10*time.Second)
+		s, _ := e.State()
+		require.NoError(t, w.StateRemoved(t.Context(), e.ID))
+		require.NoError(t, w.StateRemoved(t.Context(), kept.ID))
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+		w.roomserver.sendRemote(s.RoomID, s.Type, s.Key)
+		time.Sleep(lookAgainAfter)
+		synctest.Wait()
+		require.Zero(t, testutil.ToFloat64(w.metrics.closings.WithLabelValues("expired")))
+		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.drops.WithLabelValues("replaced")))
+		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
+		time.Sleep(10 * time.Second)
+		w.wantClosings(kept)
 	})
 }
 

@@ -22,7 +22,7 @@ import (
 
 // StateWatcher is told when a state event has been sent.
 type StateWatcher interface {
-	StateChanged(ctx context.Context, s expiration.StateKey) error
+	StateChanged(ctx context.Context, s expiration.StateKey, eventID string) error
 }
 
 // API wraps Dendrite's roomserver.
@@ -67,7 +67,7 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 		if stateKey := input.Event.StateKey(); stateKey != nil && input.Kind == api.KindNew {
 			if err := a.watcher.StateChanged(ctx, expiration.StateKey{
 				RoomID: input.Event.RoomID().String(), Type: input.Event.Type(), Key: *stateKey,
-			}); err != nil { // the output stream tells of the change too
+			}, input.Event.EventID()); err != nil { // the output stream tells of the change too
 				logrus.WithError(err).WithField("event_id", input.Event.EventID()).Warn("Failed to stop the timers of replaced events")
 			}
 		}

@@ -31,7 +31,7 @@ func (j *journal) InputRoomEvents(_ context.Context, _ *api.InputRoomEventsReque
 	res.ErrMsg = j.errMsg
 }
 
-func (j *journal) StateChanged(_ context.Context, s expiration.StateKey) error {
+func (j *journal) StateChanged(_ context.Context, s expiration.StateKey, _ string) error {
 	j.calls = append(j.calls, "changed "+s.RoomID+" "+s.Type+" "+s.Key)
 	return nil
 }

@@ -42,7 +42,7 @@ const (
 // Timers is what the consumer needs of the component.
 type Timers interface {
 	StateRemoved(ctx context.Context, eventID string) error
-	StateChanged(ctx context.Context, s expiration.StateKey) error
+	StateChanged(ctx context.Context, s expiration.StateKey, eventID string) error
 	DropEvent(ctx context.Context, eventID string, reason expiration.DropReason)
 	DropSender(ctx context.Context, roomID, userID string, before time.Time)
 	DropRoom(ctx context.Context, roomID string)
@@ -132,7 +132,7 @@ func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoom
 	if key := event.StateKey(); key != nil { // there may be delayed events for it
 		failed = errors.Join(failed, c.timers.StateChanged(ctx, expiration.StateKey{
 			RoomID: event.RoomID().String(), Type: event.Type(), Key: *key,
-		}))
+		}, event.EventID()))
 	}
 	if output.RewritesState {
 		failed = errors.Join(failed, c.timers.RoomChanged(ctx, event.RoomID().String()))

@@ -89,6 +89,7 @@ func TestFederation(t *testing.T) {
 		t.Run("SeenByTheOther", func(t *testing.T) { testSeen(t, p) })
 		t.Run("SentByTheOther", func(t *testing.T) { testSentByTheOther(t, p) })
 		t.Run("ReplacedByTheOther", func(t *testing.T) { testReplacedByTheOther(t, p) })
+		t.Run("DelayedAndReplacedByTheOther", func(t *testing.T) { testDelayedReplacedByTheOther(t, p) })
 		t.Run("StoppedByTheOther", func(t *testing.T) { testStoppedByTheOther(t, p) })
 		t.Run("TheOtherHangs", func(t *testing.T) { testAway(t, p, suspend, resume) })
 		t.Run("TheOtherIsDown", func(t *testing.T) {
@@ -179,6 +180,21 @@ func testReplacedByTheOther(t *testing.T, p *pair) {
 	for _, u := range []*user{p.alice, p.carol} {
 		require.Equal(t, newer, u.state(t, p.roomID, "replaced").Get("event_id").Str)
 	}
+}
+
+// A moderator of the far server sends the state that somebody here has delayed; and the far server sees what is sent late.
+func testDelayedReplacedByTheOther(t *testing.T, p *pair) {
+	far := p.carol.follow(t, p.roomID)
+	id := p.alice.delayState(t, p.roomID, "delayed", time.Second, JSON{"body": "alice's"})
+	sent := far.await(t, "the delayed event", withBody("alice's"))
+	require.Equal(t, p.alice.finalised(t, id).Get("event_id").Str, sent.Get("event_id").Str)
+	require.NotContains(t, sent.Raw, "delay_id")
+
+	id = p.alice.delayState(t, p.roomID, "delayed", time.Hour, JSON{"body": "too late"})
+	newer := p.carol.must(t, http.MethodPut, homeserver.StatePath(p.roomID, memberType, "delayed"), JSON{"body": "carol's"}).Get("event_id").Str
+	cancelled := p.alice.finalised(t, id)
+	require.False(t, cancelled.Get("event_id").Exists() || cancelled.Get("error").Exists(), cancelled)
+	require.Equal(t, newer, p.alice.state(t, p.roomID, "delayed").Get("event_id").Str)
 }
 
 // stopped requires that the near server drops the timers of events, and that neither server ever has a closing event.
