@@ -36,6 +36,13 @@ const (
 	pruneSQL = "DELETE FROM expiration_finalised WHERE finalised_ms < $1"
 )
 
+// FinalisedIndexesSQL is the end of the migration that makes the table: how its rows are found.
+const FinalisedIndexesSQL = `
+CREATE INDEX expiration_finalised_sender ON expiration_finalised (sender, finalised_nid);
+CREATE INDEX expiration_finalised_request ON expiration_finalised (request_hash) WHERE request_hash IS NOT NULL;
+CREATE INDEX expiration_finalised_event ON expiration_finalised (event_id) WHERE event_id IS NOT NULL;
+CREATE INDEX expiration_finalised_time ON expiration_finalised (finalised_ms)`
+
 // maxParameters is how many event IDs are asked for at once: neither database takes parameters without end.
 const maxParameters = 500
 

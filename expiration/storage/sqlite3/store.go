@@ -92,11 +92,7 @@ CREATE TABLE expiration_finalised (
 	finalised_ms INTEGER NOT NULL,
 	event_id TEXT,
 	error TEXT
-);
-CREATE INDEX expiration_finalised_sender ON expiration_finalised (sender, finalised_nid);
-CREATE INDEX expiration_finalised_request ON expiration_finalised (request_hash) WHERE request_hash IS NOT NULL;
-CREATE INDEX expiration_finalised_event ON expiration_finalised (event_id) WHERE event_id IS NOT NULL;
-CREATE INDEX expiration_finalised_time ON expiration_finalised (finalised_ms)`
+);` + shared.FinalisedIndexesSQL
 
 var migrations = []shared.Migration{
 	{Name: "create timers", SQL: createTimersSQL},
