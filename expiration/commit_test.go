@@ -35,7 +35,7 @@ func (s *slowStore) Refresh(_ context.Context, refreshes []Refresh) ([]bool, err
 }
 
 // refreshAll makes refreshes at the same time, and returns how many went well and how long each took.
-func refreshAll(t *testing.T, g *groupCommit, n int) (ok int, took []time.Duration) {
+func refreshAll(t *testing.T, g *groupCommit[Refresh], n int) (ok int, took []time.Duration) {
 	t.Helper()
 	var (
 		wg    sync.WaitGroup
@@ -44,7 +44,7 @@ func refreshAll(t *testing.T, g *groupCommit, n int) (ok int, took []time.Durati
 	)
 	for i := range n {
 		wg.Go(func() {
-			found, err := g.refresh(t.Context(), Refresh{NID: int64(i)})
+			found, err := g.write(t.Context(), Refresh{NID: int64(i)})
 			mu.Lock()
 			defer mu.Unlock()
 			if found && err == nil {
@@ -61,8 +61,8 @@ func refreshAll(t *testing.T, g *groupCommit, n int) (ok int, took []time.Durati
 func TestGroupCommit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &slowStore{}
-		g := newGroupCommit(store)
-		found, err := g.refresh(t.Context(), Refresh{NID: gone})
+		g := newGroupCommit(store.Refresh)
+		found, err := g.write(t.Context(), Refresh{NID: gone})
 		require.NoError(t, err)
 		require.False(t, found)
 
@@ -89,27 +89,27 @@ func TestGroupCommit(t *testing.T) {
 func TestGroupCommitOfOneWhoGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &slowStore{panics: true}
-		g := newGroupCommit(store)
+		g := newGroupCommit(store.Refresh)
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			defer func() { require.NotNil(t, recover()) }()
-			_, _ = g.refresh(t.Context(), Refresh{NID: 1})
+			_, _ = g.write(t.Context(), Refresh{NID: 1})
 		})
 		synctest.Wait()
 		wg.Go(func() {
 			defer func() { require.NotNil(t, recover()) }()
-			_, _ = g.refresh(t.Context(), Refresh{NID: 2})
+			_, _ = g.write(t.Context(), Refresh{NID: 2})
 		})
 		synctest.Wait()
 		wg.Go(func() {
-			_, err := g.refresh(t.Context(), Refresh{NID: 3})
+			_, err := g.write(t.Context(), Refresh{NID: 3})
 			require.ErrorIs(t, err, errNotCommitted)
 		})
 		wg.Wait()
 		store.panics = false
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		found, err := g.refresh(ctx, Refresh{NID: 4})
+		found, err := g.write(ctx, Refresh{NID: 4})
 		require.NoError(t, err)
 		require.True(t, found)
 	})

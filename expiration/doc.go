@@ -76,7 +76,7 @@
 //  3. the lock of a (room, type, state key) in Timers.states, see [Timers.LockState]; under it the roomserver's own lock
 //     for sends of one user in one room is taken
 //  4. the timer's lock in Timers.rows: one write to its row at a time, and memory says what was written last; under it a
-//     refresh waits for groupCommit.turn, or for whoever has it, who takes no other lock meanwhile
+//     write waits for its groupCommit.turn, or for whoever has it, who takes no other lock meanwhile
 //  5. Timers.mu: the index in memory; held while nothing is waited for, but for the database at the start
 //  6. leaves: lanes.mu, groupCommit.mu, and the locks inside keyedLocks
 //

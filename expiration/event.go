@@ -93,22 +93,36 @@ type Timer struct {
 	Claim *Claim
 }
 
+// Refresh is the new deadline of a running timer.
+type Refresh struct {
+	NID      int64 // of the timer
+	Duration time.Duration
+	Deadline time.Time
+}
+
+// ConditionalClaim is a claim of a timer that must be running, with exactly this deadline.
+type ConditionalClaim struct {
+	NID      int64 // of the timer
+	Deadline time.Time
+	Claim
+}
+
 // Store keeps timers durably: what returned without error survives a crash of the process, and a power failure as far
-// as the database does. An error says nothing about whether the write happened. Times have whole milliseconds.
+// as the database does. An error says nothing about whether the write happened. Times have whole milliseconds. What is
+// written to several timers is one commit, and names no timer twice.
 //
 // storage/storagetest is the suite that every implementation passes.
 type Store interface {
 	// Insert adds a running timer. It is an error if there is one for the event already.
 	Insert(ctx context.Context, t Timer) error
-	// Refresh sets duration and deadline of running timers, all in one commit, and reports for each whether there was one.
-	// No timer is named twice.
+	// Refresh sets duration and deadline of running timers, and reports for each whether there was one.
 	Refresh(ctx context.Context, refreshes []Refresh) ([]bool, error)
-	// Claim ends a running timer whose deadline is exactly the given one, and reports whether there was one.
-	Claim(ctx context.Context, nid int64, deadline time.Time, c Claim) (bool, error)
-	// Drop removes the timer if it is running.
-	Drop(ctx context.Context, nid int64) error
-	// Delete removes the timer, claimed or not.
-	Delete(ctx context.Context, nid int64) error
+	// Claim ends running timers, and reports for each whether it was as its condition says.
+	Claim(ctx context.Context, claims []ConditionalClaim) ([]bool, error)
+	// Drop removes those of the timers that are running.
+	Drop(ctx context.Context, nids []int64) error
+	// Delete removes timers, claimed or not.
+	Delete(ctx context.Context, nids []int64) error
 	// Finalise replaces the timer of a delayed event by what became of it, and reports whether there was one; if running is
 	// set, only if it is not claimed. Of the sender's finalised events the latest are kept, as many as keep says.
 	Finalise(ctx context.Context, nid int64, f Final, running bool, keep int) (bool, error)

@@ -64,27 +64,36 @@ func (s *memoryStore) Refresh(_ context.Context, refreshes []Refresh) ([]bool, e
 	return found, err
 }
 
-func (s *memoryStore) Claim(_ context.Context, nid int64, deadline time.Time, c Claim) (ok bool, err error) {
-	err = s.do("claim", func() {
-		row, found := s.rows[nid]
-		if ok = found && row.Claim == nil && row.Deadline.Equal(deadline); ok {
-			row.Claim = &c
-			s.rows[nid] = row
+func (s *memoryStore) Claim(_ context.Context, claims []ConditionalClaim) ([]bool, error) {
+	found := make([]bool, len(claims))
+	err := s.do("claim", func() {
+		for i, c := range claims {
+			row, ok := s.rows[c.NID]
+			if found[i] = ok && row.Claim == nil && row.Deadline.Equal(c.Deadline); found[i] {
+				row.Claim = &c.Claim
+				s.rows[c.NID] = row
+			}
 		}
 	})
-	return ok && err == nil, err
+	return found, err
 }
 
-func (s *memoryStore) Drop(_ context.Context, nid int64) error {
+func (s *memoryStore) Drop(_ context.Context, nids []int64) error {
 	return s.do("drop", func() {
-		if s.rows[nid].Claim == nil {
+		for _, nid := range nids {
+			if s.rows[nid].Claim == nil {
+				delete(s.rows, nid)
+			}
+		}
+	})
+}
+
+func (s *memoryStore) Delete(_ context.Context, nids []int64) error {
+	return s.do("delete", func() {
+		for _, nid := range nids {
 			delete(s.rows, nid)
 		}
 	})
-}
-
-func (s *memoryStore) Delete(_ context.Context, nid int64) error {
-	return s.do("delete", func() { delete(s.rows, nid) })
 }
 
 func (s *memoryStore) Finalise(_ context.Context, nid int64, f Final, running bool, keep int) (done bool, err error) {

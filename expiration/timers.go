@@ -33,8 +33,9 @@ type Config struct {
 }
 
 const (
-	// closers is how many rooms have a closing event built at the same time. They mostly wait for the roomserver.
-	closers = 16
+	// closers is how many rooms have a closing event built at the same time. They mostly wait for the roomserver, and the more
+	// of them there are, the more claims are committed at once.
+	closers = 64
 	// pollInterval is how long a lost wake-up can delay anything.
 	pollInterval = 5 * time.Second
 	// lookAgainAfter is how long after something was told of a piece of state it is looked at once more.
@@ -71,11 +72,15 @@ type Timers struct {
 	cfg        Config
 	store      Store
 	roomserver Roomserver
-	commits    *groupCommit
 	tokens     *Tokens
 	metrics    *metrics
 	log        *logrus.Entry
 	clock      clock
+
+	refreshes *groupCommit[Refresh]
+	claims    *groupCommit[ConditionalClaim]
+	drops     *groupCommit[int64]
+	deletes   *groupCommit[int64]
 
 	closings *keyedLocks[int64]  // by the timers' NIDs
 	states   *keyedLocks[uint64] // by the hashes of the pieces of state
@@ -100,18 +105,21 @@ type Timers struct {
 func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers {
 	t := &Timers{
 		cfg: cfg, store: store, roomserver: roomserver, tokens: tokens,
-		commits:  newGroupCommit(store),
-		log:      logrus.WithField("component", "expiration"),
-		clock:    newClock(),
-		closings: newKeyedLocks[int64](),
-		states:   newKeyedLocks[uint64](),
-		requests: newKeyedLocks[RequestHash](),
-		rows:     newKeyedLocks[int64](),
-		lanes:    newLanes(),
-		wakeup:   make(chan struct{}, 1),
-		index:    newIndex(),
-		claimed:  map[string]sentDelayed{},
-		senders:  map[uint64]struct{}{},
+		log:       logrus.WithField("component", "expiration"),
+		clock:     newClock(),
+		refreshes: newGroupCommit(store.Refresh),
+		claims:    newGroupCommit(store.Claim),
+		drops:     newGroupCommit(withoutCondition(store.Drop)),
+		deletes:   newGroupCommit(withoutCondition(store.Delete)),
+		closings:  newKeyedLocks[int64](),
+		states:    newKeyedLocks[uint64](),
+		requests:  newKeyedLocks[RequestHash](),
+		rows:      newKeyedLocks[int64](),
+		lanes:     newLanes(),
+		wakeup:    make(chan struct{}, 1),
+		index:     newIndex(),
+		claimed:   map[string]sentDelayed{},
+		senders:   map[uint64]struct{}{},
 	}
 	gauge := func(read func(*index) int) func() float64 {
 		return func() float64 {
@@ -458,7 +466,7 @@ func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) err
 	due := t.clock.now() + duration
 	deadline := t.clock.stored(due)
 	failpoint.Pass(failpoint.BeforeRefresh)
-	ok, err := t.commits.refresh(ctx, Refresh{NID: r.nid, Duration: duration, Deadline: deadline})
+	ok, err := t.refreshes.write(ctx, Refresh{NID: r.nid, Duration: duration, Deadline: deadline})
 	if err != nil {
 		t.metrics.errors.WithLabelValues("refresh").Inc()
 		return fmt.Errorf("storing a new deadline: %w", err)
@@ -694,15 +702,15 @@ func (t *Timers) removeRow(ctx context.Context, r ref) {
 	t.mu.Lock()
 	tm := t.index.at(r)
 	left := tm != nil && tm.left
-	remove := t.store.Drop
+	remove := t.drops
 	if left && (tm.claimed || tm.unsure) {
-		remove = t.store.Delete
+		remove = t.deletes
 	}
 	t.mu.Unlock()
 	if !left {
 		return
 	}
-	err := remove(ctx, r.nid)
+	_, err := remove.write(ctx, r.nid)
 	failpoint.Pass(failpoint.AfterDelete)
 	if err == nil {
 		t.mu.Lock()

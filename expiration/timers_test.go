@@ -679,7 +679,7 @@ func TestRoomsDoNotWaitForOneAnother(t *testing.T) {
 
 // More rooms than workers: those with the earliest deadlines first.
 func TestEarliestRoomsFirst(t *testing.T) {
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
+	inWorld(t, Config{MaxRunningPerUser: 3 * closers}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
 		const rooms = 3 * closers
 		for i := range rooms {

@@ -105,6 +105,14 @@ type writer struct {
 	refresh *sql.Stmt
 }
 
+const claimTimersSQL = "UPDATE expiration_timers AS t SET outcome = c.outcome, sent_event_id = c.event_id," +
+	" sent_room_version = c.room_version, sent_pdu = c.pdu" +
+	" FROM unnest($1::BIGINT[], $2::BIGINT[], $3::TEXT[], $4::TEXT[], $5::TEXT[], $6::BYTEA[])" +
+	" AS c (timer_nid, deadline_ms, outcome, event_id, room_version, pdu)" +
+	" WHERE t.timer_nid = c.timer_nid AND t.deadline_ms = c.deadline_ms AND t.outcome IS NULL RETURNING t.timer_nid"
+
+const deleteTimersSQL = "DELETE FROM expiration_timers WHERE timer_nid = ANY($1)"
+
 func (w writer) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	return w.db.ExecContext(ctx, query, args...)
 }
@@ -127,4 +135,32 @@ func (w writer) Refresh(ctx context.Context, refreshes []expiration.Refresh, fou
 		return err
 	}
 	return shared.ScanNIDs(ctx, rows, found)
+}
+
+func (w writer) Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error {
+	var (
+		nids, deadlines                  = make([]int64, len(claims)), make([]int64, len(claims))
+		outcomes, eventIDs, roomVersions = make([]string, len(claims)), make([]string, len(claims)), make([]string, len(claims))
+		pdus                             = make([][]byte, len(claims))
+	)
+	for i, c := range claims {
+		nids[i], deadlines[i], outcomes[i] = c.NID, c.Deadline.UnixMilli(), string(c.Outcome)
+		eventIDs[i], roomVersions[i], pdus[i] = c.Event.EventID, c.Event.RoomVersion, c.Event.PDU
+	}
+	rows, err := w.db.QueryContext(ctx, claimTimersSQL,
+		pq.Array(nids), pq.Array(deadlines), pq.Array(outcomes), pq.Array(eventIDs), pq.Array(roomVersions), pq.Array(pdus),
+	)
+	if err != nil {
+		return err
+	}
+	return shared.ScanNIDs(ctx, rows, found)
+}
+
+func (w writer) Delete(ctx context.Context, nids []int64, running bool) error {
+	query := deleteTimersSQL
+	if running {
+		query += shared.RunningSQL
+	}
+	_, err := w.db.ExecContext(ctx, query, pq.Array(nids))
+	return err
 }

@@ -21,7 +21,6 @@ const (
 		" duration_ms, received_ms, deadline_ms, request_hash, content, finalised_ms, event_id, error)" +
 		" SELECT event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
 		" request_hash, content, $1, $2, $3 FROM expiration_timers WHERE timer_nid = $4 AND content IS NOT NULL"
-	insertUnclaimedSQL = insertFinalisedSQL + " AND outcome IS NULL"
 	deleteDelayedSQL   = "DELETE FROM expiration_timers WHERE timer_nid = $1 AND content IS NOT NULL"
 	returningSenderSQL = " RETURNING sender"
 	// Those that were finalised later than the one that is to go are as many as are kept.
@@ -55,9 +54,9 @@ func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
 }
 
 func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, running bool, keep int) (done bool, err error) {
-	insert, remove := insertFinalisedSQL, deleteDelayedSQL
+	remove := deleteDelayedSQL
 	if running {
-		insert, remove = insertUnclaimedSQL, deleteDelayedSQL+" AND outcome IS NULL"
+		remove += RunningSQL
 	}
 	var eventID, failure *string
 	if f.EventID != "" {
@@ -68,10 +67,10 @@ func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, run
 		failure = &text
 	}
 	err = s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
-		if done, err = s.changed(txn.ExecContext(ctx, insert, f.At.UnixMilli(), eventID, failure, nid)); err != nil || !done {
+		if done, err = s.changed(txn.ExecContext(ctx, insertFinalisedSQL, f.At.UnixMilli(), eventID, failure, nid)); err != nil || !done {
 			return err
 		}
-		// Another transaction may have claimed it since.
+		// If it may not go, what was inserted is rolled back.
 		var sender string
 		if err := txn.QueryRowContext(ctx, remove+returningSenderSQL, nid).Scan(&sender); err != nil {
 			return err

@@ -23,12 +23,7 @@ const (
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
 		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id)" +
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
-	claimTimerSQL = "UPDATE expiration_timers" +
-		" SET outcome = $1, sent_event_id = $2, sent_room_version = $3, sent_pdu = $4" +
-		" WHERE timer_nid = $5 AND deadline_ms = $6 AND outcome IS NULL"
-	dropTimerSQL   = "DELETE FROM expiration_timers WHERE timer_nid = $1 AND outcome IS NULL"
-	deleteTimerSQL = "DELETE FROM expiration_timers WHERE timer_nid = $1"
-	selectSQL      = "SELECT timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
+	selectSQL = "SELECT timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
 		" deadline_ms, request_hash, outcome, sent_event_id, content IS NOT NULL, expires_ms, origin_server_ts, over_event_id, "
 	selectTimerSQL = selectSQL + "sent_room_version, sent_pdu, room_version, pdu, content" +
 		" FROM expiration_timers WHERE timer_nid = $1"
@@ -37,6 +32,9 @@ const (
 	selectRangeSQL  = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_timers"
 	pingSQL         = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
+
+// RunningSQL is the end of a statement that spares timers that are claimed.
+const RunningSQL = " AND outcome IS NULL"
 
 // readersAtStart is how many connections read all timers.
 const readersAtStart = 4
@@ -47,8 +45,11 @@ type Writer interface {
 	Exec(ctx context.Context, query string, args ...any) (sql.Result, error)
 	// Transaction calls f once, with a transaction that it must not end.
 	Transaction(ctx context.Context, f func(*sql.Tx) error) error
-	// Refresh changes running timers, all in one commit, and calls found for each of them.
+	// Refresh and Claim change timers that are as they must be, and call found for each of them.
 	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error
+	Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error
+	// Delete removes timers; if running is set, only those that are not claimed.
+	Delete(ctx context.Context, nids []int64, running bool) error
 }
 
 // Store implements expiration.Store.
@@ -107,12 +108,23 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
 }
 
 func (s *Store) Refresh(ctx context.Context, refreshes []expiration.Refresh) ([]bool, error) {
-	places := make(map[int64]int, len(refreshes))
-	for i, r := range refreshes {
-		places[r.NID] = i
+	return change(ctx, refreshes, func(r expiration.Refresh) int64 { return r.NID }, s.Writer.Refresh)
+}
+
+func (s *Store) Claim(ctx context.Context, claims []expiration.ConditionalClaim) ([]bool, error) {
+	return change(ctx, claims, func(c expiration.ConditionalClaim) int64 { return c.NID }, s.Writer.Claim)
+}
+
+// change writes to several timers and reports for each whether it was found.
+func change[W any](
+	ctx context.Context, writes []W, nid func(W) int64, write func(context.Context, []W, func(nid int64)) error,
+) ([]bool, error) {
+	places := make(map[int64]int, len(writes))
+	for i, w := range writes {
+		places[nid(w)] = i
 	}
-	found := make([]bool, len(refreshes))
-	err := s.Writer.Refresh(ctx, refreshes, func(nid int64) { found[places[nid]] = true })
+	found := make([]bool, len(writes))
+	err := write(ctx, writes, func(nid int64) { found[places[nid]] = true })
 	return found, err
 }
 
@@ -129,20 +141,12 @@ func ScanNIDs(ctx context.Context, rows *sql.Rows, found func(nid int64)) error 
 	return rows.Err()
 }
 
-func (s *Store) Claim(ctx context.Context, nid int64, deadline time.Time, c expiration.Claim) (bool, error) {
-	return s.changed(s.Writer.Exec(ctx, claimTimerSQL,
-		string(c.Outcome), c.Event.EventID, c.Event.RoomVersion, c.Event.PDU, nid, deadline.UnixMilli(),
-	))
+func (s *Store) Drop(ctx context.Context, nids []int64) error {
+	return s.Writer.Delete(ctx, nids, true)
 }
 
-func (s *Store) Drop(ctx context.Context, nid int64) error {
-	_, err := s.Writer.Exec(ctx, dropTimerSQL, nid)
-	return err
-}
-
-func (s *Store) Delete(ctx context.Context, nid int64) error {
-	_, err := s.Writer.Exec(ctx, deleteTimerSQL, nid)
-	return err
+func (s *Store) Delete(ctx context.Context, nids []int64) error {
+	return s.Writer.Delete(ctx, nids, false)
 }
 
 func (s *Store) Timer(ctx context.Context, nid int64) (expiration.Timer, error) {

@@ -187,6 +187,47 @@ func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh
 	})
 }
 
+const claimTimerSQL = "UPDATE expiration_timers" +
+	" SET outcome = $1, sent_event_id = $2, sent_room_version = $3, sent_pdu = $4" +
+	" WHERE timer_nid = $5 AND deadline_ms = $6 AND outcome IS NULL"
+
+// One event after the other: to make JSON of them, and take it apart again, would take longer.
+func (c *connection) Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error {
+	return c.Transaction(ctx, func(txn *sql.Tx) error {
+		statement, err := txn.PrepareContext(ctx, claimTimerSQL)
+		if err != nil {
+			return err
+		}
+		for _, claim := range claims {
+			res, err := statement.ExecContext(ctx, string(claim.Outcome),
+				claim.Event.EventID, claim.Event.RoomVersion, claim.Event.PDU, claim.NID, claim.Deadline.UnixMilli(),
+			)
+			if err != nil {
+				return err
+			}
+			if n, err := res.RowsAffected(); err == nil && n > 0 {
+				found(claim.NID)
+			}
+		}
+		return nil
+	})
+}
+
+const deleteTimersSQL = "DELETE FROM expiration_timers WHERE timer_nid IN (SELECT value FROM json_each($1))"
+
+func (c *connection) Delete(ctx context.Context, nids []int64, running bool) error {
+	query := deleteTimersSQL
+	if running {
+		query += shared.RunningSQL
+	}
+	data, err := json.Marshal(nids)
+	if err != nil {
+		return err
+	}
+	_, err = c.Exec(ctx, query, string(data))
+	return err
+}
+
 // open returns a connection whose commits survive a power failure. The write-ahead log saves one of two syncs for each;
 // for it the driver's own default would be not to sync at all.
 func (c *connection) open(ctx context.Context) (*sql.Conn, error) {

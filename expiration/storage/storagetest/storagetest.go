@@ -30,6 +30,7 @@ var expiringTests = []test{
 	{"RefreshesRunningTimersOnly", refreshesRunningTimersOnly},
 	{"RefreshesManyAtOnce", refreshesMany},
 	{"ClaimsOnceAndOnlyAsSeen", claimsOnce},
+	{"ClaimsManyAtOnce", claimsMany},
 	{"OneOfManyClaimsWins", oneClaimWins},
 	{"RefreshAndClaimExcludeEachOther", refreshOrClaim},
 	{"DropSparesClaimedTimers", dropSparesClaimed},
@@ -125,7 +126,7 @@ func listsAll(t *testing.T, open func() expiration.Store) {
 	for _, n := range []int{3, 1, 2} {
 		require.NoError(t, store.Insert(ctx, newTimer(n)))
 	}
-	ok, err := store.Claim(ctx, nid(2), newTimer(2).Deadline, newClaim(2))
+	ok, err := claim(ctx, store, nid(2), newTimer(2).Deadline, newClaim(2))
 	require.NoError(t, err)
 	require.True(t, ok)
 	require.Equal(t, []string{"$event1", "$event2", "$event3"}, list(t, open()))
@@ -170,7 +171,7 @@ func refreshesRunningTimersOnly(t *testing.T, open func() expiration.Store) {
 	require.NoError(t, err)
 	require.Equal(t, deadline, got.Deadline)
 	require.Equal(t, 7*time.Second, got.Duration)
-	ok, err := store.Claim(ctx, nid(1), deadline, newClaim(1))
+	ok, err := claim(ctx, store, nid(1), deadline, newClaim(1))
 	require.NoError(t, err)
 	require.True(t, ok)
 	refresh(false)
@@ -182,6 +183,12 @@ func refreshesRunningTimersOnly(t *testing.T, open func() expiration.Store) {
 // refresh refreshes one timer.
 func refresh(ctx context.Context, store expiration.Store, nid int64, duration time.Duration, deadline time.Time) (bool, error) {
 	found, err := store.Refresh(ctx, []expiration.Refresh{{NID: nid, Duration: duration, Deadline: deadline}})
+	return err == nil && found[0], err
+}
+
+// claim claims one timer.
+func claim(ctx context.Context, store expiration.Store, nid int64, deadline time.Time, c expiration.Claim) (bool, error) {
+	found, err := store.Claim(ctx, []expiration.ConditionalClaim{{NID: nid, Deadline: deadline, Claim: c}})
 	return err == nil && found[0], err
 }
 
@@ -198,7 +205,7 @@ func refreshesMany(t *testing.T, open func() expiration.Store) {
 			require.NoError(t, store.Insert(ctx, timer))
 		}
 		if !missing && claimed {
-			ok, err := store.Claim(ctx, timer.NID, timer.Deadline, newClaim(n))
+			ok, err := claim(ctx, store, timer.NID, timer.Deadline, newClaim(n))
 			require.NoError(t, err)
 			require.True(t, ok)
 		}
@@ -229,19 +236,19 @@ func refreshesMany(t *testing.T, open func() expiration.Store) {
 func claimsOnce(t *testing.T, open func() expiration.Store) {
 	store, ctx := open(), t.Context()
 	timer := newTimer(1)
-	claim := func(deadline time.Time, c expiration.Claim) bool {
+	claims := func(deadline time.Time, c expiration.Claim) bool {
 		t.Helper()
-		ok, err := store.Claim(ctx, timer.NID, deadline, c)
+		ok, err := claim(ctx, store, timer.NID, deadline, c)
 		require.NoError(t, err)
 		return ok
 	}
-	require.False(t, claim(timer.Deadline, newClaim(1)), "no timer")
+	require.False(t, claims(timer.Deadline, newClaim(1)), "no timer")
 	require.NoError(t, store.Insert(ctx, timer))
 	require.NoError(t, store.Insert(ctx, newTimer(2)))
-	require.False(t, claim(timer.Deadline.Add(time.Millisecond), newClaim(1)), "another deadline")
-	require.False(t, claim(timer.Deadline.Add(-time.Millisecond), newClaim(1)), "another deadline")
-	require.True(t, claim(timer.Deadline, newClaim(1)))
-	require.False(t, claim(timer.Deadline, newClaim(2)), "claimed already")
+	require.False(t, claims(timer.Deadline.Add(time.Millisecond), newClaim(1)), "another deadline")
+	require.False(t, claims(timer.Deadline.Add(-time.Millisecond), newClaim(1)), "another deadline")
+	require.True(t, claims(timer.Deadline, newClaim(1)))
+	require.False(t, claims(timer.Deadline, newClaim(2)), "claimed already")
 	timer.Claim = new(expiration.Claim)
 	*timer.Claim = newClaim(1)
 	got, err := open().Timer(ctx, timer.NID)
@@ -250,6 +257,47 @@ func claimsOnce(t *testing.T, open func() expiration.Store) {
 	got, err = store.Timer(ctx, nid(2))
 	require.NoError(t, err)
 	require.Nil(t, got.Claim, "somebody else's timer was claimed")
+}
+
+func claimsMany(t *testing.T, open func() expiration.Store) {
+	const many = 600
+	store, ctx := open(), t.Context()
+	var claims []expiration.ConditionalClaim
+	var want []bool
+	for n := range many {
+		timer := newTimer(n)
+		// Every third is not there, every fifth was refreshed, and every seventh is claimed.
+		missing, refreshed, claimed := n%3 == 0, n%5 == 0, n%7 == 0
+		if !missing {
+			require.NoError(t, store.Insert(ctx, timer))
+		}
+		if !missing && claimed {
+			ok, err := claim(ctx, store, timer.NID, timer.Deadline, newClaim(n))
+			require.NoError(t, err)
+			require.True(t, ok)
+		}
+		if refreshed {
+			timer.Deadline = timer.Deadline.Add(-time.Second)
+		}
+		claims = append(claims, expiration.ConditionalClaim{NID: timer.NID, Deadline: timer.Deadline, Claim: newClaim(many + n)})
+		want = append(want, !missing && !refreshed && !claimed)
+	}
+	found, err := store.Claim(ctx, claims)
+	require.NoError(t, err)
+	require.Equal(t, want, found)
+	store = open()
+	for n, c := range claims {
+		timer, err := store.Timer(ctx, c.NID)
+		if want[n] {
+			require.NoError(t, err)
+			require.Equal(t, c.Claim, *timer.Claim)
+		} else if err == nil && timer.Claim != nil {
+			require.Equal(t, newClaim(n), *timer.Claim)
+		}
+	}
+	found, err = store.Claim(ctx, nil)
+	require.NoError(t, err)
+	require.Empty(t, found)
 }
 
 func oneClaimWins(t *testing.T, open func() expiration.Store) {
@@ -263,7 +311,7 @@ func oneClaimWins(t *testing.T, open func() expiration.Store) {
 	)
 	for n := range 20 {
 		wg.Go(func() {
-			ok, err := store.Claim(ctx, timer.NID, timer.Deadline, newClaim(n))
+			ok, err := claim(ctx, store, timer.NID, timer.Deadline, newClaim(n))
 			if err != nil {
 				t.Error(err)
 			}
@@ -297,7 +345,7 @@ func refreshOrClaim(t *testing.T, open func() expiration.Store) {
 		})
 		wg.Go(func() {
 			var err error
-			if claimed, err = store.Claim(ctx, timer.NID, timer.Deadline, newClaim(n)); err != nil {
+			if claimed, err = claim(ctx, store, timer.NID, timer.Deadline, newClaim(n)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -308,22 +356,26 @@ func refreshOrClaim(t *testing.T, open func() expiration.Store) {
 
 func dropSparesClaimed(t *testing.T, open func() expiration.Store) {
 	store, ctx := open(), t.Context()
-	for n := range 4 {
+	for n := range 8 {
 		require.NoError(t, store.Insert(ctx, newTimer(n)))
 	}
-	for n := range 2 {
-		ok, err := store.Claim(ctx, nid(n), newTimer(n).Deadline, newClaim(n))
+	for _, n := range []int{0, 1, 4, 5} {
+		ok, err := claim(ctx, store, nid(n), newTimer(n).Deadline, newClaim(n))
 		require.NoError(t, err)
 		require.True(t, ok)
 	}
-	require.NoError(t, store.Drop(ctx, nid(0)), "claimed: stays")
-	require.NoError(t, store.Delete(ctx, nid(1)), "claimed: goes")
-	require.NoError(t, store.Drop(ctx, nid(2)), "running: goes")
-	require.Equal(t, []string{"$event0", "$event3"}, list(t, open()))
-	require.NoError(t, store.Delete(ctx, nid(3)), "running: goes")
-	require.NoError(t, store.Delete(ctx, nid(3)), "a second time: no error")
-	require.NoError(t, store.Drop(ctx, nid(3)))
-	require.Equal(t, []string{"$event0"}, list(t, open()))
+	require.NoError(t, store.Drop(ctx, []int64{nid(0)}), "claimed: stays")
+	require.NoError(t, store.Delete(ctx, []int64{nid(1)}), "claimed: goes")
+	require.NoError(t, store.Drop(ctx, []int64{nid(2)}), "running: goes")
+	require.Equal(t, []string{"$event0", "$event3", "$event4", "$event5", "$event6", "$event7"}, list(t, open()))
+	require.NoError(t, store.Delete(ctx, []int64{nid(3)}), "running: goes")
+	require.NoError(t, store.Delete(ctx, []int64{nid(3)}), "a second time: no error")
+	require.NoError(t, store.Drop(ctx, []int64{nid(3)}))
+	require.Equal(t, []string{"$event0", "$event4", "$event5", "$event6", "$event7"}, list(t, open()))
+	require.NoError(t, store.Drop(ctx, []int64{nid(4), nid(6), nid(8)}), "some claimed, some running, some not there")
+	require.Equal(t, []string{"$event0", "$event4", "$event5", "$event7"}, list(t, open()))
+	require.NoError(t, store.Delete(ctx, []int64{nid(5), nid(7), nid(8)}))
+	require.Equal(t, []string{"$event0", "$event4"}, list(t, open()))
 }
 
 func obeysContext(t *testing.T, open func() expiration.Store) {
