@@ -251,7 +251,7 @@ func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err er
 	if err == nil {
 		return t.closed(ctx, r, row, o)
 	}
-	if reason, awaited := awaitedEvent(err); awaited && t.givenUp(r) {
+	if reason, awaited := awaitedEvent(err); awaited && t.givenUp(r, reason) {
 		err = &DropError{Reason: reason, Cause: err}
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
@@ -275,7 +275,7 @@ func awaitedEvent(err error) (DropReason, bool) {
 }
 
 // givenUp counts how many times the roomserver was waited for, and reports whether that was enough.
-func (t *Timers) givenUp(r ref) bool {
+func (t *Timers) givenUp(r ref, reason DropReason) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tm := t.index.at(r)
@@ -283,6 +283,7 @@ func (t *Timers) givenUp(r ref) bool {
 		return false
 	}
 	tm.awaited++
+	tm.unsent = reason == NeverSent
 	return tm.awaited > givenUpAfter
 }
 

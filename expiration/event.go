@@ -206,7 +206,8 @@ func (e *DropError) Unwrap() error { return e.Cause }
 
 // LimitError is the error of Begin and Schedule for a user who has as many running timers, or scheduled events, as are allowed.
 type LimitError struct {
-	// RetryAfter is how long it is until the first of the user's timers runs out, if nobody refreshes it.
+	// RetryAfter is how long it is until the first of the user's timers runs out, if nobody refreshes it, or is looked at again
+	// if it has.
 	RetryAfter time.Duration
 }
 

@@ -42,7 +42,7 @@ type timer struct {
 	unsure bool
 	// confirmed is set when the roomserver has said that the event is in its room, since the process started.
 	confirmed bool
-	// unsent is set when the roomserver has failed to take the event, until it turns out that it has it.
+	// unsent is set when the roomserver has failed to take the event, or does not know it, until it turns out that it has it.
 	unsent bool
 	// doubtful is set while somebody must look again whether the event was replaced.
 	doubtful bool

@@ -63,7 +63,8 @@ const (
 	// back behind it. With lastPause between them it is more than an hour, in which the roomserver's queue brings what a crash
 	// has left in it: Dendrite waits some five minutes for that.
 	givenUpAfter = 125
-	// unsentFactor times as many timers as may be running can a user have whose events the roomserver has failed to take.
+	// unsentFactor times as many timers as may be running can a user have whose events the roomserver has failed to take, or
+	// does not know.
 	unsentFactor = 10
 )
 
@@ -237,7 +238,7 @@ type Pending struct {
 // Begin stores the timer of an event that is about to be given to the roomserver. The deadline is the given duration,
 // which must be positive, from now. The limit of running timers does not hold for exempt users; for others the error is
 // a *LimitError when it is reached. A timer that the new event replaces does not count, nor does, within bounds, one whose
-// event the roomserver has failed to take: most likely it never runs.
+// event the roomserver has failed to take, or does not know: most likely it never runs.
 func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exempt bool) (*Pending, error) {
 	r, existed, err := t.insert(ctx, Timer{Event: e, Duration: duration}, exempt)
 	if err != nil {
@@ -306,8 +307,8 @@ func (t *Timers) overLimit(row Timer, now time.Duration) error {
 		if tm.delayed != delayed {
 			return
 		}
-		if count+unsent == 0 || tm.due < first {
-			first = tm.due
+		if end := max(tm.due, tm.wake); count+unsent == 0 || end < first {
+			first = end
 		}
 		switch {
 		case tm.unsent:

@@ -949,10 +949,20 @@ func TestRoomserverFailsToTakeEvents(t *testing.T) {
 			}
 			return err
 		}
-		for n := range 2 * unsentFactor {
+		for n := range 3 {
 			require.NoError(t, refused(n))
 		}
-		require.Error(t, refused(100), "there is a bound all the same")
+		w.restart(time.Minute)
+		synctest.Wait()
+		for n := 3; n < 2*unsentFactor; n++ {
+			require.NoError(t, refused(n))
+		}
+		var limit *LimitError
+		require.ErrorAs(t, refused(100), &limit, "there is a bound all the same")
+		w.restart(time.Minute)
+		synctest.Wait()
+		require.ErrorAs(t, refused(100), &limit)
+		require.Equal(t, firstPause, limit.RetryAfter, "when the first of them is looked for again")
 		eventID, err := w.Sent(t.Context(), RequestHash{0})
 		require.NoError(t, err)
 		require.Equal(t, "$event0", eventID)

@@ -351,6 +351,9 @@ func (l *ledger) checkClosings(entries map[string]*entry, byID map[string]roomEv
 			if e.key == "" || at.depth <= byID[original].depth || at.depth > c.depth {
 				continue
 			}
+			if at.timestamp() < byID[original].timestamp() && !at.after(byID[original], byID) {
+				continue // the room was set back behind it, and the original is what came later
+			}
 			switch {
 			case c.after(at, byID):
 				l.fault("%s was closed by %s over %s (%s)", byID[original], c, at, entries[at.id])
