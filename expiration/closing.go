@@ -230,7 +230,7 @@ func (t *Timers) claim(ctx context.Context, r ref, due time.Duration, c Claim) e
 	failpoint.Pass(failpoint.BeforeClaim)
 	ok, err := true, error(nil)
 	if c.Event.PDU != nil {
-		ok, err = t.claims.write(ctx, ConditionalClaim{NID: r.nid, Deadline: deadline, Claim: c})
+		ok, err = t.claims.do(ctx, ConditionalClaim{NID: r.nid, Deadline: deadline, Claim: c})
 	}
 	failpoint.Pass(failpoint.AfterClaim)
 	t.mu.Lock()

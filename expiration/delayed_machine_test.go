@@ -36,7 +36,7 @@ func delayedActions(calm bool) *rapid.Generator[action] {
 		"schedule", "schedule", "restart", "restart", "sleep", "sleep", "send", "cancel", "repeat", "refuse", "accept",
 		"set", "replace", "replace silently",
 	}
-	operations := []string{"insert", "refresh", "claim", "timer", "drop", "finalise", "finalised", "requested", "build", "input", "look", "slow build", "slow input"}
+	operations := []string{"insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "build", "input", "look", "slow build", "slow input"}
 	if !calm {
 		todo = append(todo, "faults", "faults", "heal", "crash", "overtake", "overtake")
 	}

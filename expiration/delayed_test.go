@@ -284,7 +284,7 @@ func TestDelayedEventsOfARoomComeInOrder(t *testing.T) {
 
 // Whatever fails in passing, and whether it is written or not, the event comes once, and it is known what became of it.
 func TestPassingFaultsOfDelayedEvents(t *testing.T) {
-	for _, fault := range []string{"timer", "claim", "finalise", "build", "input", "replaced"} {
+	for _, fault := range []string{"read", "claim", "finalise", "build", "input", "replaced"} {
 		for _, written := range []bool{false, true} {
 			for _, now := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s written=%t now=%t", fault, written, now), func(t *testing.T) {
@@ -777,7 +777,7 @@ func TestDelayIDsOfSentEvents(t *testing.T) {
 		check(true)
 		require.Equal(t, eventID, w.final(delayID).EventID, "being sent")
 		wantFinalised(t, w.RestartDelayed(t.Context(), delayID, alice), Final.Sent)
-		w.store.set(false, failing("timer"))
+		w.store.set(false, failing("read"))
 		w.restart(time.Second)
 		check(true)
 		w.roomserver.set(hooks{})

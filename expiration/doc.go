@@ -76,9 +76,9 @@
 //  3. the lock of a (room, type, state key) in Timers.states, see [Timers.LockState]; under it the roomserver's own lock
 //     for sends of one user in one room is taken
 //  4. the timer's lock in Timers.rows: one write to its row at a time, and memory says what was written last; under it a
-//     write waits for its groupCommit.turn, or for whoever has it, who takes no other lock meanwhile
+//     read or write waits for the turn of its batch, or for whoever has it, who takes no other lock meanwhile
 //  5. Timers.mu: the index in memory; held while nothing is waited for, but for the database at the start
-//  6. leaves: lanes.mu, groupCommit.mu, and the locks inside keyedLocks
+//  6. leaves: lanes.mu, batches.mu, and the locks inside keyedLocks
 //
 // The package knows nothing of Dendrite. What it needs it asks of a [Store] and a [Roomserver].
 package expiration

@@ -136,8 +136,8 @@ type Store interface {
 	Requested(ctx context.Context, h RequestHash) (rowID string, err error)
 	// Prune forgets what was finalised before a time.
 	Prune(ctx context.Context, before time.Time) error
-	// Timer returns a timer, or ErrNotFound.
-	Timer(ctx context.Context, nid int64) (Timer, error)
+	// Read returns timers, and nil for each that is not there.
+	Read(ctx context.Context, nids []int64) ([]*Timer, error)
 	// Timers calls f for each timer, in any order, until f returns an error, which it returns. Of signed events it gives the
 	// IDs alone.
 	Timers(ctx context.Context, f func(Timer) error) error

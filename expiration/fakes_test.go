@@ -184,12 +184,16 @@ func (s *memoryStore) Prune(_ context.Context, before time.Time) error {
 	})
 }
 
-func (s *memoryStore) Timer(_ context.Context, nid int64) (row Timer, err error) {
-	found := false
-	if err = s.do("timer", func() { row, found = s.rows[nid] }); err == nil && !found {
-		err = ErrNotFound
-	}
-	return row, err
+func (s *memoryStore) Read(_ context.Context, nids []int64) ([]*Timer, error) {
+	rows := make([]*Timer, len(nids))
+	err := s.do("read", func() {
+		for i, nid := range nids {
+			if row, ok := s.rows[nid]; ok {
+				rows[i] = &row
+			}
+		}
+	})
+	return rows, err
 }
 
 func (s *memoryStore) Timers(_ context.Context, f func(Timer) error) error {

@@ -52,7 +52,7 @@ func (a action) String() string {
 }
 
 // The things that can go wrong: operations of the store, and moments in the roomserver.
-var faults = []string{"insert", "refresh", "claim", "timer", "drop", "delete", "build", "input", "slow build", "slow input"}
+var faults = []string{"insert", "refresh", "claim", "read", "drop", "delete", "build", "input", "slow build", "slow input"}
 
 // actions draws lines of scripts. In a calm one nothing fails and nothing takes time.
 func actions(calm bool) *rapid.Generator[action] {

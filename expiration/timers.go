@@ -78,10 +78,11 @@ type Timers struct {
 	log        *logrus.Entry
 	clock      clock
 
-	refreshes *groupCommit[Refresh]
-	claims    *groupCommit[ConditionalClaim]
-	drops     *groupCommit[int64]
-	deletes   *groupCommit[int64]
+	reads     *batches[int64, *Timer]
+	refreshes *batches[Refresh, bool]
+	claims    *batches[ConditionalClaim, bool]
+	drops     *batches[int64, struct{}]
+	deletes   *batches[int64, struct{}]
 
 	closings *keyedLocks[int64]  // by the timers' NIDs
 	states   *keyedLocks[uint64] // by the hashes of the pieces of state
@@ -108,10 +109,11 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		cfg: cfg, store: store, roomserver: roomserver, tokens: tokens,
 		log:       logrus.WithField("component", "expiration"),
 		clock:     newClock(),
-		refreshes: newGroupCommit(store.Refresh),
-		claims:    newGroupCommit(store.Claim),
-		drops:     newGroupCommit(withoutCondition(store.Drop)),
-		deletes:   newGroupCommit(withoutCondition(store.Delete)),
+		reads:     newBatches(store.Read),
+		refreshes: newBatches(store.Refresh),
+		claims:    newBatches(store.Claim),
+		drops:     newBatches(withoutAnswers(store.Drop)),
+		deletes:   newBatches(withoutAnswers(store.Delete)),
 		closings:  newKeyedLocks[int64](),
 		states:    newKeyedLocks[uint64](),
 		requests:  newKeyedLocks[RequestHash](),
@@ -467,7 +469,7 @@ func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) err
 	due := t.clock.now() + duration
 	deadline := t.clock.stored(due)
 	failpoint.Pass(failpoint.BeforeRefresh)
-	ok, err := t.refreshes.write(ctx, Refresh{NID: r.nid, Duration: duration, Deadline: deadline})
+	ok, err := t.refreshes.do(ctx, Refresh{NID: r.nid, Duration: duration, Deadline: deadline})
 	if err != nil {
 		t.metrics.errors.WithLabelValues("refresh").Inc()
 		return fmt.Errorf("storing a new deadline: %w", err)
@@ -711,7 +713,7 @@ func (t *Timers) removeRow(ctx context.Context, r ref) {
 	if !left {
 		return
 	}
-	_, err := remove.write(ctx, r.nid)
+	_, err := remove.do(ctx, r.nid)
 	failpoint.Pass(failpoint.AfterDelete)
 	if err == nil {
 		t.mu.Lock()
@@ -771,8 +773,8 @@ func (t *Timers) loadLocked(ctx context.Context, r ref) (row Timer, due time.Dur
 	if gone {
 		return row, 0, ErrNotFound
 	}
-	row, err = t.store.Timer(ctx, r.nid)
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	found, err := t.reads.do(ctx, r.nid)
+	if err != nil {
 		return row, 0, fmt.Errorf("reading a timer: %w", err)
 	}
 	t.mu.Lock()
@@ -780,15 +782,16 @@ func (t *Timers) loadLocked(ctx context.Context, r ref) (row Timer, due time.Dur
 	if tm = t.index.at(r); tm == nil || tm.gone {
 		return row, 0, ErrNotFound
 	}
-	if err != nil {
+	if found == nil {
 		if tm.delayed && tm.claimed { // and finalised, though that failed
 			t.senders[tm.sender] = struct{}{}
 			t.forgetClaimed(r)
 		}
 		t.index.remove(r)
 		t.index.forgetRow(r)
-		return row, 0, err
+		return row, 0, ErrNotFound
 	}
+	row = *found
 	tm.unsure, tm.claimed, tm.duration = false, row.Claim != nil, row.Duration
 	if deadline := row.Deadline.UnixMilli(); deadline != tm.deadline {
 		tm.deadline, tm.due = deadline, t.clock.moment(row.Deadline)

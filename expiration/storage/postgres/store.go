@@ -111,8 +111,6 @@ const claimTimersSQL = "UPDATE expiration_timers AS t SET outcome = c.outcome, s
 	" AS c (timer_nid, deadline_ms, outcome, event_id, room_version, pdu)" +
 	" WHERE t.timer_nid = c.timer_nid AND t.deadline_ms = c.deadline_ms AND t.outcome IS NULL RETURNING t.timer_nid"
 
-const deleteTimersSQL = "DELETE FROM expiration_timers WHERE timer_nid = ANY($1)"
-
 func (w writer) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	return w.db.ExecContext(ctx, query, args...)
 }
@@ -154,13 +152,4 @@ func (w writer) Claim(ctx context.Context, claims []expiration.ConditionalClaim,
 		return err
 	}
 	return shared.ScanNIDs(ctx, rows, found)
-}
-
-func (w writer) Delete(ctx context.Context, nids []int64, running bool) error {
-	query := deleteTimersSQL
-	if running {
-		query += shared.RunningSQL
-	}
-	_, err := w.db.ExecContext(ctx, query, pq.Array(nids))
-	return err
 }

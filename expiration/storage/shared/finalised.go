@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/matrix-org/dendrite/internal"
@@ -28,7 +26,7 @@ const (
 		" (SELECT finalised_nid FROM expiration_finalised WHERE sender = $2 ORDER BY finalised_nid DESC LIMIT 1 OFFSET $3)"
 	selectFinalisedSQL = "SELECT row_id, room_id, event_type, state_key, sender, duration_ms, received_ms, deadline_ms, content," +
 		" finalised_ms, event_id, error FROM expiration_finalised WHERE token_hash = $1"
-	selectFinalisedAsSQL = "SELECT event_id, row_id FROM expiration_finalised WHERE sender = $1 AND event_id IN ("
+	selectFinalisedAsSQL = "SELECT event_id, row_id FROM expiration_finalised WHERE sender = $1 AND event_id IN "
 	selectSendersSQL     = "SELECT DISTINCT sender FROM expiration_finalised WHERE event_id IS NOT NULL"
 	selectRequestSQL     = "SELECT event_id FROM expiration_timers WHERE request_hash = $1 AND content IS NOT NULL" +
 		" UNION ALL SELECT row_id FROM expiration_finalised WHERE request_hash = $2 LIMIT 1"
@@ -56,7 +54,7 @@ func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
 func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, running bool, keep int) (done bool, err error) {
 	remove := deleteDelayedSQL
 	if running {
-		remove += RunningSQL
+		remove += runningSQL
 	}
 	var eventID, failure *string
 	if f.EventID != "" {
@@ -117,23 +115,12 @@ func (s *Store) FinalisedAs(ctx context.Context, sender string, eventIDs []strin
 	for len(eventIDs) > 0 {
 		some := eventIDs[:min(len(eventIDs), maxParameters)]
 		eventIDs = eventIDs[len(some):]
-		args := []any{sender}
-		var query strings.Builder
-		query.WriteString(selectFinalisedAsSQL)
-		for i, eventID := range some {
-			if i > 0 {
-				query.WriteByte(',')
-			}
-			query.WriteString("$" + strconv.Itoa(i+2))
-			args = append(args, eventID)
-		}
-		query.WriteByte(')')
 		if err := s.each(ctx, func(rows *sql.Rows) error {
 			var eventID, rowID string
 			err := rows.Scan(&eventID, &rowID)
 			rowIDs[eventID] = rowID
 			return err
-		}, query.String(), args...); err != nil {
+		}, selectFinalisedAsSQL+list(2, len(some)), append([]any{sender}, arguments(some)...)...); err != nil {
 			return nil, err
 		}
 	}

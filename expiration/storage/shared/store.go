@@ -5,8 +5,9 @@ package shared
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,16 +26,16 @@ const (
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
 	selectSQL = "SELECT timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
 		" deadline_ms, request_hash, outcome, sent_event_id, content IS NOT NULL, expires_ms, origin_server_ts, over_event_id, "
-	selectTimerSQL = selectSQL + "sent_room_version, sent_pdu, room_version, pdu, content" +
-		" FROM expiration_timers WHERE timer_nid = $1"
+	readTimersSQL   = selectSQL + "sent_room_version, sent_pdu, room_version, pdu, content FROM expiration_timers WHERE timer_nid IN "
+	deleteTimersSQL = "DELETE FROM expiration_timers WHERE timer_nid IN "
 	// The events themselves are large, and are not asked for.
 	selectTimersSQL = selectSQL + "NULL, NULL, NULL, NULL, NULL FROM expiration_timers WHERE timer_nid BETWEEN $1 AND $2"
 	selectRangeSQL  = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_timers"
 	pingSQL         = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
 
-// RunningSQL is the end of a statement that spares timers that are claimed.
-const RunningSQL = " AND outcome IS NULL"
+// runningSQL is the end of a statement that spares timers that are claimed.
+const runningSQL = " AND outcome IS NULL"
 
 // readersAtStart is how many connections read all timers.
 const readersAtStart = 4
@@ -48,8 +49,6 @@ type Writer interface {
 	// Refresh and Claim change timers that are as they must be, and call found for each of them.
 	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error
 	Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error
-	// Delete removes timers; if running is set, only those that are not claimed.
-	Delete(ctx context.Context, nids []int64, running bool) error
 }
 
 // Store implements expiration.Store.
@@ -142,19 +141,36 @@ func ScanNIDs(ctx context.Context, rows *sql.Rows, found func(nid int64)) error 
 }
 
 func (s *Store) Drop(ctx context.Context, nids []int64) error {
-	return s.Writer.Delete(ctx, nids, true)
+	return s.delete(ctx, runningSQL, nids)
 }
 
 func (s *Store) Delete(ctx context.Context, nids []int64) error {
-	return s.Writer.Delete(ctx, nids, false)
+	return s.delete(ctx, "", nids)
 }
 
-func (s *Store) Timer(ctx context.Context, nid int64) (expiration.Timer, error) {
-	t, err := scan(s.DB.QueryRowContext(ctx, selectTimerSQL, nid))
-	if errors.Is(err, sql.ErrNoRows) {
-		return t, expiration.ErrNotFound
+func (s *Store) delete(ctx context.Context, condition string, nids []int64) error {
+	if len(nids) == 0 {
+		return nil
 	}
-	return t, err
+	_, err := s.Writer.Exec(ctx, deleteTimersSQL+list(1, len(nids))+condition, arguments(nids)...)
+	return err
+}
+
+func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, error) {
+	if len(nids) == 0 {
+		return nil, nil
+	}
+	found := make(map[int64]*expiration.Timer, len(nids))
+	err := s.each(ctx, func(rows *sql.Rows) error {
+		t, err := scan(rows)
+		found[t.NID] = &t
+		return err
+	}, readTimersSQL+list(1, len(nids)), arguments(nids)...)
+	timers := make([]*expiration.Timer, len(nids))
+	for i, nid := range nids {
+		timers[i] = found[nid]
+	}
+	return timers, err
 }
 
 // Timers reads with several connections at once: for a million timers, most of the time goes into taking rows apart.
@@ -215,6 +231,24 @@ func (s *Store) timers(ctx context.Context, first, last int64, f func([]expirati
 func (s *Store) Ping(ctx context.Context) error {
 	var n int
 	return s.DB.QueryRowContext(ctx, pingSQL).Scan(&n)
+}
+
+// list returns the places of n parameters, the first of which has a number.
+func list(first, n int) string {
+	var b strings.Builder
+	for i := range n {
+		b.WriteString(",$" + strconv.Itoa(first+i))
+	}
+	return "(" + strings.TrimPrefix(b.String(), ",") + ")"
+}
+
+// arguments returns what stands in the places of parameters.
+func arguments[T any](values []T) []any {
+	args := make([]any, len(values))
+	for i, value := range values {
+		args[i] = value
+	}
+	return args
 }
 
 // changed reports whether a statement found its row.

@@ -213,21 +213,6 @@ func (c *connection) Claim(ctx context.Context, claims []expiration.ConditionalC
 	})
 }
 
-const deleteTimersSQL = "DELETE FROM expiration_timers WHERE timer_nid IN (SELECT value FROM json_each($1))"
-
-func (c *connection) Delete(ctx context.Context, nids []int64, running bool) error {
-	query := deleteTimersSQL
-	if running {
-		query += shared.RunningSQL
-	}
-	data, err := json.Marshal(nids)
-	if err != nil {
-		return err
-	}
-	_, err = c.Exec(ctx, query, string(data))
-	return err
-}
-
 // open returns a connection whose commits survive a power failure. The write-ahead log saves one of two syncs for each;
 // for it the driver's own default would be not to sync at all.
 func (c *connection) open(ctx context.Context) (*sql.Conn, error) {

@@ -90,7 +90,7 @@ func keepsDelayedEvents(t *testing.T, open func() expiration.Store) {
 	insert(t, store, full, bare, expiring)
 	store = open()
 	for _, want := range []expiration.Timer{full, bare, expiring} {
-		got, err := store.Timer(t.Context(), want.NID)
+		got, err := read(t.Context(), store, want.NID)
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	}
@@ -145,7 +145,7 @@ func refreshesAndClaimsDelayedEvents(t *testing.T, open func() expiration.Store)
 	require.True(t, ok)
 	claim := newClaim(1)
 	timer.Claim = &claim
-	got, err := open().Timer(ctx, nid(1))
+	got, err := read(ctx, open(), nid(1))
 	require.NoError(t, err)
 	require.Equal(t, timer, got)
 }
@@ -163,7 +163,7 @@ func finalisesOnce(t *testing.T, open func() expiration.Store) {
 	store = open()
 	for n, f := range []expiration.Final{newFinal(0), cancelled, refused} {
 		wantFinalised(t, store, n, f)
-		_, err := store.Timer(t.Context(), nid(n))
+		_, err := read(t.Context(), store, nid(n))
 		require.ErrorIs(t, err, expiration.ErrNotFound)
 	}
 	require.Empty(t, list(t, store))

@@ -59,13 +59,13 @@ func Migrated(t *testing.T, store expiration.Store) {
 	}
 	claimed, claim := newTimer(claimedBefore), newClaim(claimedBefore)
 	claimed.Claim = &claim
-	got, err := store.Timer(t.Context(), claimed.NID)
+	got, err := read(t.Context(), store, claimed.NID)
 	require.NoError(t, err)
 	require.Equal(t, claimed, got)
 
 	for _, another := range []expiration.Timer{newTimer(7), newDelayed(8)} {
 		require.NoError(t, store.Insert(t.Context(), another))
-		got, err := store.Timer(t.Context(), another.NID)
+		got, err := read(t.Context(), store, another.NID)
 		require.NoError(t, err)
 		require.Equal(t, another, got)
 	}

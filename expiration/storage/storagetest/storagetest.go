@@ -90,12 +90,18 @@ func keepsWhatWasInserted(t *testing.T, open func() expiration.Store) {
 	}
 	store = open()
 	for _, want := range []expiration.Timer{withState, message, emptyKey} {
-		got, err := store.Timer(ctx, want.NID)
+		got, err := read(ctx, store, want.NID)
 		require.NoError(t, err)
 		require.Equal(t, want, got)
 	}
-	_, err := store.Timer(ctx, nid(99))
+	_, err := read(ctx, store, nid(99))
 	require.ErrorIs(t, err, expiration.ErrNotFound)
+	several, err := store.Read(ctx, []int64{message.NID, nid(99), withState.NID})
+	require.NoError(t, err)
+	require.Equal(t, []*expiration.Timer{&message, nil, &withState}, several)
+	several, err = store.Read(ctx, nil)
+	require.NoError(t, err)
+	require.Empty(t, several)
 }
 
 func refusesASecondTimer(t *testing.T, open func() expiration.Store) {
@@ -131,7 +137,7 @@ func listsAll(t *testing.T, open func() expiration.Store) {
 	require.True(t, ok)
 	require.Equal(t, []string{"$event1", "$event2", "$event3"}, list(t, open()))
 	require.NoError(t, store.Timers(ctx, func(got expiration.Timer) error {
-		want, err := store.Timer(ctx, got.NID)
+		want, err := read(ctx, store, got.NID)
 		require.NoError(t, err)
 		want.Event.Request.Signed = expiration.SignedEvent{EventID: want.Event.ID}
 		if want.Claim != nil {
@@ -167,7 +173,7 @@ func refreshesRunningTimersOnly(t *testing.T, open func() expiration.Store) {
 	refresh(false)
 	require.NoError(t, store.Insert(ctx, newTimer(1)))
 	refresh(true)
-	got, err := open().Timer(ctx, nid(1))
+	got, err := read(ctx, open(), nid(1))
 	require.NoError(t, err)
 	require.Equal(t, deadline, got.Deadline)
 	require.Equal(t, 7*time.Second, got.Duration)
@@ -175,7 +181,7 @@ func refreshesRunningTimersOnly(t *testing.T, open func() expiration.Store) {
 	require.NoError(t, err)
 	require.True(t, ok)
 	refresh(false)
-	got, err = store.Timer(ctx, nid(1))
+	got, err = read(ctx, store, nid(1))
 	require.NoError(t, err)
 	require.Equal(t, deadline, got.Deadline)
 }
@@ -184,6 +190,18 @@ func refreshesRunningTimersOnly(t *testing.T, open func() expiration.Store) {
 func refresh(ctx context.Context, store expiration.Store, nid int64, duration time.Duration, deadline time.Time) (bool, error) {
 	found, err := store.Refresh(ctx, []expiration.Refresh{{NID: nid, Duration: duration, Deadline: deadline}})
 	return err == nil && found[0], err
+}
+
+// read returns one timer, or expiration.ErrNotFound.
+func read(ctx context.Context, store expiration.Store, nid int64) (expiration.Timer, error) {
+	found, err := store.Read(ctx, []int64{nid})
+	switch {
+	case err != nil:
+		return expiration.Timer{}, err
+	case found[0] == nil:
+		return expiration.Timer{}, expiration.ErrNotFound
+	}
+	return *found[0], nil
 }
 
 // claim claims one timer.
@@ -219,7 +237,7 @@ func refreshesMany(t *testing.T, open func() expiration.Store) {
 	require.Equal(t, want, found)
 	store = open()
 	for n, r := range refreshes {
-		timer, err := store.Timer(ctx, r.NID)
+		timer, err := read(ctx, store, r.NID)
 		if !want[n] {
 			require.False(t, timer.Deadline.Equal(r.Deadline) && n > 0)
 			continue
@@ -251,10 +269,10 @@ func claimsOnce(t *testing.T, open func() expiration.Store) {
 	require.False(t, claims(timer.Deadline, newClaim(2)), "claimed already")
 	timer.Claim = new(expiration.Claim)
 	*timer.Claim = newClaim(1)
-	got, err := open().Timer(ctx, timer.NID)
+	got, err := read(ctx, open(), timer.NID)
 	require.NoError(t, err)
 	require.Equal(t, timer, got)
-	got, err = store.Timer(ctx, nid(2))
+	got, err = read(ctx, store, nid(2))
 	require.NoError(t, err)
 	require.Nil(t, got.Claim, "somebody else's timer was claimed")
 }
@@ -287,7 +305,7 @@ func claimsMany(t *testing.T, open func() expiration.Store) {
 	require.Equal(t, want, found)
 	store = open()
 	for n, c := range claims {
-		timer, err := store.Timer(ctx, c.NID)
+		timer, err := read(ctx, store, c.NID)
 		if want[n] {
 			require.NoError(t, err)
 			require.Equal(t, c.Claim, *timer.Claim)
@@ -323,7 +341,7 @@ func oneClaimWins(t *testing.T, open func() expiration.Store) {
 	}
 	wg.Wait()
 	require.EqualValues(t, 1, wins.Load())
-	got, err := store.Timer(ctx, timer.NID)
+	got, err := read(ctx, store, timer.NID)
 	require.NoError(t, err)
 	require.Equal(t, newClaim(int(won.Load())), *got.Claim)
 }
@@ -376,6 +394,8 @@ func dropSparesClaimed(t *testing.T, open func() expiration.Store) {
 	require.Equal(t, []string{"$event0", "$event4", "$event5", "$event7"}, list(t, open()))
 	require.NoError(t, store.Delete(ctx, []int64{nid(5), nid(7), nid(8)}))
 	require.Equal(t, []string{"$event0", "$event4"}, list(t, open()))
+	require.NoError(t, store.Drop(ctx, nil))
+	require.NoError(t, store.Delete(ctx, nil))
 }
 
 func obeysContext(t *testing.T, open func() expiration.Store) {
