@@ -243,14 +243,29 @@ func (l *ledger) settle(t *testing.T, s *server) {
 			require.NoError(t, a.schedule(t.Context(), a.unscheduled))
 		}
 	}
-	eventuallyWithin(t, 2*afterCrash, "all timers have come to their end", func() bool {
+	var waiting []string
+	defer func() {
+		if t.Failed() {
+			s.mentions(t, waiting)
+		}
+	}()
+	eventuallyWithin(t, afterQueue, "all timers have come to their end", func() bool {
 		left := map[string]bool{}
+		waiting = nil
 		for _, row := range s.timers(t) {
 			if row.Delayed != nil {
-				return false
+				waiting = append(waiting, row.Event.ID)
 			}
 			left[row.Event.ID] = true
 		}
-		return len(left) == 0 || !slices.ContainsFunc(s.events(t), func(e roomEvent) bool { return left[e.id] })
+		if len(left) == 0 {
+			return true
+		}
+		for _, e := range s.events(t) {
+			if left[e.id] {
+				waiting = append(waiting, e.id)
+			}
+		}
+		return len(waiting) == 0
 	})
 }

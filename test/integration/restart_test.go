@@ -19,6 +19,10 @@ import (
 // consumer had got and not acknowledged to it again after 30 seconds.
 const afterCrash = 30*time.Second + soon
 
+// afterQueue is how long it can take until the roomserver is done with all that it had been given: what a crash has left in
+// its queue JetStream brings again after 5 minutes and 10 seconds, and until then the state of a room can be set back.
+const afterQueue = 5*time.Minute + 10*time.Second + afterCrash
+
 func TestRestart(t *testing.T) {
 	for name, crash := range map[string]bool{"SIGTERM": false, "SIGKILL": true} {
 		t.Run(name, func(t *testing.T) {
