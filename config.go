@@ -94,7 +94,12 @@ func (c *Config) Defaults() {
 		},
 	}
 	c.Database.Defaults(10)
+	c.Database.MaxIdleConnections = idleConnections
 }
+
+// idleConnections is how many connections the component uses at once under load: one for each kind of read and write, see
+// batches in package expiration. With fewer of them kept, a mass expiry would open new ones all the time.
+const idleConnections = 5
 
 // Verify adds to configErrs what is impossible, naming the key.
 func (c *Config) Verify(configErrs *config.ConfigErrors) {

@@ -38,10 +38,9 @@ func TestDocumentedExample(t *testing.T) {
 	require.NotNil(t, example)
 	c, err := parseConfig(example[1])
 	require.NoError(t, err)
-	require.Equal(t, config.DataSource("file:dendrite_expiration.db"), c.Database.ConnectionString)
 	var defaults Config
 	defaults.Defaults()
-	c.Database = defaults.Database
+	defaults.Database.ConnectionString = "file:dendrite_expiration.db"
 	require.Equal(t, &defaults, c)
 }
 

@@ -242,6 +242,7 @@ func renewals(ctx context.Context, store expiration.Store) (all []expiration.Ref
 func openStore(ctx context.Context, dsn string) (store expiration.Store, closeStore func(), err error) {
 	options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
 	options.Defaults(connections)
+	options.MaxIdleConnections = connections // nobody opens any while he is measured
 	processCtx := process.NewProcessContext()
 	closeStore = func() {
 		processCtx.ShutdownDendrite()

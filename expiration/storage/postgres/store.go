@@ -88,11 +88,11 @@ func Open(ctx context.Context, db *sql.DB) (*shared.Store, error) {
 	if err := shared.Migrate(ctx, db, migrations...); err != nil {
 		return nil, err
 	}
-	refresh, err := db.PrepareContext(ctx, refreshTimersSQL)
-	if err != nil {
-		return nil, err
-	}
-	return &shared.Store{DB: db, Writer: writer{db, refresh}}, nil
+	statements := &statements{db: db, prepared: map[string]*sql.Stmt{}}
+	return &shared.Store{DB: db, Reader: statements, Writer: writer{db, statements}, Many: shared.Many{
+		Among: func(column, parameter string) string { return column + " = ANY(" + parameter + ")" },
+		Value: func(values any) any { return pq.Array(values) },
+	}}, nil
 }
 
 // A refresh changes no indexed column, so that it need not touch an index.
@@ -101,8 +101,8 @@ const refreshTimersSQL = "UPDATE expiration_timers AS t SET duration_ms = r.dura
 	" WHERE t.timer_nid = r.timer_nid AND t.outcome IS NULL RETURNING t.timer_nid"
 
 type writer struct {
-	db      *sql.DB
-	refresh *sql.Stmt
+	db *sql.DB
+	*statements
 }
 
 const claimTimersSQL = "UPDATE expiration_timers AS t SET outcome = c.outcome, sent_event_id = c.event_id," +
@@ -112,7 +112,11 @@ const claimTimersSQL = "UPDATE expiration_timers AS t SET outcome = c.outcome, s
 	" WHERE t.timer_nid = c.timer_nid AND t.deadline_ms = c.deadline_ms AND t.outcome IS NULL RETURNING t.timer_nid"
 
 func (w writer) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	return w.db.ExecContext(ctx, query, args...)
+	statement, err := w.prepare(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return statement.ExecContext(ctx, args...)
 }
 
 func (w writer) Transaction(ctx context.Context, f func(*sql.Tx) error) error {
@@ -128,7 +132,7 @@ func (w writer) Refresh(ctx context.Context, refreshes []expiration.Refresh, fou
 	for i, r := range refreshes {
 		nids[i], durations[i], deadlines[i] = r.NID, r.Duration.Milliseconds(), r.Deadline.UnixMilli()
 	}
-	rows, err := w.refresh.QueryContext(ctx, pq.Array(nids), pq.Array(durations), pq.Array(deadlines))
+	rows, err := w.QueryContext(ctx, refreshTimersSQL, pq.Array(nids), pq.Array(durations), pq.Array(deadlines))
 	if err != nil {
 		return err
 	}
@@ -145,7 +149,7 @@ func (w writer) Claim(ctx context.Context, claims []expiration.ConditionalClaim,
 		nids[i], deadlines[i], outcomes[i] = c.NID, c.Deadline.UnixMilli(), string(c.Outcome)
 		eventIDs[i], roomVersions[i], pdus[i] = c.Event.EventID, c.Event.RoomVersion, c.Event.PDU
 	}
-	rows, err := w.db.QueryContext(ctx, claimTimersSQL,
+	rows, err := w.QueryContext(ctx, claimTimersSQL,
 		pq.Array(nids), pq.Array(deadlines), pq.Array(outcomes), pq.Array(eventIDs), pq.Array(roomVersions), pq.Array(pdus),
 	)
 	if err != nil {

@@ -5,10 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
-
-	"github.com/matrix-org/dendrite/internal"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
@@ -26,7 +23,7 @@ const (
 		" (SELECT finalised_nid FROM expiration_finalised WHERE sender = $2 ORDER BY finalised_nid DESC LIMIT 1 OFFSET $3)"
 	selectFinalisedSQL = "SELECT row_id, room_id, event_type, state_key, sender, duration_ms, received_ms, deadline_ms, content," +
 		" finalised_ms, event_id, error FROM expiration_finalised WHERE token_hash = $1"
-	selectFinalisedAsSQL = "SELECT event_id, row_id FROM expiration_finalised WHERE sender = $1 AND event_id IN "
+	selectFinalisedAsSQL = "SELECT event_id, row_id FROM expiration_finalised WHERE sender = $1 AND "
 	selectSendersSQL     = "SELECT DISTINCT sender FROM expiration_finalised WHERE event_id IS NOT NULL"
 	selectRequestSQL     = "SELECT event_id FROM expiration_timers WHERE request_hash = $1 AND content IS NOT NULL" +
 		" UNION ALL SELECT row_id FROM expiration_finalised WHERE request_hash = $2 LIMIT 1"
@@ -39,9 +36,6 @@ CREATE INDEX expiration_finalised_sender ON expiration_finalised (sender, finali
 CREATE INDEX expiration_finalised_request ON expiration_finalised (request_hash) WHERE request_hash IS NOT NULL;
 CREATE INDEX expiration_finalised_event ON expiration_finalised (event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX expiration_finalised_time ON expiration_finalised (finalised_ms)`
-
-// maxParameters is how many event IDs are asked for at once: neither database takes parameters without end.
-const maxParameters = 500
 
 // Commit calls f and commits, or rolls back if it fails.
 func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
@@ -111,29 +105,30 @@ func (s *Store) Finalised(ctx context.Context, h expiration.TokenHash) (expirati
 }
 
 func (s *Store) FinalisedAs(ctx context.Context, sender string, eventIDs []string) (map[string]string, error) {
-	rowIDs := map[string]string{}
-	for len(eventIDs) > 0 {
-		some := eventIDs[:min(len(eventIDs), maxParameters)]
-		eventIDs = eventIDs[len(some):]
-		if err := s.each(ctx, func(rows *sql.Rows) error {
-			var eventID, rowID string
-			err := rows.Scan(&eventID, &rowID)
-			rowIDs[eventID] = rowID
-			return err
-		}, selectFinalisedAsSQL+list(2, len(some)), append([]any{sender}, arguments(some)...)...); err != nil {
-			return nil, err
-		}
+	rows, err := s.DB.QueryContext(ctx, selectFinalisedAsSQL+s.Many.Among("event_id", "$2"), sender, s.Many.Value(eventIDs))
+	if err != nil {
+		return nil, err
 	}
-	return rowIDs, nil
+	rowIDs := map[string]string{}
+	return rowIDs, each(ctx, rows, func() error {
+		var eventID, rowID string
+		err := rows.Scan(&eventID, &rowID)
+		rowIDs[eventID] = rowID
+		return err
+	})
 }
 
 func (s *Store) FinalisedSenders(ctx context.Context) (senders []string, err error) {
-	err = s.each(ctx, func(rows *sql.Rows) error {
+	rows, err := s.DB.QueryContext(ctx, selectSendersSQL)
+	if err != nil {
+		return nil, err
+	}
+	err = each(ctx, rows, func() error {
 		var sender string
 		err := rows.Scan(&sender)
 		senders = append(senders, sender)
 		return err
-	}, selectSendersSQL)
+	})
 	return senders, err
 }
 
@@ -148,19 +143,4 @@ func (s *Store) Requested(ctx context.Context, h expiration.RequestHash) (rowID 
 func (s *Store) Prune(ctx context.Context, before time.Time) error {
 	_, err := s.Writer.Exec(ctx, pruneSQL, before.UnixMilli())
 	return err
-}
-
-// each calls f for each row of a query.
-func (s *Store) each(ctx context.Context, f func(*sql.Rows) error, query string, args ...any) error {
-	rows, err := s.DB.QueryContext(ctx, query, args...)
-	if err != nil {
-		return err
-	}
-	defer internal.CloseAndLogIfError(ctx, rows, "each: rows.close() failed")
-	for rows.Next() {
-		if err = f(rows); err != nil {
-			return fmt.Errorf("reading a row: %w", err)
-		}
-	}
-	return rows.Err()
 }

@@ -6,8 +6,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,8 +24,8 @@ const (
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
 	selectSQL = "SELECT timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
 		" deadline_ms, request_hash, outcome, sent_event_id, content IS NOT NULL, expires_ms, origin_server_ts, over_event_id, "
-	readTimersSQL   = selectSQL + "sent_room_version, sent_pdu, room_version, pdu, content FROM expiration_timers WHERE timer_nid IN "
-	deleteTimersSQL = "DELETE FROM expiration_timers WHERE timer_nid IN "
+	readTimersSQL   = selectSQL + "sent_room_version, sent_pdu, room_version, pdu, content FROM expiration_timers WHERE "
+	deleteTimersSQL = "DELETE FROM expiration_timers WHERE "
 	// The events themselves are large, and are not asked for.
 	selectTimersSQL = selectSQL + "NULL, NULL, NULL, NULL, NULL FROM expiration_timers WHERE timer_nid BETWEEN $1 AND $2"
 	selectRangeSQL  = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_timers"
@@ -51,11 +49,26 @@ type Writer interface {
 	Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error
 }
 
+// Reader is a database, or what keeps its statements prepared.
+type Reader interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// Many is how a database is given any number of values as one parameter.
+type Many struct {
+	// Among returns the condition that a column has one of the values of a parameter.
+	Among func(column, parameter string) string
+	// Value returns what the parameter is for a slice.
+	Value func(values any) any
+}
+
 // Store implements expiration.Store.
 type Store struct {
-	// DB is for reading.
+	// DB is for reading what is read rarely, Reader for the rest.
 	DB     *sql.DB
+	Reader Reader
 	Writer Writer
+	Many   Many
 }
 
 var _ expiration.Store = (*Store)(nil)
@@ -129,43 +142,46 @@ func change[W any](
 
 // ScanNIDs calls found with the number of each row, and closes the rows.
 func ScanNIDs(ctx context.Context, rows *sql.Rows, found func(nid int64)) error {
-	defer internal.CloseAndLogIfError(ctx, rows, "ScanNIDs: rows.close() failed")
-	for rows.Next() {
+	return each(ctx, rows, func() error {
 		var nid int64
-		if err := rows.Scan(&nid); err != nil {
-			return err
-		}
+		err := rows.Scan(&nid)
 		found(nid)
+		return err
+	})
+}
+
+// each calls f for each row, and closes the rows.
+func each(ctx context.Context, rows *sql.Rows, f func() error) error {
+	defer internal.CloseAndLogIfError(ctx, rows, "each: rows.close() failed")
+	for rows.Next() {
+		if err := f(); err != nil {
+			return fmt.Errorf("reading a row: %w", err)
+		}
 	}
 	return rows.Err()
 }
 
 func (s *Store) Drop(ctx context.Context, nids []int64) error {
-	return s.delete(ctx, runningSQL, nids)
+	_, err := s.Writer.Exec(ctx, deleteTimersSQL+s.Many.Among("timer_nid", "$1")+runningSQL, s.Many.Value(nids))
+	return err
 }
 
 func (s *Store) Delete(ctx context.Context, nids []int64) error {
-	return s.delete(ctx, "", nids)
-}
-
-func (s *Store) delete(ctx context.Context, condition string, nids []int64) error {
-	if len(nids) == 0 {
-		return nil
-	}
-	_, err := s.Writer.Exec(ctx, deleteTimersSQL+list(1, len(nids))+condition, arguments(nids)...)
+	_, err := s.Writer.Exec(ctx, deleteTimersSQL+s.Many.Among("timer_nid", "$1"), s.Many.Value(nids))
 	return err
 }
 
 func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, error) {
-	if len(nids) == 0 {
-		return nil, nil
+	rows, err := s.Reader.QueryContext(ctx, readTimersSQL+s.Many.Among("timer_nid", "$1"), s.Many.Value(nids))
+	if err != nil {
+		return nil, err
 	}
 	found := make(map[int64]*expiration.Timer, len(nids))
-	err := s.each(ctx, func(rows *sql.Rows) error {
+	err = each(ctx, rows, func() error {
 		t, err := scan(rows)
 		found[t.NID] = &t
 		return err
-	}, readTimersSQL+list(1, len(nids)), arguments(nids)...)
+	})
 	timers := make([]*expiration.Timer, len(nids))
 	for i, nid := range nids {
 		timers[i] = found[nid]
@@ -208,21 +224,15 @@ func (s *Store) timers(ctx context.Context, first, last int64, f func([]expirati
 	if err != nil {
 		return err
 	}
-	defer internal.CloseAndLogIfError(ctx, rows, "Timers: rows.close() failed")
 	batch := make([]expiration.Timer, 0, 256)
-	for rows.Next() {
+	if err = each(ctx, rows, func() error {
 		t, err := scan(rows)
-		if err != nil {
-			return err
-		}
-		if batch = append(batch, t); len(batch) == cap(batch) {
-			if err = f(batch); err != nil {
-				return err
-			}
+		if batch = append(batch, t); err == nil && len(batch) == cap(batch) {
+			err = f(batch)
 			batch = batch[:0]
 		}
-	}
-	if err = rows.Err(); err != nil {
+		return err
+	}); err != nil {
 		return err
 	}
 	return f(batch)
@@ -231,24 +241,6 @@ func (s *Store) timers(ctx context.Context, first, last int64, f func([]expirati
 func (s *Store) Ping(ctx context.Context) error {
 	var n int
 	return s.DB.QueryRowContext(ctx, pingSQL).Scan(&n)
-}
-
-// list returns the places of n parameters, the first of which has a number.
-func list(first, n int) string {
-	var b strings.Builder
-	for i := range n {
-		b.WriteString(",$" + strconv.Itoa(first+i))
-	}
-	return "(" + strings.TrimPrefix(b.String(), ",") + ")"
-}
-
-// arguments returns what stands in the places of parameters.
-func arguments[T any](values []T) []any {
-	args := make([]any, len(values))
-	for i, value := range values {
-		args[i] = value
-	}
-	return args
 }
 
 // changed reports whether a statement found its row.

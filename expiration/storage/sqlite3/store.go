@@ -106,7 +106,15 @@ func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store
 	if err := shared.Migrate(ctx, db, migrations...); err != nil {
 		return nil, err
 	}
-	return &shared.Store{DB: db, Writer: &connection{db: db, writer: writer}}, nil
+	return &shared.Store{DB: db, Reader: db, Writer: &connection{db: db, writer: writer}, Many: shared.Many{
+		Among: func(column, parameter string) string {
+			return column + " IN (SELECT value FROM json_each(" + parameter + "))"
+		},
+		Value: func(values any) any {
+			data, _ := json.Marshal(values) // never fails for numbers and strings
+			return string(data)
+		},
+	}}, nil
 }
 
 // connection is the one connection on which everything is written. The settings that make a commit durable belong to a
