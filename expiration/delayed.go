@@ -20,7 +20,7 @@ import (
 // later (MSC4140 as accepted). The timer's Event says where to; its ID is the row's own then, from which the delay ID is
 // derived as a refresh token is from the ID of an event.
 type Delayed struct {
-	// Content is a JSON object, as the client wrote it. It is not there where the store lists all timers.
+	// Content is a JSON object, as the client wrote it.
 	Content []byte
 	// Expires is for how long the event is to run once it is sent, as its content says, or 0.
 	Expires time.Duration

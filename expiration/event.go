@@ -139,7 +139,7 @@ type Store interface {
 	// Read returns timers, and nil for each that is not there.
 	Read(ctx context.Context, nids []int64) ([]*Timer, error)
 	// Timers calls f for each timer, in any order, until f returns an error, which it returns. Of signed events it gives the
-	// IDs alone.
+	// IDs alone, and of delayed events that they are.
 	Timers(ctx context.Context, f func(Timer) error) error
 	// Ping reports whether the timers can be read.
 	Ping(ctx context.Context) error

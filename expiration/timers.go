@@ -156,6 +156,8 @@ func (t *Timers) Start(ctx context.Context) error {
 			due = max(due, now+t.cfg.RestartGrace)
 		}
 		r := t.index.add(row, due)
+		// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
+		t.index.at(r).unsent = row.Delayed == nil && t.clock.moment(row.Deadline) <= now
 		if row.Event.Request != nil && row.Delayed == nil {
 			t.index.byRequest[row.Event.Request.Hash] = r
 		}
@@ -483,7 +485,7 @@ func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) err
 	failpoint.Pass(failpoint.AfterRefresh)
 	t.mu.Lock()
 	tm.duration, tm.due, tm.deadline = duration, due, deadline.UnixMilli()
-	tm.unsure, tm.failures = false, 0
+	tm.unsure, tm.failures, tm.unsent = false, 0, false
 	nearer := tm.place >= 0 && due < tm.wake
 	if nearer {
 		t.index.schedule(r, due)

@@ -7,7 +7,6 @@ import (
 	"database/sql"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/matrix-org/dendrite/internal"
 	"github.com/matrix-org/dendrite/internal/sqlutil"
@@ -22,12 +21,9 @@ const (
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
 		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id)" +
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
-	selectSQL = "SELECT timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
-		" deadline_ms, request_hash, outcome, sent_event_id, content IS NOT NULL, expires_ms, origin_server_ts, over_event_id, "
-	readTimersSQL   = selectSQL + "sent_room_version, sent_pdu, room_version, pdu, content FROM expiration_timers WHERE "
 	deleteTimersSQL = "DELETE FROM expiration_timers WHERE "
-	// The events themselves are large, and are not asked for.
-	selectTimersSQL = selectSQL + "NULL, NULL, NULL, NULL, NULL FROM expiration_timers WHERE timer_nid BETWEEN $1 AND $2"
+	readTimersSQL   = "SELECT " + indexedColumns + ", " + otherColumns + " FROM expiration_timers WHERE "
+	selectTimersSQL = "SELECT " + indexedColumns + " FROM expiration_timers WHERE timer_nid BETWEEN $1 AND $2"
 	selectRangeSQL  = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_timers"
 	pingSQL         = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
@@ -176,9 +172,10 @@ func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, er
 	if err != nil {
 		return nil, err
 	}
+	var r row
 	found := make(map[int64]*expiration.Timer, len(nids))
 	err = each(ctx, rows, func() error {
-		t, err := scan(rows)
+		t, err := r.read(rows)
 		found[t.NID] = &t
 		return err
 	})
@@ -224,9 +221,10 @@ func (s *Store) timers(ctx context.Context, first, last int64, f func([]expirati
 	if err != nil {
 		return err
 	}
+	var r row
 	batch := make([]expiration.Timer, 0, 256)
 	if err = each(ctx, rows, func() error {
-		t, err := scan(rows)
+		t, err := r.readIndexed(rows)
 		if batch = append(batch, t); err == nil && len(batch) == cap(batch) {
 			err = f(batch)
 			batch = batch[:0]
@@ -250,53 +248,4 @@ func (s *Store) changed(res sql.Result, err error) (bool, error) {
 	}
 	n, err := res.RowsAffected()
 	return n > 0, err
-}
-
-func scan(row interface{ Scan(...any) error }) (expiration.Timer, error) {
-	var (
-		t                            expiration.Timer
-		stateKey, roomVersion        sql.NullString
-		hash, request, pdu, content  []byte
-		duration, received, deadline int64
-		outcome, sentID, sentVersion sql.NullString
-		sentPDU                      []byte
-		isDelayed                    bool
-		expires, timestamp           int64
-		over                         string
-	)
-	if err := row.Scan(
-		&t.NID, &t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &hash, &duration, &received, &deadline,
-		&request, &outcome, &sentID, &isDelayed, &expires, &timestamp, &over,
-		&sentVersion, &sentPDU, &roomVersion, &pdu, &content,
-	); err != nil {
-		return t, err
-	}
-	if len(hash) != len(t.TokenHash) || (request != nil && len(request) != len(expiration.RequestHash{})) {
-		return t, fmt.Errorf("the timer of %s has hashes of %d and %d bytes", t.Event.ID, len(hash), len(request))
-	}
-	copy(t.TokenHash[:], hash)
-	if stateKey.Valid {
-		t.Event.StateKey = &stateKey.String
-	}
-	if request != nil {
-		t.Event.Request = &expiration.Request{
-			Hash:   expiration.RequestHash(request),
-			Signed: expiration.SignedEvent{EventID: t.Event.ID, RoomVersion: roomVersion.String, PDU: pdu},
-		}
-	}
-	t.Duration = time.Duration(duration) * time.Millisecond
-	t.Received, t.Deadline = time.UnixMilli(received).UTC(), time.UnixMilli(deadline).UTC()
-	if outcome.Valid {
-		t.Claim = &expiration.Claim{
-			Outcome: expiration.Outcome(outcome.String),
-			Event:   expiration.SignedEvent{EventID: sentID.String, RoomVersion: sentVersion.String, PDU: sentPDU},
-		}
-	}
-	if isDelayed {
-		t.Delayed = &expiration.Delayed{Content: content, Expires: time.Duration(expires) * time.Millisecond, Over: over}
-		if timestamp != 0 {
-			t.Delayed.Timestamp = time.UnixMilli(timestamp).UTC()
-		}
-	}
-	return t, nil
 }

@@ -103,7 +103,7 @@ func listsDelayedEvents(t *testing.T, open func() expiration.Store) {
 	ok, err := claim(t.Context(), store, nid(3), want[2].Deadline, newClaim(3))
 	require.NoError(t, err)
 	require.True(t, ok)
-	want[0].Delayed.Content, want[2].Delayed.Content = nil, nil
+	want[0].Delayed, want[2].Delayed = &expiration.Delayed{}, &expiration.Delayed{}
 	want[1].Event.Request.Signed = expiration.SignedEvent{EventID: want[1].Event.ID}
 	want[2].Claim = &expiration.Claim{
 		Outcome: expiration.Expired, Event: expiration.SignedEvent{EventID: newClaim(3).Event.EventID},
