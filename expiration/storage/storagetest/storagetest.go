@@ -132,9 +132,7 @@ func listsAll(t *testing.T, open func() expiration.Store) {
 	for _, n := range []int{3, 1, 2} {
 		require.NoError(t, store.Insert(ctx, newTimer(n)))
 	}
-	ok, err := claim(ctx, store, nid(2), newTimer(2).Deadline, newClaim(2))
-	require.NoError(t, err)
-	require.True(t, ok)
+	claimTimer(t, store, 2)
 	require.Equal(t, []string{"$event1", "$event2", "$event3"}, list(t, open()))
 	require.NoError(t, store.Timers(ctx, func(got expiration.Timer) error {
 		want, err := read(ctx, store, got.NID)
@@ -146,7 +144,7 @@ func listsAll(t *testing.T, open func() expiration.Store) {
 		require.Equal(t, want, got)
 		return nil
 	}))
-	ok, err = refresh(ctx, store, nid(1), 10*time.Second, start.Add(time.Hour))
+	ok, err := refresh(ctx, store, nid(1), 10*time.Second, start.Add(time.Hour))
 	require.NoError(t, err)
 	require.True(t, ok)
 	require.Equal(t, []string{"$event1", "$event2", "$event3"}, list(t, store))
@@ -210,6 +208,14 @@ func claim(ctx context.Context, store expiration.Store, nid int64, deadline time
 	return err == nil && found[0], err
 }
 
+// claimTimer claims newTimer(n).
+func claimTimer(t *testing.T, store expiration.Store, n int) {
+	t.Helper()
+	ok, err := claim(t.Context(), store, nid(n), newTimer(n).Deadline, newClaim(n))
+	require.NoError(t, err)
+	require.True(t, ok)
+}
+
 func refreshesMany(t *testing.T, open func() expiration.Store) {
 	const many = 600
 	store, ctx := open(), t.Context()
@@ -223,9 +229,7 @@ func refreshesMany(t *testing.T, open func() expiration.Store) {
 			require.NoError(t, store.Insert(ctx, timer))
 		}
 		if !missing && claimed {
-			ok, err := claim(ctx, store, timer.NID, timer.Deadline, newClaim(n))
-			require.NoError(t, err)
-			require.True(t, ok)
+			claimTimer(t, store, n)
 		}
 		refreshes = append(refreshes, expiration.Refresh{
 			NID: timer.NID, Duration: time.Duration(n+1) * time.Second, Deadline: start.Add(time.Duration(n) * time.Hour),
@@ -290,9 +294,7 @@ func claimsMany(t *testing.T, open func() expiration.Store) {
 			require.NoError(t, store.Insert(ctx, timer))
 		}
 		if !missing && claimed {
-			ok, err := claim(ctx, store, timer.NID, timer.Deadline, newClaim(n))
-			require.NoError(t, err)
-			require.True(t, ok)
+			claimTimer(t, store, n)
 		}
 		if refreshed {
 			timer.Deadline = timer.Deadline.Add(-time.Second)
@@ -378,9 +380,7 @@ func dropSparesClaimed(t *testing.T, open func() expiration.Store) {
 		require.NoError(t, store.Insert(ctx, newTimer(n)))
 	}
 	for _, n := range []int{0, 1, 4, 5} {
-		ok, err := claim(ctx, store, nid(n), newTimer(n).Deadline, newClaim(n))
-		require.NoError(t, err)
-		require.True(t, ok)
+		claimTimer(t, store, n)
 	}
 	require.NoError(t, store.Drop(ctx, []int64{nid(0)}), "claimed: stays")
 	require.NoError(t, store.Delete(ctx, []int64{nid(1)}), "claimed: goes")
