@@ -1,0 +1,497 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// feature is one thing that Element Call asks of a homeserver.
+type feature struct {
+	name string
+	// needed is true if calls do not work without it, or not as people expect. The rest is for other clients than those of
+	// today, or for their comfort.
+	needed bool
+	// try tells what it has seen, or what is missing.
+	try    func(context.Context, *session) (seen string, err error)
+	advice string
+}
+
+const (
+	adviceDelayed = "A homeserver with delayed events (MSC4140), and those not switched off: without them people who crash stay in the call."
+	adviceProxy   = "If the server is one that has it: let the reverse proxy hand on everything below /_matrix, and answer nothing itself."
+	adviceRTC     = "Name the LiveKit service in the section matrix_rtc of dendrite.yaml: docs/configuration.md."
+	adviceToken   = "A homeserver on which restarting and sending need no access token: the SFU's helper has none, and nobody else acts for who has crashed."
+)
+
+// features are what is tried, in this order: the later ones use what the earlier ones made.
+var features = []feature{
+	{"client API", true, tryVersions, "Look at the URL, at whether the server runs, and at the reverse proxy in front of it."},
+	{"/versions: org.matrix.msc4140", true, advertised("org.matrix.msc4140"), adviceDelayed},
+	{"/versions: org.matrix.msc4140.stable", false, advertised("org.matrix.msc4140.stable"), "Nothing: no client of today needs it."},
+	{"/versions: org.matrix.msc4222", true, advertised("org.matrix.msc4222"), "A homeserver with state_after in /sync (MSC4222)."},
+	{"/versions: org.matrix.msc4143", false, advertised("org.matrix.msc4143"), adviceRTC},
+	{"well-known: where the server is", false, tryWellKnown, "Set global.well_known_client_name in dendrite.yaml, or serve the file from the domain of the server name: without it people have to enter the server's URL."},
+	{"well-known: where calls go", false, tryFoci, "As for the transports; a file that another server serves needs org.matrix.msc4143.rtc_foci too. Older clients look only there."},
+
+	{"an account", true, tryAccount, "Look at user name, password, token or secret."},
+	{"/capabilities: limits of delayed events", false, tryCapabilities, "Nothing: clients find out when they schedule."},
+	{"transports: asked for", false, tryTransports, adviceRTC + " Newer clients ask for them here first."},
+	{"transports: there or in the well-known file", true, tryAnyTransport, adviceRTC},
+
+	{"a room", true, tryRoom, "Look at the server's log."},
+	{"/sync: state_after", true, tryStateAfter, "A homeserver with state_after in /sync (MSC4222): without it clients may show wrong participants. " + adviceProxy},
+	{"delayed leave: scheduled", true, trySchedule, adviceDelayed + " " + adviceProxy},
+	{"delayed leave: stays when its owner joins", true, tryJoin, "A homeserver on which only the state of others cancels a delayed event."},
+	{"delayed leave: restarted, without a token", true, tryRestart, adviceToken},
+	{"delayed leave: ten restarts at once", false, tryBurst, "Raise the limits for it (here expiration.rate_limiting.token), and see that the proxy has none for all clients together."},
+	{"delayed leave: looked up", false, tryLookUp, "Nothing: no client of today needs it."},
+	{"delayed leave: sent, without a token", true, trySend, adviceToken},
+	{"delayed leave: 404 afterwards", true, tryAfterwards, "A homeserver that answers with 404: only then do clients join again."},
+	{"delayed leave: sent by itself when due", true, tryDue, "Look at the server's log, and at its clock."},
+	{"delayed leave: cancelled", false, tryCancel, "Nothing: clients of today only tidy up with it."},
+	{"delayed leave: due in an hour", true, tryAnHour, "Raise the longest delay (here expiration.delayed_events.max_delay) to an hour: that is what clients ask for if the SFU's helper restarts."},
+	{"delayed events on the stable paths", false, tryStable, "Nothing: no client of today needs them."},
+	{"room summary", true, trySummary, "A homeserver with room summaries (MSC3266): without them nobody joins by a link. " + adviceProxy},
+	{"to-device message", true, tryToDevice, "Look at the server's log: encrypted calls get their keys this way."},
+	{"OpenID token", true, tryOpenID, "Look at the server's log: the LiveKit service gets to know people this way."},
+	{"LiveKit service", true, trySFU, "Look at whether it runs behind this URL, and at its log: it must reach the homeserver's federation API to look the OpenID token up (global.disable_federation must be false)."},
+	{"expiring event: sent, refreshed, ended", false, tryExpiring, "Nothing: only clients of the 2024 draft of MSC4140 need it."},
+	{"browsers may ask all of that", true, tryBrowsers, "Let the reverse proxy hand on OPTIONS requests and the Access-Control headers of the answers, and add none of its own."},
+}
+
+func tryVersions(ctx context.Context, s *session) (string, error) {
+	// The file says where the API is; what else it says is looked at later.
+	if res, err := s.ask(ctx, s.anybody(), http.MethodGet, "/.well-known/matrix/client", nil); err == nil {
+		s.wellKnown = res.Get("@this")
+		if base := s.wellKnown.Get(`m\.homeserver.base_url`).Str; base != "" {
+			s.base = strings.TrimSuffix(base, "/")
+		}
+	}
+	res, err := s.ask(ctx, s.anybody(), http.MethodGet, "/_matrix/client/versions", nil)
+	if err != nil {
+		return "", err
+	}
+	s.versions = res.Get("@this")
+	spoken := s.versions.Get("versions").Array()
+	if len(spoken) == 0 {
+		return "", errors.New("the answer has no versions")
+	}
+	return s.base + ", Matrix " + spoken[len(spoken)-1].Str, nil
+}
+
+func advertised(flag string) func(context.Context, *session) (string, error) {
+	return func(_ context.Context, s *session) (string, error) {
+		switch {
+		case !s.versions.Exists():
+			return "", unknownError("no client API")
+		case !s.versions.Get("unstable_features").Get(gjson.Escape(flag)).Bool():
+			return "", errors.New("not advertised")
+		}
+		return "", nil
+	}
+}
+
+func tryWellKnown(_ context.Context, s *session) (string, error) {
+	base := s.wellKnown.Get(`m\.homeserver.base_url`).Str
+	if base == "" {
+		return "", errors.New("none at " + s.server)
+	}
+	return base, nil
+}
+
+func tryFoci(_ context.Context, s *session) (string, error) {
+	return liveKit(s.wellKnown.Get(`org\.matrix\.msc4143\.rtc_foci`))
+}
+
+// liveKit returns where the first LiveKit of a list of transports gives out tokens.
+func liveKit(transports gjson.Result) (string, error) {
+	for _, transport := range transports.Array() {
+		if serviceURL := transport.Get("livekit_service_url").Str; transport.Get("type").Str == "livekit" && serviceURL != "" {
+			return serviceURL, nil
+		}
+	}
+	return "", errors.New("no LiveKit named")
+}
+
+func tryAccount(ctx context.Context, s *session) (string, error) {
+	if !s.versions.Exists() {
+		return "", unknownError("no client API")
+	}
+	return s.enter(ctx)
+}
+
+// withAccount and withRoom are errors if there is none.
+func (s *session) withAccount() error {
+	if s.user == nil {
+		return unknownError("no account")
+	}
+	return nil
+}
+
+func (s *session) withRoom() error {
+	if s.roomID == "" {
+		return unknownError("no room")
+	}
+	return nil
+}
+
+func (s *session) withLeave() error {
+	if s.leaveID == "" {
+		return unknownError("no delayed leave")
+	}
+	return nil
+}
+
+func tryCapabilities(ctx context.Context, s *session) (string, error) {
+	if err := s.withAccount(); err != nil {
+		return "", err
+	}
+	res, err := s.ask(ctx, s.user, http.MethodGet, "/_matrix/client/v3/capabilities", nil)
+	if err != nil {
+		return "", err
+	}
+	limits := res.Get(`capabilities.org\.matrix\.msc4140\.delayed_events`)
+	if !limits.Exists() {
+		return "", errors.New("not told")
+	}
+	longest := time.Duration(limits.Get("max_delay_ms").Int()) * time.Millisecond
+	return fmt.Sprintf("%d of each user, up to %v", limits.Get("max_scheduled").Int(), longest), nil
+}
+
+func tryTransports(ctx context.Context, s *session) (string, error) {
+	if err := s.withAccount(); err != nil {
+		return "", err
+	}
+	res, err := s.ask(ctx, s.user, http.MethodGet, "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", nil)
+	if err != nil {
+		return "", err
+	}
+	s.sfuURL, err = liveKit(res.Get("rtc_transports"))
+	return s.sfuURL, err
+}
+
+func tryAnyTransport(ctx context.Context, s *session) (string, error) {
+	if s.sfuURL == "" {
+		var err error
+		if s.sfuURL, err = tryFoci(ctx, s); err != nil {
+			return "", err
+		}
+	}
+	return s.sfuURL, nil
+}
+
+func tryRoom(ctx context.Context, s *session) (string, error) {
+	if err := s.withAccount(); err != nil {
+		return "", err
+	}
+	if _, err := s.sync(ctx, 0); err != nil {
+		return "", err
+	}
+	res, err := s.ask(ctx, s.user, http.MethodPost, "/_matrix/client/v3/createRoom",
+		homeserver.JSON{"preset": "private_chat", "name": "Check for Element Call"})
+	if err != nil {
+		return "", err
+	}
+	s.roomID = res.Get("room_id").Str
+	room := "/_matrix/client/v3/rooms/" + url.PathEscape(s.roomID)
+	s.undo("the room "+s.roomID, func(ctx context.Context) error {
+		for _, step := range []string{"/leave", "/forget"} {
+			if _, err := s.ask(ctx, s.user, http.MethodPost, room+step, homeserver.JSON{}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return s.roomID, nil
+}
+
+func tryStateAfter(ctx context.Context, s *session) (string, error) {
+	if err := s.withRoom(); err != nil {
+		return "", err
+	}
+	const here = `{"application":"m.call","call_id":""}`
+	if err := s.setMember(ctx, here); err != nil {
+		return "", err
+	}
+	told := false
+	err := s.await(ctx, func(res homeserver.Response) (come bool) {
+		room := s.inRoom(res, "@this")
+		after := append(room.Get(`org\.matrix\.msc4222\.state_after.events`).Array(), room.Get("state_after.events").Array()...)
+		isMember := func(event gjson.Result) bool { return event.Get("type").Str == memberType }
+		told = told || slices.ContainsFunc(after, isMember)
+		return slices.ContainsFunc(room.Get("timeline.events").Array(), isMember)
+	})
+	if err == nil && !told {
+		err = errors.New("the state is not told")
+	}
+	return "", err
+}
+
+// schedule schedules the leave. It is tidied up by the room's being left: then it is refused.
+func (s *session) schedule(ctx context.Context, delay time.Duration) (delayID string, err error) {
+	res, err := s.ask(ctx, s.user, http.MethodPut,
+		fmt.Sprintf("%s?org.matrix.msc4140.delay=%d", s.memberPath(), delay.Milliseconds()), homeserver.JSON{})
+	if err != nil {
+		return "", err
+	}
+	delayID = res.Get("delay_id").Str
+	switch {
+	case res.Get("event_id").Exists():
+		return "", errors.New("the event was sent at once")
+	case delayID == "":
+		return "", errors.New("the answer has no delay_id")
+	}
+	s.undo("a delayed event", func(ctx context.Context) error {
+		// It may have been sent long ago.
+		_, err := s.anybody().Do(ctx, http.MethodPost, managePath(delayID, "cancel"), homeserver.JSON{})
+		return plain(err)
+	})
+	return delayID, nil
+}
+
+func managePath(delayID, action string) string {
+	return "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/" + url.PathEscape(delayID) + "/" + action
+}
+
+// manage does something with a delayed event as an SFU's helper does, without an access token.
+func (s *session) manage(ctx context.Context, delayID, action string) (homeserver.Response, error) {
+	return s.ask(ctx, s.anybody(), http.MethodPost, managePath(delayID, action), homeserver.JSON{})
+}
+
+func trySchedule(ctx context.Context, s *session) (_ string, err error) {
+	if err = s.withRoom(); err == nil {
+		s.leaveID, err = s.schedule(ctx, 18*time.Second) // the longest that Element Call asks for itself
+	}
+	return "", err
+}
+
+func tryJoin(ctx context.Context, s *session) (string, error) {
+	if err := s.withLeave(); err != nil {
+		return "", err
+	}
+	if err := s.setMember(ctx, `{"application":"m.call","call_id":"","scope":"m.room"}`); err != nil {
+		return "", err
+	}
+	// With a token, as the client does.
+	_, err := s.ask(ctx, s.user, http.MethodPost, managePath(s.leaveID, "restart"), homeserver.JSON{})
+	return "", err
+}
+
+func tryRestart(ctx context.Context, s *session) (string, error) {
+	err := s.withLeave()
+	if err == nil {
+		_, err = s.manage(ctx, s.leaveID, "restart")
+	}
+	return "", err
+}
+
+func tryBurst(ctx context.Context, s *session) (string, error) {
+	if err := s.withLeave(); err != nil {
+		return "", err
+	}
+	for i := range 10 {
+		res, err := s.anybody().Do(ctx, http.MethodPost, managePath(s.leaveID, "restart"), homeserver.JSON{})
+		if err != nil {
+			return "", plain(err)
+		}
+		if res.Code != http.StatusOK {
+			return "", fmt.Errorf("%s at the %d.", said(res), i+1)
+		}
+	}
+	return "", nil
+}
+
+func tryLookUp(ctx context.Context, s *session) (string, error) {
+	if err := s.withLeave(); err != nil {
+		return "", err
+	}
+	res, err := s.ask(ctx, s.user, http.MethodGet, "/_matrix/client/unstable/org.matrix.msc4140/delayed_events", nil)
+	if err == nil && !slices.ContainsFunc(res.Get("delayed_events").Array(), func(event gjson.Result) bool {
+		return event.Get("delay_id").Str == s.leaveID
+	}) {
+		err = errors.New("it is not in the list")
+	}
+	return "", err
+}
+
+func trySend(ctx context.Context, s *session) (string, error) {
+	err := s.withLeave()
+	if err == nil {
+		_, err = s.manage(ctx, s.leaveID, "send")
+	}
+	if err == nil {
+		err = s.awaitMember(ctx, "{}")
+	}
+	return "", err
+}
+
+func tryAfterwards(ctx context.Context, s *session) (string, error) {
+	if err := s.withLeave(); err != nil {
+		return "", err
+	}
+	switch res, err := s.manage(ctx, s.leaveID, "restart"); {
+	case err == nil:
+		return "", errors.New("it can be restarted, after it was sent")
+	case res.Code != http.StatusNotFound:
+		return "", err
+	}
+	return "", nil
+}
+
+func tryDue(ctx context.Context, s *session) (string, error) {
+	if err := s.withLeave(); err != nil {
+		return "", err
+	}
+	const delay = time.Second
+	if err := s.setMember(ctx, `{"application":"m.call","call_id":"","scope":"m.user"}`); err != nil {
+		return "", err
+	}
+	began := time.Now()
+	if _, err := s.schedule(ctx, delay); err != nil {
+		return "", err
+	}
+	if err := s.awaitMember(ctx, "{}"); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%v after it was due", (time.Since(began) - delay).Round(10*time.Millisecond)), nil
+}
+
+func tryCancel(ctx context.Context, s *session) (string, error) {
+	err := s.withLeave()
+	if err == nil {
+		var delayID string
+		if delayID, err = s.schedule(ctx, 18*time.Second); err == nil {
+			_, err = s.manage(ctx, delayID, "cancel")
+		}
+	}
+	return "", err
+}
+
+func tryAnHour(ctx context.Context, s *session) (string, error) {
+	err := s.withLeave()
+	if err == nil {
+		_, err = s.schedule(ctx, time.Hour)
+	}
+	return "", err
+}
+
+func tryStable(ctx context.Context, s *session) (string, error) {
+	if err := s.withLeave(); err != nil {
+		return "", err
+	}
+	const v1 = "/_matrix/client/v1/delayed_events/"
+	res, err := s.ask(ctx, s.user, http.MethodPut,
+		"/_matrix/client/v3/rooms/"+url.PathEscape(s.roomID)+"/delayed_event/"+memberType+"/check", homeserver.JSON{
+			"delay_ms": (18 * time.Second).Milliseconds(), "state_key": "_" + s.user.UserID, "content": homeserver.JSON{},
+		})
+	if err != nil {
+		return "", err
+	}
+	delayID := url.PathEscape(res.Get("delay_id").Str)
+	if _, err = s.ask(ctx, s.user, http.MethodPost, v1+delayID+"/cancel", homeserver.JSON{}); err != nil {
+		return "", err
+	}
+	_, err = s.ask(ctx, s.user, http.MethodGet, v1+delayID, nil)
+	return "", err
+}
+
+func trySummary(ctx context.Context, s *session) (string, error) {
+	if err := s.withRoom(); err != nil {
+		return "", err
+	}
+	// Clients take the second until a server speaks Matrix 1.15.
+	var err error
+	for _, path := range []string{"v1/room_summary/", "unstable/im.nheko.summary/summary/"} {
+		var res homeserver.Response
+		res, err = s.ask(ctx, s.user, http.MethodGet, "/_matrix/client/"+path+url.PathEscape(s.roomID), nil)
+		if err == nil && res.Get("room_id").Str == s.roomID {
+			return strings.TrimSuffix(path, "/"), nil
+		}
+	}
+	return "", err
+}
+
+func tryToDevice(ctx context.Context, s *session) (string, error) {
+	if err := s.withRoom(); err != nil {
+		return "", err
+	}
+	const messageType = "org.example.check"
+	_, err := s.ask(ctx, s.user, http.MethodPut, fmt.Sprintf("/_matrix/client/v3/sendToDevice/%s/%d", messageType, time.Now().UnixNano()),
+		homeserver.JSON{"messages": homeserver.JSON{s.user.UserID: homeserver.JSON{s.deviceID: homeserver.JSON{}}}})
+	if err != nil {
+		return "", err
+	}
+	return "", s.await(ctx, func(res homeserver.Response) bool {
+		return slices.ContainsFunc(res.Get("to_device.events").Array(), func(event gjson.Result) bool {
+			return event.Get("type").Str == messageType
+		})
+	})
+}
+
+func tryOpenID(ctx context.Context, s *session) (string, error) {
+	if err := s.withAccount(); err != nil {
+		return "", err
+	}
+	res, err := s.ask(ctx, s.user, http.MethodPost,
+		"/_matrix/client/v3/user/"+url.PathEscape(s.user.UserID)+"/openid/request_token", homeserver.JSON{})
+	if err == nil && res.Get("access_token").Str == "" {
+		err = errors.New("the answer has no token")
+	}
+	if err != nil {
+		return "", err
+	}
+	s.openID = res.Get("@this")
+	return "", nil
+}
+
+func trySFU(ctx context.Context, s *session) (string, error) {
+	switch {
+	case s.sfuURL == "":
+		return "", unknownError("no transport")
+	case !s.openID.Exists() || s.roomID == "":
+		return "", unknownError("no room, or no OpenID token")
+	}
+	service := &homeserver.Client{URL: strings.TrimSuffix(s.sfuURL, "/"), HTTP: s.http}
+	res, err := s.ask(ctx, service, http.MethodPost, "/sfu/get",
+		homeserver.JSON{"room": s.roomID, "openid_token": s.openID.Value(), "device_id": s.deviceID})
+	if err == nil && res.Get("jwt").Str == "" {
+		err = errors.New("the answer has no token")
+	}
+	return res.Get("url").Str, err
+}
+
+func tryExpiring(ctx context.Context, s *session) (string, error) {
+	if err := s.withRoom(); err != nil {
+		return "", err
+	}
+	res, err := s.ask(ctx, s.user, http.MethodPut, homeserver.StatePath(s.roomID, "m.call.member", s.user.UserID),
+		homeserver.JSON{"m.will_expire": 60})
+	if err != nil {
+		return "", err
+	}
+	token := res.Get("expire_refresh_token").Str
+	if token == "" {
+		return "", errors.New("the answer has no token")
+	}
+	for _, method := range []string{"refresh", "end"} {
+		if _, err = s.ask(ctx, s.anybody(), http.MethodPut, "/_matrix/client/v3/expiration/"+method,
+			homeserver.JSON{"expire_refresh_token": token}); err != nil {
+			return "", err
+		}
+	}
+	return "", s.await(ctx, func(res homeserver.Response) bool {
+		return slices.ContainsFunc(s.inRoom(res, "timeline.events").Array(), func(event gjson.Result) bool {
+			return event.Get(`content.m\.will_expire`).Str == "ended"
+		})
+	})
+}

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// checker is the command under test, ours the homeserver and stock Dendrite's own.
+var checker, ours, stock string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "msc4140-check-")
+	if err == nil {
+		ours, err = homeserver.Build(context.Background(), dir)
+	}
+	checker, stock = filepath.Join(dir, "check"), filepath.Join(dir, "stock")
+	for name, pkg := range map[string]string{checker: ".", stock: "github.com/matrix-org/dendrite/cmd/dendrite"} {
+		if err == nil {
+			err = run("go", "build", "-o", name, pkg)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func run(name string, args ...string) error {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	return nil
+}
+
+// start starts a homeserver with this configuration.
+func start(t *testing.T, binary string, cfg homeserver.Config) *homeserver.Server {
+	t.Helper()
+	hs, err := homeserver.New(binary, t.TempDir(), cfg)
+	require.NoError(t, err)
+	require.NoError(t, hs.Start(t.Context()))
+	t.Cleanup(hs.Kill)
+	return hs
+}
+
+// withSFU is the configuration of a homeserver whose calls go over an SFU, for which tokens are to be had.
+func withSFU(t *testing.T) homeserver.Config {
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+		w.Header().Set("Access-Control-Allow-Headers", "Content-Type")
+		w.Header().Set("Access-Control-Allow-Methods", "POST")
+		if req.Method == http.MethodPost && req.URL.Path == "/jwt/sfu/get" {
+			var asked struct {
+				OpenID struct {
+					AccessToken string `json:"access_token"`
+				} `json:"openid_token"`
+			}
+			if json.NewDecoder(req.Body).Decode(&asked) != nil || asked.OpenID.AccessToken == "" {
+				w.WriteHeader(http.StatusBadRequest)
+				return
+			}
+			_, _ = w.Write([]byte(`{"url": "wss://sfu.example.com", "jwt": "a.b.c"}`))
+		}
+	}))
+	t.Cleanup(service.Close)
+	return homeserver.Config{WellKnown: true, MatrixRTC: homeserver.JSON{"transports": []homeserver.JSON{
+		{"type": "livekit", "livekit_service_url": service.URL + "/jwt"},
+	}}}
+}
+
+// checked runs the command and returns its exit status, all that it printed, and the names of the features by their results.
+func checked(t *testing.T, env []string, args ...string) (code int, printed string, found map[string][]string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), checker, args...)
+	cmd.Env = append(os.Environ(), env...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	_ = cmd.Run()
+	found = map[string][]string{}
+	for line := range strings.Lines(out.String()) {
+		for _, f := range features {
+			if word, rest, ok := strings.Cut(line, " "); ok && strings.HasPrefix(strings.TrimLeft(rest, " ")+" ", f.name+"  ") {
+				found[word] = append(found[word], f.name)
+			}
+		}
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), found
+}
+
+// On our server everything is there, whatever the account is, and nothing stays behind.
+func TestOurs(t *testing.T) {
+	hs := start(t, ours, withSFU(t))
+	alice, err := hs.Register(t.Context(), "alice")
+	require.NoError(t, err)
+	for name, test := range map[string]struct{ env, args []string }{
+		"OpenRegistration":   {},
+		"RegistrationSecret": {args: []string{"--registration-secret", homeserver.SharedSecret}},
+		"Password":           {args: []string{"--user", "alice"}, env: []string{"PASSWORD=" + homeserver.Password}},
+		"AccessToken":        {env: []string{"ACCESS_TOKEN=" + alice.Token}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, printed, found := checked(t, test.env, append(test.args, "--server", hs.URL)...)
+			require.Equal(t, 0, code, printed)
+			require.Len(t, found["ok"], len(features), printed)
+			require.NotContains(t, printed, "left behind")
+			require.NotContains(t, printed, homeserver.Password)
+		})
+	}
+	rooms, err := alice.Do(t.Context(), http.MethodGet, "/_matrix/client/v3/joined_rooms", nil)
+	require.NoError(t, err)
+	require.Equal(t, "[]", rooms.Get("joined_rooms").Raw)
+	devices, err := alice.Do(t.Context(), http.MethodGet, "/_matrix/client/v3/devices", nil)
+	require.NoError(t, err)
+	require.Len(t, devices.Get("devices").Array(), 1, devices)
+	scheduled, err := alice.Do(t.Context(), http.MethodGet, "/_matrix/client/v1/delayed_events", nil)
+	require.NoError(t, err)
+	require.Equal(t, "[]", scheduled.Get("delayed_events").Raw)
+}
+
+// Of stock Dendrite it says what is missing, and no more than that.
+func TestStock(t *testing.T) {
+	hs := start(t, stock, withSFU(t))
+	code, printed, found := checked(t, nil, "--server", hs.URL)
+	require.Equal(t, exitMissing, code, printed)
+	require.Equal(t, []string{
+		"/versions: org.matrix.msc4140", "/versions: org.matrix.msc4222", "transports: there or in the well-known file",
+		"/sync: state_after", "delayed leave: scheduled", "room summary",
+	}, found["MISSING"], printed)
+	require.Equal(t, []string{
+		"/versions: org.matrix.msc4140.stable", "/versions: org.matrix.msc4143", "well-known: where calls go",
+		"/capabilities: limits of delayed events", "transports: asked for", "expiring event: sent, refreshed, ended",
+	}, found["missing"], printed)
+	require.Equal(t, []string{
+		"client API", "well-known: where the server is", "an account", "a room", "to-device message", "OpenID token",
+		"browsers may ask all of that",
+	}, found["ok"], printed)
+	require.Len(t, found["unknown"], len(features)-6-6-7, printed)
+	require.NotContains(t, printed, "left behind")
+}
+
+// A server that is not there is a finding too, and a wrong call is not.
+func TestExitStatus(t *testing.T) {
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	code, printed, found := checked(t, nil, "--server", gone.URL)
+	require.Equal(t, exitMissing, code, printed)
+	require.Contains(t, found["MISSING"], "client API")
+	for _, args := range [][]string{
+		nil, {"--server", "example.com"}, {"--server", "ftp://example.com"}, {"--server", gone.URL, "more"},
+		{"--server", gone.URL, "--user", "alice"}, {"--none"},
+	} {
+		code, printed, _ = checked(t, nil, args...)
+		require.Equal(t, exitUsage, code, printed)
+		require.Contains(t, printed, "check --server URL")
+	}
+}
+
+// What a server or a proxy in front of it does wrongly is found, and nothing else.
+func TestFaults(t *testing.T) {
+	cfg := withSFU(t)
+	cfg.WellKnown = false // it would lead around the proxy
+	cfg.Expiration = homeserver.JSON{"delayed_events": homeserver.JSON{"max_delay": "10m"}}
+	hs := start(t, ours, cfg)
+	target, err := url.Parse(hs.URL)
+	require.NoError(t, err)
+	const longDelay = "delayed leave: due in an hour"
+	restarts := 0
+	for name, fault := range map[string]struct {
+		// refuse is what the proxy answers itself, and spoil what it does to other answers.
+		refuse           func(*http.Request) (code int)
+		spoil            func(http.Header)
+		MISSING, missing []string
+	}{
+		"ShortDelays": {MISSING: []string{longDelay}},
+		"NoHeaders": {
+			spoil:   func(header http.Header) { header.Del("Access-Control-Allow-Origin") },
+			MISSING: []string{longDelay, "browsers may ask all of that"},
+		},
+		"NoPreflights": {
+			refuse: func(req *http.Request) int {
+				if req.Method == http.MethodOptions {
+					return http.StatusMethodNotAllowed
+				}
+				return 0
+			},
+			MISSING: []string{longDelay, "browsers may ask all of that"},
+		},
+		"AccessTokens": {
+			refuse: func(req *http.Request) int {
+				if strings.Contains(req.URL.Path, "/delayed_events/") && req.Method == http.MethodPost && req.Header.Get("Authorization") == "" {
+					return http.StatusUnauthorized
+				}
+				return 0
+			},
+			MISSING: []string{
+				"delayed leave: restarted, without a token", "delayed leave: sent, without a token", "delayed leave: 404 afterwards", longDelay,
+			},
+			missing: []string{"delayed leave: ten restarts at once", "delayed leave: cancelled"},
+		},
+		"LowLimit": {
+			refuse: func(req *http.Request) int {
+				if !strings.HasSuffix(req.URL.Path, "/restart") || req.Method != http.MethodPost {
+					return 0
+				}
+				if restarts++; restarts == 7 {
+					return http.StatusTooManyRequests
+				}
+				return 0
+			},
+			MISSING: []string{longDelay},
+			missing: []string{"delayed leave: ten restarts at once"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			behind := httputil.NewSingleHostReverseProxy(target)
+			behind.ModifyResponse = func(res *http.Response) error {
+				if fault.spoil != nil {
+					fault.spoil(res.Header)
+				}
+				return nil
+			}
+			proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				if fault.refuse != nil {
+					if code := fault.refuse(req); code != 0 {
+						w.Header().Set("Access-Control-Allow-Origin", "*")
+						w.WriteHeader(code)
+						return
+					}
+				}
+				behind.ServeHTTP(w, req)
+			}))
+			defer proxy.Close()
+			code, printed, found := checked(t, nil, "--server", proxy.URL)
+			require.Equal(t, exitMissing, code, printed)
+			require.Equal(t, fault.MISSING, found["MISSING"], printed)
+			require.Equal(t, append([]string{"well-known: where the server is", "well-known: where calls go"}, fault.missing...), found["missing"], printed)
+			require.Empty(t, found["unknown"], printed)
+		})
+	}
+}
+
+// Without an account most is not known, and that is no success.
+func TestNoAccount(t *testing.T) {
+	hs, err := homeserver.NewInHome(ours, t.TempDir())
+	require.NoError(t, err)
+	require.NoError(t, hs.Start(t.Context()))
+	t.Cleanup(hs.Kill)
+	code, printed, found := checked(t, nil, "--server", hs.URL)
+	require.Equal(t, exitMissing, code, printed)
+	require.Equal(t, []string{"transports: there or in the well-known file"}, found["MISSING"], printed)
+	require.Contains(t, found["unknown"], "an account", printed)
+	code, printed, found = checked(t, nil, "--server", hs.URL, "--user", "alice", "--password", "wrong")
+	require.Equal(t, exitMissing, code, printed)
+	require.Contains(t, found["MISSING"], "an account", printed)
+}
