@@ -33,3 +33,16 @@ func TestGuaranteesNameTheirTests(t *testing.T) {
 		}
 	}
 }
+
+// The first section of the changelog is the one of this version.
+func TestChangelogNamesTheVersion(t *testing.T) {
+	changelog, err := os.ReadFile("CHANGELOG.md")
+	require.NoError(t, err)
+	first := regexp.MustCompile(`(?m)^## (\S+)`).FindSubmatch(changelog)
+	require.NotNil(t, first)
+	if strings.HasSuffix(Version, "-dev") {
+		require.Equal(t, "Unreleased", string(first[1]))
+	} else {
+		require.Equal(t, Version, string(first[1]))
+	}
+}

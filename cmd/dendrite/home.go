@@ -36,7 +36,7 @@ type home struct {
 func openHome() (*home, error) {
 	given := map[string]bool{}
 	flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	if given["config"] || given["version"] {
+	if given["config"] {
 		if given["data"] {
 			return nil, errors.New("--data and --config exclude each other")
 		}

@@ -31,6 +31,10 @@ var (
 
 func main() {
 	flag.Parse()
+	if flag.Lookup("version").Value.String() == "true" {
+		fmt.Println(version())
+		return
+	}
 	h, err := openHome()
 	if err != nil {
 		fail(err)

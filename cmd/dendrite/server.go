@@ -57,7 +57,7 @@ func build(cfg *config.Dendrite, extensionCfg *msc4140.Config, h *home) (s *serv
 	}
 	internal.SetupPprof()
 	base.PlatformSanityChecks()
-	logrus.Infof("Dendrite version %s", internal.VersionString())
+	logrus.Infof("Version %s", version())
 	if !cfg.ClientAPI.RegistrationDisabled && cfg.ClientAPI.OpenRegistrationWithoutVerificationEnabled {
 		logrus.Warn("Open registration is enabled")
 	}

@@ -7,11 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
@@ -74,6 +76,18 @@ func requireFails(t *testing.T, says string, args ...string) {
 	require.Len(t, lines, 1, "%s", out)
 	require.Contains(t, lines[0], says)
 	require.NotContains(t, string(out), "goroutine ")
+}
+
+// The binary says what it is, and does nothing else then.
+func TestVersion(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), binary, "--version")
+	cmd.Dir = t.TempDir()
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err)
+	require.Regexp(t, `^`+regexp.QuoteMeta(msc4140.Version)+` \(Dendrite \d+\.\d+\.\d+\)(, commit [0-9a-f]{40}(, modified)?)?\n$`, string(out))
+	left, err := os.ReadDir(cmd.Dir)
+	require.NoError(t, err)
+	require.Empty(t, left)
 }
 
 func TestStartFailures(t *testing.T) {
