@@ -1,0 +1,108 @@
+// Package install tests the files in docs/install: the real proxies, with those files, in front of the real homeserver with
+// the configuration there.
+package install
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
+)
+
+const (
+	// docs is where the files are.
+	docs = "../../docs/install/"
+	// secret is the registration secret in them.
+	secret = "a-third-long-password"
+)
+
+var binary string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "msc4140-install-")
+	if err == nil {
+		binary, err = homeserver.Build(context.Background(), dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	postgres.Main(m, func() { _ = os.RemoveAll(dir) })
+}
+
+// installed returns the path of a program. Without it the test is skipped, unless the environment variable CI is set: there
+// it fails.
+func installed(t *testing.T, program string) string {
+	t.Helper()
+	for _, name := range []string{program, "/usr/sbin/" + program} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	if os.Getenv("CI") == "" {
+		t.Skipf("NOT TESTED: %s is not installed", program)
+	}
+	t.Fatalf("%s is not installed", program)
+	return ""
+}
+
+// adapt copies a file of docs/install into a folder, with other values in it, and returns the copy's path. What is replaced
+// must be there.
+func adapt(t *testing.T, name, dir string, oldNew ...string) string {
+	t.Helper()
+	data, err := os.ReadFile(docs + name)
+	require.NoError(t, err)
+	text := string(data)
+	for i := 0; i < len(oldNew); i += 2 {
+		require.Contains(t, text, oldNew[i])
+		text = strings.ReplaceAll(text, oldNew[i], oldNew[i+1])
+	}
+	path := filepath.Join(dir, name)
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+// start starts a homeserver with the configuration of docs/install.
+func start(t *testing.T) *homeserver.Server {
+	t.Helper()
+	dir := t.TempDir()
+	hs, err := homeserver.New(binary, dir, homeserver.Config{})
+	require.NoError(t, err)
+	adapt(t, "dendrite.yaml", dir,
+		"postgresql://dendrite:a-long-password@127.0.0.1/dendrite?sslmode=disable", postgres.NewDatabase(t),
+		"/etc/dendrite", dir, "/var/lib/dendrite", dir)
+	require.NoError(t, hs.Start(t.Context()))
+	t.Cleanup(hs.Kill)
+	return hs
+}
+
+// address is where a server listens.
+func address(t *testing.T, serverURL string) string {
+	t.Helper()
+	u, err := url.Parse(serverURL)
+	require.NoError(t, err)
+	return u.Host
+}
+
+// The unit is one that systemd understands, and lets the server do little.
+func TestUnit(t *testing.T) {
+	analyze := installed(t, "systemd-analyze")
+	unit := adapt(t, "dendrite.service", t.TempDir(), "/usr/local/bin/dendrite", binary)
+	// In tenths: from 0, no exposure, to 100.
+	for _, args := range [][]string{{"verify"}, {"security", "--offline=true", "--threshold=15"}} {
+		out, err := exec.CommandContext(t.Context(), analyze, append(args, unit)...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		if args[0] == "verify" {
+			require.Empty(t, string(out))
+		}
+	}
+}
