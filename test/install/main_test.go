@@ -96,7 +96,7 @@ func address(t *testing.T, serverURL string) string {
 // The unit is one that systemd understands, and lets the server do little.
 func TestUnit(t *testing.T) {
 	analyze := installed(t, "systemd-analyze")
-	unit := adapt(t, "dendrite.service", t.TempDir(), "/usr/local/bin/dendrite", binary)
+	unit := adapt(t, "dendrite.service", t.TempDir(), "/opt/dendrite/bin/dendrite", binary)
 	// In tenths: from 0, no exposure, to 100.
 	for _, args := range [][]string{{"verify"}, {"security", "--offline=true", "--threshold=15"}} {
 		out, err := exec.CommandContext(t.Context(), analyze, append(args, unit)...).CombinedOutput()
