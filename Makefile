@@ -21,7 +21,7 @@ dist-%: tree = $(DIST)/dendrite-msc4140-$(VERSION)-linux-$*
 dist-%:
 	rm -rf $(tree) && mkdir -p $(tree)/bin
 	env -u GOFLAGS CGO_ENABLED=0 GOOS=linux GOARCH=$* GOAMD64=v1 GOARM64=v8.0 \
-		go build -trimpath -ldflags=-s -o $(tree)/bin/ $(PROGRAMS)
+		go build -trimpath -buildvcs=true -ldflags=-s -o $(tree)/bin/ $(PROGRAMS)
 	cp -R $(DOCS) $(tree)/
 	cd $(DIST) && tar --sort=name --format=gnu --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
 		--mtime=@$(SOURCE_DATE_EPOCH) -cf - $(notdir $(tree)) | gzip -9n > $(notdir $(tree)).tar.gz
