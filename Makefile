@@ -24,7 +24,7 @@ dist-%:
 		go build -trimpath -buildvcs=true -ldflags=-s -o $(tree)/bin/ $(PROGRAMS)
 	cp -R $(DOCS) $(tree)/
 	cd $(DIST) && tar --sort=name --format=gnu --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
-		--mtime=@$(SOURCE_DATE_EPOCH) -cf - $(notdir $(tree)) | gzip -9n > $(notdir $(tree)).tar.gz
+		--mtime=@$(SOURCE_DATE_EPOCH) -cf - $(notdir $(tree)) | gzip -n > $(notdir $(tree)).tar.gz
 	rm -r $(tree)
 
 .PHONY: dist
