@@ -6,6 +6,7 @@
 ARCHS   = amd64 arm64
 DIST    = dist
 VERSION = $(shell sed -n 's/^const Version = "\(.*\)"/\1/p' version.go)
+RELEASE = dendrite-msc4140-$(VERSION)-linux-
 
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 
@@ -15,9 +16,9 @@ PROGRAMS = ./cmd/dendrite ./cmd/check $(DENDRITE)/cmd/generate-keys $(DENDRITE)/
 DOCS     = README.md CHANGELOG.md LICENSE docs
 
 dist: $(ARCHS:%=dist-%)
-	cd $(DIST) && sha256sum *.tar.gz > SHA256SUMS
+	cd $(DIST) && sha256sum $(ARCHS:%=$(RELEASE)%.tar.gz) > SHA256SUMS
 
-dist-%: tree = $(DIST)/dendrite-msc4140-$(VERSION)-linux-$*
+dist-%: tree = $(DIST)/$(RELEASE)$*
 dist-%:
 	rm -rf $(tree) && mkdir -p $(tree)/bin
 	env -u GOFLAGS CGO_ENABLED=0 GOOS=linux GOARCH=$* GOAMD64=v1 GOARM64=v8.0 \
