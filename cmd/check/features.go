@@ -305,7 +305,7 @@ func tryBurst(ctx context.Context, s *session) (string, error) {
 			return "", plain(err)
 		}
 		if res.Code != http.StatusOK {
-			return "", fmt.Errorf("%s at the %d.", said(res), i+1)
+			return "", fmt.Errorf("%s at number %d", said(res), i+1)
 		}
 	}
 	return "", nil

@@ -69,7 +69,7 @@ func check(ctx context.Context, server string, who credentials) (works bool) {
 	fmt.Printf("%s\n\n", server)
 	for _, f := range features {
 		seen, err := f.try(ctx, s)
-		print(f, seen, err)
+		printLine(f, seen, err)
 		works = works && (err == nil || !f.needed)
 	}
 	tidying, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTime)

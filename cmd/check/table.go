@@ -10,8 +10,8 @@ type unknownError string
 
 func (e unknownError) Error() string { return string(e) }
 
-// print prints the line of a feature: MISSING is what calls need.
-func print(f feature, seen string, err error) {
+// printLine prints the line of a feature: MISSING is what calls need.
+func printLine(f feature, seen string, err error) {
 	word := "ok"
 	if unknown := unknownError(""); errors.As(err, &unknown) {
 		word, seen = "unknown", unknown.Error()
