@@ -147,6 +147,21 @@ func NewInHome(binary, dir string) (*Server, error) {
 	}, nil
 }
 
+// NewConfigured returns a server with a configuration file of the caller's, as it runs behind a reverse proxy: it listens
+// on loopback for clients and for other servers. Its key is dir/matrix_key.pem.
+func NewConfigured(binary, dir, name string, config []byte) (*Server, error) {
+	address, err := freeAddress(loopback)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{URL: "http://" + address, Name: name, Dir: dir, binary: binary}
+	s.args = []string{"--config", s.path("dendrite.yaml"), "--http-bind-address", address}
+	if err = writeKey(s.path("matrix_key.pem")); err != nil {
+		return nil, err
+	}
+	return s, os.WriteFile(s.path("dendrite.yaml"), config, 0o600)
+}
+
 // loopback is where servers listen for clients.
 const loopback = "127.0.0.1"
 
