@@ -1,0 +1,101 @@
+// Package elementcall tests calls with the real Element Call: two headless Chromiums, a real LiveKit, a reverse proxy, and
+// the real homeserver, each with the configuration that docs/element-call.md tells people to use.
+package elementcall
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+const (
+	// soon is longer than anything takes here that is not waited for by its own clock, on a machine with much else to do.
+	soon = 2 * time.Minute
+	// buildTimeout is how long it may take to fetch and build LiveKit.
+	buildTimeout = 15 * time.Minute
+)
+
+//go:embed js
+var scripts embed.FS
+
+// programs is where everything is that the tests run and that is not installed on the machine.
+var programs struct {
+	dir        string
+	homeserver string
+	livekit    string
+	auth       string
+	// elementCall is a folder with the pages of Element Call.
+	elementCall string
+}
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "msc4140-elementcall-")
+	if err == nil && installed() == nil {
+		err = makePrograms(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// installed reports which programs the machine lacks.
+func installed() error {
+	for _, name := range []string{"chromium", "caddy", "node", "npm"} {
+		if _, err := exec.LookPath(name); err != nil {
+			return fmt.Errorf("%w (Debian: apt-get install chromium caddy nodejs npm)", err)
+		}
+	}
+	return nil
+}
+
+// requirePrograms skips a test on a machine that lacks programs, unless the environment variable CI is set: there it fails.
+func requirePrograms(t *testing.T) {
+	t.Helper()
+	switch err := installed(); {
+	case err != nil && os.Getenv("CI") == "":
+		t.Skipf("NOT TESTED WITH ELEMENT CALL: %s", err)
+	case err != nil:
+		t.Fatal(err)
+	}
+}
+
+// makePrograms builds the homeserver, LiveKit and the service for tokens, and fetches Element Call.
+func makePrograms(dir string) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), buildTimeout)
+	defer cancel()
+	programs.dir = dir
+	if programs.homeserver, err = homeserver.Build(ctx, dir); err != nil {
+		return err
+	}
+	programs.livekit, programs.auth = filepath.Join(dir, "livekit-server"), filepath.Join(dir, "authservice")
+	for binary, pkg := range map[string]string{
+		programs.livekit: "github.com/livekit/livekit-server/cmd/server", programs.auth: "./authservice",
+	} {
+		build := exec.CommandContext(ctx, "go", "build", "-o", binary, pkg)
+		build.Dir = "livekit"
+		if out, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
+		}
+	}
+	if err = os.CopyFS(dir, scripts); err != nil {
+		return err
+	}
+	npm := exec.CommandContext(ctx, "npm", "ci", "--ignore-scripts", "--prefer-offline", "--no-audit", "--no-fund")
+	npm.Dir = filepath.Join(dir, "js")
+	if out, err := npm.CombinedOutput(); err != nil {
+		return fmt.Errorf("npm ci: %w\n%s", err, out)
+	}
+	programs.elementCall = filepath.Join(dir, "js", "node_modules", "@element-hq", "element-call-embedded", "dist")
+	return nil
+}

@@ -1,0 +1,286 @@
+package elementcall
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	neturl "net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// docs has the files that docs/element-call.md is about.
+const docs = "../../docs/element-call"
+
+// secret is the registration secret in docs/element-call/dendrite.yaml.
+const secret = "change-me-registration"
+
+// stack is everything that a call needs, on loopback, from the configuration files of docs/element-call.
+type stack struct {
+	// dir has what its parts write, and the screenshots.
+	dir        string
+	homeserver *homeserver.Server
+	// https is the address of the reverse proxy: browsers are told that all names of example.com are there.
+	https string
+	// env lets programs find those names there, and trust the reverse proxy's certificates.
+	env []string
+	// replace is what is different from the files.
+	replace []string
+}
+
+// options are how a stack differs from the files, by what a person would change.
+type options struct {
+	// openRegistration lets those join who have a link and no account.
+	openRegistration bool
+	// oldAuthService is a service for tokens that knows nothing of leave events.
+	oldAuthService bool
+}
+
+// start starts a stack for one test.
+func start(t *testing.T, o options) *stack {
+	t.Helper()
+	requirePrograms(t)
+	s := &stack{dir: keptDir(t)}
+	s.https = freeAddress(t)
+	ports := map[string]string{}
+	for _, port := range []string{"7880", "7881", "7882", "8008", "8080"} {
+		_, ports[port], _ = net.SplitHostPort(freeAddress(t))
+		s.replace = append(s.replace, port, ports[port])
+	}
+	s.replace = append(s.replace,
+		"/etc/dendrite", s.dir, "/var/lib/dendrite", s.dir, "/var/www/element-call", s.pages(t),
+		// Media goes over loopback.
+		"use_external_ip: true", "node_ip: 127.0.0.1\n  enable_loopback_candidate: true\n  interfaces: {includes: [lo]}",
+	)
+	if o.openRegistration {
+		s.replace = append(s.replace, "registration_disabled: true", "registration_disabled: false")
+	}
+	s.startHomeserver(t, ports["8008"])
+	s.startCaddy(t)
+	s.findNames(t)
+	s.startAuthService(t, o.oldAuthService)
+	s.program(t, "livekit", programs.livekit, "--config", s.file(t, "livekit.yaml"))
+	for _, port := range []string{"7880", "8080"} {
+		await(t, "port "+port, func() bool {
+			conn, err := net.Dial("tcp", "127.0.0.1:"+ports[port])
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err == nil
+		})
+	}
+	return s
+}
+
+// keptDir returns a folder that is kept if the test fails, or if the environment variable KEEP_LOGS names where.
+func keptDir(t *testing.T) string {
+	t.Helper()
+	keep := os.Getenv("KEEP_LOGS")
+	dir, err := os.MkdirTemp(keep, t.Name()+"-")
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		if t.Failed() || keep != "" {
+			t.Logf("logs and screenshots: %s", dir)
+		} else {
+			_ = os.RemoveAll(dir)
+		}
+	})
+	return dir
+}
+
+// freeAddress returns an address of loopback at which nobody listens just now, neither for TCP nor for UDP.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for {
+		tcp, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		udp, err := net.ListenPacket("udp", tcp.Addr().String())
+		_ = tcp.Close()
+		if err == nil {
+			_ = udp.Close()
+			return tcp.Addr().String()
+		}
+	}
+}
+
+// file returns a file of the documentation in the stack's folder, with what is different here.
+func (s *stack) file(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(docs, name))
+	require.NoError(t, err)
+	path := filepath.Join(s.dir, name)
+	require.NoError(t, os.WriteFile(path, []byte(strings.NewReplacer(s.replace...).Replace(string(text))), 0o600))
+	return path
+}
+
+// pages makes Element Call a web site of its own, as the document says.
+func (s *stack) pages(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	index, err := os.ReadFile(filepath.Join(programs.elementCall, "index.html"))
+	require.NoError(t, err)
+	index = []byte(strings.Replace(string(index), "<head>", `<head><base href="/">`, 1))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "index.html"), index, 0o644))
+	config, err := os.ReadFile(filepath.Join(docs, "config.json"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"), config, 0o644))
+	require.NoError(t, os.Symlink(filepath.Join(programs.elementCall, "assets"), filepath.Join(dir, "assets")))
+	return dir
+}
+
+// startHomeserver starts the homeserver, and before it, at the port that the reverse proxy knows, the trace.
+func (s *stack) startHomeserver(t *testing.T, port string) {
+	t.Helper()
+	config, err := os.ReadFile(s.file(t, "dendrite.yaml"))
+	require.NoError(t, err)
+	s.homeserver, err = homeserver.NewConfigured(programs.homeserver, s.dir, "example.com", config)
+	require.NoError(t, err)
+	require.NoError(t, s.homeserver.Start(t.Context()))
+	t.Cleanup(func() {
+		if err := s.homeserver.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	newTrace(t, s.homeserver.URL, "127.0.0.1:"+port)
+}
+
+// account makes an account, as an operator does.
+func (s *stack) account(t *testing.T, name string) *homeserver.Client {
+	t.Helper()
+	user, err := homeserver.RegisterAt(t.Context(), s.homeserver.URL, secret, name)
+	require.NoError(t, err)
+	return user
+}
+
+// startCaddy starts the reverse proxy, with an authority of its own in the place of a public one.
+func (s *stack) startCaddy(t *testing.T) {
+	t.Helper()
+	config, err := os.ReadFile(s.file(t, "Caddyfile"))
+	require.NoError(t, err)
+	host, port, err := net.SplitHostPort(s.https)
+	require.NoError(t, err)
+	own := fmt.Sprintf("{\n\tadmin off\n\tauto_https disable_redirects\n\tlocal_certs\n\tskip_install_trust\n"+
+		"\tstorage file_system %s\n\tdefault_bind %s\n\thttps_port %s\n\tservers {\n\t\tprotocols h1 h2\n\t}\n}\n\n", s.dir+"/caddy", host, port)
+	path := filepath.Join(s.dir, "Caddyfile")
+	require.NoError(t, os.WriteFile(path, append([]byte(own), config...), 0o600))
+	s.program(t, "caddy", "caddy", "run", "--adapter", "caddyfile", "--config", path)
+}
+
+// findNames makes a proxy that connects whoever asks for a name of example.com with the reverse proxy, and nobody else.
+func (s *stack) findNames(t *testing.T) {
+	t.Helper()
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodConnect || !strings.HasSuffix(r.URL.Hostname(), "example.com") {
+			http.Error(w, "not here", http.StatusForbidden)
+			return
+		}
+		there, err := net.Dial("tcp", s.https)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		here, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			_ = there.Close()
+			return
+		}
+		_, _ = io.WriteString(here, "HTTP/1.1 200 OK\r\n\r\n")
+		for _, pair := range [][2]net.Conn{{here, there}, {there, here}} {
+			go func() {
+				_, _ = io.Copy(pair[0], pair[1])
+				_, _ = pair[0].Close(), pair[1].Close()
+			}()
+		}
+	}))
+	t.Cleanup(proxy.Close)
+	s.env = []string{"HTTPS_PROXY=" + proxy.URL, "SSL_CERT_FILE=" + s.authority()}
+	s.requireWellKnown(t, proxy.URL)
+}
+
+// authority is the certificate that the reverse proxy's are signed with.
+func (s *stack) authority() string { return s.dir + "/caddy/pki/authorities/local/root.crt" }
+
+// requireWellKnown requires that clients are told what the document says.
+func (s *stack) requireWellKnown(t *testing.T, proxy string) {
+	t.Helper()
+	const url = "https://example.com/.well-known/matrix/client"
+	var certificate []byte
+	await(t, "the reverse proxy's certificate", func() (there bool) {
+		var err error
+		certificate, err = os.ReadFile(s.authority())
+		return err == nil && len(certificate) > 0
+	})
+	roots := x509.NewCertPool()
+	require.True(t, roots.AppendCertsFromPEM(certificate))
+	through := func(*http.Request) (*neturl.URL, error) { return neturl.Parse(proxy) }
+	client := http.Client{Transport: &http.Transport{Proxy: through, TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	defer client.CloseIdleConnections()
+	var answer []byte
+	await(t, url, func() bool {
+		res, err := client.Get(url)
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		answer, err = io.ReadAll(res.Body)
+		return err == nil && res.StatusCode == http.StatusOK
+	})
+	shown, err := os.ReadFile(filepath.Join(docs, "well-known-client.json"))
+	require.NoError(t, err)
+	require.JSONEq(t, string(shown), string(answer))
+}
+
+// startAuthService starts the service for tokens.
+func (s *stack) startAuthService(t *testing.T, old bool) {
+	t.Helper()
+	settings, err := os.ReadFile(s.file(t, "lk-jwt-service.env"))
+	require.NoError(t, err)
+	for line := range strings.Lines(string(settings)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			s.env = append(s.env, line)
+		}
+	}
+	if old {
+		s.env = append(s.env, "DELEGATION=off")
+	}
+	s.program(t, "authservice", programs.auth)
+}
+
+// program runs a program of the stack until the test ends.
+func (s *stack) program(t *testing.T, name, path string, args ...string) {
+	t.Helper()
+	log, err := os.Create(filepath.Join(s.dir, name+".log"))
+	require.NoError(t, err)
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr, cmd.Env = log, log, append(os.Environ(), s.env...)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = log.Close()
+	})
+}
+
+// await returns when something is so.
+func await(t *testing.T, what string, isSo func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(soon); !isSo(); time.Sleep(pollInterval) {
+		if time.Now().After(deadline) {
+			t.Fatalf("did not come: %s", what)
+		}
+	}
+}
+
+const pollInterval = 20 * time.Millisecond
