@@ -76,12 +76,13 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 	return pollInterval
 }
 
-// closeDue is what a worker does with a timer.
-func (t *Timers) closeDue(r ref) {
+// closeDue is what a worker does with a timer. The room's next one need not wait for the row to be deleted.
+func (t *Timers) closeDue(r ref) (rest func()) {
 	ctx, cancel := context.WithTimeout(t.ctx, attemptTimeout)
 	defer cancel()
 	// close schedules the next attempt and has said what there is to say.
 	_ = t.close(ctx, r, Expired)
+	return func() { t.removeRow(t.ctx, r) }
 }
 
 // recover finishes what an earlier process claimed: room by room in the order of the deadlines, several rooms at once.
@@ -107,7 +108,7 @@ func (t *Timers) recover(claimed []ref) {
 		free <- struct{}{}
 		done.Go(func() {
 			for _, r := range rooms[room] {
-				_ = t.close(ctx, r, Expired)
+				_ = t.closeNow(ctx, r, Expired)
 			}
 			<-free
 		})
@@ -115,8 +116,15 @@ func (t *Timers) recover(claimed []ref) {
 	done.Wait()
 }
 
+// closeNow is close, and deletes the row if the timer is gone then.
+func (t *Timers) closeNow(ctx context.Context, r ref, o Outcome) error {
+	defer t.removeRow(ctx, r)
+	return t.close(ctx, r, o)
+}
+
 // close makes one attempt to close an event, and schedules the next one if it fails in passing. The error is nil if the
-// room has the closing event, ErrNotFound if the timer was gone, a *DropError if it now is, and else a passing fault.
+// room has the closing event, ErrNotFound if the timer was gone, a *DropError if it now is, and else a passing fault. If the
+// timer is gone, removeRow is still to be called.
 func (t *Timers) close(ctx context.Context, r ref, o Outcome) error {
 	var state uint64
 	t.mu.Lock()
@@ -146,7 +154,6 @@ func (t *Timers) attempt(ctx context.Context, r ref, o Outcome) error {
 	row, due, err := t.load(ctx, r)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		t.removeRow(ctx, r)
 		return err
 	case err != nil:
 		t.again(r, Event{}, err)
@@ -314,7 +321,6 @@ func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error 
 			"event_id": row.Event.ID, "room_id": row.Event.RoomID,
 			"closing_event_id": row.Claim.Event.EventID, "outcome": row.Claim.Outcome,
 		}).Info("Closed an expiring event")
-		t.removeRow(ctx, r)
 	}
 	if row.Claim.Outcome != o {
 		return ErrNotFound
@@ -346,7 +352,6 @@ func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError)
 	t.log.WithError(dropped.Cause).WithFields(logrus.Fields{
 		"event_id": row.Event.ID, "room_id": row.Event.RoomID, "reason": dropped.Reason,
 	}).Info("Dropped the timer of an expiring event")
-	t.removeRow(ctx, r)
 	return dropped
 }
 

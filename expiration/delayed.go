@@ -174,7 +174,7 @@ func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
 		// What has begun is brought to its end.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
 		defer cancel()
-		err = t.close(ctx, r, Ended)
+		err = t.closeNow(ctx, r, Ended)
 	}
 	return t.finalised(ctx, delayID, owner, err)
 }

@@ -60,8 +60,9 @@ func (l *lanes) add(r ref, inRoom uint64, due time.Duration) {
 	}
 }
 
-// work takes timers and calls f with them until stop is called.
-func (l *lanes) work(f func(ref)) {
+// work takes timers and calls f with them until stop is called. What f returns is called too; the next timer of the room does
+// not wait for it.
+func (l *lanes) work(f func(ref) (rest func())) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
@@ -76,7 +77,7 @@ func (l *lanes) work(f func(ref)) {
 		room.waiting = slices.Delete(room.waiting, 0, 1)
 		room.busy = true
 		l.mu.Unlock()
-		f(r)
+		rest := f(r)
 		l.mu.Lock()
 		room.busy = false
 		if len(room.waiting) > 0 {
@@ -85,6 +86,9 @@ func (l *lanes) work(f func(ref)) {
 		} else {
 			delete(l.rooms, room.room)
 		}
+		l.mu.Unlock()
+		rest()
+		l.mu.Lock()
 	}
 }
 

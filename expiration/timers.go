@@ -33,8 +33,8 @@ type Config struct {
 }
 
 const (
-	// closers is how many rooms have a closing event built at the same time. They mostly wait for the roomserver, and the more
-	// of them there are, the more claims are committed at once.
+	// closers is how many timers are closed at the same time. They mostly wait for the roomserver, or for a commit: the more of
+	// them there are, the more is committed at once.
 	closers = 64
 	// pollInterval is how long a lost wake-up can delay anything.
 	pollInterval = 5 * time.Second
@@ -224,7 +224,9 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		return nil, err
 	}
 	for _, r := range t.unfinished(state) {
-		if err = t.attempt(ctx, r, Expired); err != nil && !isFinal(err) {
+		err = t.attempt(ctx, r, Expired)
+		t.removeRow(ctx, r)
+		if err != nil && !isFinal(err) {
 			unlock()
 			return nil, fmt.Errorf("finishing a closing event: %w", err)
 		}
@@ -511,7 +513,7 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	// A closing that has begun is not given up because the caller hangs up.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
 	defer cancel()
-	err := t.close(ctx, r, Ended)
+	err := t.closeNow(ctx, r, Ended)
 	var dropped *DropError
 	switch {
 	case err == nil:

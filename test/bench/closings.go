@@ -168,9 +168,11 @@ func bestSends(ctx context.Context, c *crowd, round int) (best float64, at int, 
 		if err != nil {
 			return 0, 0, err
 		}
-		if rate := float64(part) / took.Seconds(); rate > best {
+		rate := float64(part) / took.Seconds()
+		if rate > best {
 			best, at = rate, n
 		}
+		progress("stock sends %.0f per second with %d at a time", rate, n)
 	}
 	return best, at, nil
 }

@@ -88,8 +88,8 @@ func Open(ctx context.Context, db *sql.DB) (*shared.Store, error) {
 	if err := shared.Migrate(ctx, db, migrations...); err != nil {
 		return nil, err
 	}
-	statements := &statements{db: db, prepared: map[string]*sql.Stmt{}}
-	return &shared.Store{DB: db, Reader: statements, Writer: writer{db, statements}, Many: shared.Many{
+	statements := &shared.Statements{DB: db}
+	return &shared.Store{DB: db, Statements: statements, Writer: writer{db, statements}, Many: shared.Many{
 		Among: func(column, parameter string) string { return column + " = ANY(" + parameter + ")" },
 		Value: func(values any) any { return pq.Array(values) },
 	}}, nil
@@ -102,7 +102,7 @@ const refreshTimersSQL = "UPDATE expiration_timers AS t SET duration_ms = r.dura
 
 type writer struct {
 	db *sql.DB
-	*statements
+	*shared.Statements
 }
 
 const claimTimersSQL = "UPDATE expiration_timers AS t SET outcome = c.outcome, sent_event_id = c.event_id," +
@@ -112,7 +112,7 @@ const claimTimersSQL = "UPDATE expiration_timers AS t SET outcome = c.outcome, s
 	" WHERE t.timer_nid = c.timer_nid AND t.deadline_ms = c.deadline_ms AND t.outcome IS NULL RETURNING t.timer_nid"
 
 func (w writer) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	statement, err := w.prepare(ctx, query)
+	statement, err := w.Prepare(ctx, query)
 	if err != nil {
 		return nil, err
 	}

@@ -45,11 +45,6 @@ type Writer interface {
 	Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error
 }
 
-// Reader is a database, or what keeps its statements prepared.
-type Reader interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
 // Many is how a database is given any number of values as one parameter.
 type Many struct {
 	// Among returns the condition that a column has one of the values of a parameter.
@@ -60,11 +55,11 @@ type Many struct {
 
 // Store implements expiration.Store.
 type Store struct {
-	// DB is for reading what is read rarely, Reader for the rest.
-	DB     *sql.DB
-	Reader Reader
-	Writer Writer
-	Many   Many
+	// DB is for reading what is read rarely, Statements for the rest.
+	DB         *sql.DB
+	Statements *Statements
+	Writer     Writer
+	Many       Many
 }
 
 var _ expiration.Store = (*Store)(nil)
@@ -168,7 +163,7 @@ func (s *Store) Delete(ctx context.Context, nids []int64) error {
 }
 
 func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, error) {
-	rows, err := s.Reader.QueryContext(ctx, readTimersSQL+s.Many.Among("timer_nid", "$1"), s.Many.Value(nids))
+	rows, err := s.Statements.QueryContext(ctx, readTimersSQL+s.Many.Among("timer_nid", "$1"), s.Many.Value(nids))
 	if err != nil {
 		return nil, err
 	}

@@ -106,7 +106,7 @@ func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store
 	if err := shared.Migrate(ctx, db, migrations...); err != nil {
 		return nil, err
 	}
-	return &shared.Store{DB: db, Reader: db, Writer: &connection{db: db, writer: writer}, Many: shared.Many{
+	return &shared.Store{DB: db, Statements: &shared.Statements{DB: db}, Writer: &connection{db: db, writer: writer}, Many: shared.Many{
 		Among: func(column, parameter string) string {
 			return column + " IN (SELECT value FROM json_each(" + parameter + "))"
 		},

@@ -1,4 +1,4 @@
-package postgres
+package shared
 
 import (
 	"context"
@@ -6,23 +6,24 @@ import (
 	"sync"
 )
 
-// statements keeps each statement prepared that it is given: to plan one can take longer than to run it. They are constants,
+// Statements keeps each statement prepared that it is given: to plan one can take longer than to run it. They are constants,
 // so there are few of them.
-type statements struct {
-	db *sql.DB
+type Statements struct {
+	DB *sql.DB
 
 	mu       sync.Mutex // guards prepared; a leaf
 	prepared map[string]*sql.Stmt
 }
 
-func (s *statements) prepare(ctx context.Context, query string) (*sql.Stmt, error) {
+// Prepare returns the prepared statement.
+func (s *Statements) Prepare(ctx context.Context, query string) (*sql.Stmt, error) {
 	s.mu.Lock()
 	statement := s.prepared[query]
 	s.mu.Unlock()
 	if statement != nil {
 		return statement, nil
 	}
-	statement, err := s.db.PrepareContext(ctx, query)
+	statement, err := s.DB.PrepareContext(ctx, query)
 	if err != nil {
 		return nil, err
 	}
@@ -32,13 +33,16 @@ func (s *statements) prepare(ctx context.Context, query string) (*sql.Stmt, erro
 		_ = statement.Close()
 		return first, nil
 	}
+	if s.prepared == nil {
+		s.prepared = map[string]*sql.Stmt{}
+	}
 	s.prepared[query] = statement
 	return statement, nil
 }
 
-// QueryContext implements shared.Reader.
-func (s *statements) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	statement, err := s.prepare(ctx, query)
+// QueryContext runs a query.
+func (s *Statements) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	statement, err := s.Prepare(ctx, query)
 	if err != nil {
 		return nil, err
 	}
