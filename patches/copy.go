@@ -6,15 +6,23 @@ import (
 	"os/exec"
 )
 
-// Copy downloads the line's release as a Go module, with its checksum verified, and copies it into dir, which it makes.
-func (l Line) Copy(dir string) error {
+// Download downloads the line's release as a Go module, if it is not in the module cache, and returns the folder, which is
+// read-only.
+func (l Line) Download() (string, error) {
 	out, err := output(exec.Command("go", "mod", "download", "-json", l.Module+"@"+l.Version))
+	if err != nil {
+		return "", err
+	}
+	var module struct{ Dir string }
+	err = json.Unmarshal(out, &module)
+	return module.Dir, err
+}
+
+// Copy copies the line's release into dir, which it makes.
+func (l Line) Copy(dir string) error {
+	release, err := l.Download()
 	if err != nil {
 		return err
 	}
-	var module struct{ Dir string }
-	if err = json.Unmarshal(out, &module); err != nil {
-		return err
-	}
-	return os.CopyFS(dir, os.DirFS(module.Dir)) // which makes writable what the module cache protects
+	return os.CopyFS(dir, os.DirFS(release)) // which makes writable what the module cache protects
 }
