@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/patches"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
 // copied returns a fresh copy of a line's release.
@@ -34,6 +35,32 @@ func excerpt(t *testing.T, line patches.Line) string {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
 	}
 	return dir
+}
+
+// trees are copies to which the patches were applied, for tests that change nothing in them: Go compiles a tree in another
+// place anew.
+var trees = map[patches.Line]string{}
+
+// applied returns a tree with the component in it.
+func applied(t *testing.T, line patches.Line) string {
+	t.Helper()
+	if trees[line] == "" {
+		dir, err := os.MkdirTemp("", "msc4140-patches-")
+		require.NoError(t, err)
+		trees[line] = dir
+		require.NoError(t, line.Copy(dir))
+		_, err = apply(dir)
+		require.NoError(t, err)
+	}
+	return trees[line]
+}
+
+func TestMain(m *testing.M) {
+	postgres.Main(m, func() {
+		for _, dir := range trees {
+			_ = os.RemoveAll(dir)
+		}
+	})
 }
 
 // contents returns all files below a folder by their names, and its folders.
@@ -129,7 +156,7 @@ func TestRefuses(t *testing.T) {
 		require.Contains(t, string(data), old)
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(strings.Replace(string(data), old, new, 1)), 0o600))
 	}
-	applied := func(t *testing.T, dir string) {
+	then := func(t *testing.T, dir string) {
 		_, err := apply(dir)
 		require.NoError(t, err)
 	}
@@ -158,15 +185,15 @@ func TestRefuses(t *testing.T) {
 			require.NoError(t, os.WriteFile(filepath.Join(dir, "setup/mscs/msc4140/config.go"), nil, 0o600))
 		}, "setup/mscs/msc4140/config.go", apply},
 		"ChangedAfterwards": {func(t *testing.T, dir string) {
-			applied(t, dir)
+			then(t, dir)
 			replace(t, dir, "setup/mscs/msc4140/config.go", "package", "// Mine.\npackage")
 		}, "setup/mscs/msc4140/config.go", undo},
 		"WiringChangedAfterwards": {func(t *testing.T, dir string) {
-			applied(t, dir)
+			then(t, dir)
 			replace(t, dir, "cmd/dendrite/main.go", "Failed to start expiring events", "Mine")
 		}, "cmd/dendrite/main.go: patch does not apply", undo},
 		"HalfApplied": {func(t *testing.T, dir string) {
-			applied(t, dir)
+			then(t, dir)
 			require.NoError(t, os.Remove(filepath.Join(dir, "setup/mscs/msc4140/config.go")))
 		}, "of our", apply},
 		"NotCommitted": {func(t *testing.T, dir string) {

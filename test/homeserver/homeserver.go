@@ -58,7 +58,7 @@ func Build(ctx context.Context, dir string, flags ...string) (string, error) {
 	if tree := os.Getenv(Tree); tree == "" {
 		build.Args = append(build.Args, pkg)
 	} else {
-		build.Dir, build.Args = tree, append(build.Args, "-trimpath", "./cmd/dendrite")
+		build.Dir, build.Args = tree, append(build.Args, "./cmd/dendrite")
 	}
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the homeserver: %w\n%s", err, out)
@@ -272,6 +272,9 @@ func (s *Server) Failpoints(lines ...string) error {
 
 // ErrEnded is the error of Start if the process ended by itself.
 var ErrEnded = errors.New("the homeserver ended at its start")
+
+// Use lets another binary serve the folder at the next Start.
+func (s *Server) Use(binary string) { s.binary = binary }
 
 // Ended returns a channel that is closed when the process that was started last has ended.
 func (s *Server) Ended() <-chan struct{} { return s.exited }
