@@ -105,9 +105,17 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
 	_, err := s.Writer.Exec(ctx, insertTimerSQL,
 		t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:],
 		t.Duration.Milliseconds(), t.Received.UnixMilli(), t.Deadline.UnixMilli(),
-		request, roomVersion, pdu, delayed.Content, delayed.Expires.Milliseconds(), timestamp, delayed.Over,
+		nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(), timestamp, delayed.Over,
 	)
 	return err
+}
+
+// nullable stores no bytes as NULL. Versions of lib/pq before 1.11, which a Dendrite tree may have, would store an empty string.
+func nullable(data []byte) any {
+	if data == nil {
+		return nil
+	}
+	return data
 }
 
 func (s *Store) Refresh(ctx context.Context, refreshes []expiration.Refresh) ([]bool, error) {
