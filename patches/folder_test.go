@@ -39,6 +39,8 @@ func thereAndBack(t *testing.T, older, newer string, cfg homeserver.Config) {
 	alice := &user{client}
 	roomID, err := alice.CreateRoom(t.Context(), nil)
 	require.NoError(t, err)
+	bob, err := s.Register(t.Context(), "bob")
+	require.NoError(t, err)
 	held, due := alice.expiring(t, roomID, "held", 600), alice.expiring(t, roomID, "due", 5)
 	delayed := alice.delayed(t, roomID, "there")
 	require.NoError(t, s.Stop())
@@ -52,6 +54,9 @@ func thereAndBack(t *testing.T, older, newer string, cfg homeserver.Config) {
 	alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), homeserver.JSON{"body": "from the newer"})
 	due, ended := alice.expiring(t, roomID, "due", 5), alice.expiring(t, roomID, "ended", 600)
 	alice.keepAlive(t, "end", ended, http.StatusOK)
+	// A room that the older cannot read is no harm to those who are not in it.
+	_, err = bob.CreateRoom(t.Context(), homeserver.JSON{"room_version": "12"})
+	require.NoError(t, err)
 	require.NoError(t, s.Stop())
 
 	s.Use(older)

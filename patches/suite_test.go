@@ -31,11 +31,11 @@ func TestSuite(t *testing.T) {
 	for _, line := range patches.Lines {
 		t.Run(line.String(), func(t *testing.T) {
 			dir := applied(t, line)
-			args := []string{"test", "-count=1", "-timeout=60m", "-skip", ownCommand}
+			args := []string{"test", "-count=1"}
 			if *whole {
-				args = append(args, "../test/integration")
+				args = append(args, "-timeout=60m", "-skip", ownCommand, "../test/integration")
 			} else {
-				args = append(args, "-run", part, "../test/integration", someCrashes)
+				args = append(args, "-timeout=15m", "-run", part, "../test/integration", someCrashes)
 			}
 			suite := exec.CommandContext(t.Context(), "go", args...)
 			suite.Env = append(os.Environ(), homeserver.Tree+"="+dir)
