@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync/atomic"
 
 	"github.com/tidwall/gjson"
@@ -146,9 +147,11 @@ func (c *Client) CreateRoom(ctx context.Context, more JSON) (string, error) {
 	return roomID, nil
 }
 
-// Join joins a room.
+// Join joins a room. It names the server that the room's ID names, as not every version of Dendrite takes it from there.
 func (c *Client) Join(ctx context.Context, roomID string) error {
-	res, err := c.Do(ctx, http.MethodPost, "/_matrix/client/v3/join/"+url.PathEscape(roomID), JSON{})
+	_, server, _ := strings.Cut(roomID, ":")
+	path := "/_matrix/client/v3/join/" + url.PathEscape(roomID) + "?server_name=" + url.QueryEscape(server)
+	res, err := c.Do(ctx, http.MethodPost, path, JSON{})
 	if err == nil && res.Code != http.StatusOK {
 		err = errors.New(res.String())
 	}
