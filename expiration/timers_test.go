@@ -677,6 +677,25 @@ func TestRoomsDoNotWaitForOneAnother(t *testing.T) {
 	})
 }
 
+// The next timer of a room does not wait until the row of the last one is deleted.
+func TestDeletionsHoldUpNobody(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		remove := w.deletes.ask
+		w.deletes.ask = func(ctx context.Context, nids []int64) ([]struct{}, error) {
+			time.Sleep(10 * time.Second)
+			return remove(ctx, nids)
+		}
+		first, second := w.message("!room", 10*time.Second), w.message("!room", 11*time.Second)
+		time.Sleep(12 * time.Second)
+		synctest.Wait()
+		w.wantClosings(first, second)
+		require.Equal(t, 2, w.store.len())
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		require.Zero(t, w.store.len())
+	})
+}
+
 // More rooms than workers: those with the earliest deadlines first.
 func TestEarliestRoomsFirst(t *testing.T) {
 	inWorld(t, Config{MaxRunningPerUser: 3 * closers}, func(t *testing.T, w *world) {
