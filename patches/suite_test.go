@@ -17,7 +17,7 @@ var whole = flag.Bool("whole", false, "run the whole integration suite on each l
 const (
 	// part is what is run each time: the ways in which the component meets what differs from line to line (sends, the output
 	// stream, the syncapi's tables, room versions, federation), and some of the crashes.
-	part = "^(TestSending|TestKeepAlive|TestClosing|TestRoomVersions|TestDelayedEvents|" +
+	part = "^(TestSending|TestKeepAlive|TestClosing|TestRoomVersions|TestDelayedRestart|" +
 		"TestDelayIDInUnsigned|TestRestart|TestCrashes|TestStreamIsBehind|TestStateAfterConflicts|TestFederation|TestMetrics)$"
 	// someCrashes is at least one at each place.
 	someCrashes = "-crashes=17"

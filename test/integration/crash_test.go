@@ -17,7 +17,7 @@ import (
 )
 
 var (
-	crashes = flag.Int("crashes", 101, "how many times TestCrashes crashes each of its servers")
+	crashes = flag.Int("crashes", 75, "how many times TestCrashes crashes each of its servers")
 	seed    = flag.Uint64("seed", 1, "what the random choices of TestCrashes are made from")
 )
 
