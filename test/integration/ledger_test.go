@@ -68,6 +68,7 @@ func (s *server) timers(t *testing.T) (rows []expiration.Timer) {
 // roomEvent is an event as the roomserver has it.
 type roomEvent struct {
 	id      string
+	nid     int64 // in the order in which the roomserver took them
 	depth   int64
 	sent    bool // or only stored
 	json    gjson.Result
@@ -121,7 +122,7 @@ func (s *server) events(t *testing.T) (events []roomEvent) {
 	s.database(t, "roomserver", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
 		db, _, err := cm.Connection(options)
 		require.NoError(t, err)
-		rows, err := db.QueryContext(t.Context(), "SELECT e.event_id, e.depth, e.sent_to_output, j.event_json"+
+		rows, err := db.QueryContext(t.Context(), "SELECT e.event_id, e.event_nid, e.depth, e.sent_to_output, j.event_json"+
 			" FROM roomserver_events e JOIN roomserver_event_json j ON j.event_nid = e.event_nid")
 		require.NoError(t, err)
 		defer rows.Close()
@@ -130,7 +131,7 @@ func (s *server) events(t *testing.T) (events []roomEvent) {
 				e    roomEvent
 				data sql.RawBytes
 			)
-			require.NoError(t, rows.Scan(&e.id, &e.depth, &e.sent, &data))
+			require.NoError(t, rows.Scan(&e.id, &e.nid, &e.depth, &e.sent, &data))
 			e.json = gjson.Parse(string(data))
 			switch e.json.Get(`content.m\.will_expire`).Str {
 			case "running":
@@ -370,7 +371,8 @@ func (l *ledger) checkClosings(entries map[string]*entry, byID map[string]roomEv
 	}
 }
 
-// checkOrder: what ran out while the server was down was closed in the order of the deadlines, room by room.
+// checkOrder: what ran out while the server was down was closed in the order of the deadlines, room by room. Depths do not tell:
+// when the room is set back, what comes then is less deep than what came before.
 func (l *ledger) checkOrder(entries map[string]*entry, closings map[string][]roomEvent) {
 	for _, o := range l.overdue {
 		last, lastID := int64(0), ""
@@ -378,10 +380,10 @@ func (l *ledger) checkOrder(entries map[string]*entry, closings map[string][]roo
 			if len(closings[id]) == 0 || entries[id].touched.After(o.found) {
 				continue
 			}
-			if c := closings[id][0]; c.depth < last {
+			if c := closings[id][0]; c.nid < last {
 				l.fault("%s was closed before %s, whose deadline came first", id, lastID)
 			} else {
-				last, lastID = c.depth, id
+				last, lastID = c.nid, id
 			}
 		}
 	}

@@ -339,10 +339,11 @@ func (u *user) state(t *testing.T, roomID, stateKey string) gjson.Result {
 // timeline returns the events of a room from the oldest on, all that were sent before the call.
 func (u *user) timeline(t *testing.T, roomID string) []gjson.Result {
 	t.Helper()
-	// Dendrite answers from a copy that follows a moment later, in order: a mark tells when it is there.
+	// Dendrite answers from a copy that follows a moment later, in order: a mark tells when it is there. After a crash it waits
+	// for what was under way then.
 	const markType = "org.example.mark"
 	mark := u.must(t, http.MethodPut, homeserver.SendPath(roomID, markType), JSON{}).Get("event_id").Str
-	eventually(t, "the mark", func() bool {
+	eventuallyWithin(t, afterCrash, "the mark", func() bool {
 		newest, _ := u.messages(t, roomID, "")
 		return slices.ContainsFunc(newest, func(e gjson.Result) bool { return e.Get("event_id").Str == mark })
 	})
