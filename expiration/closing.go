@@ -76,13 +76,33 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 	return pollInterval
 }
 
-// closeDue is what a worker does with a timer. The room's next one need not wait for the row to be deleted.
-func (t *Timers) closeDue(r ref) (rest func()) {
+// closeDue is what a worker does with a timer. Meanwhile the row of the room's next one is read, which does not wait either for
+// this one's row to be deleted: when many run out at once, a room's closings come as fast as the roomserver takes them.
+func (t *Timers) closeDue(r, next ref) {
 	ctx, cancel := context.WithTimeout(t.ctx, attemptTimeout)
 	defer cancel()
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	if next != (ref{}) {
+		reading.Go(func() { t.readAhead(ctx, next) })
+	}
 	// close schedules the next attempt and has said what there is to say.
 	_ = t.close(ctx, r, Expired)
-	return func() { t.removeRow(t.ctx, r) }
+	t.mu.Lock()
+	delete(t.ahead, r)
+	t.mu.Unlock()
+	t.workers.Go(func() { t.removeRowWith(t.ctx, r, t.sweeps) })
+}
+
+// readAhead reads the row of a timer that is closed soon.
+func (t *Timers) readAhead(ctx context.Context, r ref) {
+	row, err := t.reads.do(ctx, r.nid)
+	if err != nil || row == nil { // whoever decides what follows from that reads it again
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ahead[r] = row
 }
 
 // recover finishes what an earlier process claimed: room by room in the order of the deadlines, several rooms at once.

@@ -679,6 +679,7 @@ func TestDelayedEventThatExpires(t *testing.T) {
 		w.wantClosings()
 		time.Sleep(time.Nanosecond)
 		w.wantClosings(sent(w))
+		w.wantNoRows()
 		require.True(t, w.index.empty())
 		require.Zero(t, w.store.len())
 	})

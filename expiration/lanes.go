@@ -60,9 +60,9 @@ func (l *lanes) add(r ref, inRoom uint64, due time.Duration) {
 	}
 }
 
-// work takes timers and calls f with them until stop is called. What f returns is called too; the next timer of the room does
-// not wait for it.
-func (l *lanes) work(f func(ref) (rest func())) {
+// work takes timers and calls f with them until stop is called, and with the one that is the room's next as it seems, if there
+// is one.
+func (l *lanes) work(f func(r, next ref)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
@@ -76,8 +76,12 @@ func (l *lanes) work(f func(ref) (rest func())) {
 		r := room.waiting[0].timer
 		room.waiting = slices.Delete(room.waiting, 0, 1)
 		room.busy = true
+		var next ref
+		if len(room.waiting) > 0 {
+			next = room.waiting[0].timer
+		}
 		l.mu.Unlock()
-		rest := f(r)
+		f(r, next)
 		l.mu.Lock()
 		room.busy = false
 		if len(room.waiting) > 0 {
@@ -86,9 +90,6 @@ func (l *lanes) work(f func(ref) (rest func())) {
 		} else {
 			delete(l.rooms, room.room)
 		}
-		l.mu.Unlock()
-		rest()
-		l.mu.Lock()
 	}
 }
 

@@ -38,6 +38,8 @@ const (
 	closers = 64
 	// pollInterval is how long a lost wake-up can delay anything.
 	pollInterval = 5 * time.Second
+	// sweepPause is how long rows that nobody waits for are gathered before they are deleted.
+	sweepPause = 20 * time.Millisecond
 	// lookAgainAfter is how long after something was told of a piece of state it is looked at once more.
 	lookAgainAfter = time.Second
 	// attemptTimeout ends an attempt to close, so that a roomserver that does not answer holds its lane no longer.
@@ -83,6 +85,7 @@ type Timers struct {
 	claims    *batches[ConditionalClaim, bool]
 	drops     *batches[int64, struct{}]
 	deletes   *batches[int64, struct{}]
+	sweeps    *batches[int64, struct{}] // deletes that nobody waits for
 
 	closings *keyedLocks[int64]  // by the timers' NIDs
 	states   *keyedLocks[uint64] // by the hashes of the pieces of state
@@ -98,6 +101,7 @@ type Timers struct {
 
 	mu      sync.Mutex // guards what follows
 	index   *index
+	ahead   map[ref]*Timer         // rows that were read ahead, see closeDue
 	forgot  time.Duration          // when requests were forgotten last
 	claimed map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
 	senders map[uint64]struct{}    // the hashes of the users with finalised events that were sent
@@ -114,6 +118,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		claims:    newBatches(store.Claim),
 		drops:     newBatches(withoutAnswers(store.Drop)),
 		deletes:   newBatches(withoutAnswers(store.Delete)),
+		sweeps:    newBatches(withoutAnswers(store.Delete)),
 		closings:  newKeyedLocks[int64](),
 		states:    newKeyedLocks[uint64](),
 		requests:  newKeyedLocks[RequestHash](),
@@ -121,9 +126,11 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		lanes:     newLanes(),
 		wakeup:    make(chan struct{}, 1),
 		index:     newIndex(),
+		ahead:     map[ref]*Timer{},
 		claimed:   map[string]sentDelayed{},
 		senders:   map[uint64]struct{}{},
 	}
+	t.sweeps.pause = sweepPause
 	gauge := func(read func(*index) int) func() float64 {
 		return func() float64 {
 			t.mu.Lock()
@@ -704,14 +711,17 @@ func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
 
 // removeRow deletes the row of a timer that is gone, unless somebody has done so. If that fails, the scheduler tries again
 // later. A claim that failed goes too, written or not: its event was given to nobody.
-func (t *Timers) removeRow(ctx context.Context, r ref) {
+func (t *Timers) removeRow(ctx context.Context, r ref) { t.removeRowWith(ctx, r, t.deletes) }
+
+// removeRowWith is removeRow, with the batches that delete rows which may be claimed.
+func (t *Timers) removeRowWith(ctx context.Context, r ref, deletes *batches[int64, struct{}]) {
 	defer t.lockRow(r)()
 	t.mu.Lock()
 	tm := t.index.at(r)
 	left := tm != nil && tm.left
 	remove := t.drops
 	if left && (tm.claimed || tm.unsure) {
-		remove = t.deletes
+		remove = deletes
 	}
 	t.mu.Unlock()
 	if !left {
@@ -772,14 +782,19 @@ func (t *Timers) load(ctx context.Context, r ref) (row Timer, due time.Duration,
 func (t *Timers) loadLocked(ctx context.Context, r ref) (row Timer, due time.Duration, err error) {
 	t.mu.Lock()
 	tm := t.index.at(r)
-	gone := tm == nil || tm.gone
-	t.mu.Unlock()
-	if gone {
+	if tm == nil || tm.gone {
+		t.mu.Unlock()
 		return row, 0, ErrNotFound
 	}
-	found, err := t.reads.do(ctx, r.nid)
-	if err != nil {
-		return row, 0, fmt.Errorf("reading a timer: %w", err)
+	found := t.ahead[r]
+	if found != nil && !tm.is(*found) {
+		found = nil
+	}
+	t.mu.Unlock()
+	if found == nil {
+		if found, err = t.reads.do(ctx, r.nid); err != nil {
+			return row, 0, fmt.Errorf("reading a timer: %w", err)
+		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

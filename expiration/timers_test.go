@@ -119,6 +119,14 @@ func (w *world) wantClosings(events ...Event) {
 	require.Equal(w.t, want, got)
 }
 
+// wantNoRows requires that the rows of all timers are deleted, once there was time for it.
+func (w *world) wantNoRows() {
+	w.t.Helper()
+	time.Sleep(sweepPause)
+	synctest.Wait()
+	require.Zero(w.t, w.store.len())
+}
+
 func TestExpiresAtTheDeadline(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", 10*time.Second)
@@ -126,9 +134,9 @@ func TestExpiresAtTheDeadline(t *testing.T) {
 		w.wantClosings()
 		time.Sleep(time.Nanosecond)
 		w.wantClosings(e)
-		require.Zero(t, w.store.len())
 		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
 		require.ErrorIs(t, w.End(t.Context(), w.hash(e)), ErrNotFound)
+		w.wantNoRows()
 		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.closings.WithLabelValues("expired")))
 	})
 }
@@ -680,8 +688,8 @@ func TestRoomsDoNotWaitForOneAnother(t *testing.T) {
 // The next timer of a room does not wait until the row of the last one is deleted.
 func TestDeletionsHoldUpNobody(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		remove := w.deletes.ask
-		w.deletes.ask = func(ctx context.Context, nids []int64) ([]struct{}, error) {
+		remove := w.sweeps.ask
+		w.sweeps.ask = func(ctx context.Context, nids []int64) ([]struct{}, error) {
 			time.Sleep(10 * time.Second)
 			return remove(ctx, nids)
 		}
@@ -693,6 +701,64 @@ func TestDeletionsHoldUpNobody(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		synctest.Wait()
 		require.Zero(t, w.store.len())
+	})
+}
+
+// Many that run out at once are deleted at once.
+func TestDeletedTogether(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		var deletions []int
+		remove := w.sweeps.ask
+		w.sweeps.ask = func(ctx context.Context, nids []int64) ([]struct{}, error) {
+			deletions = append(deletions, len(nids))
+			return remove(ctx, nids)
+		}
+		for i := range 10 {
+			w.message(fmt.Sprintf("!room%d", i%3), 10*time.Second)
+		}
+		time.Sleep(10 * time.Second)
+		w.wantNoRows()
+		require.Equal(t, []int{10}, deletions)
+	})
+}
+
+// While a room's timer is closed, the row of the next one is read: once, unless it is changed in between.
+func TestReadAhead(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
+		var (
+			mu    sync.Mutex // guards reads
+			reads []int64
+		)
+		wantReads := func(nids ...int64) {
+			t.Helper()
+			mu.Lock()
+			defer mu.Unlock()
+			require.ElementsMatch(t, nids, reads)
+		}
+		read := w.reads.ask
+		w.reads.ask = func(ctx context.Context, nids []int64) ([]*Timer, error) {
+			mu.Lock()
+			reads = append(reads, nids...)
+			mu.Unlock()
+			return read(ctx, nids)
+		}
+		var events []Event
+		for i := range 4 {
+			events = append(events, w.message("!room", 10*time.Second+time.Duration(i)*100*time.Millisecond))
+		}
+		time.Sleep(11500 * time.Millisecond)
+		synctest.Wait()
+		wantReads(1, 2, 3) // the third ahead, while the second is closed
+		require.NoError(t, w.Refresh(t.Context(), w.hash(events[2])))
+		time.Sleep(1500 * time.Millisecond)
+		w.wantClosings(events[0], events[1], events[3])
+		wantReads(1, 2, 3, 3, 4) // the third again, and the fourth ahead meanwhile
+		time.Sleep(8700*time.Millisecond - time.Nanosecond)
+		w.wantClosings(events[0], events[1], events[3])
+		time.Sleep(time.Second + time.Nanosecond)
+		w.wantClosings(events[0], events[1], events[3], events[2])
+		require.Empty(t, w.ahead)
 	})
 }
 
@@ -909,7 +975,7 @@ func TestEqualEvents(t *testing.T) {
 		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
 		time.Sleep(10 * time.Second)
 		w.wantClosings(e)
-		require.Zero(t, w.store.len())
+		w.wantNoRows()
 	})
 }
 
