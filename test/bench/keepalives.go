@@ -21,7 +21,8 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err = o.start(ctx); err != nil {
+	pprof, err := withPprof(func() error { return o.start(ctx) })
+	if err != nil {
 		return err
 	}
 	defer o.Kill()
@@ -70,6 +71,9 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	b.add(fmt.Sprintf("keep-alives per second / a bare endpoint, %d connections", connections), "≥ 0.60", "", toBare)
 	b.add("keep-alives per second / one transaction each", "≥ 10", "", toNaive)
 	b.add("p99 of a keep-alive at half of that load / the median of the database's own commit", "≤ 5", "", lateness)
+	if err = b.busy(ctx, o, pprof, tokens); err != nil {
+		return err
+	}
 	if err = b.plot("keep-alives", drawing{
 		title: fmt.Sprintf("Keep-alives by %d connections", connections), x: "round", y: "keep-alives per second", points: true,
 		lines: []line{{"a bare endpoint", rates[0]}, {"ours", rates[1]}, {"one transaction each", rates[2]}},

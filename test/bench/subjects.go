@@ -226,8 +226,7 @@ func (s *server) cpu() (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	stat, err := p.Stat()
-	return time.Duration(stat.CPUTime() * float64(time.Second)), err
+	return cpuTime(p)
 }
 
 // renewals returns a refresh, yet without its deadline, of each timer.

@@ -159,6 +159,9 @@ func (c *Cluster) Resume(ctx context.Context) error {
 	return c.waitUntilUp(ctx)
 }
 
+// Pid returns the process ID of the server, whose children do its work.
+func (c *Cluster) Pid() int { return c.cmd.Process.Pid }
+
 func (c *Cluster) waitUntilUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
