@@ -275,11 +275,15 @@ func testAway(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server))
 	require.Less(t, time.Since(expires), atOnce, "expiring")
 
 	comeBack(t, p.far)
-	// Who sends something is known to be there again.
-	p.carol.must(t, http.MethodPut, homeserver.SendPath(p.roomID, "m.room.message"), JSON{"msgtype": "m.text", "body": "I am back"})
-	far := p.carol.follow(t, p.roomID)
+	far, said := p.carol.follow(t, p.roomID), time.Time{}
 	for sent, outcome := range map[sent]string{state: "expired", message: "expired", ended: "ended"} {
 		eventuallyWithin(t, longAway, "the other has the closing event", func() bool {
+			// Who sends something is known to be there again. And where Dendrite fails to read a room's queue, which it does
+			// on a loaded machine, it reads on when the next event comes.
+			if time.Since(said) > time.Second {
+				p.carol.must(t, http.MethodPut, homeserver.SendPath(p.roomID, "m.room.message"), JSON{"msgtype": "m.text", "body": "I am back"})
+				said = time.Now()
+			}
 			far.read(t, time.Second)
 			return slices.ContainsFunc(far.seen, func(e gjson.Result) bool { return e.Get(`content.m\.relates_to.event_id`).Str == sent.eventID })
 		})
