@@ -21,9 +21,9 @@ const (
 		"TestDelayIDInUnsigned|TestRestart|TestCrashes|TestStreamIsBehind|TestStateAfterConflicts|TestFederation|TestMetrics)$"
 	// someCrashes is at least one at each place.
 	someCrashes = "-crashes=17"
-	// ownCommand is what only our own command does: data folder, one line for a failure, stop in order, the answers of the
-	// Dendrite that our module depends on.
-	ownCommand = "^(TestDataFolder|TestStartFailures|TestUnixSocket|TestBadTransports|TestSameAsStock)$"
+	// ownCommand is what only our own command does: data folder, one line for a failure, stop in order, both versions, the
+	// answers of the Dendrite that our module depends on.
+	ownCommand = "^(TestDataFolder|TestStartFailures|TestUnixSocket|TestBadTransports|TestSameAsStock|TestVersion)$"
 )
 
 // The tests of the contract pass on each line, with the tree's own command.

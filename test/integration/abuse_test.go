@@ -10,6 +10,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -228,6 +230,8 @@ func (s *stranger) trickle(ctx context.Context, data string) {
 func testUnfinishedRequests(t *testing.T, s *server) {
 	const each = 50
 	timeout, tooLarge := []string{"HTTP/1.1 400 Bad Request", ""}, []string{"HTTP/1.1 413 Request Entity Too Large"}
+	// Before a head is there no handler is asked: our own command gives up waiting for it, Dendrite's does not.
+	headless := []string{"nothing", "half a head", "a head byte by byte", "half a head after an answer"}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg, trickles sync.WaitGroup
 	for what, test := range map[string]struct {
@@ -250,6 +254,9 @@ func testUnfinishedRequests(t *testing.T, s *server) {
 		"a terabyte is announced":      {keepAliveHead + "Content-Length: 1099511627776\r\n\r\n{", "", timeout},
 		"a terabyte, begun":            {keepAliveHead + "Content-Length: 1099511627776\r\n\r\n" + strings.Repeat(" ", 5000), "", tooLarge},
 	} {
+		if slices.Contains(headless, what) && os.Getenv(homeserver.Tree) != "" {
+			continue
+		}
 		for i := range each {
 			wg.Go(func() {
 				c, err := s.stranger(t.Context(), i)
