@@ -158,13 +158,14 @@ func (t *Timers) Start(ctx context.Context) error {
 		if err := t.index.room(); err != nil {
 			return err
 		}
-		due := t.clock.moment(row.Deadline)
+		deadline := t.clock.moment(row.Deadline)
+		due := deadline
 		if t.cfg.RestartGrace > 0 {
 			due = max(due, now+t.cfg.RestartGrace)
 		}
 		r := t.index.add(row, due)
 		// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
-		t.index.at(r).unsent = row.Delayed == nil && t.clock.moment(row.Deadline) <= now
+		t.index.at(r).unsent = row.Delayed == nil && deadline <= now
 		if row.Event.Request != nil && row.Delayed == nil {
 			t.index.byRequest[row.Event.Request.Hash] = r
 		}

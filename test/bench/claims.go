@@ -48,6 +48,7 @@ func (b *comparison) claims(ctx context.Context) error {
 		l.points = append(l.points, plotter.XY{X: milliseconds(c.due), Y: milliseconds(c.claimed)})
 	}
 	slices.SortFunc(l.points, func(a, b plotter.XY) int { return cmp.Compare(a.X, b.X) })
+	l.points = thinned(l.points, 1000)
 	return b.plot("claims", drawing{
 		title: fmt.Sprintf("Lateness of the claim, %d timers due within one second", *due),
 		x:     "deadline (ms since the first)", y: "from the deadline until the claim is committed (ms)", lines: []line{l},

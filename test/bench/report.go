@@ -108,6 +108,14 @@ func shares(name string, times []time.Duration) line {
 	return l
 }
 
+// thinned returns some of the points, as far apart as it takes to have n at the most: more than that is not seen.
+func thinned(points plotter.XYs, n int) (some plotter.XYs) {
+	for i := 0; i < len(points); i += (len(points)-1)/n + 1 {
+		some = append(some, points[i])
+	}
+	return some
+}
+
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // quantile returns how long the given part of all took at the most. They are sorted.
