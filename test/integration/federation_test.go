@@ -278,8 +278,8 @@ func testAway(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server))
 	far, said := p.carol.follow(t, p.roomID), time.Time{}
 	for sent, outcome := range map[sent]string{state: "expired", message: "expired", ended: "ended"} {
 		eventuallyWithin(t, longAway, "the other has the closing event", func() bool {
-			// Who sends something is known to be there again. And where Dendrite fails to read a room's queue, which it does
-			// on a loaded machine, it reads on when the next event comes.
+			// Who sends something is known to be there again. And in a room that was quiet for a minute, what comes from
+			// another server can lie in Dendrite's queue until the next event comes.
 			if time.Since(said) > time.Second {
 				p.carol.must(t, http.MethodPut, homeserver.SendPath(p.roomID, "m.room.message"), JSON{"msgtype": "m.text", "body": "I am back"})
 				said = time.Now()
