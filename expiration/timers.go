@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -584,10 +583,14 @@ func (t *Timers) RoomChanged(ctx context.Context, roomID string) error {
 }
 
 // dropReplaced stops those timers of state events that were replaced. At those that are left somebody looks again: the output
-// stream can be faster than the roomserver's database.
+// stream can be faster than the roomserver's database. One that is claimed is left to whoever closes it: to ask about each
+// event that its own closing event replaces would go through all state of the room.
 func (t *Timers) dropReplaced(ctx context.Context, timers []ref) error {
 	var failed []error
 	for _, r := range timers {
+		if !t.isRunning(r) {
+			continue
+		}
 		row, _, err := t.load(ctx, r)
 		replaced := false
 		if err == nil {
@@ -637,6 +640,12 @@ func (t *Timers) dropDoubtful(ctx context.Context, r ref, row Timer) error {
 		tm.doubtful = false
 	}
 	return nil
+}
+
+func (t *Timers) isRunning(r ref) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.index.at(r).running()
 }
 
 func (t *Timers) isDoubtful(r ref) bool {
@@ -744,18 +753,26 @@ func (t *Timers) removeRowWith(ctx context.Context, r ref, deletes *batches[int6
 // Settle deletes the rows of timers that were stopped and could not be deleted then. Until it has returned nil, a crash
 // could bring back a timer that was stopped before.
 func (t *Timers) Settle(ctx context.Context) error {
-	t.mu.Lock()
-	left := slices.Collect(maps.Keys(t.index.left))
-	t.mu.Unlock()
-	for _, r := range left {
+	for _, r := range t.stopped() {
 		t.removeRow(ctx, r)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if n := len(t.index.left); n > 0 {
+	if n := len(t.stopped()); n > 0 {
 		return fmt.Errorf("%d stopped timers still have their rows", n)
 	}
 	return nil
+}
+
+// stopped returns the timers that were stopped and still have their rows. Those of closed events are not among them: they are
+// deleted by whoever closed them, and what a crash could bring back is the closing event that the room has.
+func (t *Timers) stopped() (timers []ref) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for r := range t.index.left {
+		if !t.index.at(r).claimed {
+			timers = append(timers, r)
+		}
+	}
+	return timers
 }
 
 // scheduleRetry makes the scheduler look at the timer again after a pause that grows with each failure. It returns how

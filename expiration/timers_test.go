@@ -289,6 +289,25 @@ func TestStateSetBack(t *testing.T) {
 	})
 }
 
+// The stream tells of each closing event that it replaced the original, and perhaps before the roomserver has answered.
+func TestStreamTellsOfTheClosingEvent(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.state("key", 10*time.Second)
+		s, _ := e.State()
+		told := false
+		w.roomserver.set(hooks{afterClaim: func(Event) error {
+			w.roomserver.set(hooks{look: func(Event) error { t.Error("somebody asks whether it was replaced"); return nil }})
+			told = true
+			return errors.Join(
+				w.StateRemoved(t.Context(), e.ID), w.StateChanged(t.Context(), s, "$closing"), w.RoomChanged(t.Context(), s.RoomID),
+			)
+		}})
+		time.Sleep(11 * time.Second)
+		w.wantClosings(e)
+		require.True(t, told)
+	})
+}
+
 // On PostgreSQL the stream tells of a change before the roomserver has committed it.
 func TestStreamIsFasterThanTheRoomserver(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
@@ -487,7 +506,15 @@ func TestRowsThatCouldNotBeDeleted(t *testing.T) {
 		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(dropped)), ErrNotFound)
 		require.Equal(t, 2, w.store.len())
 		time.Sleep(time.Minute)
-		require.Error(t, w.Settle(t.Context()), "a crash could bring them back")
+		require.Error(t, w.Settle(t.Context()), "a crash could bring back the one that was dropped")
+		w.store.set(false, func(operation string) error {
+			if operation == "delete" {
+				return errFault
+			}
+			return nil
+		})
+		require.NoError(t, w.Settle(t.Context()), "the one that is closed stays closed")
+		require.Equal(t, 1, w.store.len())
 		w.store.set(false, nil)
 		time.Sleep(time.Minute)
 		require.Zero(t, w.store.len())
