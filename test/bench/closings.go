@@ -19,8 +19,8 @@ import (
 const (
 	// closingUsers is how many users send the state in each room.
 	closingUsers = 4
-	// closingPoll is how often closings are counted.
-	closingPoll = 50 * time.Millisecond
+	// closingPoll is how often closings are counted. It takes the server several milliseconds each time.
+	closingPoll = 250 * time.Millisecond
 	// closingTimeout is how long all closings together may take.
 	closingTimeout = 15 * time.Minute
 	// prepareAtOnce is how many sends make the state, at the same time and in different rooms.
