@@ -50,19 +50,28 @@ func TestIndex(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		x, tokens := newIndex(), &Tokens{}
 		rows, refs := []Timer{}, []ref{}
+		row := func() (Timer, time.Duration) {
+			draw := func(what string) string { return rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, what) }
+			nid := x.lastNID + 1
+			e := Event{ID: string(rune('A' + nid)), RoomID: draw("room"), Sender: draw("sender")}
+			if key := draw("key"); key != "c" {
+				e.StateKey = &key
+			}
+			row := Timer{NID: nid, Event: e, TokenHash: HashToken(tokens.Token(e.ID)), Received: time.UnixMilli(0), Deadline: time.UnixMilli(0)}
+			rows = append(rows, row)
+			return row, time.Duration(rapid.IntRange(0, 99).Draw(t, "due"))
+		}
+		for range rapid.IntRange(0, 60).Draw(t, "at the start") {
+			refs = append(refs, x.put(row()))
+		}
+		x.link()
+		checkIndex(t, x, rows, refs)
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			if len(rows) == 0 || rapid.Bool().Draw(t, "add") {
-				draw := func(what string) string { return rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, what) }
-				nid := x.lastNID + 1
-				e := Event{ID: string(rune('A' + nid)), RoomID: draw("room"), Sender: draw("sender")}
-				if key := draw("key"); key != "c" {
-					e.StateKey = &key
-				}
-				row := Timer{NID: nid, Event: e, TokenHash: HashToken(tokens.Token(e.ID)), Received: time.UnixMilli(0), Deadline: time.UnixMilli(0)}
-				due := time.Duration(rapid.IntRange(0, 99).Draw(t, "due"))
+				row, due := row()
 				r := x.add(row, due)
 				x.schedule(r, due)
-				rows, refs = append(rows, row), append(refs, r)
+				refs = append(refs, r)
 			} else {
 				i := rapid.IntRange(0, len(rows)-1).Draw(t, "remove")
 				x.remove(refs[i])
@@ -111,6 +120,9 @@ func checkIndex(t *rapid.T, x *index, rows []Timer, refs []ref) {
 	requireSame(t, x.count, len(rows))
 	requireSame(t, x.wakes.Len(), len(rows))
 	for i := range rows {
+		if tm := x.at(refs[i]); tm.place < 0 || x.wakes.slots[tm.place] != refs[i].slot || tm.wake != tm.due {
+			t.Fatalf("%s is not scheduled for when it is due", rows[i].Event.ID)
+		}
 		if x.wakes.at(0).wake > x.at(refs[i]).wake {
 			t.Fatal("the first wake is not in front")
 		}

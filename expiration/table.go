@@ -61,6 +61,16 @@ func (t *table) set(key uint64, s slot) {
 	}
 }
 
+// reserve makes room for n keys in a table that is empty.
+func (t *table) reserve(n int) {
+	size := len(t.entries)
+	for n*4 > size*3 {
+		size *= 2
+	}
+	t.region.release()
+	t.allocate(size)
+}
+
 func (t *table) allocate(n int) {
 	t.region = newRegion[entry](n)
 	t.entries = t.region.values

@@ -162,7 +162,7 @@ func (t *Timers) Start(ctx context.Context) error {
 		if t.cfg.RestartGrace > 0 {
 			due = max(due, now+t.cfg.RestartGrace)
 		}
-		r := t.index.add(row, due)
+		r := t.index.put(row, due)
 		// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
 		t.index.at(r).unsent = row.Delayed == nil && deadline <= now
 		if row.Event.Request != nil && row.Delayed == nil {
@@ -173,11 +173,10 @@ func (t *Timers) Start(ctx context.Context) error {
 			if row.Delayed != nil {
 				t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
 			}
-			return nil
 		}
-		t.index.schedule(r, due)
 		return nil
 	})
+	t.index.link()
 	many := t.index.count >= manyTimers
 	t.mu.Unlock()
 	if err == nil {
