@@ -32,11 +32,20 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	}
 	defer stopBare()
 	var (
-		toBare, toNaive, lateness []float64
-		halves, commits           []time.Duration
-		rates                     [3]plotter.XYs
+		toBare, toBareByMany, toNaive, lateness []float64
+		halves, commits                         []time.Duration
+		rates                                   [3]plotter.XYs
 	)
 	for round := range *rounds {
+		limitOfMany, err := refreshBy(ctx, manyConnections, bare, tokens, *turn, 0)
+		if err != nil {
+			return fmt.Errorf("the bare endpoint: %w", err)
+		}
+		ownOfMany, err := refreshBy(ctx, manyConnections, o.address, tokens, *turn, 0)
+		if err != nil {
+			return err
+		}
+		toBareByMany = append(toBareByMany, ownOfMany.perSecond/limitOfMany.perSecond)
 		limit, err := refresh(ctx, bare, tokens, *turn, 0)
 		if err != nil {
 			return fmt.Errorf("the bare endpoint: %w", err)
@@ -69,6 +78,7 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 			b.name, round+1, *rounds, limit.perSecond, own.perSecond, naive.perSecond, p99, commit)
 	}
 	b.add(fmt.Sprintf("keep-alives per second / a bare endpoint, %d connections", connections), "≥ 0.60", "", toBare)
+	b.add(fmt.Sprintf("keep-alives per second / a bare endpoint, %d connections", manyConnections), "", "", toBareByMany)
 	b.add("keep-alives per second / one transaction each", "≥ 10", "", toNaive)
 	b.add("p99 of a keep-alive at half of that load / the median of the database's own commit", "≤ 5", "", lateness)
 	if err = b.busy(ctx, o, pprof, tokens); err != nil {

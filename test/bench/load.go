@@ -14,8 +14,12 @@ import (
 	"time"
 )
 
-// connections is how many clients refresh at the same time.
-const connections = 64
+const (
+	// connections is how many clients refresh at the same time, as far as nothing else is said.
+	connections = 64
+	// manyConnections are so many that there is always one that does not wait for a commit.
+	manyConnections = 256
+)
 
 // load is what a server has answered.
 type load struct {
@@ -27,6 +31,11 @@ type load struct {
 // rate, in requests per second, it keeps to that; with 0 it makes as many as it can. A latency counts from when the request
 // was due.
 func refresh(ctx context.Context, address string, tokens []string, d time.Duration, rate float64) (load, error) {
+	return refreshBy(ctx, connections, address, tokens, d, rate)
+}
+
+// refreshBy is refresh by so many clients.
+func refreshBy(ctx context.Context, clients int, address string, tokens []string, d time.Duration, rate float64) (load, error) {
 	var (
 		wg     sync.WaitGroup
 		mu     sync.Mutex // guards total and failed
@@ -34,12 +43,12 @@ func refresh(ctx context.Context, address string, tokens []string, d time.Durati
 		failed error
 		start  = time.Now()
 	)
-	for i := range connections {
+	for i := range clients {
 		wg.Go(func() {
-			c := client{address: address, tokens: tokens, next: i * len(tokens) / connections}
+			c := client{address: address, tokens: tokens, next: i * len(tokens) / clients}
 			if rate > 0 {
-				c.interval = time.Duration(connections / rate * float64(time.Second))
-				c.first = c.interval * time.Duration(i) / connections // not all of them at once
+				c.interval = time.Duration(float64(clients) / rate * float64(time.Second))
+				c.first = c.interval * time.Duration(i) / time.Duration(clients) // not all of them at once
 			}
 			err := c.run(ctx, start, d)
 			mu.Lock()

@@ -147,7 +147,7 @@ func (b *comparison) add(what, goal, unit string, values []float64) {
 	values = slices.Sorted(slices.Values(values))
 	r := result{
 		Database: b.name, What: what, Goal: goal, Unit: unit,
-		Value: values[len(values)/2], Spread: [2]float64{values[0], values[len(values)-1]},
+		Value: (values[(len(values)-1)/2] + values[len(values)/2]) / 2, Spread: [2]float64{values[0], values[len(values)-1]},
 	}
 	b.report.results = append(b.report.results, r)
 	progress("%s: %s: %.3g%s", b.name, what, r.Value, unit)
