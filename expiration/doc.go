@@ -78,7 +78,8 @@
 //     for sends of one user in one room is taken
 //  4. the timer's lock in Timers.rows: one write to its row at a time, and memory says what was written last; under it a
 //     read or write waits for the turn of its batch, or for whoever has it, who takes no other lock meanwhile
-//  5. Timers.mu: the index in memory; held while nothing is waited for, but for the database at the start
+//  5. Timers.mu: the index in memory; held while nothing is waited for, but at the start for the database, and for those who make
+//     the index
 //  6. leaves: lanes.mu, batches.mu, and the locks inside keyedLocks
 //
 // The package knows nothing of Dendrite. What it needs it asks of a [Store] and a [Roomserver].
