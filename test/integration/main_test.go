@@ -421,10 +421,10 @@ func (f *follower) read(t *testing.T, timeout time.Duration) []gjson.Result {
 	return events
 }
 
-// await returns the first event that matches, new or already seen.
+// await returns the first event that matches, new or already seen. It is as patient as clients must be after a crash.
 func (f *follower) await(t *testing.T, what string, matches func(gjson.Result) bool) gjson.Result {
 	t.Helper()
-	deadline := time.Now().Add(soon)
+	deadline := time.Now().Add(afterCrash)
 	for events := f.seen; ; events = f.read(t, time.Second) {
 		for _, e := range events {
 			if matches(e) {
