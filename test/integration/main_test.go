@@ -399,12 +399,14 @@ type follower struct {
 	roomID string
 	since  string
 	seen   []gjson.Result
+	// patience is how long is waited for an event.
+	patience time.Duration
 }
 
 // follow begins to read what comes to a room.
 func (u *user) follow(t *testing.T, roomID string) *follower {
 	t.Helper()
-	f := &follower{u: u, roomID: roomID}
+	f := &follower{u: u, roomID: roomID, patience: soon}
 	f.read(t, 0)
 	return f
 }
@@ -421,10 +423,10 @@ func (f *follower) read(t *testing.T, timeout time.Duration) []gjson.Result {
 	return events
 }
 
-// await returns the first event that matches, new or already seen. It is as patient as clients must be after a crash.
+// await returns the first event that matches, new or already seen.
 func (f *follower) await(t *testing.T, what string, matches func(gjson.Result) bool) gjson.Result {
 	t.Helper()
-	deadline := time.Now().Add(afterCrash)
+	deadline := time.Now().Add(f.patience)
 	for events := f.seen; ; events = f.read(t, time.Second) {
 		for _, e := range events {
 			if matches(e) {

@@ -50,6 +50,9 @@ func TestRestart(t *testing.T) {
 				s.refused(t, replaced.token)
 				s.refused(t, ended.token)
 				follower := alice.follow(t, roomID)
+				if crash {
+					follower.patience = afterCrash
+				}
 				for _, eventID := range overdue {
 					follower.awaitClosing(t, eventID, "expired")
 				}
