@@ -52,7 +52,8 @@ type Extension struct {
 	rooms    *clientapi.Summaries
 }
 
-// New opens the database and wires the component to Dendrite's. It starts nothing.
+// New opens the database and wires the component to Dendrite's. It starts nothing. It mends what a crash broke in JetStream,
+// which must be done before any component reads a stream.
 func New(
 	processCtx *process.ProcessContext, cfg *Config, dendriteCfg *config.Dendrite,
 	cm *sqlutil.Connections, natsInstance *jetstream.NATSInstance, rsAPI api.RoomserverInternalAPI, enableMetrics bool,
@@ -78,6 +79,9 @@ func New(
 		return nil, fmt.Errorf("failed to open the syncapi's database: %w", err)
 	}
 	js, _ := natsInstance.Prepare(processCtx, &dendriteCfg.Global.JetStream)
+	if err = resetStrandedConsumers(processCtx.Context(), js, &dendriteCfg.Global.JetStream); err != nil {
+		return nil, err
+	}
 	return &Extension{
 		process: processCtx, rsAPI: wrapper, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),

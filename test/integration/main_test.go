@@ -237,7 +237,9 @@ func (s *server) room(t *testing.T, users ...*user) string {
 
 func (u *user) do(t *testing.T, method, path string, body any, header ...string) homeserver.Response {
 	t.Helper()
-	res, err := u.Do(t.Context(), method, path, body, header...)
+	ctx, cancel := context.WithTimeout(t.Context(), afterQueue)
+	defer cancel()
+	res, err := u.Do(ctx, method, path, body, header...)
 	require.NoError(t, err)
 	if isSend(method, path) {
 		u.s.remember(res)

@@ -2,6 +2,8 @@ package integration
 
 import (
 	"net/http"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -94,6 +96,35 @@ func TestRestartGrace(t *testing.T) {
 		closing := alice.follow(t, roomID).awaitClosing(t, dead.eventID, "expired")
 		require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), before.Add(4*time.Second).UnixMilli())
 		s.refreshed(t, live.token)
+	})
+}
+
+// A crash in the wrong moment makes JetStream forget how far its streams are. Their consumers, which remember it, must not
+// wait until the streams are there again.
+func TestStreamsThatForget(t *testing.T) {
+	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+		alice := s.newUser(t)
+		roomID := s.room(t, alice)
+		running := alice.sendState(t, roomID, "running", 600, nil)
+		expiring := alice.sendMessage(t, roomID, 4)
+		alice.follow(t, roomID).awaitEvent(t, expiring.eventID)
+		s.Kill()
+		streams, err := filepath.Glob(filepath.Join(s.Dir, "jetstream", "jetstream", "$G", "streams", "*", "msgs"))
+		require.NoError(t, err)
+		require.NotEmpty(t, streams)
+		for _, stream := range streams {
+			require.NoError(t, os.RemoveAll(stream))
+		}
+		require.NoError(t, s.Start(t.Context()))
+		written, err := s.Written()
+		require.NoError(t, err)
+		require.Contains(t, string(written), "the consumer begins anew", "no stream forgot anything")
+
+		follower := alice.follow(t, roomID)
+		follower.awaitClosing(t, expiring.eventID, "expired")
+		follower.awaitEvent(t, alice.sendMessage(t, roomID, 600).eventID)
+		alice.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "running"), JSON{"left": true})
+		s.refused(t, running.token)
 	})
 }
 
