@@ -20,8 +20,6 @@ const (
 type batches[Q, A any] struct {
 	// ask deals with a batch and returns an answer for each question.
 	ask func(context.Context, []Q) ([]A, error)
-	// pause is how long a batch gathers at the least. 0 but for what nobody waits for.
-	pause time.Duration
 	// turn is full while somebody asks.
 	turn chan struct{}
 
@@ -67,7 +65,6 @@ func (b *batches[Q, A]) do(ctx context.Context, question Q) (answer A, err error
 
 // lead waits for its turn, ends the gathering of a batch and asks.
 func (b *batches[Q, A]) lead(ctx context.Context, mine *batch[Q, A]) {
-	time.Sleep(b.pause)
 	b.turn <- struct{}{}
 	defer func() { <-b.turn }()
 	mine.err = errUndecided

@@ -91,7 +91,7 @@ func (t *Timers) closeDue(r, next ref) {
 	t.mu.Lock()
 	delete(t.ahead, r)
 	t.mu.Unlock()
-	t.workers.Go(func() { t.removeRowWith(t.ctx, r, t.sweeps) })
+	t.removeRowBehind(r)
 }
 
 // readAhead reads the row of a timer that is closed soon.

@@ -69,7 +69,8 @@
 //
 // All methods of [Timers] may be called from any goroutine. [Timers.Start] starts one goroutine that watches the
 // deadlines, one that prunes, and a fixed number of workers that close. A worker starts others, which end by themselves: one
-// reads what is to be closed next, one deletes the row of what was closed. [Timers.Stop] ends them all and waits for them.
+// reads what is to be closed next, one deletes the rows of all that was closed within a second. [Timers.Stop] ends them
+// all and waits for them.
 // Locks are taken in this order, any of them may be left out, and none is taken while a later one is held:
 //
 //  1. the lock of a request in Timers.requests, see [Timers.LockRequest]: requests with one transaction come one by one

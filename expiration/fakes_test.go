@@ -22,6 +22,8 @@ type memoryStore struct {
 	// was done.
 	fail  func(operation string) error
 	after bool
+	// deleteTakes is how long deletions take.
+	deleteTakes time.Duration
 }
 
 // set changes the fields above while the component works.
@@ -29,6 +31,12 @@ func (s *memoryStore) set(after bool, fail func(operation string) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.after, s.fail = after, fail
+}
+
+func (s *memoryStore) setDeleteTakes(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deleteTakes = d
 }
 
 func newMemoryStore() *memoryStore { return &memoryStore{rows: map[int64]Timer{}} }
@@ -89,6 +97,10 @@ func (s *memoryStore) Drop(_ context.Context, nids []int64) error {
 }
 
 func (s *memoryStore) Delete(_ context.Context, nids []int64) error {
+	s.mu.Lock()
+	takes := s.deleteTakes
+	s.mu.Unlock()
+	time.Sleep(takes)
 	return s.do("delete", func() {
 		for _, nid := range nids {
 			delete(s.rows, nid)

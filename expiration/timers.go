@@ -37,8 +37,9 @@ const (
 	closers = 64
 	// pollInterval is how long a lost wake-up can delay anything.
 	pollInterval = 5 * time.Second
-	// sweepPause is how long rows that nobody waits for are gathered before they are deleted.
-	sweepPause = 20 * time.Millisecond
+	// sweepPause is how long the rows of closed events are gathered before they are deleted: so that when many timers run out at
+	// once, this work comes after the claims. A crash meanwhile brings their closing events to the roomserver again.
+	sweepPause = time.Second
 	// lookAgainAfter is how long after something was told of a piece of state it is looked at once more.
 	lookAgainAfter = time.Second
 	// attemptTimeout ends an attempt to close, so that a roomserver that does not answer holds its lane no longer.
@@ -84,7 +85,6 @@ type Timers struct {
 	claims    *batches[ConditionalClaim, bool]
 	drops     *batches[int64, struct{}]
 	deletes   *batches[int64, struct{}]
-	sweeps    *batches[int64, struct{}] // deletes that nobody waits for
 
 	closings *keyedLocks[int64]  // by the timers' NIDs
 	states   *keyedLocks[uint64] // by the hashes of the pieces of state
@@ -96,11 +96,12 @@ type Timers struct {
 	ctx     context.Context
 	stop    context.CancelFunc
 	workers sync.WaitGroup // started by Start, ended by Stop
-	watcher sync.WaitGroup // likewise
+	watcher sync.WaitGroup // likewise, after the workers; and what these leave to be done behind them
 
 	mu      sync.Mutex // guards what follows
 	index   *index
 	ahead   map[ref]*Timer         // rows that were read ahead, see closeDue
+	swept   []ref                  // closed events whose rows sweep deletes; if there are any, it is on its way
 	forgot  time.Duration          // when requests were forgotten last
 	claimed map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
 	senders map[uint64]struct{}    // the hashes of the users with finalised events that were sent
@@ -117,7 +118,6 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		claims:    newBatches(store.Claim),
 		drops:     newBatches(withoutAnswers(store.Drop)),
 		deletes:   newBatches(withoutAnswers(store.Delete)),
-		sweeps:    newBatches(withoutAnswers(store.Delete)),
 		closings:  newKeyedLocks[int64](),
 		states:    newKeyedLocks[uint64](),
 		requests:  newKeyedLocks[RequestHash](),
@@ -129,7 +129,6 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		claimed:   map[string]sentDelayed{},
 		senders:   map[uint64]struct{}{},
 	}
-	t.sweeps.pause = sweepPause
 	gauge := func(read func(*index) int) func() float64 {
 		return func() float64 {
 			t.mu.Lock()
@@ -720,33 +719,77 @@ func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
 
 // removeRow deletes the row of a timer that is gone, unless somebody has done so. If that fails, the scheduler tries again
 // later. A claim that failed goes too, written or not: its event was given to nobody.
-func (t *Timers) removeRow(ctx context.Context, r ref) { t.removeRowWith(ctx, r, t.deletes) }
-
-// removeRowWith is removeRow, with the batches that delete rows which may be claimed.
-func (t *Timers) removeRowWith(ctx context.Context, r ref, deletes *batches[int64, struct{}]) {
+func (t *Timers) removeRow(ctx context.Context, r ref) {
 	defer t.lockRow(r)()
 	t.mu.Lock()
 	tm := t.index.at(r)
 	left := tm != nil && tm.left
 	remove := t.drops
 	if left && (tm.claimed || tm.unsure) {
-		remove = deletes
+		remove = t.deletes
 	}
 	t.mu.Unlock()
 	if !left {
 		return
 	}
 	_, err := remove.do(ctx, r.nid)
+	t.removed(err, r)
+}
+
+// removeRowBehind is removeRow for whoever has other things to do: the row of a closed event is deleted later, with those of
+// others. Nobody writes to it any more.
+func (t *Timers) removeRowBehind(r ref) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(r)
+	switch {
+	case tm == nil || !tm.left:
+	case !tm.claimed:
+		t.watcher.Go(func() { t.removeRow(t.ctx, r) })
+	default:
+		if t.swept = append(t.swept, r); len(t.swept) == 1 {
+			t.watcher.Go(t.sweep)
+		}
+	}
+}
+
+// sweep deletes the rows of closed events, when they have gathered for a while, or the component stops.
+func (t *Timers) sweep() {
+	select {
+	case <-time.After(sweepPause):
+	case <-t.ctx.Done():
+	}
+	t.mu.Lock()
+	swept := t.swept
+	t.swept = nil
+	t.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), batchTimeout)
+	defer cancel()
+	for some := range slices.Chunk(swept, maxBatch) {
+		nids := make([]int64, len(some))
+		for i, r := range some {
+			nids[i] = r.nid
+		}
+		t.removed(t.store.Delete(ctx, nids), some...)
+	}
+}
+
+// removed does what follows from an attempt to delete rows.
+func (t *Timers) removed(err error, timers ...ref) {
 	failpoint.Pass(failpoint.AfterDelete)
 	if err == nil {
 		t.mu.Lock()
-		t.index.forgetRow(r)
-		t.mu.Unlock()
+		defer t.mu.Unlock()
+		for _, r := range timers {
+			t.index.forgetRow(r)
+		}
 		return
 	}
-	t.metrics.errors.WithLabelValues("delete").Inc()
-	t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to delete the timer of an expiring event")
-	t.scheduleRetry(r)
+	for _, r := range timers {
+		t.metrics.errors.WithLabelValues("delete").Inc()
+		t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to delete the timer of an expiring event")
+		t.scheduleRetry(r)
+	}
 }
 
 // Settle deletes the rows of timers that were stopped and could not be deleted then. Until it has returned nil, a crash

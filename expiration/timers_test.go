@@ -715,11 +715,7 @@ func TestRoomsDoNotWaitForOneAnother(t *testing.T) {
 // The next timer of a room does not wait until the row of the last one is deleted.
 func TestDeletionsHoldUpNobody(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		remove := w.sweeps.ask
-		w.sweeps.ask = func(ctx context.Context, nids []int64) ([]struct{}, error) {
-			time.Sleep(10 * time.Second)
-			return remove(ctx, nids)
-		}
+		w.store.setDeleteTakes(10 * time.Second)
 		first, second := w.message("!room", 10*time.Second), w.message("!room", 11*time.Second)
 		time.Sleep(12 * time.Second)
 		synctest.Wait()
@@ -734,18 +730,28 @@ func TestDeletionsHoldUpNobody(t *testing.T) {
 // Many that run out at once are deleted at once.
 func TestDeletedTogether(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		var deletions []int
-		remove := w.sweeps.ask
-		w.sweeps.ask = func(ctx context.Context, nids []int64) ([]struct{}, error) {
-			deletions = append(deletions, len(nids))
-			return remove(ctx, nids)
-		}
+		deletions := 0
+		w.store.set(false, func(operation string) error {
+			if operation == "delete" {
+				deletions++
+			}
+			return nil
+		})
 		for i := range 10 {
 			w.message(fmt.Sprintf("!room%d", i%3), 10*time.Second)
 		}
 		time.Sleep(10 * time.Second)
 		w.wantNoRows()
-		require.Equal(t, []int{10}, deletions)
+		require.Equal(t, 1, deletions)
+
+		w.message("!room", 10*time.Second)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		require.Equal(t, 1, w.store.len())
+		stopping := time.Now()
+		w.Stop()
+		require.Zero(t, w.store.len(), "what was gathered is deleted when the component stops")
+		require.Zero(t, time.Since(stopping), "which does not wait for more")
 	})
 }
 
