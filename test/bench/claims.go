@@ -29,7 +29,7 @@ func (b *comparison) claims(ctx context.Context) error {
 	var p99 []float64
 	var last []claimTimes
 	for round := range longRounds() {
-		if last, err = claimAll(ctx, d.timers); err != nil {
+		if last, err = claimAll(ctx, d.timers, unwatched); err != nil {
 			return err
 		}
 		begun, claimed := make([]time.Duration, len(last)), make([]time.Duration, len(last))
@@ -43,6 +43,12 @@ func (b *comparison) claims(ctx context.Context) error {
 			quantile(begun, .5), quantile(begun, .99), quantile(claimed, .5), quantile(claimed, .99))
 	}
 	b.add(fmt.Sprintf("lateness of the claim, %d timers due within one second, p99", *due), "≤ 100 ms", " ms", p99)
+	if _, err = claimAll(ctx, d.timers, func(wait func() error) error { return b.cores("claims", nil, wait) }); err != nil {
+		return err
+	}
+	if _, err = claimAll(ctx, d.timers, func(wait func() error) error { return b.profiledHere("claims", wait) }); err != nil {
+		return err
+	}
 	l := line{name: "claimed"}
 	for _, c := range last {
 		l.points = append(l.points, plotter.XY{X: milliseconds(c.due), Y: milliseconds(c.claimed)})
@@ -61,8 +67,9 @@ type claimTimes struct {
 	due, begun, claimed time.Duration
 }
 
-// claimAll lets timers run out, and returns when all are claimed.
-func claimAll(ctx context.Context, dsn string) ([]claimTimes, error) {
+// claimAll lets timers run out, and returns when all are claimed. It calls watch when the first is due, with what waits for
+// that.
+func claimAll(ctx context.Context, dsn string, watch func(wait func() error) error) ([]claimTimes, error) {
 	lead := 2*time.Second + time.Duration(*due)*time.Millisecond/2 // in which the timers are made
 	first := time.Now().Add(lead).Truncate(time.Millisecond)
 	if _, err := fill(ctx, dsn, *due, *roomCount, func(i int) time.Time {
@@ -88,12 +95,16 @@ func claimAll(ctx context.Context, dsn string) ([]claimTimes, error) {
 	if time.Now().After(first) {
 		return nil, errors.New("the timers were due before they were all there")
 	}
-	select {
-	case <-room.done:
-		return room.times, nil
-	case <-time.After(claimTimeout):
-		return nil, errors.New("the timers were not claimed")
-	}
+	<-time.After(time.Until(first))
+	err = watch(func() error {
+		select {
+		case <-room.done:
+			return nil
+		case <-time.After(claimTimeout):
+			return errors.New("the timers were not claimed")
+		}
+	})
+	return room.times, err
 }
 
 // instantRoomserver is a roomserver that takes no time.

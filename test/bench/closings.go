@@ -42,7 +42,7 @@ func (b *comparison) closingsInOneRoom(ctx context.Context) error {
 // compareClosings compares how many events that expire at once our server closes per second with how many plain events stock
 // Dendrite sends per second, at its best, that replace as many pieces of state in as many rooms.
 func (b *comparison) compareClosings(ctx context.Context, name string, rooms int, what string) error {
-	stop, err := b.startBoth(ctx)
+	pprof, stop, err := b.startBoth(ctx)
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (b *comparison) compareClosings(ctx context.Context, name string, rooms int
 	var ratios []float64
 	d := drawing{title: fmt.Sprintf("%d events in %d rooms", *closings, rooms), x: "time (s)", y: "events"}
 	for round := range longRounds() {
-		closed, err := massExpiry(ctx, b.own, crowds[0], round)
+		closed, err := massExpiry(ctx, b.own, crowds[0], round, unwatched)
 		if err != nil {
 			return err
 		}
@@ -76,12 +76,17 @@ func (b *comparison) compareClosings(ctx context.Context, name string, rooms int
 		}
 	}
 	b.add(what+" / sends of state by stock Dendrite", "≥ 1.0", "", ratios)
+	if _, err = massExpiry(ctx, b.own, crowds[0], longRounds(), func(wait func() error) error {
+		return b.cores(name, b.own, func() error { return b.profiled(ctx, name, pprof, wait) })
+	}); err != nil {
+		return err
+	}
 	return b.plot(name, d)
 }
 
 // massExpiry makes expiring state, lets all of it run out at the same time, and returns how many closings there had been
-// when, in seconds since they began.
-func massExpiry(ctx context.Context, s *server, c *crowd, round int) (plotter.XYs, error) {
+// when, in seconds since they began. It calls watch when they run out, with what waits for the closings.
+func massExpiry(ctx context.Context, s *server, c *crowd, round int, watch func(wait func() error) error) (counts plotter.XYs, err error) {
 	body := func(seconds int) homeserver.JSON {
 		return homeserver.JSON{"round": round, "m.will_expire": seconds}
 	}
@@ -104,13 +109,23 @@ func massExpiry(ctx context.Context, s *server, c *crowd, round int) (plotter.XY
 	}); err != nil {
 		return nil, err
 	}
+	<-time.After(time.Until(deadline) - time.Second) // the durations are rounded
+	err = watch(func() (err error) {
+		counts, err = countClosings(ctx, s, before)
+		return err
+	})
+	return counts, err
+}
+
+// countClosings returns how many closings there had been when, in seconds since the first, until there are all.
+func countClosings(ctx context.Context, s *server, before float64) (counts plotter.XYs, err error) {
 	var (
-		counts plotter.XYs
-		first  time.Time
-		poll   = time.NewTicker(closingPoll)
+		start = time.Now()
+		first time.Time
+		poll  = time.NewTicker(closingPoll)
 	)
 	defer poll.Stop()
-	for time.Since(deadline) < closingTimeout {
+	for time.Since(start) < closingTimeout {
 		n, err := s.closings(ctx)
 		if err != nil {
 			return nil, err
@@ -131,6 +146,9 @@ func massExpiry(ctx context.Context, s *server, c *crowd, round int) (plotter.XY
 	}
 	return nil, errors.New("not all events were closed")
 }
+
+// unwatched is for what is only to be waited for.
+func unwatched(wait func() error) error { return wait() }
 
 // closings returns how many closing events the server has sent since it was started.
 func (s *server) closings(ctx context.Context) (float64, error) {

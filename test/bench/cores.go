@@ -1,13 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"time"
@@ -23,17 +26,21 @@ type spent struct {
 	server, database, load, all time.Duration
 }
 
-// spent returns what was spent since the machine, and each of these, was started.
+// spent returns what was spent since the machine, and each of these, was started. If there is no server, it is this process
+// that is measured, and there is no load.
 func (b *comparison) spent(s *server) (now spent, err error) {
-	if now.server, err = s.cpu(); err != nil {
-		return now, err
-	}
 	self, err := procfs.Self()
 	if err != nil {
 		return now, err
 	}
-	if now.load, err = cpuTime(self); err != nil {
+	if now.server, err = cpuTime(self); err != nil {
 		return now, err
+	}
+	if s != nil {
+		now.load = now.server
+		if now.server, err = s.cpu(); err != nil {
+			return now, err
+		}
 	}
 	if b.cluster != nil {
 		if now.database, err = cpuOfFamily(b.cluster.Pid()); err != nil {
@@ -51,6 +58,37 @@ func (b *comparison) spent(s *server) (now spent, err error) {
 	t := stat.CPUTotal
 	now.all = time.Duration((t.User + t.Nice + t.System + t.IRQ + t.SoftIRQ + t.Steal) * float64(time.Second))
 	return now, nil
+}
+
+// cores calls work, and adds to the report what the cores do meanwhile, with the work of the server or of this process.
+func (b *comparison) cores(what string, s *server, work func() error) error {
+	before, err := b.spent(s)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err = work(); err != nil {
+		return err
+	}
+	took := time.Since(start) * time.Duration(runtime.NumCPU())
+	after, err := b.spent(s)
+	if err != nil {
+		return err
+	}
+	b.share(what+": the server keeps the cores busy for", after.server-before.server, took)
+	if b.cluster != nil {
+		b.share(what+": the database", after.database-before.database, took)
+	}
+	if s != nil {
+		b.share(what+": the load", after.load-before.load, took)
+	}
+	b.share(what+": nobody", took-(after.all-before.all), took)
+	return nil
+}
+
+// share adds to the report how much of the whole a part is.
+func (b *comparison) share(what string, part, whole time.Duration) {
+	b.add(what, "", " %", []float64{100 * float64(part) / float64(whole)})
 }
 
 // cpuOfFamily returns how long a process and its children have kept a CPU busy.
@@ -79,55 +117,41 @@ func cpuTime(p procfs.Proc) (time.Duration, error) {
 	return time.Duration(stat.CPUTime() * float64(time.Second)), err
 }
 
-// busy makes keep-alives as fast as can be, and adds to the report what the cores do meanwhile, and what the server does.
-func (b *comparison) busy(ctx context.Context, s *server, pprof string, tokens []string) error {
-	d := 2 * *turn
-	before, err := b.spent(s)
-	if err != nil {
-		return err
-	}
-	start := time.Now()
-	if _, err = refresh(ctx, s.address, tokens, d, 0); err != nil {
-		return err
-	}
-	took := time.Since(start) * time.Duration(runtime.NumCPU())
-	after, err := b.spent(s)
-	if err != nil {
-		return err
-	}
-	share := func(what string, part, whole time.Duration) {
-		b.add(what, "", " %", []float64{100 * float64(part) / float64(whole)})
-	}
-	share("keep-alives: the server keeps the cores busy for", after.server-before.server, took)
-	if b.cluster != nil {
-		share("keep-alives: the database", after.database-before.database, took)
-	}
-	share("keep-alives: the load", after.load-before.load, took)
-	share("keep-alives: nobody", took-(after.all-before.all), took)
+// profileFor is how long a server is profiled.
+const profileFor = 5 * time.Second
 
-	type answer struct {
-		spent map[string]time.Duration
-		err   error
-	}
-	profiled := make(chan answer, 1)
+// profiled calls work, and adds to the report what a server does that listens for profilers, for the first while of it.
+func (b *comparison) profiled(ctx context.Context, what, address string, work func() error) error {
+	fetched := make(chan error, 1)
+	var p *profile.Profile
 	go func() {
-		spent, err := profileServer(ctx, pprof, d)
-		profiled <- answer{spent, err}
+		var err error
+		p, err = fetchProfile(ctx, address, profileFor)
+		fetched <- err
 	}()
-	if _, err = refresh(ctx, s.address, tokens, d+time.Second, 0); err != nil {
+	if err := errors.Join(work(), <-fetched); err != nil {
 		return err
 	}
-	a := <-profiled
-	if a.err != nil {
-		return fmt.Errorf("profiling the server: %w", a.err)
+	b.addProfile(what, p)
+	return nil
+}
+
+// profiledHere calls work, and adds to the report what this process does meanwhile.
+func (b *comparison) profiledHere(what string, work func() error) error {
+	var data bytes.Buffer
+	if err := pprof.StartCPUProfile(&data); err != nil {
+		return err
 	}
-	var whole time.Duration
-	for _, d := range a.spent {
-		whole += d
+	err := work()
+	pprof.StopCPUProfile()
+	if err != nil {
+		return err
 	}
-	for _, k := range kinds {
-		share("keep-alives: of the server's CPU time, "+k.name, a.spent[k.name], whole)
+	p, err := profile.Parse(&data)
+	if err != nil {
+		return err
 	}
+	b.addProfile(what, p)
 	return nil
 }
 
@@ -136,40 +160,35 @@ var kinds = []struct {
 	name      string
 	functions []string // or their beginnings
 }{
-	{"the database", []string{"database/sql."}},
-	{"the component and its endpoint", []string{module + "expiration.", module + "clientapi."}},
+	{"the database, or its driver", []string{"database/sql."}},
+	{"JetStream", []string{"github.com/nats-io/"}},
+	{"reading, signing and checking events", []string{"github.com/matrix-org/gomatrixserverlib"}},
+	{"Dendrite", []string{
+		dendrite + "clientapi/", dendrite + "roomserver/", dendrite + "syncapi/", dendrite + "userapi/", dendrite + "federationapi/",
+		dendrite + "internal/", dendrite + "setup/jetstream",
+	}},
+	{"the component and its endpoint", []string{dendrite + "setup/mscs/msc4140/"}},
 	{"cleaning up memory", []string{"runtime.gcBgMarkWorker", "runtime.bgsweep", "runtime.bgscavenge"}},
 	{"net/http and the network", []string{"net/http."}},
 	{"scheduling goroutines", []string{""}},
 }
 
-const module = "github.com/matrix-org/dendrite/setup/mscs/msc4140/"
+const dendrite = "github.com/matrix-org/dendrite/"
 
-// profileServer returns for how long the server was busy with each kind of work.
-func profileServer(ctx context.Context, address string, d time.Duration) (map[string]time.Duration, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
-		fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", address, int(d.Seconds()+.5)), nil)
-	if err != nil {
-		return nil, err
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(res.Body, 1000))
-		return nil, fmt.Errorf("%s: %s", res.Status, text)
-	}
-	p, err := profile.Parse(res.Body)
-	if err != nil {
-		return nil, err
-	}
+// addProfile adds to the report how much of a profile's time went into each kind of work.
+func (b *comparison) addProfile(what string, p *profile.Profile) {
+	var whole time.Duration
 	spent := map[string]time.Duration{}
 	for _, sample := range p.Sample {
-		spent[kindOf(sample)] += time.Duration(sample.Value[len(sample.Value)-1]) // in nanoseconds; before it stands their number
+		d := time.Duration(sample.Value[len(sample.Value)-1]) // in nanoseconds; before it stands their number
+		spent[kindOf(sample)] += d
+		whole += d
 	}
-	return spent, nil
+	for _, k := range kinds {
+		if d := spent[k.name]; d > 0 {
+			b.share(what+": of the server's CPU time, "+k.name, d, whole)
+		}
+	}
 }
 
 func kindOf(sample *profile.Sample) string {
@@ -183,6 +202,25 @@ func kindOf(sample *profile.Sample) string {
 		}
 	}
 	return "" // a sample without a function
+}
+
+// fetchProfile returns what the server is busy with for a while.
+func fetchProfile(ctx context.Context, address string, d time.Duration) (*profile.Profile, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
+		fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", address, int(d.Seconds()+.5)), nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(res.Body, 1000))
+		return nil, fmt.Errorf("profiling the server: %s: %s", res.Status, text)
+	}
+	return profile.Parse(res.Body)
 }
 
 // withPprof calls start so that the server it starts listens for profilers, and returns where.

@@ -81,7 +81,16 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	b.add(fmt.Sprintf("keep-alives per second / a bare endpoint, %d connections", manyConnections), "", "", toBareByMany)
 	b.add("keep-alives per second / one transaction each", "≥ 10", "", toNaive)
 	b.add("p99 of a keep-alive at half of that load / the median of the database's own commit", "≤ 5", "", lateness)
-	if err = b.busy(ctx, o, pprof, tokens); err != nil {
+	if err = b.cores("keep-alives", o, func() error {
+		_, err := refresh(ctx, o.address, tokens, profileFor, 0)
+		return err
+	}); err != nil {
+		return err
+	}
+	if err = b.profiled(ctx, "keep-alives", pprof, func() error {
+		_, err := refresh(ctx, o.address, tokens, profileFor+time.Second, 0)
+		return err
+	}); err != nil {
 		return err
 	}
 	if err = b.plot("keep-alives", drawing{

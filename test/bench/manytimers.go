@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"gonum.org/v1/plot/plotter"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
 const (
@@ -67,6 +69,9 @@ func (b *comparison) manyTimers(ctx context.Context) error {
 	b.add("memory per running timer, after the start or after keep-alives, whichever is more", "≤ 200 bytes", " bytes", memory)
 	b.add(fmt.Sprintf("start with %d timers, longer than with none by", *many), "≤ 3 s", " s", started)
 	b.add(fmt.Sprintf("idle with %d timers, more of a CPU than with none", *many), "nothing measurable", " %", cpu)
+	if err := b.watchStart(ctx, servers[2].timers); err != nil {
+		return err
+	}
 	d := drawing{title: "Keep-alives by the number of running timers", x: "turn", y: "keep-alives per second", points: true}
 	for i, n := range []int{few, *many} {
 		l := line{name: fmt.Sprintf("%d timers", n)}
@@ -78,6 +83,28 @@ func (b *comparison) manyTimers(ctx context.Context) error {
 		d.lines = append(d.lines, l)
 	}
 	return b.plot("many-timers", d)
+}
+
+// watchStart starts the component itself in this process, twice, and adds to the report what it does.
+func (b *comparison) watchStart(ctx context.Context, dsn string) error {
+	start := func() (err error) {
+		store, closeStore, err := openStore(ctx, dsn)
+		if err != nil {
+			return err
+		}
+		defer closeStore()
+		tokens, err := expiration.NewTokens([]byte("benchmark"))
+		if err != nil {
+			return err
+		}
+		timers := expiration.New(expiration.Config{}, store, new(instantRoomserver), tokens)
+		defer timers.Stop()
+		return timers.Start(ctx)
+	}
+	if err := b.cores("start", nil, start); err != nil {
+		return err
+	}
+	return b.profiledHere("start", start)
 }
 
 // manyLife is what is measured in one life of the servers with none, few and many timers.

@@ -19,7 +19,7 @@ const (
 // sends compares sends without the field with stock Dendrite's, and expiring sends with plain ones. They go to either
 // one by one in turn, in rooms of the same history.
 func (b *comparison) sends(ctx context.Context) error {
-	stop, err := b.startBoth(ctx)
+	_, stop, err := b.startBoth(ctx)
 	if err != nil {
 		return err
 	}

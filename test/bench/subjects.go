@@ -179,24 +179,24 @@ func (b *comparison) newServer(ctx context.Context, binary, name string, expirat
 	return &server{Server: s, database: d, address: strings.TrimPrefix(s.URL, "http://")}, nil
 }
 
-// startBoth starts our server and stock Dendrite, and makes them before if need be.
-func (b *comparison) startBoth(ctx context.Context) (stop func(), err error) {
+// startBoth starts our server and stock Dendrite, and makes them before if need be. It returns where ours listens for profilers.
+func (b *comparison) startBoth(ctx context.Context) (pprof string, stop func(), err error) {
 	if b.own == nil {
 		if b.own, err = b.newOurs(ctx, "ours"); err != nil {
-			return nil, err
+			return "", nil, err
 		}
 		if b.stock, err = b.newServer(ctx, b.binaries.stock, "stock", nil); err != nil {
-			return nil, err
+			return "", nil, err
 		}
 	}
-	if err = b.own.start(ctx); err != nil {
-		return nil, err
+	if pprof, err = withPprof(func() error { return b.own.start(ctx) }); err != nil {
+		return "", nil, err
 	}
 	if err = b.stock.start(ctx); err != nil {
 		b.own.Kill()
-		return nil, err
+		return "", nil, err
 	}
-	return func() {
+	return pprof, func() {
 		if err := errors.Join(b.own.Stop(), b.stock.Stop()); err != nil {
 			progress("%s: %s", b.name, err)
 		}
