@@ -50,10 +50,12 @@ type Extension struct {
 	rtc      MatrixRTC
 	delayed  bool // delayed events are not switched off
 	rooms    *clientapi.Summaries
+	loaded   chan error // has one value when the timers are in memory, or cannot be
 }
 
-// New opens the database and wires the component to Dendrite's. It starts nothing. It mends what a crash broke in JetStream,
-// which must be done before any component reads a stream.
+// New opens the database and wires the component to Dendrite's. It mends what a crash broke in JetStream, which must be done
+// before any component reads a stream. The timers are read into memory while the other components are made; nothing else is
+// started.
 func New(
 	processCtx *process.ProcessContext, cfg *Config, dendriteCfg *config.Dendrite,
 	cm *sqlutil.Connections, natsInstance *jetstream.NATSInstance, rsAPI api.RoomserverInternalAPI, enableMetrics bool,
@@ -82,14 +84,17 @@ func New(
 	if err = resetStrandedConsumers(processCtx.Context(), js, &dendriteCfg.Global.JetStream); err != nil {
 		return nil, err
 	}
-	return &Extension{
+	e := &Extension{
 		process: processCtx, rsAPI: wrapper, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
 		rtc:      cfg.MatrixRTC,
 		delayed:  cfg.DelayedEvents.MaxScheduledPerUser > 0,
 		rooms:    clientapi.NewSummaries(&dendriteCfg.ClientAPI, wrapper),
-	}, nil
+		loaded:   make(chan error, 1),
+	}
+	go func() { e.loaded <- timers.Load(processCtx.Context()) }()
+	return e, nil
 }
 
 // RoomserverAPI returns the roomserver API that all of Dendrite's components must be given.
@@ -124,12 +129,14 @@ func (e *Extension) KeepAlivesFirst(next http.Handler) http.Handler {
 	return e.client.KeepAlivesFirst(next)
 }
 
-// Start loads the timers and starts to watch deadlines and the output stream. Both stop when Dendrite shuts down.
+// Start waits until the timers are in memory, and starts to watch deadlines and the output stream. Both stop when Dendrite
+// shuts down. It is called once.
 func (e *Extension) Start() error {
 	ctx := e.process.Context()
-	if err := e.timers.Start(ctx); err != nil {
+	if err := <-e.loaded; err != nil {
 		return err
 	}
+	e.timers.Start(ctx)
 	e.process.ComponentStarted()
 	go func() {
 		defer e.process.ComponentFinished()

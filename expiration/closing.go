@@ -324,7 +324,7 @@ func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error 
 		late = t.clock.now() - tm.due
 	}
 	if row.Delayed == nil {
-		t.index.answer(row.Event)
+		t.index.answer(r, row.Event.ID)
 		t.index.remove(r)
 	}
 	t.mu.Unlock()
@@ -361,7 +361,7 @@ func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError)
 	tm := t.index.at(r)
 	already := tm == nil || tm.gone
 	if dropped.Reason == Redacted {
-		t.index.answer(row.Event)
+		t.index.answer(r, row.Event.ID)
 	}
 	t.index.remove(r)
 	t.mu.Unlock()

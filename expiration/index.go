@@ -1,10 +1,10 @@
 package expiration
 
 import (
+	"cmp"
 	"container/heap"
 	"fmt"
 	"hash/maphash"
-	"maps"
 	"sync"
 	"time"
 )
@@ -17,8 +17,9 @@ type timer struct {
 	nid int64 // of the row; 0 if the place is free
 
 	token [tokenPrefix]byte
-	// The hashes of index.hash: of the event's ID, its room and sender, and the piece of state, or 0 if it is none.
-	event, room, sender, state uint64
+	// The hashes of index.hash: of the event's ID, its room and sender, the piece of state, or 0 if it is none, and the request
+	// that sent the event, or 0 if it cannot be repeated.
+	event, room, sender, state, request uint64
 
 	received int64 // as the row has it, in milliseconds
 	duration time.Duration
@@ -93,22 +94,23 @@ type index struct {
 
 	// byRequest has the timers of requests of which Dendrite's memory does not know what came of them: those of earlier
 	// processes, and those that failed.
-	byRequest map[RequestHash]ref
-	// answered has the events of those whose timers are gone meanwhile, and answeredBefore those of an earlier time.
-	answered, answeredBefore map[RequestHash]string
+	byRequest table
+	// answered has, by the hashes of the requests, the events of those whose timers are gone meanwhile, and answeredBefore those
+	// of an earlier time.
+	answered, answeredBefore map[uint64]string
 }
 
 func newIndex() *index {
 	x := &index{
-		seed:      maphash.MakeSeed(),
-		left:      map[ref]struct{}{},
-		byRequest: map[RequestHash]ref{},
-		answered:  map[RequestHash]string{},
+		seed:     maphash.MakeSeed(),
+		left:     map[ref]struct{}{},
+		answered: map[uint64]string{},
 	}
 	x.wakes.timers = &x.timers
 	x.byToken = newTable(func(s slot) uint64 { return tokenKey(x.timers.at(s).token) })
 	x.byState = newTable(func(s slot) uint64 { return x.timers.at(s).state })
 	x.bySender = newTable(func(s slot) uint64 { return x.timers.at(s).sender })
+	x.byRequest = newTable(func(s slot) uint64 { return x.timers.at(s).request })
 	return x
 }
 
@@ -125,6 +127,9 @@ func (x *index) hash(parts ...string) uint64 {
 
 // stateHash stands for a piece of state.
 func (x *index) stateHash(s StateKey) uint64 { return x.hash(s.RoomID, s.Type, s.Key) }
+
+// requestHash stands for a request.
+func (x *index) requestHash(h RequestHash) uint64 { return x.hash(string(h[:])) }
 
 // tokenKey is what a token is looked up by.
 func tokenKey(token [tokenPrefix]byte) uint64 {
@@ -220,6 +225,9 @@ func (x *index) put(row Timer, due time.Duration) ref {
 	if state, ok := row.Event.State(); ok {
 		tm.state = x.stateHash(state)
 	}
+	if row.Event.Request != nil && row.Delayed == nil {
+		tm.request = x.requestHash(row.Event.Request.Hash)
+	}
 	x.lastNID = max(x.lastNID, row.NID)
 	x.count++
 	if tm.delayed {
@@ -229,7 +237,7 @@ func (x *index) put(row Timer, due time.Duration) ref {
 }
 
 // link is called once, for all that was put into an index that was empty, and schedules those that are not claimed for when they
-// are due. With a million timers that takes about half the time of adding and scheduling each: the tables need not grow, and are
+// are due. Their requests are those of an earlier process. With a million timers that takes about half the time of adding and scheduling each: the tables need not grow, and are
 // filled one beside the other.
 func (x *index) link() {
 	var linking sync.WaitGroup
@@ -240,12 +248,13 @@ func (x *index) link() {
 			}
 		})
 	}
-	for _, t := range []*table{&x.byToken, &x.byState, &x.bySender} {
+	for _, t := range []*table{&x.byToken, &x.byState, &x.bySender, &x.byRequest} {
 		t.reserve(x.count)
 	}
 	all(func(s slot, tm *timer) { x.byToken.set(tokenKey(tm.token), s) })
 	all(x.addToState)
 	all(x.addToSender)
+	all(x.addToRequests)
 	all(func(s slot, tm *timer) {
 		if !tm.claimed {
 			tm.wake = tm.due
@@ -254,6 +263,14 @@ func (x *index) link() {
 	})
 	linking.Wait()
 	heap.Init(&x.wakes)
+}
+
+// postpone makes no timer due before the given moment. It leaves the heap in order.
+func (x *index) postpone(earliest time.Duration) {
+	for _, s := range x.wakes.slots {
+		tm := x.timers.at(s)
+		tm.due, tm.wake = max(tm.due, earliest), max(tm.wake, earliest)
+	}
 }
 
 func (x *index) addToState(s slot, tm *timer) {
@@ -269,6 +286,13 @@ func (x *index) addToSender(s slot, tm *timer) {
 		x.timers.at(next).previousOfSender = s
 	}
 	x.bySender.set(tm.sender, s)
+}
+
+// addToRequests lets a timer be found by its request.
+func (x *index) addToRequests(s slot, tm *timer) {
+	if tm.request != 0 {
+		x.byRequest.set(tm.request, s)
+	}
 }
 
 // remove takes out what add put in, and may be called again. The timer is left in memory until forgetRow is called.
@@ -287,6 +311,9 @@ func (x *index) remove(r ref) {
 	x.byToken.remove(tokenKey(tm.token), r.slot)
 	if tm.state != 0 {
 		x.removeFromState(r.slot, tm)
+	}
+	if tm.request != 0 {
+		x.byRequest.remove(tm.request, r.slot)
 	}
 	if tm.nextOfSender != 0 {
 		x.timers.at(tm.nextOfSender).previousOfSender = tm.previousOfSender
@@ -353,32 +380,25 @@ func (x *index) free(r ref, tm *timer) {
 	x.timers.giveBack(r.slot)
 }
 
-// answer remembers the event of a request whose timer goes.
-func (x *index) answer(e Event) {
-	if e.Request == nil {
-		return
+// ofRequest returns the timer of a request that may be repeated, or the event of one whose timer is gone.
+func (x *index) ofRequest(h RequestHash) (r ref, eventID string) {
+	request := x.requestHash(h)
+	if s := x.byRequest.get(request); s != 0 {
+		r = x.ref(s)
 	}
-	if _, ok := x.byRequest[e.Request.Hash]; ok {
-		delete(x.byRequest, e.Request.Hash)
-		x.answered[e.Request.Hash] = e.ID
-	}
+	return r, cmp.Or(x.answered[request], x.answeredBefore[request])
 }
 
-// answerOf is answer where the request is not known. It looks at every request of an earlier process.
-func (x *index) answerOf(r ref, eventID string) {
-	for request, other := range x.byRequest {
-		if other == r {
-			x.answer(Event{ID: eventID, Request: &Request{Hash: request}})
-			return
-		}
+// answer remembers the event of a request whose timer goes, if the request may be repeated.
+func (x *index) answer(r ref, eventID string) {
+	if tm := x.at(r); tm != nil && tm.request != 0 && x.byRequest.get(tm.request) == r.slot {
+		x.byRequest.remove(tm.request, r.slot)
+		x.answered[tm.request] = eventID
 	}
 }
 
 // forgetRequests forgets the requests whose timers were gone already when it was called last.
-func (x *index) forgetRequests() {
-	x.answered, x.answeredBefore = map[RequestHash]string{}, x.answered
-	maps.DeleteFunc(x.byRequest, func(_ RequestHash, r ref) bool { return x.at(r) == nil })
-}
+func (x *index) forgetRequests() { x.answered, x.answeredBefore = map[uint64]string{}, x.answered }
 
 // schedule makes the scheduler look at the timer at wake.
 func (x *index) schedule(r ref, wake time.Duration) {

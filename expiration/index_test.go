@@ -10,7 +10,7 @@ import (
 
 // empty reports whether the index has nothing, and nothing is lost in it.
 func (x *index) empty() bool {
-	return x.count+x.byToken.used+x.byState.used+x.bySender.used+len(x.left)+x.wakes.Len() == 0 &&
+	return x.count+x.byToken.used+x.byState.used+x.bySender.used+x.byRequest.used+len(x.left)+x.wakes.Len() == 0 &&
 		len(x.timers.free) == int(x.timers.last)
 }
 
@@ -50,12 +50,16 @@ func TestIndex(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		x, tokens := newIndex(), &Tokens{}
 		rows, refs := []Timer{}, []ref{}
+		answered := map[RequestHash]string{}
 		row := func() (Timer, time.Duration) {
 			draw := func(what string) string { return rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, what) }
 			nid := x.lastNID + 1
 			e := Event{ID: string(rune('A' + nid)), RoomID: draw("room"), Sender: draw("sender")}
 			if key := draw("key"); key != "c" {
 				e.StateKey = &key
+			}
+			if rapid.Bool().Draw(t, "with a transaction ID") {
+				e.Request = &Request{Hash: RequestHash{byte(nid)}}
 			}
 			row := Timer{NID: nid, Event: e, TokenHash: HashToken(tokens.Token(e.ID)), Received: time.UnixMilli(0), Deadline: time.UnixMilli(0)}
 			rows = append(rows, row)
@@ -65,6 +69,7 @@ func TestIndex(t *testing.T) {
 			refs = append(refs, x.put(row()))
 		}
 		x.link()
+		repeatable := slices.Clone(rows) // the requests of an earlier process
 		checkIndex(t, x, rows, refs)
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			if len(rows) == 0 || rapid.Bool().Draw(t, "add") {
@@ -72,8 +77,18 @@ func TestIndex(t *testing.T) {
 				r := x.add(row, due)
 				x.schedule(r, due)
 				refs = append(refs, r)
+				if rapid.Bool().Draw(t, "failed") {
+					x.addToRequests(r.slot, x.at(r))
+					repeatable = append(repeatable, rows[len(rows)-1])
+				}
 			} else {
 				i := rapid.IntRange(0, len(rows)-1).Draw(t, "remove")
+				if rapid.Bool().Draw(t, "closed") {
+					x.answer(refs[i], rows[i].Event.ID)
+					if rows[i].Event.Request != nil && slices.ContainsFunc(repeatable, sameEvent(rows[i])) {
+						answered[rows[i].Event.Request.Hash] = rows[i].Event.ID
+					}
+				}
 				x.remove(refs[i])
 				x.remove(refs[i])
 				x.forgetRow(refs[i])
@@ -83,6 +98,7 @@ func TestIndex(t *testing.T) {
 				rows, refs = slices.Delete(rows, i, i+1), slices.Delete(refs, i, i+1)
 			}
 			checkIndex(t, x, rows, refs)
+			checkRequests(t, x, rows, refs, repeatable, answered)
 		}
 		for _, r := range refs {
 			x.remove(r)
@@ -127,6 +143,32 @@ func checkIndex(t *rapid.T, x *index, rows []Timer, refs []ref) {
 			t.Fatal("the first wake is not in front")
 		}
 	}
+}
+
+func sameEvent(row Timer) func(Timer) bool {
+	return func(other Timer) bool { return other.Event.ID == row.Event.ID }
+}
+
+// checkRequests checks that those requests are known that may be repeated, and what came of them.
+func checkRequests(t *rapid.T, x *index, rows []Timer, refs []ref, repeatable []Timer, answered map[RequestHash]string) {
+	for i, row := range rows {
+		if row.Event.Request == nil {
+			continue
+		}
+		want := ref{}
+		if slices.ContainsFunc(repeatable, sameEvent(row)) {
+			want = refs[i]
+		}
+		r, eventID := x.ofRequest(row.Event.Request.Hash)
+		requireSame(t, r, want)
+		requireSame(t, eventID, "")
+	}
+	for request, want := range answered {
+		r, eventID := x.ofRequest(request)
+		requireSame(t, r, ref{})
+		requireSame(t, eventID, want)
+	}
+	requireSame(t, len(x.answered), len(answered))
 }
 
 func requireSame[T comparable](t *rapid.T, got, want T) {

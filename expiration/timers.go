@@ -1,7 +1,6 @@
 package expiration
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,16 +97,17 @@ type Timers struct {
 	workers sync.WaitGroup // started by Start, ended by Stop
 	watcher sync.WaitGroup // likewise, after the workers; and what these leave to be done behind them
 
-	mu      sync.Mutex // guards what follows
-	index   *index
-	ahead   map[ref]*Timer         // rows that were read ahead, see closeDue
-	swept   []ref                  // closed events whose rows sweep deletes; if there are any, it is on its way
-	forgot  time.Duration          // when requests were forgotten last
-	claimed map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
-	senders map[uint64]struct{}    // the hashes of the users with finalised events that were sent
+	mu            sync.Mutex // guards what follows
+	index         *index
+	ahead         map[ref]*Timer         // rows that were read ahead, see closeDue
+	swept         []ref                  // closed events whose rows sweep deletes; if there are any, it is on its way
+	claimedBefore []ref                  // what an earlier process claimed, from Load to Start
+	forgot        time.Duration          // when requests were forgotten last
+	claimed       map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
+	senders       map[uint64]struct{}    // the hashes of the users with finalised events that were sent
 }
 
-// New returns the component. It does nothing before Start.
+// New returns the component. It does nothing before Load and Start.
 func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers {
 	t := &Timers{
 		cfg: cfg, store: store, roomserver: roomserver, tokens: tokens,
@@ -145,50 +145,59 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 // Collectors returns the component's metrics, to be registered once.
 func (t *Timers) Collectors() []prometheus.Collector { return t.metrics.collectors() }
 
-// Start loads the timers, finishes what an earlier process had claimed, and starts to watch the deadlines, until Stop is
-// called or ctx is done. It must return before events are sent or tokens used.
-func (t *Timers) Start(ctx context.Context) error {
-	now := t.clock.now()
-	t.forgot = now
-	var claimed []ref
+// Load reads the timers into memory. Whoever asks for one meanwhile waits until all are there.
+func (t *Timers) Load(ctx context.Context) error {
+	if err := t.loadTimers(ctx); err != nil {
+		return fmt.Errorf("loading the timers of expiring events: %w", err)
+	}
+	if err := t.loadSenders(ctx); err != nil {
+		return fmt.Errorf("loading who has sent delayed events: %w", err)
+	}
+	failpoint.Pass(failpoint.AfterLoad)
+	return nil
+}
+
+func (t *Timers) loadTimers(ctx context.Context) error {
 	t.mu.Lock()
-	err := t.store.Timers(ctx, func(row Timer) error {
+	defer t.mu.Unlock()
+	now := t.clock.now()
+	if err := t.store.Timers(ctx, func(row Timer) error {
 		if err := t.index.room(); err != nil {
 			return err
 		}
-		deadline := t.clock.moment(row.Deadline)
-		due := deadline
-		if t.cfg.RestartGrace > 0 {
-			due = max(due, now+t.cfg.RestartGrace)
-		}
+		due := t.clock.moment(row.Deadline)
 		r := t.index.put(row, due)
 		// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
-		t.index.at(r).unsent = row.Delayed == nil && deadline <= now
-		if row.Event.Request != nil && row.Delayed == nil {
-			t.index.byRequest[row.Event.Request.Hash] = r
-		}
+		t.index.at(r).unsent = row.Delayed == nil && due <= now
 		if row.Claim != nil {
-			claimed = append(claimed, r)
+			t.claimedBefore = append(t.claimedBefore, r)
 			if row.Delayed != nil {
 				t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
 			}
 		}
 		return nil
-	})
+	}); err != nil {
+		return err
+	}
 	t.index.link()
-	many := t.index.count >= manyTimers
-	t.mu.Unlock()
-	if err == nil {
-		err = t.loadSenders(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("loading the timers of expiring events: %w", err)
-	}
-	if many {
+	if t.index.count >= manyTimers {
 		debug.FreeOSMemory() // what the rows took; the index takes less
 	}
+	return nil
+}
 
-	failpoint.Pass(failpoint.AfterLoad)
+// Start finishes what an earlier process had claimed, and starts to watch the deadlines, until Stop is called or ctx is done.
+// Load comes before it, and it must return before events are sent or tokens used.
+func (t *Timers) Start(ctx context.Context) {
+	now := t.clock.now()
+	t.mu.Lock()
+	t.forgot = now
+	if t.cfg.RestartGrace > 0 {
+		t.index.postpone(now + t.cfg.RestartGrace)
+	}
+	claimed := t.claimedBefore
+	t.claimedBefore = nil
+	t.mu.Unlock()
 	t.ctx, t.stop = context.WithCancel(ctx)
 	for range closers {
 		t.workers.Go(func() { t.lanes.work(t.closeDue) })
@@ -196,7 +205,6 @@ func (t *Timers) Start(ctx context.Context) error {
 	t.recover(claimed)
 	t.watcher.Go(t.watch)
 	t.watcher.Go(t.prune)
-	return nil
 }
 
 // Stop lets the closings that are under way come to their end, within stopPatience and while the context of Start lasts,
@@ -243,7 +251,7 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 type Pending struct {
 	t       *Timers
 	timer   ref
-	request *Request // nil if the request cannot be repeated
+	existed bool // the timer is that of an equal event, which another request sent
 }
 
 // Begin stores the timer of an event that is about to be given to the roomserver. The deadline is the given duration,
@@ -255,10 +263,7 @@ func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exe
 	if err != nil {
 		return nil, err
 	}
-	if existed {
-		return &Pending{t: t, timer: r}, nil
-	}
-	return &Pending{t: t, timer: r, request: e.Request}, nil
+	return &Pending{t: t, timer: r, existed: existed}, nil
 }
 
 // insert takes a timer in and stores it, with the deadline counted from now. The scheduler does not look at it yet. It may be
@@ -344,8 +349,8 @@ func (p *Pending) Activate(sent bool) {
 		return
 	}
 	tm.confirmed, tm.unsent, tm.pending = sent, !sent, false
-	if !sent && p.request != nil {
-		p.t.index.byRequest[p.request.Hash] = p.timer
+	if !sent && !p.existed {
+		p.t.index.addToRequests(p.timer.slot, tm)
 	}
 	p.t.index.schedule(p.timer, tm.due)
 	p.t.notify()
@@ -359,10 +364,9 @@ func (t *Timers) LockRequest(ctx context.Context, request RequestHash) (unlock f
 
 // Sent returns the ID of the event that was accepted from a request which is repeated now, by an earlier process, or by this
 // one if the roomserver failed to take it; or "" if there is none. The event is in its room then, even if it was not before.
-func (t *Timers) Sent(ctx context.Context, request RequestHash) (eventID string, err error) {
+func (t *Timers) Sent(ctx context.Context, request RequestHash) (string, error) {
 	t.mu.Lock()
-	r := t.index.byRequest[request]
-	eventID = cmp.Or(t.index.answered[request], t.index.answeredBefore[request])
+	r, eventID := t.index.ofRequest(request)
 	t.mu.Unlock()
 	if eventID != "" || r == (ref{}) {
 		return eventID, nil
@@ -661,7 +665,7 @@ func (t *Timers) DropEvent(ctx context.Context, eventID string, reason DropReaso
 	}
 	if reason == Redacted { // who repeats its request is told of it, and does not send it anew
 		t.mu.Lock()
-		t.index.answerOf(r, eventID)
+		t.index.answer(r, eventID)
 		t.mu.Unlock()
 	}
 	t.drop(ctx, r, reason)

@@ -52,7 +52,8 @@ func (w *world) start(cfg Config) {
 	require.NoError(w.t, err)
 	w.Timers = New(cfg, w.store, w.roomserver, tokens)
 	w.clock.wall = func() time.Time { return time.Now().Round(0).Add(time.Duration(w.step.Load())) }
-	require.NoError(w.t, w.Start(w.t.Context()))
+	require.NoError(w.t, w.Load(w.t.Context()))
+	w.Start(w.t.Context())
 }
 
 // restart ends the process, at once, and begins a new life after the given time.
@@ -913,15 +914,17 @@ func TestStopAtAnyMoment(t *testing.T) {
 	})
 	unstarted := New(Config{}, newMemoryStore(), newFakeRoomserver(), nil)
 	unstarted.Stop()
-	require.NoError(t, unstarted.Start(t.Context()))
+	require.NoError(t, unstarted.Load(t.Context()))
+	unstarted.Stop()
+	unstarted.Start(t.Context())
 	unstarted.Stop()
 	unstarted.Stop()
 }
 
-func TestStartFailsWithTheDatabase(t *testing.T) {
+func TestLoadFailsWithTheDatabase(t *testing.T) {
 	store := newMemoryStore()
 	store.set(false, func(string) error { return errFault })
-	require.ErrorIs(t, New(Config{}, store, newFakeRoomserver(), nil).Start(t.Context()), errFault)
+	require.ErrorIs(t, New(Config{}, store, newFakeRoomserver(), nil).Load(t.Context()), errFault)
 }
 
 // The wall clock may jump: while the process lives, only the time that passes counts.
@@ -1047,7 +1050,7 @@ func TestRepeatedRequest(t *testing.T) {
 		time.Sleep(3 * retriedFor)
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		require.Empty(t, w.index.byRequest)
+		require.Zero(t, w.index.byRequest.used)
 		require.Empty(t, w.index.answered)
 		require.Empty(t, w.index.answeredBefore)
 	})

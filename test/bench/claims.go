@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -88,9 +87,10 @@ func claimAll(ctx context.Context, dsn string, watch func(wait func() error) err
 	}
 	room := &instantRoomserver{first: first, done: make(chan struct{})}
 	timers := expiration.New(expiration.Config{MaxRunningPerUser: 1}, store, room, tokens)
-	if err = timers.Start(ctx); err != nil {
+	if err = timers.Load(ctx); err != nil {
 		return nil, err
 	}
+	timers.Start(ctx)
 	defer timers.Stop()
 	if time.Now().After(first) {
 		return nil, errors.New("the timers were due before they were all there")
@@ -116,12 +116,11 @@ type instantRoomserver struct {
 	done  chan struct{} // closed when all are claimed
 }
 
-// closingEvent is as long as real ones are.
-var closingEvent = []byte(`{"content":{"` + strings.Repeat("x", 900) + `":1}}`)
+var closingEvent = signedEvent("closing")
 
 func (r *instantRoomserver) Close(ctx context.Context, e expiration.Event, _ expiration.Outcome, sent time.Time, claim func(context.Context, expiration.SignedEvent) error) error {
 	t := claimTimes{due: sent.Sub(r.first), begun: time.Since(sent)}
-	if err := claim(ctx, expiration.SignedEvent{EventID: "$closing" + e.ID[len("$closing"):], RoomVersion: "10", PDU: closingEvent}); err != nil {
+	if err := claim(ctx, expiration.SignedEvent{EventID: "$closing" + e.ID[len("$closing"):], RoomVersion: roomVersion, PDU: closingEvent}); err != nil {
 		return err
 	}
 	t.claimed = time.Since(sent)

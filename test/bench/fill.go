@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
+	"encoding/base64"
 	"fmt"
 	"time"
 
@@ -14,7 +16,7 @@ import (
 
 // table is the table of the timers, with the columns that are filled.
 const table = "expiration_timers (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
-	" deadline_ms)"
+	" deadline_ms, request_hash, room_version, pdu)"
 
 // fill puts running timers into the database of a server that does not run, instead of those that are there, and returns
 // their tokens. Their events are in no room: only keep-alives concern them. To send so many events would take hours. Without
@@ -40,7 +42,7 @@ func fill(ctx context.Context, dsn string, n, rooms int, deadline func(i int) ti
 	if _, err = txn.ExecContext(ctx, "DELETE FROM expiration_timers"); err != nil {
 		return nil, err
 	}
-	query := "INSERT INTO " + table + " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+	query := "INSERT INTO " + table + " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
 	copying := config.DataSource(dsn).IsPostgres()
 	if copying {
 		query = "COPY " + table + " FROM STDIN"
@@ -61,6 +63,7 @@ func fill(ctx context.Context, dsn string, n, rooms int, deadline func(i int) ti
 		if _, err = insert.ExecContext(ctx,
 			fmt.Sprintf("$%043d", i), fmt.Sprintf("!%018d:example.org", i%rooms), "m.call.member",
 			fmt.Sprintf("_%s_%010d", user, i), user, hash[:], endless.Milliseconds(), now.UnixMilli(), deadline(i).UnixMilli(),
+			hash[:], roomVersion, signedEvent(token),
 		); err != nil {
 			return nil, err
 		}
@@ -78,6 +81,23 @@ func fill(ctx context.Context, dsn string, n, rooms int, deadline func(i int) ti
 		return nil, err
 	}
 	return tokens, analyse(ctx, db)
+}
+
+// roomVersion is that of the rooms.
+const roomVersion = "10"
+
+// signedEvent returns something that is as long as the event of a call participant is, and can be compressed as little.
+func signedEvent(seed string) []byte {
+	id := sha256.Sum256([]byte(seed))
+	var event []byte
+	for _, key := range []string{"auth_events", "prev_events", "hashes", "signatures"} {
+		event = fmt.Appendf(event, `{%q:["$%s","$%s"]}`, key, base64.RawURLEncoding.EncodeToString(id[:]), seed)
+		id = sha256.Sum256(id[:])
+	}
+	return fmt.Appendf(event, `{"content":{"application":"m.call","call_id":"","scope":"m.room","device_id":"%x",`+
+		`"focus_active":{"type":"livekit","focus_selection":"oldest_membership"},"foci_preferred":[{"type":"livekit",`+
+		`"livekit_service_url":"https://livekit.example.org/jwt","livekit_alias":"!%s:example.org"}],"m.will_expire":"running"},`+
+		`"depth":100,"origin_server_ts":1700000000000,"type":"m.call.member","unsigned":{}}`, id[:8], seed)
 }
 
 // analyse lets the database know what it has, as it would by itself in time.

@@ -98,8 +98,7 @@ func (b *comparison) watchStart(ctx context.Context, dsn string) error {
 			return err
 		}
 		timers := expiration.New(expiration.Config{}, store, new(instantRoomserver), tokens)
-		defer timers.Stop()
-		return timers.Start(ctx)
+		return timers.Load(ctx)
 	}
 	if err := b.cores("start", nil, start); err != nil {
 		return err
