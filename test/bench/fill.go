@@ -6,17 +6,15 @@ import (
 	"database/sql"
 	"encoding/base64"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/lib/pq"
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/setup/config"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
-
-// table is the table of the timers, with the columns that are filled.
-const table = "expiration_timers (event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
-	" deadline_ms, request_hash, room_version, pdu)"
 
 // fill puts running timers into the database of a server that does not run, instead of those that are there, and returns
 // their tokens. Their events are in no room: only keep-alives concern them. To send so many events would take hours. Without
@@ -39,48 +37,62 @@ func fill(ctx context.Context, dsn string, n, rooms int, deadline func(i int) ti
 		return nil, err
 	}
 	defer func() { _ = txn.Rollback() }()
-	if _, err = txn.ExecContext(ctx, "DELETE FROM expiration_timers"); err != nil {
-		return nil, err
-	}
-	query := "INSERT INTO " + table + " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
-	copying := config.DataSource(dsn).IsPostgres()
-	if copying {
-		query = "COPY " + table + " FROM STDIN"
-	}
-	insert, err := txn.PrepareContext(ctx, query)
-	if err != nil {
-		return nil, err
-	}
 	now := time.Now()
 	if deadline == nil {
 		deadline = func(int) time.Time { return now.Add(endless) }
 	}
 	for i := range n {
-		// As long as real ones are.
-		token := fmt.Sprintf("%043d", i)
-		hash := expiration.HashToken(token)
+		tokens = append(tokens, fmt.Sprintf("%043d", i)) // as long as real ones are
+	}
+	copying := config.DataSource(dsn).IsPostgres()
+	if err = fillTable(ctx, txn, copying, "expiration_timers", []string{
+		"timer_nid", "event_id", "room_id", "event_type", "state_key", "sender", "token_hash", "received_ms", "request_hash",
+		"room_version", "pdu",
+	}, n, func(i int) []any {
+		hash := expiration.HashToken(tokens[i])
 		user := fmt.Sprintf("@user%d:example.org", i)
-		if _, err = insert.ExecContext(ctx,
-			fmt.Sprintf("$%043d", i), fmt.Sprintf("!%018d:example.org", i%rooms), "m.call.member",
-			fmt.Sprintf("_%s_%010d", user, i), user, hash[:], endless.Milliseconds(), now.UnixMilli(), deadline(i).UnixMilli(),
-			hash[:], roomVersion, signedEvent(token),
-		); err != nil {
-			return nil, err
+		return []any{
+			i + 1, "$" + tokens[i], fmt.Sprintf("!%018d:example.org", i%rooms), "m.call.member", fmt.Sprintf("_%s_%010d", user, i), user,
+			hash[:], now.UnixMilli(), hash[:], roomVersion, signedEvent(tokens[i]),
 		}
-		tokens = append(tokens, token)
+	}); err != nil {
+		return nil, err
 	}
-	if copying {
-		if _, err = insert.ExecContext(ctx); err != nil {
-			return nil, err
-		}
-	}
-	if err = insert.Close(); err != nil {
+	if err = fillTable(ctx, txn, copying, "expiration_deadlines", []string{"timer_nid", "duration_ms", "deadline_ms"}, n, func(i int) []any {
+		return []any{i + 1, endless.Milliseconds(), deadline(i).UnixMilli()}
+	}); err != nil {
 		return nil, err
 	}
 	if err = txn.Commit(); err != nil {
 		return nil, err
 	}
 	return tokens, analyse(ctx, db)
+}
+
+// fillTable replaces all rows of a table.
+func fillTable(ctx context.Context, txn *sql.Tx, copying bool, table string, columns []string, n int, row func(i int) []any) error {
+	if _, err := txn.ExecContext(ctx, "DELETE FROM "+table); err != nil {
+		return err
+	}
+	query := pq.CopyIn(table, columns...)
+	if !copying {
+		query = "INSERT INTO " + table + " (" + strings.Join(columns, ", ") + ") VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
+	}
+	insert, err := txn.PrepareContext(ctx, query)
+	if err != nil {
+		return err
+	}
+	for i := range n {
+		if _, err = insert.ExecContext(ctx, row(i)...); err != nil {
+			return err
+		}
+	}
+	if copying {
+		if _, err = insert.ExecContext(ctx); err != nil {
+			return err
+		}
+	}
+	return insert.Close()
 }
 
 // roomVersion is that of the rooms.

@@ -97,7 +97,7 @@ func (b *comparison) growth(ctx context.Context) error {
 // size returns how large the timers' database is: all that belongs to it, in bytes.
 func (b *comparison) size(ctx context.Context, dsn string) (size int64, err error) {
 	if b.cluster != nil {
-		return size, ask(ctx, dsn, &size, "SELECT pg_total_relation_size('expiration_timers')")
+		return size, ask(ctx, dsn, &size, "SELECT pg_total_relation_size('expiration_timers') + pg_total_relation_size('expiration_deadlines')")
 	}
 	name := strings.TrimPrefix(dsn, "file:")
 	for _, file := range []string{name, name + "-wal"} {
@@ -117,7 +117,7 @@ func (b *comparison) size(ctx context.Context, dsn string) (size int64, err erro
 // had to be touched.
 func inPlace(ctx context.Context, dsn string) (share float64, err error) {
 	return share, ask(ctx, dsn, &share,
-		"SELECT 100.0 * n_tup_hot_upd / greatest(n_tup_upd, 1) FROM pg_stat_user_tables WHERE relname = 'expiration_timers'")
+		"SELECT 100.0 * n_tup_hot_upd / greatest(n_tup_upd, 1) FROM pg_stat_user_tables WHERE relname = 'expiration_deadlines'")
 }
 
 // ask asks PostgreSQL for one value.

@@ -55,11 +55,6 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 			return err
 		}
 		toBare = append(toBare, own.perSecond/limit.perSecond)
-		naive, err := b.naive(ctx, o.timers, tokens)
-		if err != nil {
-			return fmt.Errorf("the naive endpoint: %w", err)
-		}
-		toNaive = append(toNaive, own.perSecond/naive.perSecond)
 		half, err := refresh(ctx, o.address, tokens, *turn, own.perSecond/2)
 		if err != nil {
 			return err
@@ -69,6 +64,11 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 			return err
 		}
 		halves, commits = append(halves, half.latencies...), append(commits, times...)
+		naive, err := b.naive(ctx, o.timers, tokens)
+		if err != nil {
+			return fmt.Errorf("the naive endpoint: %w", err)
+		}
+		toNaive = append(toNaive, own.perSecond/naive.perSecond)
 		p99, commit := quantile(half.latencies, .99), median(times)
 		lateness = append(lateness, float64(p99)/float64(commit))
 		for i, l := range []load{limit, own, naive} {

@@ -76,11 +76,36 @@ CREATE TABLE expiration_finalised (
 	error TEXT
 );` + shared.FinalisedIndexesSQL
 
+// The fill factor leaves room in each page for the new version of a refreshed row. Nothing is changed in the other table any
+// more.
+const splitTimersSQL = `
+CREATE TABLE expiration_deadlines (
+	timer_nid BIGINT NOT NULL PRIMARY KEY,
+	duration_ms BIGINT NOT NULL,
+	deadline_ms BIGINT NOT NULL,
+	-- NULL while the timer runs
+	outcome TEXT
+) WITH (fillfactor = 70);
+INSERT INTO expiration_deadlines SELECT timer_nid, duration_ms, deadline_ms, outcome FROM expiration_timers;
+CREATE TABLE expiration_claims (
+	timer_nid BIGINT NOT NULL PRIMARY KEY,
+	event_id TEXT NOT NULL,
+	room_version TEXT NOT NULL,
+	pdu BYTEA NOT NULL
+);
+INSERT INTO expiration_claims SELECT timer_nid, sent_event_id, sent_room_version, sent_pdu FROM expiration_timers
+	WHERE outcome IS NOT NULL;
+ALTER TABLE expiration_timers
+	DROP COLUMN duration_ms, DROP COLUMN deadline_ms, DROP COLUMN outcome,
+	DROP COLUMN sent_event_id, DROP COLUMN sent_room_version, DROP COLUMN sent_pdu,
+	RESET (fillfactor)`
+
 var migrations = []shared.Migration{
 	{Name: "create timers", SQL: createTimersSQL},
 	{Name: "add requests", SQL: addRequestsSQL},
 	{Name: "number timers", SQL: numberTimersSQL},
 	{Name: "add delayed events", SQL: addDelayedSQL},
+	{Name: "split timers", SQL: splitTimersSQL},
 }
 
 // Open prepares the database and returns the store.
@@ -96,20 +121,21 @@ func Open(ctx context.Context, db *sql.DB) (*shared.Store, error) {
 }
 
 // A refresh changes no indexed column, so that it need not touch an index.
-const refreshTimersSQL = "UPDATE expiration_timers AS t SET duration_ms = r.duration_ms, deadline_ms = r.deadline_ms" +
+const refreshTimersSQL = "UPDATE expiration_deadlines AS d SET duration_ms = r.duration_ms, deadline_ms = r.deadline_ms" +
 	" FROM unnest($1::BIGINT[], $2::BIGINT[], $3::BIGINT[]) AS r (timer_nid, duration_ms, deadline_ms)" +
-	" WHERE t.timer_nid = r.timer_nid AND t.outcome IS NULL RETURNING t.timer_nid"
+	" WHERE d.timer_nid = r.timer_nid AND d.outcome IS NULL RETURNING d.timer_nid"
 
 type writer struct {
 	db *sql.DB
 	*shared.Statements
 }
 
-const claimTimersSQL = "UPDATE expiration_timers AS t SET outcome = c.outcome, sent_event_id = c.event_id," +
-	" sent_room_version = c.room_version, sent_pdu = c.pdu" +
-	" FROM unnest($1::BIGINT[], $2::BIGINT[], $3::TEXT[], $4::TEXT[], $5::TEXT[], $6::BYTEA[])" +
-	" AS c (timer_nid, deadline_ms, outcome, event_id, room_version, pdu)" +
-	" WHERE t.timer_nid = c.timer_nid AND t.deadline_ms = c.deadline_ms AND t.outcome IS NULL RETURNING t.timer_nid"
+const claimTimersSQL = "WITH claimed AS (UPDATE expiration_deadlines AS d SET outcome = c.outcome" +
+	" FROM unnest($1::BIGINT[], $2::BIGINT[], $3::TEXT[]) AS c (timer_nid, deadline_ms, outcome)" +
+	" WHERE d.timer_nid = c.timer_nid AND d.deadline_ms = c.deadline_ms AND d.outcome IS NULL RETURNING d.timer_nid)" +
+	" INSERT INTO expiration_claims SELECT timer_nid, event_id, room_version, pdu" +
+	" FROM unnest($1::BIGINT[], $4::TEXT[], $5::TEXT[], $6::BYTEA[]) AS c (timer_nid, event_id, room_version, pdu)" +
+	" JOIN claimed USING (timer_nid) RETURNING timer_nid"
 
 func (w writer) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	statement, err := w.Prepare(ctx, query)

@@ -14,10 +14,11 @@ import (
 const (
 	insertFinalisedSQL = "INSERT INTO expiration_finalised (row_id, room_id, event_type, state_key, sender, token_hash," +
 		" duration_ms, received_ms, deadline_ms, request_hash, content, finalised_ms, event_id, error)" +
-		" SELECT event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
-		" request_hash, content, $1, $2, $3 FROM expiration_timers WHERE timer_nid = $4 AND content IS NOT NULL"
-	deleteDelayedSQL   = "DELETE FROM expiration_timers WHERE timer_nid = $1 AND content IS NOT NULL"
-	returningSenderSQL = " RETURNING sender"
+		" SELECT t.event_id, t.room_id, t.event_type, t.state_key, t.sender, t.token_hash, d.duration_ms, t.received_ms," +
+		" d.deadline_ms, t.request_hash, t.content, $1, $2, $3" + fromTimersSQL + " WHERE t.timer_nid = $4 AND t.content IS NOT NULL"
+	finalisedDeadlineSQL = deleteDeadlineSQL + "timer_nid = $1"
+	finalisedTimerSQL    = "DELETE FROM expiration_timers WHERE timer_nid = $1 RETURNING sender"
+	finalisedClaimSQL    = "DELETE FROM expiration_claims WHERE timer_nid = $1"
 	// Those that were finalised later than the one that is to go are as many as are kept.
 	limitFinalisedSQL = "DELETE FROM expiration_finalised WHERE sender = $1 AND finalised_nid <=" +
 		" (SELECT finalised_nid FROM expiration_finalised WHERE sender = $2 ORDER BY finalised_nid DESC LIMIT 1 OFFSET $3)"
@@ -46,9 +47,9 @@ func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
 }
 
 func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, running bool, keep int) (done bool, err error) {
-	remove := deleteDelayedSQL
+	deadline := finalisedDeadlineSQL
 	if running {
-		remove += runningSQL
+		deadline += runningSQL
 	}
 	var eventID, failure *string
 	if f.EventID != "" {
@@ -62,19 +63,30 @@ func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, run
 		if done, err = s.changed(txn.ExecContext(ctx, insertFinalisedSQL, f.At.UnixMilli(), eventID, failure, nid)); err != nil || !done {
 			return err
 		}
-		// If it may not go, what was inserted is rolled back.
+		if done, err = s.changed(txn.ExecContext(ctx, deadline, nid)); err == nil && !done {
+			err = errClaimed
+		}
+		if err != nil {
+			return err
+		}
 		var sender string
-		if err := txn.QueryRowContext(ctx, remove+returningSenderSQL, nid).Scan(&sender); err != nil {
+		if err := txn.QueryRowContext(ctx, finalisedTimerSQL, nid).Scan(&sender); err != nil {
+			return err
+		}
+		if _, err := txn.ExecContext(ctx, finalisedClaimSQL, nid); err != nil {
 			return err
 		}
 		_, err := txn.ExecContext(ctx, limitFinalisedSQL, sender, sender, keep)
 		return err
 	})
-	if errors.Is(err, sql.ErrNoRows) {
+	if errors.Is(err, errClaimed) {
 		return false, nil
 	}
 	return done && err == nil, err
 }
+
+// errClaimed rolls back what was inserted for a timer that may not go.
+var errClaimed = errors.New("the timer is claimed")
 
 func (s *Store) Finalised(ctx context.Context, h expiration.TokenHash) (expiration.DelayedEvent, error) {
 	var (

@@ -12,9 +12,10 @@ import (
 // A row is read whole when its timer ends, and at the start without what the index does not need: there can be a million of
 // them, and each column takes its time.
 const (
-	indexedColumns = "timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms," +
-		" deadline_ms, request_hash, outcome, sent_event_id, content IS NOT NULL"
-	otherColumns = "sent_room_version, sent_pdu, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id"
+	indexedColumns = "t.timer_nid, t.event_id, t.room_id, t.event_type, t.state_key, t.sender, t.token_hash, d.duration_ms," +
+		" t.received_ms, d.deadline_ms, t.request_hash, d.outcome, t.content IS NOT NULL, CASE WHEN d.outcome IS NOT NULL THEN" +
+		" (SELECT claims.event_id FROM expiration_claims AS claims WHERE claims.timer_nid = t.timer_nid) END"
+	otherColumns = "c.room_version, c.pdu, t.room_version, t.pdu, t.content, t.expires_ms, t.origin_server_ts, t.over_event_id"
 )
 
 // row is what is read into, one row after the other.
@@ -69,7 +70,7 @@ func (r *row) places() []any {
 	if r.indexed == nil {
 		r.indexed = []any{
 			&r.nid, &r.eventID, &r.roomID, &r.eventType, &r.stateKey, &r.sender, &r.hash, &r.duration, &r.received, &r.deadline,
-			&r.request, &r.outcome, &r.sentID, &r.isDelayed,
+			&r.request, &r.outcome, &r.isDelayed, &r.sentID,
 		}
 	}
 	return slices.Clip(r.indexed)

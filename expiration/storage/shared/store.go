@@ -1,5 +1,10 @@
 // Package shared is the one implementation of expiration.Store. The SQL is the same for SQLite and PostgreSQL; what is
 // not (types of columns, and how a write is made durable) stands in the packages beside this one.
+//
+// A timer is a row in two tables. What never changes, with the event, is in expiration_timers, and takes one to two kilobytes;
+// what a refresh writes is in expiration_deadlines, and takes thirty bytes, so that a batch of refreshes writes a few pages and
+// not one for each. Whether the timer runs is decided there too: outcome is NULL while it does. When it is claimed, the event
+// that is sent comes into expiration_claims.
 package shared
 
 import (
@@ -18,14 +23,24 @@ import (
 // Parameters stand in the order of their numbers: SQLite counts them by where they first appear.
 const (
 	insertTimerSQL = "INSERT INTO expiration_timers" +
-		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, duration_ms, received_ms, deadline_ms," +
+		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, received_ms," +
 		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id)" +
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
-	deleteTimersSQL = "DELETE FROM expiration_timers WHERE "
-	readTimersSQL   = "SELECT " + indexedColumns + ", " + otherColumns + " FROM expiration_timers WHERE "
-	selectTimersSQL = "SELECT " + indexedColumns + " FROM expiration_timers WHERE timer_nid BETWEEN $1 AND $2"
-	selectRangeSQL  = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_timers"
-	pingSQL         = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+	insertDeadlineSQL = "INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $2, $3)"
+	deleteDeadlineSQL = "DELETE FROM expiration_deadlines WHERE "
+	// What belongs to a timer whose deadline is gone.
+	deleteTimersSQL = "DELETE FROM expiration_timers WHERE NOT EXISTS (SELECT 1 FROM expiration_deadlines AS d" +
+		" WHERE d.timer_nid = expiration_timers.timer_nid) AND "
+	deleteClaimsSQL = "DELETE FROM expiration_claims WHERE NOT EXISTS (SELECT 1 FROM expiration_deadlines AS d" +
+		" WHERE d.timer_nid = expiration_claims.timer_nid) AND "
+	readTimersSQL = "SELECT " + indexedColumns + ", " + otherColumns + fromTimersSQL +
+		" LEFT JOIN expiration_claims AS c ON c.timer_nid = t.timer_nid WHERE "
+	// The range is given twice, because PostgreSQL does not conclude from the join that it holds on both sides.
+	selectTimersSQL = "SELECT " + indexedColumns + fromTimersSQL +
+		" WHERE t.timer_nid BETWEEN $1 AND $2 AND d.timer_nid BETWEEN $1 AND $2"
+	fromTimersSQL  = " FROM expiration_timers AS t JOIN expiration_deadlines AS d ON d.timer_nid = t.timer_nid"
+	selectRangeSQL = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_timers"
+	pingSQL        = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
 
 // runningSQL is the end of a statement that spares timers that are claimed.
@@ -102,12 +117,16 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
 			timestamp = delayed.Timestamp.UnixMilli()
 		}
 	}
-	_, err := s.Writer.Exec(ctx, insertTimerSQL,
-		t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:],
-		t.Duration.Milliseconds(), t.Received.UnixMilli(), t.Deadline.UnixMilli(),
-		nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(), timestamp, delayed.Over,
-	)
-	return err
+	return s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
+		if _, err := txn.ExecContext(ctx, insertTimerSQL,
+			t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:], t.Received.UnixMilli(),
+			nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(), timestamp, delayed.Over,
+		); err != nil {
+			return err
+		}
+		_, err := txn.ExecContext(ctx, insertDeadlineSQL, t.NID, t.Duration.Milliseconds(), t.Deadline.UnixMilli())
+		return err
+	})
 }
 
 // nullable stores no bytes as NULL. Versions of lib/pq before 1.11, which a Dendrite tree may have, would store an empty string.
@@ -160,18 +179,25 @@ func each(ctx context.Context, rows *sql.Rows, f func() error) error {
 	return rows.Err()
 }
 
-func (s *Store) Drop(ctx context.Context, nids []int64) error {
-	_, err := s.Writer.Exec(ctx, deleteTimersSQL+s.Many.Among("timer_nid", "$1")+runningSQL, s.Many.Value(nids))
-	return err
-}
+func (s *Store) Drop(ctx context.Context, nids []int64) error { return s.remove(ctx, nids, runningSQL) }
 
-func (s *Store) Delete(ctx context.Context, nids []int64) error {
-	_, err := s.Writer.Exec(ctx, deleteTimersSQL+s.Many.Among("timer_nid", "$1"), s.Many.Value(nids))
-	return err
+func (s *Store) Delete(ctx context.Context, nids []int64) error { return s.remove(ctx, nids, "") }
+
+// remove removes timers, but for those that the end of the statement spares.
+func (s *Store) remove(ctx context.Context, nids []int64, end string) error {
+	among, values := s.Many.Among("timer_nid", "$1"), s.Many.Value(nids)
+	return s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
+		for _, query := range []string{deleteDeadlineSQL + among + end, deleteTimersSQL + among, deleteClaimsSQL + among} {
+			if _, err := txn.ExecContext(ctx, query, values); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, error) {
-	rows, err := s.Statements.QueryContext(ctx, readTimersSQL+s.Many.Among("timer_nid", "$1"), s.Many.Value(nids))
+	rows, err := s.Statements.QueryContext(ctx, readTimersSQL+s.Many.Among("t.timer_nid", "$1"), s.Many.Value(nids))
 	if err != nil {
 		return nil, err
 	}

@@ -94,11 +94,36 @@ CREATE TABLE expiration_finalised (
 	error TEXT
 );` + shared.FinalisedIndexesSQL
 
+const splitTimersSQL = `
+CREATE TABLE expiration_deadlines (
+	timer_nid INTEGER NOT NULL PRIMARY KEY,
+	duration_ms INTEGER NOT NULL,
+	deadline_ms INTEGER NOT NULL,
+	-- NULL while the timer runs
+	outcome TEXT
+);
+INSERT INTO expiration_deadlines SELECT timer_nid, duration_ms, deadline_ms, outcome FROM expiration_timers;
+CREATE TABLE expiration_claims (
+	timer_nid INTEGER NOT NULL PRIMARY KEY,
+	event_id TEXT NOT NULL,
+	room_version TEXT NOT NULL,
+	pdu BLOB NOT NULL
+);
+INSERT INTO expiration_claims SELECT timer_nid, sent_event_id, sent_room_version, sent_pdu FROM expiration_timers
+	WHERE outcome IS NOT NULL;
+ALTER TABLE expiration_timers DROP COLUMN duration_ms;
+ALTER TABLE expiration_timers DROP COLUMN deadline_ms;
+ALTER TABLE expiration_timers DROP COLUMN outcome;
+ALTER TABLE expiration_timers DROP COLUMN sent_event_id;
+ALTER TABLE expiration_timers DROP COLUMN sent_room_version;
+ALTER TABLE expiration_timers DROP COLUMN sent_pdu`
+
 var migrations = []shared.Migration{
 	{Name: "create timers", SQL: createTimersSQL},
 	{Name: "add requests", SQL: addRequestsSQL},
 	{Name: "number timers", SQL: numberTimersSQL},
 	{Name: "add delayed events", SQL: addDelayedSQL},
+	{Name: "split timers", SQL: splitTimersSQL},
 }
 
 // Open prepares the database, which must not be shared with another component, and returns the store.
@@ -160,11 +185,11 @@ func (c *connection) Transaction(ctx context.Context, f func(*sql.Tx) error) err
 }
 
 // One statement is one commit. Its parameter is an array of arrays.
-const refreshTimersSQL = "UPDATE expiration_timers SET duration_ms = r.value ->> 1, deadline_ms = r.value ->> 2" +
+const refreshTimersSQL = "UPDATE expiration_deadlines SET duration_ms = r.value ->> 1, deadline_ms = r.value ->> 2" +
 	" FROM json_each($1) AS r WHERE timer_nid = r.value ->> 0 AND outcome IS NULL"
 
 // To give back each row would take as long as to change it. It is asked for when there are fewer than expected.
-const selectRunningSQL = "SELECT timer_nid FROM expiration_timers JOIN json_each($1) AS r ON timer_nid = r.value ->> 0" +
+const selectRunningSQL = "SELECT timer_nid FROM expiration_deadlines JOIN json_each($1) AS r ON timer_nid = r.value ->> 0" +
 	" WHERE outcome IS NULL"
 
 func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error {
@@ -195,27 +220,36 @@ func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh
 	})
 }
 
-const claimTimerSQL = "UPDATE expiration_timers" +
-	" SET outcome = $1, sent_event_id = $2, sent_room_version = $3, sent_pdu = $4" +
-	" WHERE timer_nid = $5 AND deadline_ms = $6 AND outcome IS NULL"
+const (
+	claimTimerSQL = "UPDATE expiration_deadlines SET outcome = $1" +
+		" WHERE timer_nid = $2 AND deadline_ms = $3 AND outcome IS NULL"
+	insertClaimSQL = "INSERT INTO expiration_claims (timer_nid, event_id, room_version, pdu) VALUES ($1, $2, $3, $4)"
+)
 
 // One event after the other: to make JSON of them, and take it apart again, would take longer.
 func (c *connection) Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error {
 	return c.Transaction(ctx, func(txn *sql.Tx) error {
-		statement, err := txn.PrepareContext(ctx, claimTimerSQL)
+		claimTimer, err := txn.PrepareContext(ctx, claimTimerSQL)
+		if err != nil {
+			return err
+		}
+		insertClaim, err := txn.PrepareContext(ctx, insertClaimSQL)
 		if err != nil {
 			return err
 		}
 		for _, claim := range claims {
-			res, err := statement.ExecContext(ctx, string(claim.Outcome),
-				claim.Event.EventID, claim.Event.RoomVersion, claim.Event.PDU, claim.NID, claim.Deadline.UnixMilli(),
-			)
+			res, err := claimTimer.ExecContext(ctx, string(claim.Outcome), claim.NID, claim.Deadline.UnixMilli())
 			if err != nil {
 				return err
 			}
-			if n, err := res.RowsAffected(); err == nil && n > 0 {
-				found(claim.NID)
+			if n, err := res.RowsAffected(); err != nil || n == 0 {
+				continue
 			}
+			if _, err = insertClaim.ExecContext(ctx,
+				claim.NID, claim.Event.EventID, claim.Event.RoomVersion, claim.Event.PDU); err != nil {
+				return err
+			}
+			found(claim.NID)
 		}
 		return nil
 	})
