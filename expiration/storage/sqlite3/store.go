@@ -147,20 +147,22 @@ func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store
 type connection struct {
 	db     *sql.DB
 	writer sqlutil.Writer // runs one function at a time
-	conn   *sql.Conn      // nil before the first write and after an error; used only inside writer
+
+	// Used only inside writer, and nil before the first write and after an error.
+	conn    *sql.Conn
+	refresh *sql.Stmt // refreshTimersSQL, which goes with conn
 }
 
 // use calls f with the connection, one function at a time.
 func (c *connection) use(ctx context.Context, f func(*sql.Conn) error) error {
 	return c.writer.Do(nil, nil, func(*sql.Tx) (err error) {
 		if c.conn == nil {
-			if c.conn, err = c.open(ctx); err != nil {
+			if err = c.open(ctx); err != nil {
 				return err
 			}
 		}
 		if err = f(c.conn); err != nil {
-			_ = c.conn.Close()
-			c.conn = nil
+			c.close()
 		}
 		return err
 	})
@@ -202,7 +204,7 @@ func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh
 		return err
 	}
 	return c.use(ctx, func(conn *sql.Conn) error {
-		res, err := conn.ExecContext(ctx, refreshTimersSQL, string(data))
+		res, err := c.refresh.ExecContext(ctx, string(data))
 		if err != nil {
 			return err
 		}
@@ -255,18 +257,30 @@ func (c *connection) Claim(ctx context.Context, claims []expiration.ConditionalC
 	})
 }
 
-// open returns a connection whose commits survive a power failure. The write-ahead log saves one of two syncs for each;
-// for it the driver's own default would be not to sync at all.
-func (c *connection) open(ctx context.Context) (*sql.Conn, error) {
-	conn, err := c.db.Conn(ctx)
-	if err != nil {
-		return nil, err
+// open opens a connection whose commits survive a power failure. The write-ahead log saves one of two syncs for each; for it
+// the driver's own default would be not to sync at all. The statement that is run a thousand times per second is planned once.
+func (c *connection) open(ctx context.Context) (err error) {
+	if c.conn, err = c.db.Conn(ctx); err != nil {
+		return err
 	}
+	defer func() {
+		if err != nil {
+			c.close()
+		}
+	}()
 	for _, pragma := range []string{"PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"} {
-		if _, err = conn.ExecContext(ctx, pragma); err != nil {
-			_ = conn.Close()
-			return nil, fmt.Errorf("%s: %w", pragma, err)
+		if _, err = c.conn.ExecContext(ctx, pragma); err != nil {
+			return fmt.Errorf("%s: %w", pragma, err)
 		}
 	}
-	return conn, nil
+	c.refresh, err = c.conn.PrepareContext(ctx, refreshTimersSQL)
+	return err
+}
+
+func (c *connection) close() {
+	if c.refresh != nil {
+		_ = c.refresh.Close()
+	}
+	_ = c.conn.Close()
+	c.conn, c.refresh = nil, nil
 }

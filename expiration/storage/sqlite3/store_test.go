@@ -10,6 +10,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/shared"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/storagetest"
 )
 
@@ -37,6 +38,7 @@ func TestMigration(t *testing.T) {
 // failed write the connection is another one, and the same must hold.
 func TestEachCommitIsSynced(t *testing.T) {
 	db, writer := openDatabase(t)
+	require.NoError(t, shared.Migrate(t.Context(), db, migrations...))
 	c := &connection{db: db, writer: writer}
 	for range 2 {
 		_, err := c.Exec(t.Context(), "CREATE TABLE IF NOT EXISTS t (n INTEGER)")
@@ -48,7 +50,7 @@ func TestEachCommitIsSynced(t *testing.T) {
 		require.Nil(t, c.conn)
 	}
 	require.NoError(t, func() error { _, err := c.Exec(t.Context(), "INSERT INTO t VALUES (1)"); return err }())
-	require.NoError(t, c.conn.Close())
+	c.close()
 }
 
 func pragma(t *testing.T, c *connection, name string) (value string) {
