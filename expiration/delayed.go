@@ -193,7 +193,7 @@ func (t *Timers) delayed(delayID, owner string) (ref, error) {
 	r := t.find(HashToken(delayID), true)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if tm := t.index.at(r); tm == nil || owner != "" && tm.sender != t.index.hash(owner) {
+	if tm := t.index.at(r); tm == nil || owner != "" && tm.sender != t.index.names.hash(owner) {
 		return ref{}, ErrNotFound
 	}
 	return r, nil
@@ -431,7 +431,7 @@ func (t *Timers) AnySent() bool {
 func (t *Timers) HasSent(userID string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, ok := t.senders[t.index.hash(userID)]; ok {
+	if _, ok := t.senders[t.index.names.hash(userID)]; ok {
 		return true
 	}
 	for _, sent := range t.claimed {
@@ -473,7 +473,7 @@ func (t *Timers) loadSenders(ctx context.Context) error {
 	defer t.mu.Unlock()
 	t.senders = make(map[uint64]struct{}, len(userIDs))
 	for _, userID := range userIDs {
-		t.senders[t.index.hash(userID)] = struct{}{}
+		t.senders[t.index.names.hash(userID)] = struct{}{}
 	}
 	return nil
 }

@@ -326,7 +326,8 @@ func (m *delayedMachine) crash(down time.Duration) {
 	m.w.Stop()
 	m.sends.Wait()
 	time.Sleep(down)
-	m.setFaults()
+	m.w.store.set(false, nil) // a process that cannot read its timers does not start
+	m.w.loaded = m.setFaults
 	m.w.start(m.w.cfg)
 }
 

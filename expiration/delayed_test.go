@@ -778,8 +778,9 @@ func TestDelayIDsOfSentEvents(t *testing.T) {
 		check(true)
 		require.Equal(t, eventID, w.final(delayID).EventID, "being sent")
 		wantFinalised(t, w.RestartDelayed(t.Context(), delayID, alice), Final.Sent)
-		w.store.set(false, failing("read"))
+		w.loaded = func() { w.store.set(false, failing("read")) }
 		w.restart(time.Second)
+		w.loaded = nil
 		check(true)
 		w.roomserver.set(hooks{})
 		w.store.set(false, failing("finalise"))

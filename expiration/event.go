@@ -113,8 +113,8 @@ type ConditionalClaim struct {
 //
 // storage/storagetest is the suite that every implementation passes.
 type Store interface {
-	// Insert adds a running timer. It is an error if there is one for the event already.
-	Insert(ctx context.Context, t Timer) error
+	// Insert adds a running timer, and the digest that Index returns. It is an error if there is one for the event already.
+	Insert(ctx context.Context, t Timer, d Digest) error
 	// Refresh sets duration and deadline of running timers, and reports for each whether there was one.
 	Refresh(ctx context.Context, refreshes []Refresh) ([]bool, error)
 	// Claim ends running timers, and reports for each whether it was as its condition says.
@@ -138,9 +138,8 @@ type Store interface {
 	Prune(ctx context.Context, before time.Time) error
 	// Read returns timers, and nil for each that is not there.
 	Read(ctx context.Context, nids []int64) ([]*Timer, error)
-	// Timers calls f for each timer, in any order, until f returns an error, which it returns. Of signed events it gives the
-	// IDs alone, and of delayed events that they are.
-	Timers(ctx context.Context, f func(Timer) error) error
+	// Index calls f for each timer, in any order, until f returns an error, which it returns.
+	Index(ctx context.Context, f func(Indexed) error) error
 	// Ping reports whether the timers can be read.
 	Ping(ctx context.Context) error
 }

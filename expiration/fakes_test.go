@@ -17,6 +17,7 @@ var errFault = errors.New("a passing fault")
 type memoryStore struct {
 	mu        sync.Mutex
 	rows      map[int64]Timer
+	digests   map[int64]Digest
 	finalised []DelayedEvent
 	// fail is called before each operation; an error is returned, and if after is set, returned although the operation
 	// was done.
@@ -39,7 +40,9 @@ func (s *memoryStore) setDeleteTakes(d time.Duration) {
 	s.deleteTakes = d
 }
 
-func newMemoryStore() *memoryStore { return &memoryStore{rows: map[int64]Timer{}} }
+func newMemoryStore() *memoryStore {
+	return &memoryStore{rows: map[int64]Timer{}, digests: map[int64]Digest{}}
+}
 
 func (s *memoryStore) do(operation string, f func()) error {
 	s.mu.Lock()
@@ -54,8 +57,8 @@ func (s *memoryStore) do(operation string, f func()) error {
 	return err
 }
 
-func (s *memoryStore) Insert(_ context.Context, t Timer) error {
-	return s.do("insert", func() { s.rows[t.NID] = t })
+func (s *memoryStore) Insert(_ context.Context, t Timer, d Digest) error {
+	return s.do("insert", func() { s.rows[t.NID], s.digests[t.NID] = t, d })
 }
 
 func (s *memoryStore) Refresh(_ context.Context, refreshes []Refresh) ([]bool, error) {
@@ -208,11 +211,14 @@ func (s *memoryStore) Read(_ context.Context, nids []int64) ([]*Timer, error) {
 	return rows, err
 }
 
-func (s *memoryStore) Timers(_ context.Context, f func(Timer) error) error {
-	var rows []Timer
-	if err := s.do("timers", func() {
-		for _, row := range s.rows {
-			rows = append(rows, row)
+func (s *memoryStore) Index(_ context.Context, f func(Indexed) error) error {
+	var rows []Indexed
+	if err := s.do("index", func() {
+		for nid, row := range s.rows {
+			rows = append(rows, Indexed{
+				NID: nid, Digest: s.digests[nid], Delayed: row.Delayed != nil, Claimed: row.Claim != nil,
+				Duration: row.Duration, Received: row.Received, Deadline: row.Deadline,
+			})
 		}
 	}); err != nil {
 		return err

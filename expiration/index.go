@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"container/heap"
 	"fmt"
-	"hash/maphash"
 	"sync"
 	"time"
 )
@@ -17,8 +16,8 @@ type timer struct {
 	nid int64 // of the row; 0 if the place is free
 
 	token [tokenPrefix]byte
-	// The hashes of index.hash: of the event's ID, its room and sender, the piece of state, or 0 if it is none, and the request
-	// that sent the event, or 0 if it cannot be repeated.
+	// The numbers of the event's ID, its room and sender, the piece of state, or 0 if it is none, and the request that sent the
+	// event, or 0 if it cannot be repeated.
 	event, room, sender, state, request uint64
 
 	received int64 // as the row has it, in milliseconds
@@ -81,7 +80,7 @@ type ref struct {
 // index finds timers by all that they are asked for by. It has no lock of its own: Timers.mu guards it.
 type index struct {
 	timers   arena[timer]
-	seed     maphash.Seed
+	names    names
 	lastNID  int64
 	count    int // of those that are not gone
 	delayed  int // of them, those of delayed events
@@ -100,9 +99,9 @@ type index struct {
 	answered, answeredBefore map[uint64]string
 }
 
-func newIndex() *index {
+func newIndex(n names) *index {
 	x := &index{
-		seed:     maphash.MakeSeed(),
+		names:    n,
 		left:     map[ref]struct{}{},
 		answered: map[uint64]string{},
 	}
@@ -113,23 +112,6 @@ func newIndex() *index {
 	x.byRequest = newTable(func(s slot) uint64 { return x.timers.at(s).request })
 	return x
 }
-
-// hash stands for a name. That two of all names have the same hash is as unlikely as guessing it, which the seed prevents.
-func (x *index) hash(parts ...string) uint64 {
-	var h maphash.Hash
-	h.SetSeed(x.seed)
-	for _, part := range parts {
-		_, _ = h.WriteString(part)
-		_ = h.WriteByte(0xff) // in no valid string
-	}
-	return max(h.Sum64(), 1)
-}
-
-// stateHash stands for a piece of state.
-func (x *index) stateHash(s StateKey) uint64 { return x.hash(s.RoomID, s.Type, s.Key) }
-
-// requestHash stands for a request.
-func (x *index) requestHash(h RequestHash) uint64 { return x.hash(string(h[:])) }
 
 // tokenKey is what a token is looked up by.
 func tokenKey(token [tokenPrefix]byte) uint64 {
@@ -175,7 +157,7 @@ func (x *index) ofState(state uint64, f func(ref, *timer)) {
 
 // ofSender calls f for each timer of a user.
 func (x *index) ofSender(userID string, f func(ref, *timer)) {
-	for s := x.bySender.get(x.hash(userID)); s != 0; {
+	for s := x.bySender.get(x.names.hash(userID)); s != 0; {
 		tm := x.timers.at(s)
 		next := tm.nextOfSender
 		f(ref{s, tm.nid}, tm)
@@ -185,7 +167,7 @@ func (x *index) ofSender(userID string, f func(ref, *timer)) {
 
 // inRoom returns the timers in a room. It looks at every timer: whole rooms change rarely.
 func (x *index) inRoom(roomID string) (refs []ref) {
-	room := x.hash(roomID)
+	room := x.names.hash(roomID)
 	for s, tm := range x.timers.all() {
 		if tm.nid != 0 && !tm.gone && tm.room == room {
 			refs = append(refs, ref{s, tm.nid})
@@ -204,7 +186,7 @@ func (x *index) room() error {
 
 // add takes a timer in. due is its deadline by the monotonic clock.
 func (x *index) add(row Timer, due time.Duration) ref {
-	r := x.put(row, due)
+	r := x.put(x.indexed(row), due)
 	tm := x.at(r)
 	x.byToken.set(tokenKey(tm.token), r.slot)
 	x.addToState(r.slot, tm)
@@ -212,21 +194,24 @@ func (x *index) add(row Timer, due time.Duration) ref {
 	return r
 }
 
+// indexed returns what the index needs of a row.
+func (x *index) indexed(row Timer) Indexed {
+	return Indexed{
+		NID: row.NID, Digest: x.names.digest(row), Delayed: row.Delayed != nil, Claimed: row.Claim != nil,
+		Duration: row.Duration, Received: row.Received, Deadline: row.Deadline,
+	}
+}
+
 // put is the first half of add, after which nobody finds the timer. The other half is link.
-func (x *index) put(row Timer, due time.Duration) ref {
+func (x *index) put(row Indexed, due time.Duration) ref {
 	s := x.timers.take()
 	tm := x.timers.at(s)
 	*tm = timer{
-		nid: row.NID, token: [tokenPrefix]byte(row.TokenHash[:]),
-		event: x.hash(row.Event.ID), room: x.hash(row.Event.RoomID), sender: x.hash(row.Event.Sender),
+		nid: row.NID, token: [tokenPrefix]byte(row.Digest[digestToken:]),
+		event: row.Digest.get(digestEvent), room: row.Digest.get(digestRoom), sender: row.Digest.get(digestSender),
+		state: row.Digest.get(digestState), request: row.Digest.get(digestRequest),
 		received: row.Received.UnixMilli(), duration: row.Duration, deadline: row.Deadline.UnixMilli(), due: due,
-		delayed: row.Delayed != nil, claimed: row.Claim != nil, place: -1,
-	}
-	if state, ok := row.Event.State(); ok {
-		tm.state = x.stateHash(state)
-	}
-	if row.Event.Request != nil && row.Delayed == nil {
-		tm.request = x.requestHash(row.Event.Request.Hash)
+		delayed: row.Delayed, claimed: row.Claimed, place: -1,
 	}
 	x.lastNID = max(x.lastNID, row.NID)
 	x.count++
@@ -382,7 +367,7 @@ func (x *index) free(r ref, tm *timer) {
 
 // ofRequest returns the timer of a request that may be repeated, or the event of one whose timer is gone.
 func (x *index) ofRequest(h RequestHash) (r ref, eventID string) {
-	request := x.requestHash(h)
+	request := x.names.request(h)
 	if s := x.byRequest.get(request); s != 0 {
 		r = x.ref(s)
 	}

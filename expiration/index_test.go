@@ -48,7 +48,7 @@ func TestTable(t *testing.T) {
 // The index finds each timer by all that it has, and no other, while they come and go.
 func TestIndex(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		x, tokens := newIndex(), &Tokens{}
+		x, tokens := newIndex(names{}), &Tokens{}
 		rows, refs := []Timer{}, []ref{}
 		answered := map[RequestHash]string{}
 		row := func() (Timer, time.Duration) {
@@ -66,7 +66,8 @@ func TestIndex(t *testing.T) {
 			return row, time.Duration(rapid.IntRange(0, 99).Draw(t, "due"))
 		}
 		for range rapid.IntRange(0, 60).Draw(t, "at the start") {
-			refs = append(refs, x.put(row()))
+			row, due := row()
+			refs = append(refs, x.put(x.indexed(row), due))
 		}
 		x.link()
 		repeatable := slices.Clone(rows) // the requests of an earlier process
@@ -117,7 +118,7 @@ func checkIndex(t *rapid.T, x *index, rows []Timer, refs []ref) {
 			t.Fatalf("%s is not found", row.Event.ID)
 		}
 		if s, ok := row.Event.State(); ok {
-			states[x.stateHash(s)]++
+			states[x.names.state(s)]++
 		}
 		senders[row.Event.Sender]++
 		rooms[row.Event.RoomID]++
@@ -127,7 +128,7 @@ func checkIndex(t *rapid.T, x *index, rows []Timer, refs []ref) {
 		requireSame(t, n, 0)
 	}
 	for sender, n := range senders {
-		x.ofSender(sender, func(_ ref, tm *timer) { n--; requireSame(t, tm.sender, x.hash(sender)) })
+		x.ofSender(sender, func(_ ref, tm *timer) { n--; requireSame(t, tm.sender, x.names.hash(sender)) })
 		requireSame(t, n, 0)
 	}
 	for room, n := range rooms {

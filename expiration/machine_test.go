@@ -430,7 +430,8 @@ func (m *machine) crash(down time.Duration) {
 	}
 	m.mu.Unlock()
 	time.Sleep(down)
-	m.setFaults()
+	m.w.store.set(false, nil) // a process that cannot read its timers does not start
+	m.w.loaded = m.setFaults
 	m.w.start(m.w.cfg)
 }
 

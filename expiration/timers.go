@@ -124,7 +124,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		rows:      newKeyedLocks[int64](),
 		lanes:     newLanes(),
 		wakeup:    make(chan struct{}, 1),
-		index:     newIndex(),
+		index:     newIndex(tokens.names),
 		ahead:     map[ref]*Timer{},
 		claimed:   map[string]sentDelayed{},
 		senders:   map[uint64]struct{}{},
@@ -157,33 +157,61 @@ func (t *Timers) Load(ctx context.Context) error {
 	return nil
 }
 
+// loadTimers takes all timers in. Those that are claimed it reads whole, and those whose digests were made under another key, or
+// that have none because an earlier version wrote them.
 func (t *Timers) loadTimers(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.clock.now()
-	if err := t.store.Timers(ctx, func(row Timer) error {
-		if err := t.index.room(); err != nil {
-			return err
+	now, key := t.clock.now(), t.index.names.id()
+	var whole []int64
+	if err := t.store.Index(ctx, func(row Indexed) error {
+		if row.Claimed || row.Digest.get(digestKey) != key {
+			whole = append(whole, row.NID)
+			return nil
 		}
-		due := t.clock.moment(row.Deadline)
-		r := t.index.put(row, due)
-		// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
-		t.index.at(r).unsent = row.Delayed == nil && due <= now
-		if row.Claim != nil {
-			t.claimedBefore = append(t.claimedBefore, r)
-			if row.Delayed != nil {
-				t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
-			}
-		}
-		return nil
+		_, err := t.take(row, now)
+		return err
 	}); err != nil {
 		return err
+	}
+	for nids := range slices.Chunk(whole, maxBatch) {
+		rows, err := t.store.Read(ctx, nids)
+		if err != nil {
+			return err
+		}
+		for _, row := range rows {
+			if row == nil {
+				continue
+			}
+			r, err := t.take(t.index.indexed(*row), now)
+			if err != nil {
+				return err
+			}
+			if row.Claim != nil {
+				t.claimedBefore = append(t.claimedBefore, r)
+				if row.Delayed != nil {
+					t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
+				}
+			}
+		}
 	}
 	t.index.link()
 	if t.index.count >= manyTimers {
 		debug.FreeOSMemory() // what the rows took; the index takes less
 	}
 	return nil
+}
+
+// take takes in a timer that an earlier process had. Timers.mu is held.
+func (t *Timers) take(row Indexed, now time.Duration) (r ref, err error) {
+	if err = t.index.room(); err != nil {
+		return r, err
+	}
+	due := t.clock.moment(row.Deadline)
+	r = t.index.put(row, due)
+	// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
+	t.index.at(r).unsent = !row.Delayed && due <= now
+	return r, nil
 }
 
 // Start finishes what an earlier process had claimed, and starts to watch the deadlines, until Stop is called or ctx is done.
@@ -231,7 +259,7 @@ func (t *Timers) Token(eventID string) string { return t.tokens.Token(eventID) }
 // event for that state is built and given to the roomserver. A closing event that an earlier fault left half done is
 // finished first, so that it does not come behind what is sent now.
 func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err error) {
-	state := t.index.stateHash(s)
+	state := t.index.names.state(s)
 	unlock, err = t.states.lock(ctx, state)
 	if err != nil {
 		return nil, err
@@ -293,7 +321,7 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (r ref, exi
 	t.mu.Unlock()
 
 	failpoint.Pass(failpoint.BeforeInsert)
-	if err = t.store.Insert(ctx, row); err != nil {
+	if err = t.store.Insert(ctx, row, t.tokens.Digest(row)); err != nil {
 		t.mu.Lock()
 		t.index.remove(r)
 		t.mu.Unlock()
@@ -316,7 +344,7 @@ func (t *Timers) overLimit(row Timer, now time.Duration) error {
 	if !delayed {
 		limit = t.cfg.MaxRunningPerUser
 		if s, ok := row.Event.State(); ok {
-			state = t.index.stateHash(s)
+			state = t.index.names.state(s)
 		}
 	}
 	t.index.ofSender(row.Event.Sender, func(_ ref, tm *timer) {
@@ -418,7 +446,7 @@ func (t *Timers) Running(eventID, sender string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tm := t.index.at(r)
-	return tm.running() && tm.sender == t.index.hash(sender)
+	return tm.running() && tm.sender == t.index.names.hash(sender)
 }
 
 // Known reports whether a token was issued by this server and has not been forgotten: it may still be refused.
@@ -557,8 +585,8 @@ func (t *Timers) refusedOnce(r ref) bool {
 func (t *Timers) StateChanged(ctx context.Context, s StateKey, eventID string) error {
 	var timers []ref
 	t.mu.Lock()
-	itself := t.index.hash(eventID)
-	t.index.ofState(t.index.stateHash(s), func(r ref, tm *timer) {
+	itself := t.index.names.hash(eventID)
+	t.index.ofState(t.index.names.state(s), func(r ref, tm *timer) {
 		if tm.running() && !tm.pending && tm.event != itself {
 			timers = append(timers, r)
 		}
@@ -675,7 +703,7 @@ func (t *Timers) DropEvent(ctx context.Context, eventID string, reason DropReaso
 func (t *Timers) DropSender(ctx context.Context, roomID, userID string, before time.Time) {
 	t.mu.Lock()
 	var timers []ref
-	room := t.index.hash(roomID)
+	room := t.index.names.hash(roomID)
 	t.index.ofSender(userID, func(r ref, tm *timer) {
 		if !tm.delayed && tm.room == room && time.UnixMilli(tm.received).Before(before) {
 			timers = append(timers, r)

@@ -29,6 +29,8 @@ type world struct {
 	store      *memoryStore
 	roomserver *fakeRoomserver
 	events     int
+	secret     string
+	loaded     func() // if not nil, what is done between Load and Start
 	step       atomic.Int64 // how far the wall clock has been set forward, or back
 }
 
@@ -48,11 +50,14 @@ func inWorld(t *testing.T, cfg Config, test func(t *testing.T, w *world)) {
 // start begins a new life of the process on what is stored.
 func (w *world) start(cfg Config) {
 	w.t.Helper()
-	tokens, err := NewTokens([]byte("secret"))
+	tokens, err := NewTokens([]byte(cmp.Or(w.secret, "secret")))
 	require.NoError(w.t, err)
 	w.Timers = New(cfg, w.store, w.roomserver, tokens)
 	w.clock.wall = func() time.Time { return time.Now().Round(0).Add(time.Duration(w.step.Load())) }
 	require.NoError(w.t, w.Load(w.t.Context()))
+	if w.loaded != nil {
+		w.loaded()
+	}
 	w.Start(w.t.Context())
 }
 
@@ -877,7 +882,7 @@ func TestStopIsPatientAndRepeatable(t *testing.T) {
 		w.wantClosings(e)
 		w.Stop()
 	})
-	New(Config{}, newMemoryStore(), newFakeRoomserver(), nil).Stop() // never started
+	New(Config{}, newMemoryStore(), newFakeRoomserver(), &Tokens{}).Stop() // never started
 }
 
 // Whenever a process is stopped, and however often, the next one finishes what is left, and nothing is closed twice. Stop is
@@ -912,7 +917,7 @@ func TestStopAtAnyMoment(t *testing.T) {
 		require.Len(t, closed, events)
 		require.Zero(t, w.store.len())
 	})
-	unstarted := New(Config{}, newMemoryStore(), newFakeRoomserver(), nil)
+	unstarted := New(Config{}, newMemoryStore(), newFakeRoomserver(), &Tokens{})
 	unstarted.Stop()
 	require.NoError(t, unstarted.Load(t.Context()))
 	unstarted.Stop()
@@ -921,10 +926,30 @@ func TestStopAtAnyMoment(t *testing.T) {
 	unstarted.Stop()
 }
 
+// Rows whose digests are of another key, or that have none, are read whole.
+func TestOtherDigests(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		none := w.message("!room", 20*time.Second)
+		clear(w.store.digests)
+		other := w.message("!room", 20*time.Second)
+		token := w.hash(other)
+		w.secret = "another"
+		w.restart(time.Second)
+		own := w.message("!room", 20*time.Second)
+		require.True(t, w.Known(token), "tokens are valid as long as their events run")
+		w.restart(time.Second)
+		for _, e := range []Event{other, none, own} {
+			require.Len(t, w.timersIn(e.RoomID), 3)
+		}
+		w.DropSender(t.Context(), "!room", none.Sender, time.Now())
+		w.wantNoRows()
+	})
+}
+
 func TestLoadFailsWithTheDatabase(t *testing.T) {
 	store := newMemoryStore()
 	store.set(false, func(string) error { return errFault })
-	require.ErrorIs(t, New(Config{}, store, newFakeRoomserver(), nil).Load(t.Context()), errFault)
+	require.ErrorIs(t, New(Config{}, store, newFakeRoomserver(), &Tokens{}).Load(t.Context()), errFault)
 }
 
 // The wall clock may jump: while the process lives, only the time that passes counts.

@@ -28,7 +28,7 @@ func (b *comparison) claims(ctx context.Context) error {
 	var p99 []float64
 	var last []claimTimes
 	for round := range longRounds() {
-		if last, err = claimAll(ctx, d.timers, unwatched); err != nil {
+		if last, err = claimAll(ctx, d, unwatched); err != nil {
 			return err
 		}
 		begun, claimed := make([]time.Duration, len(last)), make([]time.Duration, len(last))
@@ -42,10 +42,10 @@ func (b *comparison) claims(ctx context.Context) error {
 			quantile(begun, .5), quantile(begun, .99), quantile(claimed, .5), quantile(claimed, .99))
 	}
 	b.add(fmt.Sprintf("lateness of the claim, %d timers due within one second, p99", *due), "≤ 100 ms", " ms", p99)
-	if _, err = claimAll(ctx, d.timers, func(wait func() error) error { return b.cores("claims", nil, wait) }); err != nil {
+	if _, err = claimAll(ctx, d, func(wait func() error) error { return b.cores("claims", nil, wait) }); err != nil {
 		return err
 	}
-	if _, err = claimAll(ctx, d.timers, func(wait func() error) error { return b.profiledHere("claims", wait) }); err != nil {
+	if _, err = claimAll(ctx, d, func(wait func() error) error { return b.profiledHere("claims", wait) }); err != nil {
 		return err
 	}
 	l := line{name: "claimed"}
@@ -68,25 +68,21 @@ type claimTimes struct {
 
 // claimAll lets timers run out, and returns when all are claimed. It calls watch when the first is due, with what waits for
 // that.
-func claimAll(ctx context.Context, dsn string, watch func(wait func() error) error) ([]claimTimes, error) {
+func claimAll(ctx context.Context, d database, watch func(wait func() error) error) ([]claimTimes, error) {
 	lead := 2*time.Second + time.Duration(*due)*time.Millisecond/2 // in which the timers are made
 	first := time.Now().Add(lead).Truncate(time.Millisecond)
-	if _, err := fill(ctx, dsn, *due, *roomCount, func(i int) time.Time {
+	if _, err := fill(ctx, d, *due, *roomCount, func(i int) time.Time {
 		return first.Add(time.Second * time.Duration(i) / time.Duration(*due))
 	}); err != nil {
 		return nil, err
 	}
-	store, closeStore, err := openStore(ctx, dsn)
+	store, closeStore, err := openStore(ctx, d.timers)
 	if err != nil {
 		return nil, err
 	}
 	defer closeStore()
-	tokens, err := expiration.NewTokens([]byte("benchmark"))
-	if err != nil {
-		return nil, err
-	}
 	room := &instantRoomserver{first: first, done: make(chan struct{})}
-	timers := expiration.New(expiration.Config{MaxRunningPerUser: 1}, store, room, tokens)
+	timers := expiration.New(expiration.Config{MaxRunningPerUser: 1}, store, room, d.keys)
 	if err = timers.Load(ctx); err != nil {
 		return nil, err
 	}

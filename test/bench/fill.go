@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"encoding/base64"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,13 +20,15 @@ import (
 // fill puts running timers into the database of a server that does not run, instead of those that are there, and returns
 // their tokens. Their events are in no room: only keep-alives concern them. To send so many events would take hours. Without
 // deadlines they do not run out.
-func fill(ctx context.Context, dsn string, n, rooms int, deadline func(i int) time.Time) (tokens []string, err error) {
-	_, closeStore, err := openStore(ctx, dsn) // which makes the table
+func fill(
+	ctx context.Context, d database, n, rooms int, deadline func(i int) time.Time,
+) (tokens []string, err error) {
+	_, closeStore, err := openStore(ctx, d.timers) // which makes the table
 	if err != nil {
 		return nil, err
 	}
 	closeStore()
-	options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
+	options := &config.DatabaseOptions{ConnectionString: config.DataSource(d.timers)}
 	options.Defaults(1)
 	db, err := sqlutil.Open(options, sqlutil.NewDummyWriter())
 	if err != nil {
@@ -42,18 +45,23 @@ func fill(ctx context.Context, dsn string, n, rooms int, deadline func(i int) ti
 		deadline = func(int) time.Time { return now.Add(endless) }
 	}
 	for i := range n {
-		tokens = append(tokens, fmt.Sprintf("%043d", i)) // as long as real ones are
+		tokens = append(tokens, tokenOf(int64(i+1)))
 	}
-	copying := config.DataSource(dsn).IsPostgres()
+	copying := config.DataSource(d.timers).IsPostgres()
 	if err = fillTable(ctx, txn, copying, "expiration_timers", []string{
 		"timer_nid", "event_id", "room_id", "event_type", "state_key", "sender", "token_hash", "received_ms", "request_hash",
-		"room_version", "pdu",
+		"room_version", "pdu", "digest",
 	}, n, func(i int) []any {
+		sender := fmt.Sprintf("@user%d:example.org", i)
+		stateKey := fmt.Sprintf("_%s_%010d", sender, i)
 		hash := expiration.HashToken(tokens[i])
-		user := fmt.Sprintf("@user%d:example.org", i)
+		e := expiration.Event{
+			ID: "$" + tokens[i], RoomID: fmt.Sprintf("!%018d:example.org", i%rooms), Type: "m.call.member", StateKey: &stateKey, Sender: sender,
+			Request: &expiration.Request{Hash: expiration.RequestHash(hash)},
+		}
+		digest := d.keys.Digest(expiration.Timer{Event: e, TokenHash: hash})
 		return []any{
-			i + 1, "$" + tokens[i], fmt.Sprintf("!%018d:example.org", i%rooms), "m.call.member", fmt.Sprintf("_%s_%010d", user, i), user,
-			hash[:], now.UnixMilli(), hash[:], roomVersion, signedEvent(tokens[i]),
+			i + 1, e.ID, e.RoomID, e.Type, stateKey, sender, hash[:], now.UnixMilli(), hash[:], roomVersion, signedEvent(tokens[i]), digest[:],
 		}
 	}); err != nil {
 		return nil, err
@@ -94,6 +102,12 @@ func fillTable(ctx context.Context, txn *sql.Tx, copying bool, table string, col
 	}
 	return insert.Close()
 }
+
+// tokenOf returns the token of a timer by its number, as long as real ones are.
+func tokenOf(nid int64) string { return fmt.Sprintf("%043d", nid) }
+
+// timerOf returns the number of the timer of such a token.
+func timerOf(token string) (nid int64, err error) { return strconv.ParseInt(token, 10, 64) }
 
 // roomVersion is that of the rooms.
 const roomVersion = "10"

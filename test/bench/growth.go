@@ -32,7 +32,7 @@ func (b *comparison) growth(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err = fill(ctx, d.timers, growing, growing/participantsPerRoom, nil); err != nil {
+	if _, err = fill(ctx, d, growing, growing/participantsPerRoom, nil); err != nil {
 		return err
 	}
 	store, closeStore, err := openStore(ctx, d.timers)

@@ -17,7 +17,7 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tokens, err := fill(ctx, o.timers, few, few/participantsPerRoom, nil)
+	tokens, err := fill(ctx, o.database, few, few/participantsPerRoom, nil)
 	if err != nil {
 		return err
 	}

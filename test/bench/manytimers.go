@@ -38,7 +38,7 @@ func (b *comparison) manyTimers(ctx context.Context) error {
 		if err = o.Stop(); err != nil {
 			return err
 		}
-		if tokens[i], err = fill(ctx, o.timers, n, max(n/participantsPerRoom, 1), nil); err != nil {
+		if tokens[i], err = fill(ctx, o.database, n, max(n/participantsPerRoom, 1), nil); err != nil {
 			return err
 		}
 		servers[i] = o
@@ -69,7 +69,7 @@ func (b *comparison) manyTimers(ctx context.Context) error {
 	b.add("memory per running timer, after the start or after keep-alives, whichever is more", "≤ 200 bytes", " bytes", memory)
 	b.add(fmt.Sprintf("start with %d timers, longer than with none by", *many), "≤ 3 s", " s", started)
 	b.add(fmt.Sprintf("idle with %d timers, more of a CPU than with none", *many), "nothing measurable", " %", cpu)
-	if err := b.watchStart(ctx, servers[2].timers); err != nil {
+	if err := b.watchStart(ctx, servers[2].database); err != nil {
 		return err
 	}
 	d := drawing{title: "Keep-alives by the number of running timers", x: "turn", y: "keep-alives per second", points: true}
@@ -86,18 +86,14 @@ func (b *comparison) manyTimers(ctx context.Context) error {
 }
 
 // watchStart starts the component itself in this process, twice, and adds to the report what it does.
-func (b *comparison) watchStart(ctx context.Context, dsn string) error {
+func (b *comparison) watchStart(ctx context.Context, d database) error {
 	start := func() (err error) {
-		store, closeStore, err := openStore(ctx, dsn)
+		store, closeStore, err := openStore(ctx, d.timers)
 		if err != nil {
 			return err
 		}
 		defer closeStore()
-		tokens, err := expiration.NewTokens([]byte("benchmark"))
-		if err != nil {
-			return err
-		}
-		timers := expiration.New(expiration.Config{}, store, new(instantRoomserver), tokens)
+		timers := expiration.New(expiration.Config{}, store, new(instantRoomserver), d.keys)
 		return timers.Load(ctx)
 	}
 	if err := b.cores("start", nil, start); err != nil {

@@ -42,16 +42,13 @@ func serve(ctx context.Context) error {
 			return err
 		}
 		defer closeStore()
-		nids := map[expiration.TokenHash]int64{}
-		if err = store.Timers(ctx, func(t expiration.Timer) error {
-			nids[t.TokenHash] = t.NID
-			return nil
-		}); err != nil {
-			return err
-		}
 		keep = func(ctx context.Context, token string) error {
+			nid, err := timerOf(token)
+			if err != nil {
+				return err
+			}
 			found, err := store.Refresh(ctx, []expiration.Refresh{{
-				NID: nids[expiration.HashToken(token)], Duration: endless, Deadline: time.Now().Add(endless),
+				NID: nid, Duration: endless, Deadline: time.Now().Add(endless),
 			}})
 			if err == nil && !found[0] {
 				err = errors.New("no such timer")
@@ -129,6 +126,7 @@ func build(ctx context.Context, dir string) (b binaries, err error) {
 type database struct {
 	dendrite string // "" for SQLite
 	timers   string
+	keys     *expiration.Tokens
 }
 
 // newDatabase makes a database that is empty, in a folder of that name for what is in files.
@@ -137,8 +135,12 @@ func (b *comparison) newDatabase(ctx context.Context, name string) (d database, 
 	if err = os.MkdirAll(dir, 0o700); err != nil {
 		return d, err
 	}
+	if d.keys, err = expiration.NewTokens([]byte("benchmark")); err != nil {
+		return d, err
+	}
 	if b.cluster == nil {
-		return database{timers: "file:" + filepath.Join(dir, "timers.db")}, nil
+		d.timers = "file:" + filepath.Join(dir, "timers.db")
+		return d, nil
 	}
 	if d.dendrite, err = b.cluster.NewDatabase(ctx); err != nil {
 		return d, err
@@ -163,17 +165,24 @@ func (b *comparison) newOurs(ctx context.Context, name string) (*server, error) 
 	})
 }
 
-func (b *comparison) newServer(ctx context.Context, binary, name string, expiration map[string]any) (*server, error) {
+func (b *comparison) newServer(ctx context.Context, binary, name string, section map[string]any) (*server, error) {
 	d, err := b.newDatabase(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	cfg := homeserver.Config{Postgres: d.dendrite, LogLevel: "info", Expiration: expiration}
-	if expiration != nil {
+	cfg := homeserver.Config{Postgres: d.dendrite, LogLevel: "info", Expiration: section}
+	if section != nil {
 		cfg.ExpirationDatabase = d.timers
 	}
 	s, err := homeserver.New(binary, filepath.Join(b.dir, name), cfg)
 	if err != nil {
+		return nil, err
+	}
+	seed, err := s.Seed()
+	if err != nil {
+		return nil, err
+	}
+	if d.keys, err = expiration.NewTokens(seed); err != nil {
 		return nil, err
 	}
 	return &server{Server: s, database: d, address: strings.TrimPrefix(s.URL, "http://")}, nil
@@ -231,7 +240,7 @@ func (s *server) cpu() (time.Duration, error) {
 
 // renewals returns a refresh, yet without its deadline, of each timer.
 func renewals(ctx context.Context, store expiration.Store) (all []expiration.Refresh, err error) {
-	return all, store.Timers(ctx, func(t expiration.Timer) error {
+	return all, store.Index(ctx, func(t expiration.Indexed) error {
 		all = append(all, expiration.Refresh{NID: t.NID, Duration: endless})
 		return nil
 	})

@@ -195,6 +195,19 @@ func writeKey(name string) error {
 	}), 0o600)
 }
 
+// Seed returns the seed of the signing key.
+func (s *Server) Seed() ([]byte, error) {
+	data, err := os.ReadFile(s.path("matrix_key.pem"))
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, errors.New("matrix_key.pem has no key")
+	}
+	return block.Bytes, nil
+}
+
 func (s *Server) path(name string) string { return filepath.Join(s.Dir, name) }
 
 // Configure writes dendrite.yaml; it takes effect at the next Start.

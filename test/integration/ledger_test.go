@@ -56,10 +56,16 @@ func (s *server) timers(t *testing.T) (rows []expiration.Timer) {
 	s.database(t, "expiration", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
 		store, err := storage.Open(t.Context(), cm, options)
 		require.NoError(t, err)
-		require.NoError(t, store.Timers(t.Context(), func(row expiration.Timer) error {
-			rows = append(rows, row)
+		var nids []int64
+		require.NoError(t, store.Index(t.Context(), func(row expiration.Indexed) error {
+			nids = append(nids, row.NID)
 			return nil
 		}))
+		found, err := store.Read(t.Context(), nids)
+		require.NoError(t, err)
+		for _, row := range found {
+			rows = append(rows, *row)
+		}
 	})
 	slices.SortFunc(rows, func(a, b expiration.Timer) int { return a.Deadline.Compare(b.Deadline) })
 	return rows

@@ -100,12 +100,16 @@ ALTER TABLE expiration_timers
 	DROP COLUMN sent_event_id, DROP COLUMN sent_room_version, DROP COLUMN sent_pdu,
 	RESET (fillfactor)`
 
+// Rows of earlier versions have none.
+const addDigestsSQL = "ALTER TABLE expiration_timers ADD COLUMN digest BYTEA"
+
 var migrations = []shared.Migration{
 	{Name: "create timers", SQL: createTimersSQL},
 	{Name: "add requests", SQL: addRequestsSQL},
 	{Name: "number timers", SQL: numberTimersSQL},
 	{Name: "add delayed events", SQL: addDelayedSQL},
 	{Name: "split timers", SQL: splitTimersSQL},
+	{Name: "add digests", SQL: addDigestsSQL},
 }
 
 // Open prepares the database and returns the store.

@@ -12,6 +12,7 @@ import (
 	"database/sql"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/matrix-org/dendrite/internal"
 	"github.com/matrix-org/dendrite/internal/sqlutil"
@@ -24,8 +25,8 @@ import (
 const (
 	insertTimerSQL = "INSERT INTO expiration_timers" +
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, received_ms," +
-		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id)" +
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id, digest)" +
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
 	insertDeadlineSQL = "INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $2, $3)"
 	deleteDeadlineSQL = "DELETE FROM expiration_deadlines WHERE "
 	// What belongs to a timer whose deadline is gone.
@@ -33,10 +34,11 @@ const (
 		" WHERE d.timer_nid = expiration_timers.timer_nid) AND "
 	deleteClaimsSQL = "DELETE FROM expiration_claims WHERE NOT EXISTS (SELECT 1 FROM expiration_deadlines AS d" +
 		" WHERE d.timer_nid = expiration_claims.timer_nid) AND "
-	readTimersSQL = "SELECT " + indexedColumns + ", " + otherColumns + fromTimersSQL +
+	readTimersSQL = "SELECT " + columns + fromTimersSQL +
 		" LEFT JOIN expiration_claims AS c ON c.timer_nid = t.timer_nid WHERE "
 	// The range is given twice, because PostgreSQL does not conclude from the join that it holds on both sides.
-	selectTimersSQL = "SELECT " + indexedColumns + fromTimersSQL +
+	selectTimersSQL = "SELECT t.timer_nid, t.digest, t.content IS NOT NULL, d.outcome IS NOT NULL, d.duration_ms, t.received_ms," +
+		" d.deadline_ms" + fromTimersSQL +
 		" WHERE t.timer_nid BETWEEN $1 AND $2 AND d.timer_nid BETWEEN $1 AND $2"
 	fromTimersSQL  = " FROM expiration_timers AS t JOIN expiration_deadlines AS d ON d.timer_nid = t.timer_nid"
 	selectRangeSQL = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_timers"
@@ -101,7 +103,7 @@ func Migrate(ctx context.Context, db *sql.DB, steps ...Migration) error {
 	return m.Up(ctx)
 }
 
-func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
+func (s *Store) Insert(ctx context.Context, t expiration.Timer, d expiration.Digest) error {
 	var (
 		request, pdu []byte
 		roomVersion  *string
@@ -121,6 +123,7 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer) error {
 		if _, err := txn.ExecContext(ctx, insertTimerSQL,
 			t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:], t.Received.UnixMilli(),
 			nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(), timestamp, delayed.Over,
+			d[:],
 		); err != nil {
 			return err
 		}
@@ -201,10 +204,9 @@ func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, er
 	if err != nil {
 		return nil, err
 	}
-	var r row
 	found := make(map[int64]*expiration.Timer, len(nids))
 	err = each(ctx, rows, func() error {
-		t, err := r.read(rows)
+		t, err := readTimer(rows)
 		found[t.NID] = &t
 		return err
 	})
@@ -215,8 +217,8 @@ func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, er
 	return timers, err
 }
 
-// Timers reads with several connections at once: for a million timers, most of the time goes into taking rows apart.
-func (s *Store) Timers(ctx context.Context, f func(expiration.Timer) error) error {
+// Index reads with several connections at once: for a million timers, most of the time goes into taking rows apart.
+func (s *Store) Index(ctx context.Context, f func(expiration.Indexed) error) error {
 	var first, last int64
 	if err := s.DB.QueryRowContext(ctx, selectRangeSQL).Scan(&first, &last); err != nil {
 		return err
@@ -226,7 +228,7 @@ func (s *Store) Timers(ctx context.Context, f func(expiration.Timer) error) erro
 	size := (last-first)/readersAtStart + 1
 	for from := first; from <= last; from += size {
 		readers.Go(func() error {
-			return s.timers(ctx, from, min(from+size-1, last), func(batch []expiration.Timer) error {
+			return s.indexRange(ctx, from, min(from+size-1, last), func(batch []expiration.Indexed) error {
 				mu.Lock()
 				defer mu.Unlock()
 				for _, t := range batch {
@@ -244,16 +246,23 @@ func (s *Store) Timers(ctx context.Context, f func(expiration.Timer) error) erro
 	return readers.Wait()
 }
 
-// timers is Timers for a range of numbers, some at a time.
-func (s *Store) timers(ctx context.Context, first, last int64, f func([]expiration.Timer) error) error {
+// indexRange is Index for a range of numbers, some at a time.
+func (s *Store) indexRange(ctx context.Context, first, last int64, f func([]expiration.Indexed) error) error {
 	rows, err := s.DB.QueryContext(ctx, selectTimersSQL, first, last)
 	if err != nil {
 		return err
 	}
-	var r row
-	batch := make([]expiration.Timer, 0, 256)
+	var (
+		digest                       sql.RawBytes
+		duration, received, deadline int64 // milliseconds
+		batch                        = make([]expiration.Indexed, 0, 256)
+	)
 	if err = each(ctx, rows, func() error {
-		t, err := r.readIndexed(rows)
+		var t expiration.Indexed
+		err := rows.Scan(&t.NID, &digest, &t.Delayed, &t.Claimed, &duration, &received, &deadline)
+		copy(t.Digest[:], digest)
+		t.Duration = time.Duration(duration) * time.Millisecond
+		t.Received, t.Deadline = time.UnixMilli(received).UTC(), time.UnixMilli(deadline).UTC()
 		if batch = append(batch, t); err == nil && len(batch) == cap(batch) {
 			err = f(batch)
 			batch = batch[:0]

@@ -118,12 +118,16 @@ ALTER TABLE expiration_timers DROP COLUMN sent_event_id;
 ALTER TABLE expiration_timers DROP COLUMN sent_room_version;
 ALTER TABLE expiration_timers DROP COLUMN sent_pdu`
 
+// Rows of earlier versions have none.
+const addDigestsSQL = "ALTER TABLE expiration_timers ADD COLUMN digest BLOB"
+
 var migrations = []shared.Migration{
 	{Name: "create timers", SQL: createTimersSQL},
 	{Name: "add requests", SQL: addRequestsSQL},
 	{Name: "number timers", SQL: numberTimersSQL},
 	{Name: "add delayed events", SQL: addDelayedSQL},
 	{Name: "split timers", SQL: splitTimersSQL},
+	{Name: "add digests", SQL: addDigestsSQL},
 }
 
 // Open prepares the database, which must not be shared with another component, and returns the store.

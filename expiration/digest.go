@@ -1,0 +1,79 @@
+package expiration
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"time"
+)
+
+// Digest is what a timer is found by in memory, as numbers: the first bytes of the hash of its token, and hashes of names. It is
+// stored with the row, so that the start needs to read nothing else of it.
+type Digest [64]byte
+
+// Where the numbers stand in a Digest, each of eight bytes but for the token's. The first one says under which key the others
+// were made: those of another key mean nothing.
+const (
+	digestKey     = 0
+	digestToken   = 8
+	digestEvent   = digestToken + tokenPrefix
+	digestRoom    = digestEvent + 8
+	digestSender  = digestRoom + 8
+	digestState   = digestSender + 8
+	digestRequest = digestState + 8
+)
+
+func (d *Digest) get(at int) uint64 { return binary.BigEndian.Uint64(d[at:]) }
+
+func (d *Digest) set(at int, n uint64) { binary.BigEndian.PutUint64(d[at:], n) }
+
+// Indexed is what the start reads of a timer.
+type Indexed struct {
+	NID    int64
+	Digest Digest // zero if the row has none
+	// Delayed says that the event is a delayed one, Claimed that the timer does not run any more.
+	Delayed, Claimed   bool
+	Duration           time.Duration
+	Received, Deadline time.Time
+}
+
+// names makes numbers of names, under a key: nobody without it can find two names with the same number, and by chance
+// there are none.
+type names struct {
+	key []byte
+}
+
+// hash returns the number of a name, which is never 0.
+func (n names) hash(parts ...string) uint64 {
+	data := append(make([]byte, 0, 512), n.key...)
+	for _, part := range parts {
+		data = append(append(data, part...), 0xff) // which is in no valid string
+	}
+	sum := sha256.Sum256(data)
+	return max(binary.BigEndian.Uint64(sum[:]), 1)
+}
+
+// state returns the number of a piece of state.
+func (n names) state(s StateKey) uint64 { return n.hash(s.RoomID, s.Type, s.Key) }
+
+// request returns the number of a request.
+func (n names) request(h RequestHash) uint64 { return n.hash(string(h[:])) }
+
+// id returns the number of the key itself.
+func (n names) id() uint64 { return n.hash() }
+
+// digest returns the digest of a row.
+func (n names) digest(row Timer) (d Digest) {
+	d.set(digestKey, n.id())
+	copy(d[digestToken:], row.TokenHash[:tokenPrefix])
+	d.set(digestEvent, n.hash(row.Event.ID))
+	d.set(digestRoom, n.hash(row.Event.RoomID))
+	d.set(digestSender, n.hash(row.Event.Sender))
+	if state, ok := row.Event.State(); ok {
+		d.set(digestState, n.state(state))
+	}
+	// A delayed event is found by its request in the database.
+	if row.Event.Request != nil && row.Delayed == nil {
+		d.set(digestRequest, n.request(row.Event.Request.Hash))
+	}
+	return d
+}
