@@ -59,7 +59,8 @@
 //
 // # Memory
 //
-// A running timer takes some 150 bytes, in an index without pointers: hashes of what it is looked up by, and times. A ref
+// A running timer takes less than 200 bytes, in an index without pointers: hashes of what it is looked up by, and times. Those
+// hashes, a [Digest], stand in the row too: the start reads them, and no names. A ref
 // names a timer and is good for nothing once it is gone; its place in memory may be another's then. The event, the claim,
 // the content of a delayed event and the closing event stand in the row, which is read when the timer is closed. Beside the
 // index there are the delayed events that are claimed and not yet finalised, and a hash of each user who has some that were
@@ -79,8 +80,8 @@
 //     for sends of one user in one room is taken
 //  4. the timer's lock in Timers.rows: one write to its row at a time, and memory says what was written last; under it a
 //     read or write waits for the turn of its batch, or for whoever has it, who takes no other lock meanwhile
-//  5. Timers.mu: the index in memory; held while nothing is waited for, but at the start for the database, and for those who make
-//     the index
+//  5. Timers.mu: the index in memory; held while nothing is waited for, but by [Timers.Load] for the database, and for those who
+//     make the index
 //  6. leaves: lanes.mu, batches.mu, and the locks inside keyedLocks
 //
 // The package knows nothing of Dendrite. What it needs it asks of a [Store] and a [Roomserver].

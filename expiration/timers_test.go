@@ -30,7 +30,7 @@ type world struct {
 	roomserver *fakeRoomserver
 	events     int
 	secret     string
-	loaded     func() // if not nil, what is done between Load and Start
+	loaded     func()       // if not nil, what is done between Load and Start
 	step       atomic.Int64 // how far the wall clock has been set forward, or back
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"gonum.org/v1/plot/plotter"
@@ -107,12 +108,33 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 
 // naive measures the naive endpoint. It has the same table, and nobody else writes meanwhile.
 func (b *comparison) naive(ctx context.Context, timers string, tokens []string) (load, error) {
+	before, err := b.clients(ctx, timers)
+	if err != nil {
+		return load{}, err
+	}
 	address, stop, err := startSelf(ctx, "-serve-naive", timers)
 	if err != nil {
 		return load{}, err
 	}
-	defer stop()
-	return refresh(ctx, address, tokens, *turn, 0)
+	l, err := refresh(ctx, address, tokens, *turn, 0)
+	stop()
+	// Its connections take PostgreSQL some time to end, in which it does little else.
+	for now := math.MaxInt; err == nil && now > before; {
+		<-time.After(clientsPoll)
+		now, err = b.clients(ctx, timers)
+	}
+	return l, err
+}
+
+// clientsPoll is how often is looked whether connections have ended.
+const clientsPoll = 100 * time.Millisecond
+
+// clients returns how many connections PostgreSQL has to a database, with its own question.
+func (b *comparison) clients(ctx context.Context, timers string) (n int, err error) {
+	if b.cluster == nil {
+		return 0, nil
+	}
+	return n, ask(ctx, timers, &n, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
 }
 
 // commitTimes returns how long commits take that refresh one timer, one after the other.
