@@ -141,14 +141,6 @@ const claimTimersSQL = "WITH claimed AS (UPDATE expiration_deadlines AS d SET ou
 	" FROM unnest($1::BIGINT[], $4::TEXT[], $5::TEXT[], $6::BYTEA[]) AS c (timer_nid, event_id, room_version, pdu)" +
 	" JOIN claimed USING (timer_nid) RETURNING timer_nid"
 
-func (w writer) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	statement, err := w.Prepare(ctx, query)
-	if err != nil {
-		return nil, err
-	}
-	return statement.ExecContext(ctx, args...)
-}
-
 func (w writer) Transaction(ctx context.Context, f func(*sql.Tx) error) error {
 	txn, err := w.db.BeginTx(ctx, nil)
 	if err != nil {

@@ -153,6 +153,8 @@ func (s *Store) Requested(ctx context.Context, h expiration.RequestHash) (rowID 
 }
 
 func (s *Store) Prune(ctx context.Context, before time.Time) error {
-	_, err := s.Writer.Exec(ctx, pruneSQL, before.UnixMilli())
-	return err
+	return s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
+		_, err := txn.ExecContext(ctx, pruneSQL, before.UnixMilli())
+		return err
+	})
 }

@@ -53,8 +53,6 @@ const readersAtStart = 4
 
 // Writer is what differs between the databases. What it has written when it returns is durable.
 type Writer interface {
-	// Exec runs one statement.
-	Exec(ctx context.Context, query string, args ...any) (sql.Result, error)
 	// Transaction calls f once, with a transaction that it must not end.
 	Transaction(ctx context.Context, f func(*sql.Tx) error) error
 	// Refresh and Claim change timers that are as they must be, and call found for each of them.

@@ -172,14 +172,6 @@ func (c *connection) use(ctx context.Context, f func(*sql.Conn) error) error {
 	})
 }
 
-func (c *connection) Exec(ctx context.Context, query string, args ...any) (res sql.Result, err error) {
-	err = c.use(ctx, func(conn *sql.Conn) error {
-		res, err = conn.ExecContext(ctx, query, args...)
-		return err
-	})
-	return res, err
-}
-
 func (c *connection) Transaction(ctx context.Context, f func(*sql.Tx) error) error {
 	return c.use(ctx, func(conn *sql.Conn) error {
 		txn, err := conn.BeginTx(ctx, nil)

@@ -40,16 +40,20 @@ func TestEachCommitIsSynced(t *testing.T) {
 	db, writer := openDatabase(t)
 	require.NoError(t, shared.Migrate(t.Context(), db, migrations...))
 	c := &connection{db: db, writer: writer}
+	exec := func(query string) error {
+		return c.Transaction(t.Context(), func(txn *sql.Tx) error {
+			_, err := txn.ExecContext(t.Context(), query)
+			return err
+		})
+	}
 	for range 2 {
-		_, err := c.Exec(t.Context(), "CREATE TABLE IF NOT EXISTS t (n INTEGER)")
-		require.NoError(t, err)
+		require.NoError(t, exec("CREATE TABLE IF NOT EXISTS t (n INTEGER)"))
 		require.Equal(t, "wal", pragma(t, c, "journal_mode"))
 		require.Equal(t, "2", pragma(t, c, "synchronous"))
-		_, err = c.Exec(t.Context(), "not SQL")
-		require.Error(t, err)
+		require.Error(t, exec("not SQL"))
 		require.Nil(t, c.conn)
 	}
-	require.NoError(t, func() error { _, err := c.Exec(t.Context(), "INSERT INTO t VALUES (1)"); return err }())
+	require.NoError(t, exec("INSERT INTO t VALUES (1)"))
 	c.close()
 }
 
