@@ -6,20 +6,23 @@ import (
 	"time"
 )
 
-// Digest is what a timer is found by in memory, as numbers: the first bytes of the hash of its token, and hashes of names. It is
-// stored with the row, so that the start needs to read nothing else of it.
-type Digest [64]byte
+// Digest is what memory has of a timer that never changes: what it is found by, which is the first bytes of the hash of its token
+// and hashes of names, and when its event was accepted. It is stored, so that the start need not read names.
+type Digest [digestSize]byte
 
-// Where the numbers stand in a Digest, each of eight bytes but for the token's. The first one says under which key the others
-// were made: those of another key mean nothing.
+// Where the numbers stand in a Digest, each of eight bytes but for the token's and the last. The first one says under which key
+// the hashes were made: those of another key mean nothing.
 const (
-	digestKey     = 0
-	digestToken   = 8
-	digestEvent   = digestToken + tokenPrefix
-	digestRoom    = digestEvent + 8
-	digestSender  = digestRoom + 8
-	digestState   = digestSender + 8
-	digestRequest = digestState + 8
+	digestKey      = 0
+	digestToken    = 8
+	digestEvent    = digestToken + tokenPrefix
+	digestRoom     = digestEvent + 8
+	digestSender   = digestRoom + 8
+	digestState    = digestSender + 8
+	digestRequest  = digestState + 8
+	digestReceived = digestRequest + 8 // in milliseconds
+	digestDelayed  = digestReceived + 8
+	digestSize     = digestDelayed + 1
 )
 
 func (d *Digest) get(at int) uint64 { return binary.BigEndian.Uint64(d[at:]) }
@@ -30,10 +33,10 @@ func (d *Digest) set(at int, n uint64) { binary.BigEndian.PutUint64(d[at:], n) }
 type Indexed struct {
 	NID    int64
 	Digest Digest // zero if the row has none
-	// Delayed says that the event is a delayed one, Claimed that the timer does not run any more.
-	Delayed, Claimed   bool
-	Duration           time.Duration
-	Received, Deadline time.Time
+	// Claimed says that the timer does not run any more.
+	Claimed  bool
+	Duration time.Duration
+	Deadline time.Time
 }
 
 // names makes numbers of names, under a key: nobody without it can find two names with the same number, and by chance
@@ -71,8 +74,11 @@ func (n names) digest(row Timer) (d Digest) {
 	if state, ok := row.Event.State(); ok {
 		d.set(digestState, n.state(state))
 	}
-	// A delayed event is found by its request in the database.
-	if row.Event.Request != nil && row.Delayed == nil {
+	d.set(digestReceived, uint64(row.Received.UnixMilli()))
+	switch {
+	case row.Delayed != nil: // which is found by its request in the database
+		d[digestDelayed] = 1
+	case row.Event.Request != nil:
 		d.set(digestRequest, n.request(row.Event.Request.Hash))
 	}
 	return d

@@ -216,8 +216,7 @@ func (s *memoryStore) Index(_ context.Context, f func(Indexed) error) error {
 	if err := s.do("index", func() {
 		for nid, row := range s.rows {
 			rows = append(rows, Indexed{
-				NID: nid, Digest: s.digests[nid], Delayed: row.Delayed != nil, Claimed: row.Claim != nil,
-				Duration: row.Duration, Received: row.Received, Deadline: row.Deadline,
+				NID: nid, Digest: s.digests[nid], Claimed: row.Claim != nil, Duration: row.Duration, Deadline: row.Deadline,
 			})
 		}
 	}); err != nil {

@@ -197,8 +197,7 @@ func (x *index) add(row Timer, due time.Duration) ref {
 // indexed returns what the index needs of a row.
 func (x *index) indexed(row Timer) Indexed {
 	return Indexed{
-		NID: row.NID, Digest: x.names.digest(row), Delayed: row.Delayed != nil, Claimed: row.Claim != nil,
-		Duration: row.Duration, Received: row.Received, Deadline: row.Deadline,
+		NID: row.NID, Digest: x.names.digest(row), Claimed: row.Claim != nil, Duration: row.Duration, Deadline: row.Deadline,
 	}
 }
 
@@ -210,8 +209,8 @@ func (x *index) put(row Indexed, due time.Duration) ref {
 		nid: row.NID, token: [tokenPrefix]byte(row.Digest[digestToken:]),
 		event: row.Digest.get(digestEvent), room: row.Digest.get(digestRoom), sender: row.Digest.get(digestSender),
 		state: row.Digest.get(digestState), request: row.Digest.get(digestRequest),
-		received: row.Received.UnixMilli(), duration: row.Duration, deadline: row.Deadline.UnixMilli(), due: due,
-		delayed: row.Delayed, claimed: row.Claimed, place: -1,
+		received: int64(row.Digest.get(digestReceived)), duration: row.Duration, deadline: row.Deadline.UnixMilli(), due: due,
+		delayed: row.Digest[digestDelayed] != 0, claimed: row.Claimed, place: -1,
 	}
 	x.lastNID = max(x.lastNID, row.NID)
 	x.count++

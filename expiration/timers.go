@@ -210,7 +210,8 @@ func (t *Timers) take(row Indexed, now time.Duration) (r ref, err error) {
 	due := t.clock.moment(row.Deadline)
 	r = t.index.put(row, due)
 	// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
-	t.index.at(r).unsent = !row.Delayed && due <= now
+	tm := t.index.at(r)
+	tm.unsent = !tm.delayed && due <= now
 	return r, nil
 }
 

@@ -47,10 +47,11 @@ func fill(
 	for i := range n {
 		tokens = append(tokens, tokenOf(int64(i+1)))
 	}
+	digests := make([]expiration.Digest, n)
 	copying := config.DataSource(d.timers).IsPostgres()
 	if err = fillTable(ctx, txn, copying, "expiration_timers", []string{
 		"timer_nid", "event_id", "room_id", "event_type", "state_key", "sender", "token_hash", "received_ms", "request_hash",
-		"room_version", "pdu", "digest",
+		"room_version", "pdu",
 	}, n, func(i int) []any {
 		sender := fmt.Sprintf("@user%d:example.org", i)
 		stateKey := fmt.Sprintf("_%s_%010d", sender, i)
@@ -59,10 +60,15 @@ func fill(
 			ID: "$" + tokens[i], RoomID: fmt.Sprintf("!%018d:example.org", i%rooms), Type: "m.call.member", StateKey: &stateKey, Sender: sender,
 			Request: &expiration.Request{Hash: expiration.RequestHash(hash)},
 		}
-		digest := d.keys.Digest(expiration.Timer{Event: e, TokenHash: hash})
+		digests[i] = d.keys.Digest(expiration.Timer{Event: e, TokenHash: hash, Received: now})
 		return []any{
-			i + 1, e.ID, e.RoomID, e.Type, stateKey, sender, hash[:], now.UnixMilli(), hash[:], roomVersion, signedEvent(tokens[i]), digest[:],
+			i + 1, e.ID, e.RoomID, e.Type, stateKey, sender, hash[:], now.UnixMilli(), hash[:], roomVersion, signedEvent(tokens[i]),
 		}
+	}); err != nil {
+		return nil, err
+	}
+	if err = fillTable(ctx, txn, copying, "expiration_digests", []string{"timer_nid", "digest"}, n, func(i int) []any {
+		return []any{i + 1, digests[i][:]}
 	}); err != nil {
 		return nil, err
 	}

@@ -100,8 +100,8 @@ ALTER TABLE expiration_timers
 	DROP COLUMN sent_event_id, DROP COLUMN sent_room_version, DROP COLUMN sent_pdu,
 	RESET (fillfactor)`
 
-// Rows of earlier versions have none.
-const addDigestsSQL = "ALTER TABLE expiration_timers ADD COLUMN digest BYTEA"
+// Timers of earlier versions have none.
+const addDigestsSQL = "CREATE TABLE expiration_digests (timer_nid BIGINT NOT NULL PRIMARY KEY, digest BYTEA NOT NULL)"
 
 var migrations = []shared.Migration{
 	{Name: "create timers", SQL: createTimersSQL},

@@ -18,6 +18,7 @@ const (
 		" d.deadline_ms, t.request_hash, t.content, $1, $2, $3" + fromTimersSQL + " WHERE t.timer_nid = $4 AND t.content IS NOT NULL"
 	finalisedDeadlineSQL = deleteDeadlineSQL + "timer_nid = $1"
 	finalisedTimerSQL    = "DELETE FROM expiration_timers WHERE timer_nid = $1 RETURNING sender"
+	finalisedDigestSQL   = "DELETE FROM expiration_digests WHERE timer_nid = $1"
 	finalisedClaimSQL    = "DELETE FROM expiration_claims WHERE timer_nid = $1"
 	// Those that were finalised later than the one that is to go are as many as are kept.
 	limitFinalisedSQL = "DELETE FROM expiration_finalised WHERE sender = $1 AND finalised_nid <=" +
@@ -73,8 +74,10 @@ func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, run
 		if err := txn.QueryRowContext(ctx, finalisedTimerSQL, nid).Scan(&sender); err != nil {
 			return err
 		}
-		if _, err := txn.ExecContext(ctx, finalisedClaimSQL, nid); err != nil {
-			return err
+		for _, query := range []string{finalisedDigestSQL, finalisedClaimSQL} {
+			if _, err := txn.ExecContext(ctx, query, nid); err != nil {
+				return err
+			}
 		}
 		_, err := txn.ExecContext(ctx, limitFinalisedSQL, sender, sender, keep)
 		return err

@@ -1,10 +1,11 @@
 // Package shared is the one implementation of expiration.Store. The SQL is the same for SQLite and PostgreSQL; what is
 // not (types of columns, and how a write is made durable) stands in the packages beside this one.
 //
-// A timer is a row in two tables. What never changes, with the event, is in expiration_timers, and takes one to two kilobytes;
-// what a refresh writes is in expiration_deadlines, and takes thirty bytes, so that a batch of refreshes writes a few pages and
-// not one for each. Whether the timer runs is decided there too: outcome is NULL while it does. When it is claimed, the event
-// that is sent comes into expiration_claims.
+// A timer is a row in three tables. The event is in expiration_timers, and takes one to two kilobytes; what a refresh writes is in
+// expiration_deadlines, and takes thirty bytes, so that a batch of refreshes writes a few pages and not one for each; what else the
+// start reads is in expiration_digests, so that it need not go through the events. Whether the timer runs is decided by its
+// deadline's row: outcome is NULL while it does, and without the row there is no timer. When it is claimed, the event that is sent
+// comes into expiration_claims.
 package shared
 
 import (
@@ -25,25 +26,27 @@ import (
 const (
 	insertTimerSQL = "INSERT INTO expiration_timers" +
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, received_ms," +
-		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id, digest)" +
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
+		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id)" +
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+	insertDigestSQL   = "INSERT INTO expiration_digests (timer_nid, digest) VALUES ($1, $2)"
 	insertDeadlineSQL = "INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $2, $3)"
 	deleteDeadlineSQL = "DELETE FROM expiration_deadlines WHERE "
-	// What belongs to a timer whose deadline is gone.
-	deleteTimersSQL = "DELETE FROM expiration_timers WHERE NOT EXISTS (SELECT 1 FROM expiration_deadlines AS d" +
-		" WHERE d.timer_nid = expiration_timers.timer_nid) AND "
-	deleteClaimsSQL = "DELETE FROM expiration_claims WHERE NOT EXISTS (SELECT 1 FROM expiration_deadlines AS d" +
-		" WHERE d.timer_nid = expiration_claims.timer_nid) AND "
+	// The end of the statements that delete what else there is of timers whose deadlines are gone.
+	withoutDeadlineSQL = " AS t WHERE NOT EXISTS" +
+		" (SELECT 1 FROM expiration_deadlines AS d WHERE d.timer_nid = t.timer_nid) AND "
 	readTimersSQL = "SELECT " + columns + fromTimersSQL +
 		" LEFT JOIN expiration_claims AS c ON c.timer_nid = t.timer_nid WHERE "
 	// The range is given twice, because PostgreSQL does not conclude from the join that it holds on both sides.
-	selectTimersSQL = "SELECT t.timer_nid, t.digest, t.content IS NOT NULL, d.outcome IS NOT NULL, d.duration_ms, t.received_ms," +
-		" d.deadline_ms" + fromTimersSQL +
-		" WHERE t.timer_nid BETWEEN $1 AND $2 AND d.timer_nid BETWEEN $1 AND $2"
+	selectIndexSQL = "SELECT d.timer_nid, g.digest, d.outcome IS NOT NULL, d.duration_ms, d.deadline_ms" +
+		" FROM expiration_deadlines AS d LEFT JOIN expiration_digests AS g" +
+		" ON g.timer_nid = d.timer_nid AND g.timer_nid BETWEEN $1 AND $2 WHERE d.timer_nid BETWEEN $1 AND $2"
 	fromTimersSQL  = " FROM expiration_timers AS t JOIN expiration_deadlines AS d ON d.timer_nid = t.timer_nid"
-	selectRangeSQL = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_timers"
+	selectRangeSQL = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_deadlines"
 	pingSQL        = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
+
+// tables are those that have more of a timer than its deadline.
+var tables = []string{"expiration_timers", "expiration_digests", "expiration_claims"}
 
 // runningSQL is the end of a statement that spares timers that are claimed.
 const runningSQL = " AND outcome IS NULL"
@@ -121,8 +124,10 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer, d expiration.Dig
 		if _, err := txn.ExecContext(ctx, insertTimerSQL,
 			t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:], t.Received.UnixMilli(),
 			nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(), timestamp, delayed.Over,
-			d[:],
 		); err != nil {
+			return err
+		}
+		if _, err := txn.ExecContext(ctx, insertDigestSQL, t.NID, d[:]); err != nil {
 			return err
 		}
 		_, err := txn.ExecContext(ctx, insertDeadlineSQL, t.NID, t.Duration.Milliseconds(), t.Deadline.UnixMilli())
@@ -186,9 +191,13 @@ func (s *Store) Delete(ctx context.Context, nids []int64) error { return s.remov
 
 // remove removes timers, but for those that the end of the statement spares.
 func (s *Store) remove(ctx context.Context, nids []int64, end string) error {
-	among, values := s.Many.Among("timer_nid", "$1"), s.Many.Value(nids)
+	values := s.Many.Value(nids)
 	return s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
-		for _, query := range []string{deleteDeadlineSQL + among + end, deleteTimersSQL + among, deleteClaimsSQL + among} {
+		if _, err := txn.ExecContext(ctx, deleteDeadlineSQL+s.Many.Among("timer_nid", "$1")+end, values); err != nil {
+			return err
+		}
+		for _, table := range tables {
+			query := "DELETE FROM " + table + withoutDeadlineSQL + s.Many.Among("t.timer_nid", "$1")
 			if _, err := txn.ExecContext(ctx, query, values); err != nil {
 				return err
 			}
@@ -246,21 +255,20 @@ func (s *Store) Index(ctx context.Context, f func(expiration.Indexed) error) err
 
 // indexRange is Index for a range of numbers, some at a time.
 func (s *Store) indexRange(ctx context.Context, first, last int64, f func([]expiration.Indexed) error) error {
-	rows, err := s.DB.QueryContext(ctx, selectTimersSQL, first, last)
+	rows, err := s.DB.QueryContext(ctx, selectIndexSQL, first, last)
 	if err != nil {
 		return err
 	}
 	var (
-		digest                       sql.RawBytes
-		duration, received, deadline int64 // milliseconds
-		batch                        = make([]expiration.Indexed, 0, 256)
+		digest             sql.RawBytes
+		duration, deadline int64 // milliseconds
+		batch              = make([]expiration.Indexed, 0, 256)
 	)
 	if err = each(ctx, rows, func() error {
 		var t expiration.Indexed
-		err := rows.Scan(&t.NID, &digest, &t.Delayed, &t.Claimed, &duration, &received, &deadline)
+		err := rows.Scan(&t.NID, &digest, &t.Claimed, &duration, &deadline)
 		copy(t.Digest[:], digest)
-		t.Duration = time.Duration(duration) * time.Millisecond
-		t.Received, t.Deadline = time.UnixMilli(received).UTC(), time.UnixMilli(deadline).UTC()
+		t.Duration, t.Deadline = time.Duration(duration)*time.Millisecond, time.UnixMilli(deadline).UTC()
 		if batch = append(batch, t); err == nil && len(batch) == cap(batch) {
 			err = f(batch)
 			batch = batch[:0]

@@ -118,8 +118,8 @@ ALTER TABLE expiration_timers DROP COLUMN sent_event_id;
 ALTER TABLE expiration_timers DROP COLUMN sent_room_version;
 ALTER TABLE expiration_timers DROP COLUMN sent_pdu`
 
-// Rows of earlier versions have none.
-const addDigestsSQL = "ALTER TABLE expiration_timers ADD COLUMN digest BLOB"
+// Timers of earlier versions have none.
+const addDigestsSQL = "CREATE TABLE expiration_digests (timer_nid INTEGER NOT NULL PRIMARY KEY, digest BLOB NOT NULL)"
 
 var migrations = []shared.Migration{
 	{Name: "create timers", SQL: createTimersSQL},

@@ -151,8 +151,7 @@ func index(t *testing.T, store expiration.Store) (rows []expiration.Indexed) {
 // indexed returns what the start reads of a timer that was inserted by tryInsert.
 func indexed(t expiration.Timer) expiration.Indexed {
 	return expiration.Indexed{
-		NID: t.NID, Digest: newDigest(int(t.NID)), Delayed: t.Delayed != nil, Claimed: t.Claim != nil,
-		Duration: t.Duration, Received: t.Received, Deadline: t.Deadline,
+		NID: t.NID, Digest: newDigest(int(t.NID)), Claimed: t.Claim != nil, Duration: t.Duration, Deadline: t.Deadline,
 	}
 }
 
