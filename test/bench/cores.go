@@ -91,7 +91,7 @@ func (b *comparison) share(what string, part, whole time.Duration) {
 	b.add(what, "", " %", []float64{100 * float64(part) / float64(whole)})
 }
 
-// cpuOfFamily returns how long a process and its children have kept a CPU busy.
+// cpuOfFamily returns how long a process and its children, those that have ended too, have kept a CPU busy.
 func cpuOfFamily(parent int) (sum time.Duration, err error) {
 	processes, err := procfs.AllProcs()
 	if err != nil {
@@ -102,19 +102,20 @@ func cpuOfFamily(parent int) (sum time.Duration, err error) {
 		if err != nil || p.PID != parent && stat.PPID != parent { // one that ended meanwhile is none of ours
 			continue
 		}
-		cpu, err := cpuTime(p)
-		if err != nil {
-			return 0, err
+		if p.PID == parent { // which knows what those of its children took that have ended
+			stat.UTime, stat.STime = stat.UTime+uint(stat.CUTime), stat.STime+uint(stat.CSTime)
 		}
-		sum += cpu
+		sum += seconds(stat.CPUTime())
 	}
 	return sum, nil
 }
 
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
 // cpuTime returns how long a process has kept a CPU busy.
 func cpuTime(p procfs.Proc) (time.Duration, error) {
 	stat, err := p.Stat()
-	return time.Duration(stat.CPUTime() * float64(time.Second)), err
+	return seconds(stat.CPUTime()), err
 }
 
 // profileFor is how long a server is profiled.
