@@ -116,7 +116,10 @@ func (b *comparison) naive(ctx context.Context, timers string, tokens []string) 
 	if err != nil {
 		return load{}, err
 	}
-	l, err := refresh(ctx, address, tokens, *turn, 0)
+	var l load
+	if _, err = refresh(ctx, address, tokens, *turn, 0); err == nil { // its connections are opened
+		l, err = refresh(ctx, address, tokens, *turn, 0)
+	}
 	stop()
 	// Its connections take PostgreSQL some time to end, in which it does little else.
 	for now := math.MaxInt; err == nil && now > before; {
