@@ -141,6 +141,20 @@ const claimTimersSQL = "WITH claimed AS (UPDATE expiration_deadlines AS d SET ou
 	" FROM unnest($1::BIGINT[], $4::TEXT[], $5::TEXT[], $6::BYTEA[]) AS c (timer_nid, event_id, room_version, pdu)" +
 	" JOIN claimed USING (timer_nid) RETURNING timer_nid"
 
+// One statement, so that there is one answer to wait for.
+const insertTimerSQL = "WITH digest AS (INSERT INTO expiration_digests (timer_nid, digest) VALUES ($1, $16))," +
+	" deadline AS (INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $17, $18)) " +
+	shared.InsertTimerSQL
+
+func (w writer) Insert(ctx context.Context, values ...any) error {
+	statement, err := w.Prepare(ctx, insertTimerSQL)
+	if err != nil {
+		return err
+	}
+	_, err = statement.ExecContext(ctx, values...)
+	return err
+}
+
 func (w writer) Transaction(ctx context.Context, f func(*sql.Tx) error) error {
 	txn, err := w.db.BeginTx(ctx, nil)
 	if err != nil {

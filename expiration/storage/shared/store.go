@@ -24,12 +24,11 @@ import (
 
 // Parameters stand in the order of their numbers: SQLite counts them by where they first appear.
 const (
-	insertTimerSQL = "INSERT INTO expiration_timers" +
+	// InsertTimerSQL has the parameters that Writer.Insert is given, but for the last three.
+	InsertTimerSQL = "INSERT INTO expiration_timers" +
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, received_ms," +
 		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id)" +
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
-	insertDigestSQL   = "INSERT INTO expiration_digests (timer_nid, digest) VALUES ($1, $2)"
-	insertDeadlineSQL = "INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $2, $3)"
 	deleteDeadlineSQL = "DELETE FROM expiration_deadlines WHERE "
 	// The end of the statements that delete what else there is of timers whose deadlines are gone.
 	withoutDeadlineSQL = " AS t WHERE NOT EXISTS" +
@@ -58,6 +57,9 @@ const readersAtStart = 4
 type Writer interface {
 	// Transaction calls f once, with a transaction that it must not end.
 	Transaction(ctx context.Context, f func(*sql.Tx) error) error
+	// Insert adds the rows of a timer: what InsertTimerSQL wants, beginning with the number, and then the digest, the duration and
+	// the deadline.
+	Insert(ctx context.Context, values ...any) error
 	// Refresh and Claim change timers that are as they must be, and call found for each of them.
 	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error
 	Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error
@@ -120,19 +122,11 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer, d expiration.Dig
 			timestamp = delayed.Timestamp.UnixMilli()
 		}
 	}
-	return s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
-		if _, err := txn.ExecContext(ctx, insertTimerSQL,
-			t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:], t.Received.UnixMilli(),
-			nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(), timestamp, delayed.Over,
-		); err != nil {
-			return err
-		}
-		if _, err := txn.ExecContext(ctx, insertDigestSQL, t.NID, d[:]); err != nil {
-			return err
-		}
-		_, err := txn.ExecContext(ctx, insertDeadlineSQL, t.NID, t.Duration.Milliseconds(), t.Deadline.UnixMilli())
-		return err
-	})
+	return s.Writer.Insert(ctx,
+		t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:], t.Received.UnixMilli(),
+		nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(), timestamp, delayed.Over,
+		d[:], t.Duration.Milliseconds(), t.Deadline.UnixMilli(),
+	)
 }
 
 // nullable stores no bytes as NULL. Versions of lib/pq before 1.11, which a Dendrite tree may have, would store an empty string.

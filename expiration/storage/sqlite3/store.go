@@ -182,6 +182,30 @@ func (c *connection) Transaction(ctx context.Context, f func(*sql.Tx) error) err
 	})
 }
 
+const (
+	insertDigestSQL   = "INSERT INTO expiration_digests (timer_nid, digest) VALUES ($1, $2)"
+	insertDeadlineSQL = "INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $2, $3)"
+)
+
+func (c *connection) Insert(ctx context.Context, values ...any) error {
+	nid, timer, digest, deadline := values[0], values[:len(values)-3], values[len(values)-3], values[len(values)-2:]
+	return c.Transaction(ctx, func(txn *sql.Tx) error {
+		for _, insert := range []struct {
+			query string
+			args  []any
+		}{
+			{shared.InsertTimerSQL, timer},
+			{insertDigestSQL, []any{nid, digest}},
+			{insertDeadlineSQL, append([]any{nid}, deadline...)},
+		} {
+			if _, err := txn.ExecContext(ctx, insert.query, insert.args...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // One statement is one commit. Its parameter is an array of arrays.
 const refreshTimersSQL = "UPDATE expiration_deadlines SET duration_ms = r.value ->> 1, deadline_ms = r.value ->> 2" +
 	" FROM json_each($1) AS r WHERE timer_nid = r.value ->> 0 AND outcome IS NULL"
