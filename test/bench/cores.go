@@ -161,7 +161,7 @@ var kinds = []struct {
 	name      string
 	functions []string // or their beginnings
 }{
-	{"the database, or its driver", []string{"database/sql."}},
+	{"the database, or its driver", []string{"database/sql.", "github.com/mattn/go-sqlite3.", "github.com/lib/pq."}},
 	{"JetStream", []string{"github.com/nats-io/"}},
 	{"reading, signing and checking events", []string{"github.com/matrix-org/gomatrixserverlib"}},
 	{"Dendrite", []string{

@@ -21,8 +21,12 @@ var (
 	seed    = flag.Uint64("seed", 1, "what the random choices of TestCrashes are made from")
 )
 
-// roundTime is how long a server may live that does not come to the place where it is to crash.
-const roundTime = 3 * time.Second
+// roundTime is how long a server may live that does not come to the place where it is to crash, and rareTime how long if it
+// seldom comes there.
+const (
+	roundTime = 3 * time.Second
+	rareTime  = 10 * time.Second
+)
 
 // crashPoints are the places where TestCrashes kills the server.
 var crashPoints = []failpoint.Point{
@@ -76,12 +80,12 @@ func TestCrashes(t *testing.T) {
 // reports whether it was the place.
 func (s *server) crashAt(t *testing.T, l *ledger, point failpoint.Point, random *rand.Rand) bool {
 	t.Helper()
-	times := 1 + random.IntN(8)
+	times, life := 1+random.IntN(8), roundTime
 	switch point {
 	case failpoint.AfterLoad, failpoint.BeforeResubmit: // once in a process, or not often
 		times = 1
 	case failpoint.BeforeDrop, failpoint.BeforeRefresh, failpoint.AfterRefresh: // not often either
-		times = 1 + random.IntN(2)
+		times, life = 1+random.IntN(2), rareTime
 	}
 	line := fmt.Sprintf("%s kill %d", point, times)
 	if point == failpoint.BeforeInput { // somewhere in the roomserver
@@ -94,7 +98,7 @@ func (s *server) crashAt(t *testing.T, l *ledger, point failpoint.Point, random 
 		require.NoError(t, err)
 	}
 	defer s.Kill()
-	ctx, cancel := context.WithTimeout(t.Context(), roundTime)
+	ctx, cancel := context.WithTimeout(t.Context(), life)
 	defer cancel()
 	var actors sync.WaitGroup
 	for _, a := range l.actors {
