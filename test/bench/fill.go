@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/lib/pq"
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/setup/config"
 
@@ -88,9 +87,10 @@ func fillTable(ctx context.Context, txn *sql.Tx, copying bool, table string, col
 	if _, err := txn.ExecContext(ctx, "DELETE FROM "+table); err != nil {
 		return err
 	}
-	query := pq.CopyIn(table, columns...)
+	table += " (" + strings.Join(columns, ", ") + ")"
+	query := "COPY " + table + " FROM STDIN"
 	if !copying {
-		query = "INSERT INTO " + table + " (" + strings.Join(columns, ", ") + ") VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
+		query = "INSERT INTO " + table + " VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
 	}
 	insert, err := txn.PrepareContext(ctx, query)
 	if err != nil {
