@@ -190,10 +190,10 @@ func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error
 
 // delayed returns the timer of a delayed event that is scheduled, or being sent.
 func (t *Timers) delayed(delayID, owner string) (ref, error) {
-	r := t.find(HashToken(delayID), true)
+	r, sender := t.find(HashToken(delayID), true), t.tokens.names.hash(owner)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if tm := t.index.at(r); tm == nil || owner != "" && tm.sender != t.index.names.hash(owner) {
+	if tm := t.index.at(r); tm == nil || owner != "" && tm.sender != sender {
 		return ref{}, ErrNotFound
 	}
 	return r, nil
@@ -372,8 +372,9 @@ func finalOf(dropped *DropError) (f Final) {
 // DelayedEvents returns what a user has scheduled, in the order of the due times.
 func (t *Timers) DelayedEvents(ctx context.Context, owner string) ([]DelayedEvent, error) {
 	var refs []ref
+	sender := t.tokens.names.hash(owner)
 	t.mu.Lock()
-	t.index.ofSender(owner, func(r ref, tm *timer) {
+	t.index.ofSender(sender, func(r ref, tm *timer) {
 		if tm.delayed && tm.running() {
 			refs = append(refs, r)
 		}
@@ -429,9 +430,10 @@ func (t *Timers) AnySent() bool {
 }
 
 func (t *Timers) HasSent(userID string) bool {
+	sender := t.tokens.names.hash(userID)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, ok := t.senders[t.index.names.hash(userID)]; ok {
+	if _, ok := t.senders[sender]; ok {
 		return true
 	}
 	for _, sent := range t.claimed {
@@ -473,7 +475,7 @@ func (t *Timers) loadSenders(ctx context.Context) error {
 	defer t.mu.Unlock()
 	t.senders = make(map[uint64]struct{}, len(userIDs))
 	for _, userID := range userIDs {
-		t.senders[t.index.names.hash(userID)] = struct{}{}
+		t.senders[t.tokens.names.hash(userID)] = struct{}{}
 	}
 	return nil
 }

@@ -39,6 +39,11 @@ type Indexed struct {
 	Deadline time.Time
 }
 
+// newIndexed returns what the start will read of a row.
+func newIndexed(row Timer, d Digest) Indexed {
+	return Indexed{NID: row.NID, Digest: d, Claimed: row.Claim != nil, Duration: row.Duration, Deadline: row.Deadline}
+}
+
 // names makes numbers of names, under a key: nobody without it can find two names with the same number, and by chance
 // there are none.
 type names struct {

@@ -60,11 +60,10 @@
 // # Memory
 //
 // A running timer takes less than 200 bytes, in an index without pointers: hashes of what it is looked up by, and times. Those
-// hashes, a [Digest], stand in the row too: the start reads them, and no names. A ref
-// names a timer and is good for nothing once it is gone; its place in memory may be another's then. The event, the claim,
-// the content of a delayed event and the closing event stand in the row, which is read when the timer is closed. Beside the
-// index there are the delayed events that are claimed and not yet finalised, and a hash of each user who has some that were
-// sent: most answers of the sync API are for none of them.
+// hashes, a [Digest], are stored too: the start reads them, and no names. A ref names a timer and is good for nothing once it
+// is gone; its place in memory may be another's then. The event, the claim, the content of a delayed event and the closing event
+// stand in the rows, which are read when the timer is closed. Beside the index there are the delayed events that are claimed and
+// not yet finalised, and a number for each user who has some that were sent: most answers of the sync API are for none of them.
 //
 // # Concurrency
 //

@@ -77,10 +77,10 @@ type ref struct {
 	nid  int64
 }
 
-// index finds timers by all that they are asked for by. It has no lock of its own: Timers.mu guards it.
+// index finds timers by all that they are asked for by: the numbers that a Digest has. It has no lock of its own: Timers.mu
+// guards it.
 type index struct {
 	timers   arena[timer]
-	names    names
 	lastNID  int64
 	count    int // of those that are not gone
 	delayed  int // of them, those of delayed events
@@ -99,9 +99,8 @@ type index struct {
 	answered, answeredBefore map[uint64]string
 }
 
-func newIndex(n names) *index {
+func newIndex() *index {
 	x := &index{
-		names:    n,
 		left:     map[ref]struct{}{},
 		answered: map[uint64]string{},
 	}
@@ -156,8 +155,8 @@ func (x *index) ofState(state uint64, f func(ref, *timer)) {
 }
 
 // ofSender calls f for each timer of a user.
-func (x *index) ofSender(userID string, f func(ref, *timer)) {
-	for s := x.bySender.get(x.names.hash(userID)); s != 0; {
+func (x *index) ofSender(sender uint64, f func(ref, *timer)) {
+	for s := x.bySender.get(sender); s != 0; {
 		tm := x.timers.at(s)
 		next := tm.nextOfSender
 		f(ref{s, tm.nid}, tm)
@@ -166,8 +165,7 @@ func (x *index) ofSender(userID string, f func(ref, *timer)) {
 }
 
 // inRoom returns the timers in a room. It looks at every timer: whole rooms change rarely.
-func (x *index) inRoom(roomID string) (refs []ref) {
-	room := x.names.hash(roomID)
+func (x *index) inRoom(room uint64) (refs []ref) {
 	for s, tm := range x.timers.all() {
 		if tm.nid != 0 && !tm.gone && tm.room == room {
 			refs = append(refs, ref{s, tm.nid})
@@ -185,20 +183,13 @@ func (x *index) room() error {
 }
 
 // add takes a timer in. due is its deadline by the monotonic clock.
-func (x *index) add(row Timer, due time.Duration) ref {
-	r := x.put(x.indexed(row), due)
+func (x *index) add(row Indexed, due time.Duration) ref {
+	r := x.put(row, due)
 	tm := x.at(r)
 	x.byToken.set(tokenKey(tm.token), r.slot)
 	x.addToState(r.slot, tm)
 	x.addToSender(r.slot, tm)
 	return r
-}
-
-// indexed returns what the index needs of a row.
-func (x *index) indexed(row Timer) Indexed {
-	return Indexed{
-		NID: row.NID, Digest: x.names.digest(row), Claimed: row.Claim != nil, Duration: row.Duration, Deadline: row.Deadline,
-	}
 }
 
 // put is the first half of add, after which nobody finds the timer. The other half is link.
@@ -365,8 +356,7 @@ func (x *index) free(r ref, tm *timer) {
 }
 
 // ofRequest returns the timer of a request that may be repeated, or the event of one whose timer is gone.
-func (x *index) ofRequest(h RequestHash) (r ref, eventID string) {
-	request := x.names.request(h)
+func (x *index) ofRequest(request uint64) (r ref, eventID string) {
 	if s := x.byRequest.get(request); s != 0 {
 		r = x.ref(s)
 	}

@@ -124,7 +124,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		rows:      newKeyedLocks[int64](),
 		lanes:     newLanes(),
 		wakeup:    make(chan struct{}, 1),
-		index:     newIndex(tokens.names),
+		index:     newIndex(),
 		ahead:     map[ref]*Timer{},
 		claimed:   map[string]sentDelayed{},
 		senders:   map[uint64]struct{}{},
@@ -162,7 +162,7 @@ func (t *Timers) Load(ctx context.Context) error {
 func (t *Timers) loadTimers(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now, key := t.clock.now(), t.index.names.id()
+	now, key := t.clock.now(), t.tokens.names.id()
 	var whole []int64
 	if err := t.store.Index(ctx, func(row Indexed) error {
 		if row.Claimed || row.Digest.get(digestKey) != key {
@@ -183,7 +183,7 @@ func (t *Timers) loadTimers(ctx context.Context) error {
 			if row == nil {
 				continue
 			}
-			r, err := t.take(t.index.indexed(*row), now)
+			r, err := t.take(newIndexed(*row, t.tokens.Digest(*row)), now)
 			if err != nil {
 				return err
 			}
@@ -260,7 +260,7 @@ func (t *Timers) Token(eventID string) string { return t.tokens.Token(eventID) }
 // event for that state is built and given to the roomserver. A closing event that an earlier fault left half done is
 // finished first, so that it does not come behind what is sent now.
 func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err error) {
-	state := t.index.names.state(s)
+	state := t.tokens.names.state(s)
 	unlock, err = t.states.lock(ctx, state)
 	if err != nil {
 		return nil, err
@@ -302,6 +302,7 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (r ref, exi
 	due := now + row.Duration
 	row.TokenHash = HashToken(t.tokens.Token(row.Event.ID))
 	row.Received, row.Deadline = t.clock.stored(now), t.clock.stored(due)
+	digest := t.tokens.Digest(row)
 
 	t.mu.Lock()
 	if same := t.index.token(row.TokenHash); same != (ref{}) && !t.index.at(same).gone {
@@ -310,19 +311,19 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (r ref, exi
 	}
 	err = t.index.room()
 	if err == nil && !exempt {
-		err = t.overLimit(row, now)
+		err = t.overLimit(row.Delayed != nil, digest, now)
 	}
 	if err != nil {
 		t.mu.Unlock()
 		return ref{}, false, err
 	}
 	row.NID = t.index.lastNID + 1
-	r = t.index.add(row, due)
+	r = t.index.add(newIndexed(row, digest), due)
 	t.index.at(r).pending = true
 	t.mu.Unlock()
 
 	failpoint.Pass(failpoint.BeforeInsert)
-	if err = t.store.Insert(ctx, row, t.tokens.Digest(row)); err != nil {
+	if err = t.store.Insert(ctx, row, digest); err != nil {
 		t.mu.Lock()
 		t.index.remove(r)
 		t.mu.Unlock()
@@ -334,21 +335,18 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (r ref, exi
 	return r, false, nil
 }
 
-// overLimit returns an error if the event's sender may not have another timer of this kind. Timers.mu is held.
-func (t *Timers) overLimit(row Timer, now time.Duration) error {
+// overLimit returns an error if the sender may not have another timer of this kind. Timers.mu is held.
+func (t *Timers) overLimit(delayed bool, d Digest, now time.Duration) error {
 	var (
 		state         uint64
 		count, unsent int
 		first         time.Duration
 	)
-	delayed, limit := row.Delayed != nil, t.cfg.MaxScheduledPerUser
+	limit := t.cfg.MaxScheduledPerUser
 	if !delayed {
-		limit = t.cfg.MaxRunningPerUser
-		if s, ok := row.Event.State(); ok {
-			state = t.index.names.state(s)
-		}
+		limit, state = t.cfg.MaxRunningPerUser, d.get(digestState)
 	}
-	t.index.ofSender(row.Event.Sender, func(_ ref, tm *timer) {
+	t.index.ofSender(d.get(digestSender), func(_ ref, tm *timer) {
 		if tm.delayed != delayed {
 			return
 		}
@@ -394,8 +392,9 @@ func (t *Timers) LockRequest(ctx context.Context, request RequestHash) (unlock f
 // Sent returns the ID of the event that was accepted from a request which is repeated now, by an earlier process, or by this
 // one if the roomserver failed to take it; or "" if there is none. The event is in its room then, even if it was not before.
 func (t *Timers) Sent(ctx context.Context, request RequestHash) (string, error) {
+	number := t.tokens.names.request(request)
 	t.mu.Lock()
-	r, eventID := t.index.ofRequest(request)
+	r, eventID := t.index.ofRequest(number)
 	t.mu.Unlock()
 	if eventID != "" || r == (ref{}) {
 		return eventID, nil
@@ -443,11 +442,11 @@ func (t *Timers) ofEvent(eventID string) ref {
 
 // Running reports whether there is a running timer for an event of this sender.
 func (t *Timers) Running(eventID, sender string) bool {
-	r := t.ofEvent(eventID)
+	r, number := t.ofEvent(eventID), t.tokens.names.hash(sender)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tm := t.index.at(r)
-	return tm.running() && tm.sender == t.index.names.hash(sender)
+	return tm.running() && tm.sender == number
 }
 
 // Known reports whether a token was issued by this server and has not been forgotten: it may still be refused.
@@ -585,9 +584,9 @@ func (t *Timers) refusedOnce(r ref) bool {
 // roomserver. If it fails, a timer may run on that must not: call it again.
 func (t *Timers) StateChanged(ctx context.Context, s StateKey, eventID string) error {
 	var timers []ref
+	state, itself := t.tokens.names.state(s), t.tokens.names.hash(eventID)
 	t.mu.Lock()
-	itself := t.index.names.hash(eventID)
-	t.index.ofState(t.index.names.state(s), func(r ref, tm *timer) {
+	t.index.ofState(state, func(r ref, tm *timer) {
 		if tm.running() && !tm.pending && tm.event != itself {
 			timers = append(timers, r)
 		}
@@ -607,8 +606,9 @@ func (t *Timers) StateRemoved(ctx context.Context, eventID string) error {
 
 // RoomChanged does what StateChanged does for all state of a room. It is called when the whole state was rewritten.
 func (t *Timers) RoomChanged(ctx context.Context, roomID string) error {
+	room := t.tokens.names.hash(roomID)
 	t.mu.Lock()
-	timers := slices.DeleteFunc(t.index.inRoom(roomID), func(r ref) bool { return t.index.at(r).state == 0 })
+	timers := slices.DeleteFunc(t.index.inRoom(room), func(r ref) bool { return t.index.at(r).state == 0 })
 	t.mu.Unlock()
 	return t.dropReplaced(ctx, timers)
 }
@@ -702,10 +702,10 @@ func (t *Timers) DropEvent(ctx context.Context, eventID string, reason DropReaso
 
 // DropSender stops the timers of a user in a room whose events were accepted before the given time.
 func (t *Timers) DropSender(ctx context.Context, roomID, userID string, before time.Time) {
-	t.mu.Lock()
 	var timers []ref
-	room := t.index.names.hash(roomID)
-	t.index.ofSender(userID, func(r ref, tm *timer) {
+	room, sender := t.tokens.names.hash(roomID), t.tokens.names.hash(userID)
+	t.mu.Lock()
+	t.index.ofSender(sender, func(r ref, tm *timer) {
 		if !tm.delayed && tm.room == room && time.UnixMilli(tm.received).Before(before) {
 			timers = append(timers, r)
 		}
@@ -933,9 +933,10 @@ func (t *Timers) unfinished(state uint64) (timers []ref) {
 }
 
 func (t *Timers) timersIn(roomID string) []ref {
+	room := t.tokens.names.hash(roomID)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.index.inRoom(roomID)
+	return t.index.inRoom(room)
 }
 
 // notify tells the scheduler that the first wake may have come nearer.

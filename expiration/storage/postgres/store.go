@@ -137,7 +137,7 @@ type writer struct {
 const claimTimersSQL = "WITH claimed AS (UPDATE expiration_deadlines AS d SET outcome = c.outcome" +
 	" FROM unnest($1::BIGINT[], $2::BIGINT[], $3::TEXT[]) AS c (timer_nid, deadline_ms, outcome)" +
 	" WHERE d.timer_nid = c.timer_nid AND d.deadline_ms = c.deadline_ms AND d.outcome IS NULL RETURNING d.timer_nid)" +
-	" INSERT INTO expiration_claims SELECT timer_nid, event_id, room_version, pdu" +
+	" INSERT INTO expiration_claims (timer_nid, event_id, room_version, pdu) SELECT timer_nid, event_id, room_version, pdu" +
 	" FROM unnest($1::BIGINT[], $4::TEXT[], $5::TEXT[], $6::BYTEA[]) AS c (timer_nid, event_id, room_version, pdu)" +
 	" JOIN claimed USING (timer_nid) RETURNING timer_nid"
 
