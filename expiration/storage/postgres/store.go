@@ -146,13 +146,45 @@ const insertTimerSQL = "WITH digest AS (INSERT INTO expiration_digests (timer_ni
 	" deadline AS (INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $17, $18)) " +
 	shared.InsertTimerSQL
 
-func (w writer) Insert(ctx context.Context, values ...any) error {
+func (w writer) Insert(ctx context.Context, values []any, d expiration.Digest, duration, deadline int64) error {
 	statement, err := w.Prepare(ctx, insertTimerSQL)
 	if err != nil {
 		return err
 	}
-	_, err = statement.ExecContext(ctx, values...)
+	_, err = statement.ExecContext(ctx, append(values, d[:], duration, deadline)...)
 	return err
+}
+
+// One statement again. Whoever is claiming a timer has its deadline's row, and is waited for.
+const (
+	removeTimersSQL  = "WITH gone AS (SELECT timer_nid FROM expiration_deadlines WHERE timer_nid = ANY($1)" + removeSQL
+	removeRunningSQL = "WITH gone AS (SELECT timer_nid FROM expiration_deadlines WHERE timer_nid = ANY($1) AND outcome IS NULL" +
+		removeSQL
+	removeSQL = " FOR UPDATE)," +
+		" timers AS (DELETE FROM expiration_timers AS t USING gone WHERE t.timer_nid = gone.timer_nid)," +
+		" digests AS (DELETE FROM expiration_digests AS g USING gone WHERE g.timer_nid = gone.timer_nid)," +
+		" claims AS (DELETE FROM expiration_claims AS c USING gone WHERE c.timer_nid = gone.timer_nid)" +
+		" DELETE FROM expiration_deadlines AS d USING gone WHERE d.timer_nid = gone.timer_nid"
+)
+
+func (w writer) Remove(ctx context.Context, txn *sql.Tx, nids []int64, running bool) (n int64, err error) {
+	query := removeTimersSQL
+	if running {
+		query = removeRunningSQL
+	}
+	var res sql.Result
+	if txn != nil { // not prepared: that would take another connection while this one is held
+		res, err = txn.ExecContext(ctx, query, pq.Array(nids))
+	} else {
+		var statement *sql.Stmt
+		if statement, err = w.Prepare(ctx, query); err == nil {
+			res, err = statement.ExecContext(ctx, pq.Array(nids))
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
 }
 
 func (w writer) Transaction(ctx context.Context, f func(*sql.Tx) error) error {

@@ -1,6 +1,7 @@
 package shared
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -15,11 +16,8 @@ const (
 	insertFinalisedSQL = "INSERT INTO expiration_finalised (row_id, room_id, event_type, state_key, sender, token_hash," +
 		" duration_ms, received_ms, deadline_ms, request_hash, content, finalised_ms, event_id, error)" +
 		" SELECT t.event_id, t.room_id, t.event_type, t.state_key, t.sender, t.token_hash, d.duration_ms, t.received_ms," +
-		" d.deadline_ms, t.request_hash, t.content, $1, $2, $3" + fromTimersSQL + " WHERE t.timer_nid = $4 AND t.content IS NOT NULL"
-	finalisedDeadlineSQL = deleteDeadlineSQL + "timer_nid = $1"
-	finalisedTimerSQL    = "DELETE FROM expiration_timers WHERE timer_nid = $1 RETURNING sender"
-	finalisedDigestSQL   = "DELETE FROM expiration_digests WHERE timer_nid = $1"
-	finalisedClaimSQL    = "DELETE FROM expiration_claims WHERE timer_nid = $1"
+		" d.deadline_ms, t.request_hash, t.content, $1, $2, $3" + fromTimersSQL + " WHERE t.timer_nid = $4 AND t.content IS NOT NULL" +
+		" RETURNING sender"
 	// Those that were finalised later than the one that is to go are as many as are kept.
 	limitFinalisedSQL = "DELETE FROM expiration_finalised WHERE sender = $1 AND finalised_nid <=" +
 		" (SELECT finalised_nid FROM expiration_finalised WHERE sender = $2 ORDER BY finalised_nid DESC LIMIT 1 OFFSET $3)"
@@ -47,11 +45,7 @@ func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
 	return txn.Commit()
 }
 
-func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, running bool, keep int) (done bool, err error) {
-	deadline := finalisedDeadlineSQL
-	if running {
-		deadline += runningSQL
-	}
+func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, running bool, keep int) (bool, error) {
 	var eventID, failure *string
 	if f.EventID != "" {
 		eventID = &f.EventID
@@ -60,36 +54,23 @@ func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, run
 		text := string(f.Error)
 		failure = &text
 	}
-	err = s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
-		if done, err = s.changed(txn.ExecContext(ctx, insertFinalisedSQL, f.At.UnixMilli(), eventID, failure, nid)); err != nil || !done {
-			return err
-		}
-		if done, err = s.changed(txn.ExecContext(ctx, deadline, nid)); err == nil && !done {
-			err = errClaimed
-		}
-		if err != nil {
-			return err
-		}
+	err := s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
 		var sender string
-		if err := txn.QueryRowContext(ctx, finalisedTimerSQL, nid).Scan(&sender); err != nil {
+		if err := txn.QueryRowContext(ctx, insertFinalisedSQL, f.At.UnixMilli(), eventID, failure, nid).Scan(&sender); err != nil {
 			return err
 		}
-		for _, query := range []string{finalisedDigestSQL, finalisedClaimSQL} {
-			if _, err := txn.ExecContext(ctx, query, nid); err != nil {
-				return err
-			}
+		// If the timer may not go, what was inserted is rolled back.
+		if n, err := s.Writer.Remove(ctx, txn, []int64{nid}, running); err != nil || n == 0 {
+			return cmp.Or(err, sql.ErrNoRows)
 		}
 		_, err := txn.ExecContext(ctx, limitFinalisedSQL, sender, sender, keep)
 		return err
 	})
-	if errors.Is(err, errClaimed) {
+	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
-	return done && err == nil, err
+	return err == nil, err
 }
-
-// errClaimed rolls back what was inserted for a timer that may not go.
-var errClaimed = errors.New("the timer is claimed")
 
 func (s *Store) Finalised(ctx context.Context, h expiration.TokenHash) (expiration.DelayedEvent, error) {
 	var (

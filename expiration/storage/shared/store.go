@@ -24,15 +24,10 @@ import (
 
 // Parameters stand in the order of their numbers: SQLite counts them by where they first appear.
 const (
-	// InsertTimerSQL has the parameters that Writer.Insert is given, but for the last three.
 	InsertTimerSQL = "INSERT INTO expiration_timers" +
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, received_ms," +
 		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id)" +
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
-	deleteDeadlineSQL = "DELETE FROM expiration_deadlines WHERE "
-	// The end of the statements that delete what else there is of timers whose deadlines are gone.
-	withoutDeadlineSQL = " AS t WHERE NOT EXISTS" +
-		" (SELECT 1 FROM expiration_deadlines AS d WHERE d.timer_nid = t.timer_nid) AND "
 	readTimersSQL = "SELECT " + columns + fromTimersSQL +
 		" LEFT JOIN expiration_claims AS c ON c.timer_nid = t.timer_nid WHERE "
 	// The range is given twice, because PostgreSQL does not conclude from the join that it holds on both sides.
@@ -44,12 +39,6 @@ const (
 	pingSQL        = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
 
-// tables are those that have more of a timer than its deadline.
-var tables = []string{"expiration_timers", "expiration_digests", "expiration_claims"}
-
-// runningSQL is the end of a statement that spares timers that are claimed.
-const runningSQL = " AND outcome IS NULL"
-
 // readersAtStart is how many connections read all timers.
 const readersAtStart = 4
 
@@ -57,9 +46,12 @@ const readersAtStart = 4
 type Writer interface {
 	// Transaction calls f once, with a transaction that it must not end.
 	Transaction(ctx context.Context, f func(*sql.Tx) error) error
-	// Insert adds the rows of a timer: what InsertTimerSQL wants, beginning with the number, and then the digest, the duration and
-	// the deadline.
-	Insert(ctx context.Context, values ...any) error
+	// Insert adds the rows of a timer. The values are those of InsertTimerSQL, the first is the timer's number; duration and
+	// deadline are in milliseconds.
+	Insert(ctx context.Context, values []any, d expiration.Digest, duration, deadline int64) error
+	// Remove deletes all rows of timers, of running ones only if running is set, and returns how many timers there were. Without a
+	// transaction it is one by itself.
+	Remove(ctx context.Context, txn *sql.Tx, nids []int64, running bool) (int64, error)
 	// Refresh and Claim change timers that are as they must be, and call found for each of them.
 	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error
 	Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error
@@ -122,11 +114,10 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer, d expiration.Dig
 			timestamp = delayed.Timestamp.UnixMilli()
 		}
 	}
-	return s.Writer.Insert(ctx,
+	return s.Writer.Insert(ctx, []any{
 		t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:], t.Received.UnixMilli(),
 		nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(), timestamp, delayed.Over,
-		d[:], t.Duration.Milliseconds(), t.Deadline.UnixMilli(),
-	)
+	}, d, t.Duration.Milliseconds(), t.Deadline.UnixMilli())
 }
 
 // nullable stores no bytes as NULL. Versions of lib/pq before 1.11, which a Dendrite tree may have, would store an empty string.
@@ -179,25 +170,14 @@ func each(ctx context.Context, rows *sql.Rows, f func() error) error {
 	return rows.Err()
 }
 
-func (s *Store) Drop(ctx context.Context, nids []int64) error { return s.remove(ctx, nids, runningSQL) }
+func (s *Store) Drop(ctx context.Context, nids []int64) error {
+	_, err := s.Writer.Remove(ctx, nil, nids, true)
+	return err
+}
 
-func (s *Store) Delete(ctx context.Context, nids []int64) error { return s.remove(ctx, nids, "") }
-
-// remove removes timers, but for those that the end of the statement spares.
-func (s *Store) remove(ctx context.Context, nids []int64, end string) error {
-	values := s.Many.Value(nids)
-	return s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
-		if _, err := txn.ExecContext(ctx, deleteDeadlineSQL+s.Many.Among("timer_nid", "$1")+end, values); err != nil {
-			return err
-		}
-		for _, table := range tables {
-			query := "DELETE FROM " + table + withoutDeadlineSQL + s.Many.Among("t.timer_nid", "$1")
-			if _, err := txn.ExecContext(ctx, query, values); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+func (s *Store) Delete(ctx context.Context, nids []int64) error {
+	_, err := s.Writer.Remove(ctx, nil, nids, false)
+	return err
 }
 
 func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, error) {
@@ -277,13 +257,4 @@ func (s *Store) indexRange(ctx context.Context, first, last int64, f func([]expi
 func (s *Store) Ping(ctx context.Context) error {
 	var n int
 	return s.DB.QueryRowContext(ctx, pingSQL).Scan(&n)
-}
-
-// changed reports whether a statement found its row.
-func (s *Store) changed(res sql.Result, err error) (bool, error) {
-	if err != nil {
-		return false, err
-	}
-	n, err := res.RowsAffected()
-	return n > 0, err
 }

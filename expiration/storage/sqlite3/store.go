@@ -139,10 +139,7 @@ func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store
 		Among: func(column, parameter string) string {
 			return column + " IN (SELECT value FROM json_each(" + parameter + "))"
 		},
-		Value: func(values any) any {
-			data, _ := json.Marshal(values) // never fails for numbers and strings
-			return string(data)
-		},
+		Value: array,
 	}}, nil
 }
 
@@ -187,16 +184,16 @@ const (
 	insertDeadlineSQL = "INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $2, $3)"
 )
 
-func (c *connection) Insert(ctx context.Context, values ...any) error {
-	nid, timer, digest, deadline := values[0], values[:len(values)-3], values[len(values)-3], values[len(values)-2:]
+func (c *connection) Insert(ctx context.Context, values []any, d expiration.Digest, duration, deadline int64) error {
+	nid := values[0]
 	return c.Transaction(ctx, func(txn *sql.Tx) error {
 		for _, insert := range []struct {
 			query string
 			args  []any
 		}{
-			{shared.InsertTimerSQL, timer},
-			{insertDigestSQL, []any{nid, digest}},
-			{insertDeadlineSQL, append([]any{nid}, deadline...)},
+			{shared.InsertTimerSQL, values},
+			{insertDigestSQL, []any{nid, d[:]}},
+			{insertDeadlineSQL, []any{nid, duration, deadline}},
 		} {
 			if _, err := txn.ExecContext(ctx, insert.query, insert.args...); err != nil {
 				return err
@@ -204,6 +201,45 @@ func (c *connection) Insert(ctx context.Context, values ...any) error {
 		}
 		return nil
 	})
+}
+
+const (
+	deleteDeadlinesSQL = "DELETE FROM expiration_deadlines WHERE timer_nid IN (SELECT value FROM json_each($1))"
+	// spareClaimedSQL is the end of the former for running timers.
+	spareClaimedSQL = " AND outcome IS NULL"
+	// deleteRestSQL deletes from another table what belongs to timers whose deadlines are gone.
+	deleteRestSQL = "DELETE FROM %s AS t WHERE timer_nid IN (SELECT value FROM json_each($1))" +
+		" AND NOT EXISTS (SELECT 1 FROM expiration_deadlines AS d WHERE d.timer_nid = t.timer_nid)"
+)
+
+func (c *connection) Remove(ctx context.Context, txn *sql.Tx, nids []int64, running bool) (n int64, err error) {
+	if txn == nil {
+		err = c.Transaction(ctx, func(txn *sql.Tx) error {
+			n, err = c.Remove(ctx, txn, nids, running)
+			return err
+		})
+		return n, err
+	}
+	deadlines, values := deleteDeadlinesSQL, array(nids)
+	if running {
+		deadlines += spareClaimedSQL
+	}
+	res, err := txn.ExecContext(ctx, deadlines, values)
+	if err != nil {
+		return 0, err
+	}
+	for _, table := range []string{"expiration_timers", "expiration_digests", "expiration_claims"} {
+		if _, err = txn.ExecContext(ctx, fmt.Sprintf(deleteRestSQL, table), values); err != nil {
+			return 0, err
+		}
+	}
+	return res.RowsAffected()
+}
+
+// array returns a parameter for json_each.
+func array(values any) any {
+	data, _ := json.Marshal(values) // never fails for numbers and strings
+	return string(data)
 }
 
 // One statement is one commit. Its parameter is an array of arrays.
@@ -219,12 +255,9 @@ func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh
 	for i, r := range refreshes {
 		values[i] = [3]int64{r.NID, r.Duration.Milliseconds(), r.Deadline.UnixMilli()}
 	}
-	data, err := json.Marshal(values)
-	if err != nil {
-		return err
-	}
+	data := array(values)
 	return c.use(ctx, func(conn *sql.Conn) error {
-		res, err := c.refresh.ExecContext(ctx, string(data))
+		res, err := c.refresh.ExecContext(ctx, data)
 		if err != nil {
 			return err
 		}
@@ -234,7 +267,7 @@ func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh
 			}
 			return nil
 		}
-		rows, err := conn.QueryContext(ctx, selectRunningSQL, string(data))
+		rows, err := conn.QueryContext(ctx, selectRunningSQL, data)
 		if err != nil {
 			return err
 		}

@@ -34,6 +34,7 @@ var expiringTests = []test{
 	{"OneOfManyClaimsWins", oneClaimWins},
 	{"RefreshAndClaimExcludeEachOther", refreshOrClaim},
 	{"DropSparesClaimedTimers", dropSparesClaimed},
+	{"DropAndClaimExcludeEachOther", dropOrClaim},
 	{"ObeysContext", obeysContext},
 	{"Pings", pings},
 }
@@ -420,6 +421,42 @@ func dropSparesClaimed(t *testing.T, open func() expiration.Store) {
 	require.Equal(t, []string{"$event0", "$event4"}, list(t, open()))
 	require.NoError(t, store.Drop(ctx, nil))
 	require.NoError(t, store.Delete(ctx, nil))
+}
+
+// Of dropping and claiming a timer one wins, and what goes leaves nothing behind.
+func dropOrClaim(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	for n := range 20 {
+		timer := newTimer(n)
+		require.NoError(t, tryInsert(ctx, store, timer))
+		var (
+			wg      sync.WaitGroup
+			claimed bool
+		)
+		wg.Go(func() {
+			if err := store.Drop(ctx, []int64{timer.NID}); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() {
+			var err error
+			if claimed, err = claim(ctx, store, timer.NID, timer.Deadline, newClaim(n)); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Wait()
+		got, err := read(ctx, store, timer.NID)
+		if claimed {
+			require.NoError(t, err)
+			require.Equal(t, newClaim(n), *got.Claim)
+			require.NoError(t, store.Delete(ctx, []int64{timer.NID}))
+		} else {
+			require.ErrorIs(t, err, expiration.ErrNotFound)
+		}
+		require.NoError(t, tryInsert(ctx, store, timer), "nothing is left of it")
+		claimTimer(t, store, n)
+		require.NoError(t, store.Delete(ctx, []int64{timer.NID}))
+	}
 }
 
 func obeysContext(t *testing.T, open func() expiration.Store) {
