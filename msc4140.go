@@ -50,12 +50,10 @@ type Extension struct {
 	rtc      MatrixRTC
 	delayed  bool // delayed events are not switched off
 	rooms    *clientapi.Summaries
-	loaded   chan error // has one value when the timers are in memory, or cannot be
 }
 
-// New opens the database and wires the component to Dendrite's. It mends what a crash broke in JetStream, which must be done
-// before any component reads a stream. The timers are read into memory while the other components are made; nothing else is
-// started.
+// New opens the database and wires the component to Dendrite's. It starts nothing. It mends what a crash broke in JetStream,
+// which must be done before any component reads a stream.
 func New(
 	processCtx *process.ProcessContext, cfg *Config, dendriteCfg *config.Dendrite,
 	cm *sqlutil.Connections, natsInstance *jetstream.NATSInstance, rsAPI api.RoomserverInternalAPI, enableMetrics bool,
@@ -84,17 +82,14 @@ func New(
 	if err = resetStrandedConsumers(processCtx.Context(), js, &dendriteCfg.Global.JetStream); err != nil {
 		return nil, err
 	}
-	e := &Extension{
+	return &Extension{
 		process: processCtx, rsAPI: wrapper, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
 		rtc:      cfg.MatrixRTC,
 		delayed:  cfg.DelayedEvents.MaxScheduledPerUser > 0,
 		rooms:    clientapi.NewSummaries(&dendriteCfg.ClientAPI, wrapper),
-		loaded:   make(chan error, 1),
-	}
-	go func() { e.loaded <- timers.Load(processCtx.Context()) }()
-	return e, nil
+	}, nil
 }
 
 // RoomserverAPI returns the roomserver API that all of Dendrite's components must be given.
@@ -129,14 +124,12 @@ func (e *Extension) KeepAlivesFirst(next http.Handler) http.Handler {
 	return e.client.KeepAlivesFirst(next)
 }
 
-// Start waits until the timers are in memory, and starts to watch deadlines and the output stream. Both stop when Dendrite
-// shuts down. It is called once.
+// Start loads the timers and starts to watch deadlines and the output stream. Both stop when Dendrite shuts down.
 func (e *Extension) Start() error {
 	ctx := e.process.Context()
-	if err := <-e.loaded; err != nil {
+	if err := e.timers.Start(ctx); err != nil {
 		return err
 	}
-	e.timers.Start(ctx)
 	e.process.ComponentStarted()
 	go func() {
 		defer e.process.ComponentFinished()

@@ -79,7 +79,7 @@
 //     for sends of one user in one room is taken
 //  4. the timer's lock in Timers.rows: one write to its row at a time, and memory says what was written last; under it a
 //     read or write waits for the turn of its batch, or for whoever has it, who takes no other lock meanwhile
-//  5. Timers.mu: the index in memory; held while nothing is waited for, but by [Timers.Load] for the database, and for those who
+//  5. Timers.mu: the index in memory; held while nothing is waited for, but by [Timers.Start] for the database, and for those who
 //     make the index
 //  6. leaves: lanes.mu, batches.mu, and the locks inside keyedLocks
 //

@@ -240,14 +240,6 @@ func (x *index) link() {
 	heap.Init(&x.wakes)
 }
 
-// postpone makes no timer due before the given moment. It leaves the heap in order.
-func (x *index) postpone(earliest time.Duration) {
-	for _, s := range x.wakes.slots {
-		tm := x.timers.at(s)
-		tm.due, tm.wake = max(tm.due, earliest), max(tm.wake, earliest)
-	}
-}
-
 func (x *index) addToState(s slot, tm *timer) {
 	if tm.state != 0 {
 		tm.nextOfState = x.byState.get(tm.state)

@@ -97,17 +97,16 @@ type Timers struct {
 	workers sync.WaitGroup // started by Start, ended by Stop
 	watcher sync.WaitGroup // likewise, after the workers; and what these leave to be done behind them
 
-	mu            sync.Mutex // guards what follows
-	index         *index
-	ahead         map[ref]*Timer         // rows that were read ahead, see closeDue
-	swept         []ref                  // closed events whose rows sweep deletes; if there are any, it is on its way
-	claimedBefore []ref                  // what an earlier process claimed, from Load to Start
-	forgot        time.Duration          // when requests were forgotten last
-	claimed       map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
-	senders       map[uint64]struct{}    // the hashes of the users with finalised events that were sent
+	mu      sync.Mutex // guards what follows
+	index   *index
+	ahead   map[ref]*Timer         // rows that were read ahead, see closeDue
+	swept   []ref                  // closed events whose rows sweep deletes; if there are any, it is on its way
+	forgot  time.Duration          // when requests were forgotten last
+	claimed map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
+	senders map[uint64]struct{}    // the hashes of the users with finalised events that were sent
 }
 
-// New returns the component. It does nothing before Load and Start.
+// New returns the component. It does nothing before Start.
 func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers {
 	t := &Timers{
 		cfg: cfg, store: store, roomserver: roomserver, tokens: tokens,
@@ -145,26 +144,41 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 // Collectors returns the component's metrics, to be registered once.
 func (t *Timers) Collectors() []prometheus.Collector { return t.metrics.collectors() }
 
-// Load reads the timers into memory. Whoever asks for one meanwhile waits until all are there.
-func (t *Timers) Load(ctx context.Context) error {
-	if err := t.loadTimers(ctx); err != nil {
+// Start loads the timers, finishes what an earlier process had claimed, and starts to watch the deadlines, until Stop is
+// called or ctx is done. It must return before events are sent or tokens used.
+func (t *Timers) Start(ctx context.Context) error {
+	claimed, err := t.loadAll(ctx)
+	if err != nil {
 		return fmt.Errorf("loading the timers of expiring events: %w", err)
 	}
-	if err := t.loadSenders(ctx); err != nil {
-		return fmt.Errorf("loading who has sent delayed events: %w", err)
-	}
 	failpoint.Pass(failpoint.AfterLoad)
+	t.run(ctx, claimed)
 	return nil
+}
+
+// loadAll reads into memory what an earlier process had, and returns the timers that it had claimed.
+func (t *Timers) loadAll(ctx context.Context) (claimed []ref, err error) {
+	if claimed, err = t.loadTimers(ctx); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	many := t.index.count >= manyTimers
+	t.mu.Unlock()
+	if many {
+		debug.FreeOSMemory() // what the rows took; the index takes less
+	}
+	return claimed, t.loadSenders(ctx)
 }
 
 // loadTimers takes all timers in. Those that are claimed it reads whole, and those whose digests were made under another key, or
 // that have none because an earlier version wrote them.
-func (t *Timers) loadTimers(ctx context.Context) error {
+func (t *Timers) loadTimers(ctx context.Context) (claimed []ref, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now, key := t.clock.now(), t.tokens.names.id()
+	t.forgot = now
 	var whole []int64
-	if err := t.store.Index(ctx, func(row Indexed) error {
+	if err = t.store.Index(ctx, func(row Indexed) error {
 		if row.Claimed || row.Digest.get(digestKey) != key {
 			whole = append(whole, row.NID)
 			return nil
@@ -172,12 +186,12 @@ func (t *Timers) loadTimers(ctx context.Context) error {
 		_, err := t.take(row, now)
 		return err
 	}); err != nil {
-		return err
+		return nil, err
 	}
 	for nids := range slices.Chunk(whole, maxBatch) {
 		rows, err := t.store.Read(ctx, nids)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for _, row := range rows {
 			if row == nil {
@@ -185,10 +199,10 @@ func (t *Timers) loadTimers(ctx context.Context) error {
 			}
 			r, err := t.take(newIndexed(*row, t.tokens.Digest(*row)), now)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			if row.Claim != nil {
-				t.claimedBefore = append(t.claimedBefore, r)
+				claimed = append(claimed, r)
 				if row.Delayed != nil {
 					t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
 				}
@@ -196,10 +210,7 @@ func (t *Timers) loadTimers(ctx context.Context) error {
 		}
 	}
 	t.index.link()
-	if t.index.count >= manyTimers {
-		debug.FreeOSMemory() // what the rows took; the index takes less
-	}
-	return nil
+	return claimed, nil
 }
 
 // take takes in a timer that an earlier process had. Timers.mu is held.
@@ -208,25 +219,19 @@ func (t *Timers) take(row Indexed, now time.Duration) (r ref, err error) {
 		return r, err
 	}
 	due := t.clock.moment(row.Deadline)
+	overdue := due <= now
+	if t.cfg.RestartGrace > 0 {
+		due = max(due, now+t.cfg.RestartGrace)
+	}
 	r = t.index.put(row, due)
 	// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
 	tm := t.index.at(r)
-	tm.unsent = !tm.delayed && due <= now
+	tm.unsent = overdue && !tm.delayed
 	return r, nil
 }
 
-// Start finishes what an earlier process had claimed, and starts to watch the deadlines, until Stop is called or ctx is done.
-// Load comes before it, and it must return before events are sent or tokens used.
-func (t *Timers) Start(ctx context.Context) {
-	now := t.clock.now()
-	t.mu.Lock()
-	t.forgot = now
-	if t.cfg.RestartGrace > 0 {
-		t.index.postpone(now + t.cfg.RestartGrace)
-	}
-	claimed := t.claimedBefore
-	t.claimedBefore = nil
-	t.mu.Unlock()
+// run is Start when everything is loaded.
+func (t *Timers) run(ctx context.Context, claimed []ref) {
 	t.ctx, t.stop = context.WithCancel(ctx)
 	for range closers {
 		t.workers.Go(func() { t.lanes.work(t.closeDue) })

@@ -30,7 +30,7 @@ type world struct {
 	roomserver *fakeRoomserver
 	events     int
 	secret     string
-	loaded     func()       // if not nil, what is done between Load and Start
+	loaded     func()       // if not nil, what is done when the timers are loaded, and nothing else
 	step       atomic.Int64 // how far the wall clock has been set forward, or back
 }
 
@@ -54,11 +54,14 @@ func (w *world) start(cfg Config) {
 	require.NoError(w.t, err)
 	w.Timers = New(cfg, w.store, w.roomserver, tokens)
 	w.clock.wall = func() time.Time { return time.Now().Round(0).Add(time.Duration(w.step.Load())) }
-	require.NoError(w.t, w.Load(w.t.Context()))
-	if w.loaded != nil {
-		w.loaded()
+	if w.loaded == nil {
+		require.NoError(w.t, w.Start(w.t.Context()))
+		return
 	}
-	w.Start(w.t.Context())
+	claimed, err := w.loadAll(w.t.Context())
+	require.NoError(w.t, err)
+	w.loaded()
+	w.run(w.t.Context(), claimed)
 }
 
 // restart ends the process, at once, and begins a new life after the given time.
@@ -919,9 +922,7 @@ func TestStopAtAnyMoment(t *testing.T) {
 	})
 	unstarted := New(Config{}, newMemoryStore(), newFakeRoomserver(), &Tokens{})
 	unstarted.Stop()
-	require.NoError(t, unstarted.Load(t.Context()))
-	unstarted.Stop()
-	unstarted.Start(t.Context())
+	require.NoError(t, unstarted.Start(t.Context()))
 	unstarted.Stop()
 	unstarted.Stop()
 }
@@ -946,10 +947,10 @@ func TestOtherDigests(t *testing.T) {
 	})
 }
 
-func TestLoadFailsWithTheDatabase(t *testing.T) {
+func TestStartFailsWithTheDatabase(t *testing.T) {
 	store := newMemoryStore()
 	store.set(false, func(string) error { return errFault })
-	require.ErrorIs(t, New(Config{}, store, newFakeRoomserver(), &Tokens{}).Load(t.Context()), errFault)
+	require.ErrorIs(t, New(Config{}, store, newFakeRoomserver(), &Tokens{}).Start(t.Context()), errFault)
 }
 
 // The wall clock may jump: while the process lives, only the time that passes counts.

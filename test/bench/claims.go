@@ -83,10 +83,9 @@ func claimAll(ctx context.Context, d database, watch func(wait func() error) err
 	defer closeStore()
 	room := &instantRoomserver{first: first, done: make(chan struct{})}
 	timers := expiration.New(expiration.Config{MaxRunningPerUser: 1}, store, room, d.keys)
-	if err = timers.Load(ctx); err != nil {
+	if err = timers.Start(ctx); err != nil {
 		return nil, err
 	}
-	timers.Start(ctx)
 	defer timers.Stop()
 	if time.Now().After(first) {
 		return nil, errors.New("the timers were due before they were all there")

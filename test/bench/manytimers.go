@@ -94,7 +94,8 @@ func (b *comparison) watchStart(ctx context.Context, d database) error {
 		}
 		defer closeStore()
 		timers := expiration.New(expiration.Config{}, store, new(instantRoomserver), d.keys)
-		return timers.Load(ctx)
+		defer timers.Stop()
+		return timers.Start(ctx)
 	}
 	if err := b.cores("start", nil, start); err != nil {
 		return err
