@@ -8,23 +8,23 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// columns are those of a whole timer, from the tables t, d and c.
+// columns are those of a timer, from the tables t and d.
 const columns = "t.timer_nid, t.event_id, t.room_id, t.event_type, t.state_key, t.sender, t.token_hash, d.duration_ms," +
-	" t.received_ms, d.deadline_ms, t.request_hash, t.room_version, t.pdu, d.outcome, c.event_id, c.room_version, c.pdu," +
+	" t.received_ms, d.deadline_ms, t.request_hash, t.room_version, t.pdu, d.outcome," +
 	" t.content, t.expires_ms, t.origin_server_ts, t.over_event_id"
 
-// readTimer returns the timer of a row that has all columns.
+// readTimer returns the timer of a row. Of its claim, if there is one, it has the outcome.
 func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
 	var (
-		stateKey, outcome, roomVersion, sentID, sentVersion sql.NullString
-		hash, request                                       sql.RawBytes
-		pdu, sentPDU, content                               []byte
-		duration, received, deadline, expires, timestamp    int64 // milliseconds
-		over                                                string
+		stateKey, outcome, roomVersion                   sql.NullString
+		hash, request                                    sql.RawBytes
+		pdu, content                                     []byte
+		duration, received, deadline, expires, timestamp int64 // milliseconds
+		over                                             string
 	)
 	if err = rows.Scan(
 		&t.NID, &t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &hash, &duration,
-		&received, &deadline, &request, &roomVersion, &pdu, &outcome, &sentID, &sentVersion, &sentPDU,
+		&received, &deadline, &request, &roomVersion, &pdu, &outcome,
 		&content, &expires, &timestamp, &over,
 	); err != nil {
 		return t, err
@@ -45,10 +45,7 @@ func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
 		}
 	}
 	if outcome.Valid {
-		t.Claim = &expiration.Claim{
-			Outcome: expiration.Outcome(outcome.String),
-			Event:   expiration.SignedEvent{EventID: sentID.String, RoomVersion: sentVersion.String, PDU: sentPDU},
-		}
+		t.Claim = &expiration.Claim{Outcome: expiration.Outcome(outcome.String)}
 	}
 	if content != nil {
 		t.Delayed = &expiration.Delayed{Content: content, Expires: time.Duration(expires) * time.Millisecond, Over: over}

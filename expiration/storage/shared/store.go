@@ -28,8 +28,8 @@ const (
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, received_ms," +
 		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id)" +
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
-	readTimersSQL = "SELECT " + columns + fromTimersSQL +
-		" LEFT JOIN expiration_claims AS c ON c.timer_nid = t.timer_nid WHERE "
+	readTimersSQL = "SELECT " + columns + fromTimersSQL + " WHERE "
+	readClaimsSQL = "SELECT timer_nid, event_id, room_version, pdu FROM expiration_claims WHERE "
 	// The range is given twice, because PostgreSQL does not conclude from the join that it holds on both sides.
 	selectIndexSQL = "SELECT d.timer_nid, g.digest, d.outcome IS NOT NULL, d.duration_ms, d.deadline_ms" +
 		" FROM expiration_deadlines AS d LEFT JOIN expiration_digests AS g" +
@@ -186,16 +186,50 @@ func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, er
 		return nil, err
 	}
 	found := make(map[int64]*expiration.Timer, len(nids))
-	err = each(ctx, rows, func() error {
+	var claimed []int64
+	if err = each(ctx, rows, func() error {
 		t, err := readTimer(rows)
 		found[t.NID] = &t
+		if t.Claim != nil {
+			claimed = append(claimed, t.NID)
+		}
 		return err
-	})
+	}); err == nil && len(claimed) > 0 {
+		err = s.readClaims(ctx, claimed, found)
+	}
 	timers := make([]*expiration.Timer, len(nids))
 	for i, nid := range nids {
 		timers[i] = found[nid]
 	}
 	return timers, err
+}
+
+// readClaims adds the events that are sent to timers that are claimed. A join would do it too, but when many timers run out at
+// once its table grows from nothing to thousands of rows within a second, and PostgreSQL goes through all of them each time, as
+// it once planned for none.
+func (s *Store) readClaims(ctx context.Context, nids []int64, timers map[int64]*expiration.Timer) error {
+	rows, err := s.Statements.QueryContext(ctx, readClaimsSQL+s.Many.Among("timer_nid", "$1"), s.Many.Value(nids))
+	if err != nil {
+		return err
+	}
+	claims := make(map[int64]expiration.SignedEvent, len(nids))
+	err = each(ctx, rows, func() error {
+		var (
+			nid int64
+			e   expiration.SignedEvent
+		)
+		err := rows.Scan(&nid, &e.EventID, &e.RoomVersion, &e.PDU)
+		claims[nid] = e
+		return err
+	})
+	for _, nid := range nids {
+		if e, ok := claims[nid]; ok {
+			timers[nid].Claim.Event = e
+		} else { // deleted meanwhile
+			delete(timers, nid)
+		}
+	}
+	return err
 }
 
 // Index reads with several connections at once: for a million timers, most of the time goes into taking rows apart.
