@@ -243,7 +243,7 @@ func (s *Server) Configure(cfg Config) error {
 		"logging":        []m{{"type": "file", "level": cmp.Or(cfg.LogLevel, "trace"), "params": m{"path": s.path("log")}}},
 	}
 	if cfg.Postgres != "" {
-		root["global"].(m)["database"] = m{"connection_string": cfg.Postgres, "max_open_conns": 40, "max_idle_conns": 5}
+		root["global"].(m)["database"] = m{"connection_string": cfg.Postgres, "max_open_conns": 40, "max_idle_conns": 40}
 	}
 	if cfg.Jaeger != "" {
 		root["tracing"] = m{"enabled": true, "jaeger": m{
