@@ -62,6 +62,12 @@ func New(
 	if err != nil {
 		return nil, fmt.Errorf("failed to open the database of expiring events: %w", err)
 	}
+	if err = keepConnections(
+		cm, &cfg.Database, &dendriteCfg.RoomServer.Database, &dendriteCfg.SyncAPI.Database, &dendriteCfg.UserAPI.AccountDatabase,
+		&dendriteCfg.KeyServer.Database, &dendriteCfg.FederationAPI.Database,
+	); err != nil {
+		return nil, fmt.Errorf("failed to open a database of Dendrite's: %w", err)
+	}
 	tokens, err := expiration.NewTokens(dendriteCfg.Global.PrivateKey.Seed())
 	if err != nil {
 		return nil, fmt.Errorf("failed to derive the key of the refresh tokens: %w", err)

@@ -1,0 +1,35 @@
+package msc4140
+
+import (
+	"database/sql"
+	"path/filepath"
+	"testing"
+
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/stretchr/testify/require"
+)
+
+// What several connections were needed for at once does not open as many again the next time.
+func TestKeepConnections(t *testing.T) {
+	options := &config.DatabaseOptions{ConnectionString: config.DataSource("file:" + filepath.Join(t.TempDir(), "a.db"))}
+	cm := sqlutil.NewConnectionManager(nil, config.DatabaseOptions{})
+	require.NoError(t, keepConnections(cm, options, &config.DatabaseOptions{ConnectionString: "postgres://nowhere"}, &config.DatabaseOptions{}))
+	db, _, err := cm.Connection(options)
+	require.NoError(t, err)
+	defer db.Close()
+	var open []*sql.Conn
+	for range keptConnections {
+		conn, err := db.Conn(t.Context())
+		require.NoError(t, err)
+		open = append(open, conn)
+	}
+	for _, conn := range open {
+		require.NoError(t, conn.Close())
+	}
+	require.Equal(t, keptConnections, db.Stats().Idle)
+
+	bad := &config.DatabaseOptions{ConnectionString: "file:"}
+	require.Error(t, keepConnections(cm, bad))
+	require.ErrorContains(t, keepConnections(cm, bad), "not open")
+}
