@@ -35,6 +35,7 @@ func main() {
 		fmt.Println(version())
 		return
 	}
+	addProcessors()
 	h, err := openHome()
 	if err != nil {
 		fail(err)
