@@ -256,6 +256,12 @@ func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh
 		values[i] = [3]int64{r.NID, r.Duration.Milliseconds(), r.Deadline.UnixMilli()}
 	}
 	data := array(values)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// If a context can end, the driver runs each statement in a goroutine of its own, and waits for that. What takes long here is the
+	// disk, which cannot be interrupted anyway.
+	ctx = context.WithoutCancel(ctx)
 	return c.use(ctx, func(conn *sql.Conn) error {
 		res, err := c.refresh.ExecContext(ctx, data)
 		if err != nil {
