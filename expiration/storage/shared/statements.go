@@ -48,3 +48,12 @@ func (s *Statements) QueryContext(ctx context.Context, query string, args ...any
 	}
 	return statement.QueryContext(ctx, args...)
 }
+
+// ExecContext runs a statement that returns no rows.
+func (s *Statements) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	statement, err := s.Prepare(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return statement.ExecContext(ctx, args...)
+}
