@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"gonum.org/v1/plot/plotter"
@@ -56,20 +58,29 @@ func (b *comparison) compareClosings(ctx context.Context, name string, rooms int
 			return err
 		}
 	}
-	var ratios []float64
+	var ratios, built, roomserver, stock []float64
 	d := drawing{title: fmt.Sprintf("%d events in %d rooms", *closings, rooms), x: "time (s)", y: "events"}
 	for round := range longRounds() {
-		closed, err := massExpiry(ctx, b.own, crowds[0], round, unwatched)
+		var closing, sending stages
+		closed, err := massExpiry(ctx, b.own, crowds[0], round, func(wait func() error) (err error) {
+			closing, err = stagesOf(ctx, b.own, wait)
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		sent, at, err := bestSends(ctx, crowds[1], round)
+		sent, at, err := bestSends(ctx, crowds[1], round, func(send func() error) (err error) {
+			sending, err = stagesOf(ctx, b.stock, send)
+			return err
+		})
 		if err != nil {
 			return err
 		}
 		first, last := closed[0], closed[len(closed)-1]
 		rate := (last.Y - first.Y) / last.X
 		ratios = append(ratios, rate/sent)
+		built, roomserver = append(built, 100*closing.built.Seconds()/last.X), append(roomserver, 100*closing.roomserver.Seconds()/last.X)
+		stock = append(stock, 100*sending.roomserver.Seconds()*sent/float64(*closings))
 		progress("%s: round %d of %d: %.0f closings per second, for %.1f s; stock sends %.0f per second, with %d at a time",
 			b.name, round+1, longRounds(), rate, last.X, sent, at)
 		d.lines = []line{
@@ -78,6 +89,11 @@ func (b *comparison) compareClosings(ctx context.Context, name string, rooms int
 		}
 	}
 	b.add(what+" / sends of state by stock Dendrite", "≥ 1.0", "", ratios)
+	if rooms == 1 { // which has one after the other
+		b.add(name+": an event is built for", "", " % of the time", built)
+		b.add(name+": the roomserver has an event for", "", " % of the time", roomserver)
+		b.add(name+": stock Dendrite's roomserver has an event for", "", " % of the time", stock)
+	}
 	if _, err = massExpiry(ctx, b.own, crowds[0], longRounds(), func(wait func() error) error {
 		return b.cores(name, b.own, func() error { return b.profiled(ctx, name, pprof, wait) })
 	}); err != nil {
@@ -156,25 +172,68 @@ func unwatched(wait func() error) error { return wait() }
 
 // closings returns how many closing events the server has sent since it was started.
 func (s *server) closings(ctx context.Context) (float64, error) {
-	res, err := s.Anonymous().Do(ctx, http.MethodGet, "/metrics", nil)
-	if err = must(res, err); err != nil {
-		return 0, err
-	}
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(bytes.NewReader(res.Body))
+	metrics, err := s.metrics(ctx)
 	if err != nil {
 		return 0, err
 	}
 	var n float64
-	for _, m := range families["dendrite_expiration_closings_total"].GetMetric() {
+	for _, m := range metrics["dendrite_expiration_closings_total"].GetMetric() {
 		n += m.GetCounter().GetValue()
 	}
 	return n, nil
 }
 
+// metrics returns what the server's metrics are now, by their names.
+func (s *server) metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
+	res, err := s.Anonymous().Do(ctx, http.MethodGet, "/metrics", nil)
+	if err = must(res, err); err != nil {
+		return nil, err
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	return parser.TextToMetricFamilies(bytes.NewReader(res.Body))
+}
+
+// stages are how long Dendrite needed for the parts of all sends together.
+type stages struct {
+	built      time.Duration // upon what the roomserver says is the room's last event
+	roomserver time.Duration // processed, one after the other for each room
+}
+
+// stagesOf calls work and returns what the server's sends needed meanwhile.
+func stagesOf(ctx context.Context, s *server, work func() error) (stages, error) {
+	before, err := s.stages(ctx)
+	if err != nil {
+		return stages{}, err
+	}
+	if err = work(); err != nil {
+		return stages{}, err
+	}
+	after, err := s.stages(ctx)
+	return stages{after.built - before.built, after.roomserver - before.roomserver}, err
+}
+
+func (s *server) stages(ctx context.Context) (all stages, err error) {
+	metrics, err := s.metrics(ctx)
+	if err != nil {
+		return all, err
+	}
+	millis := func(m *dto.Metric) time.Duration {
+		return time.Duration(m.GetHistogram().GetSampleSum() * float64(time.Millisecond))
+	}
+	for _, m := range metrics["dendrite_clientapi_sendevent_duration_millis"].GetMetric() {
+		if slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetValue() == "build" }) {
+			all.built += millis(m)
+		}
+	}
+	for _, m := range metrics["dendrite_roomserver_processroomevent_duration_millis"].GetMetric() {
+		all.roomserver += millis(m)
+	}
+	return all, nil
+}
+
 // bestSends makes state, replaces it, a part with each concurrency, and then all of it with the best one, and returns how many
-// events per second were sent then.
-func bestSends(ctx context.Context, c *crowd, round int) (rate float64, at int, err error) {
+// events per second were sent then. It calls watch with what does that.
+func bestSends(ctx context.Context, c *crowd, round int, watch func(send func() error) error) (rate float64, at int, err error) {
 	send := func(replaced, from, to, concurrency int) (perSecond float64, err error) {
 		took, err := c.sendState(ctx, from, to, concurrency, func() homeserver.JSON {
 			return homeserver.JSON{"round": round, "replaced": replaced}
@@ -197,6 +256,9 @@ func bestSends(ctx context.Context, c *crowd, round int) (rate float64, at int, 
 		}
 		progress("stock sends %.0f per second with %d at a time", rate, n)
 	}
-	rate, err = send(2, 0, *closings, at)
+	err = watch(func() (err error) {
+		rate, err = send(2, 0, *closings, at)
+		return err
+	})
 	return rate, at, err
 }

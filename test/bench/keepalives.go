@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"runtime"
 	"time"
 
 	"gonum.org/v1/plot/plotter"
@@ -33,9 +34,10 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	}
 	defer stopBare()
 	var (
-		toBare, toBareByMany, toNaive, lateness []float64
-		halves, commits                         []time.Duration
-		rates                                   [3]plotter.XYs
+		toBare, toBareByMany, toNaive, bareToNaive []float64
+		lateness, bareLateness                     []float64
+		halves, commits                            []time.Duration
+		rates                                      [3]plotter.XYs
 	)
 	for round := range *rounds {
 		limitOfMany, err := refreshBy(ctx, manyConnections, bare, tokens, *turn, 0)
@@ -60,6 +62,10 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		bareHalf, err := refresh(ctx, bare, tokens, *turn, own.perSecond/2)
+		if err != nil {
+			return fmt.Errorf("the bare endpoint: %w", err)
+		}
 		times, err := commitTimes(ctx, o.timers)
 		if err != nil {
 			return err
@@ -69,9 +75,10 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("the naive endpoint: %w", err)
 		}
-		toNaive = append(toNaive, own.perSecond/naive.perSecond)
+		toNaive, bareToNaive = append(toNaive, own.perSecond/naive.perSecond), append(bareToNaive, limit.perSecond/naive.perSecond)
 		p99, commit := quantile(half.latencies, .99), median(times)
 		lateness = append(lateness, float64(p99)/float64(commit))
+		bareLateness = append(bareLateness, float64(quantile(bareHalf.latencies, .99))/float64(commit))
 		for i, l := range []load{limit, own, naive} {
 			rates[i] = append(rates[i], plotter.XY{X: float64(round + 1), Y: l.perSecond})
 		}
@@ -81,7 +88,12 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	b.add(fmt.Sprintf("keep-alives per second / a bare endpoint, %d connections", connections), "≥ 0.60", "", toBare)
 	b.add(fmt.Sprintf("keep-alives per second / a bare endpoint, %d connections", manyConnections), "", "", toBareByMany)
 	b.add("keep-alives per second / one transaction each", "≥ 10", "", toNaive)
+	b.add("the bare endpoint / one transaction each", "", "", bareToNaive)
 	b.add("p99 of a keep-alive at half of that load / the median of the database's own commit", "≤ 5", "", lateness)
+	b.add("p99 of the bare endpoint at the same load / the median of the database's own commit", "", "", bareLateness)
+	if err = b.costs(ctx, bare, o.address, tokens); err != nil {
+		return err
+	}
 	if err = b.cores("keep-alives", o, func() error {
 		_, err := refresh(ctx, o.address, tokens, profileFor, 0)
 		return err
@@ -104,6 +116,35 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 		title: "Latency of keep-alives at half of the greatest load", x: "latency (ms)", y: percent,
 		lines: []line{shares("a keep-alive", halves), shares("a commit of the database alone", commits)},
 	})
+}
+
+// costs compares how long the cores are busy for a keep-alive, with whatever takes part in it, and for a request to the bare endpoint.
+func (b *comparison) costs(ctx context.Context, bare, own string, tokens []string) error {
+	cost := func(address string) (each, idle float64, err error) {
+		before, err := b.spent(nil)
+		if err != nil {
+			return 0, 0, err
+		}
+		l, err := refresh(ctx, address, tokens, profileFor, 0)
+		if err != nil {
+			return 0, 0, err
+		}
+		after, err := b.spent(nil)
+		busy, n := (after.all - before.all).Seconds(), float64(len(l.latencies))
+		return busy / n, 100 * (1 - busy*l.perSecond/n/float64(runtime.NumCPU())), err
+	}
+	limit, idle, err := cost(bare)
+	if err != nil {
+		return fmt.Errorf("the bare endpoint: %w", err)
+	}
+	each, _, err := cost(own)
+	if err != nil {
+		return err
+	}
+	b.add("CPU time of a keep-alive, with its load and database / of a request to the bare endpoint, with its load", "", "",
+		[]float64{each / limit})
+	b.add("the bare endpoint: nobody", "", " %", []float64{idle})
+	return nil
 }
 
 // naive measures the naive endpoint. It has the same table, and nobody else writes meanwhile.
