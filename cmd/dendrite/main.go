@@ -35,7 +35,6 @@ func main() {
 		fmt.Println(version())
 		return
 	}
-	addProcessors()
 	h, err := openHome()
 	if err != nil {
 		fail(err)
@@ -73,6 +72,7 @@ func run(cfg *config.Dendrite, h *home) error {
 		return err
 	}
 	defer unlock()
+	addProcessors(cfg)
 	s, err := build(cfg, extension, h)
 	if err != nil {
 		return err

@@ -35,7 +35,7 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	defer stopBare()
 	var (
 		toBare, toBareByMany, toNaive, bareToNaive []float64
-		lateness, bareLateness                     []float64
+		lateness, bareLateness, costs, bareIdle    []float64
 		halves, commits                            []time.Duration
 		rates                                      [3]plotter.XYs
 	)
@@ -49,14 +49,15 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 			return err
 		}
 		toBareByMany = append(toBareByMany, ownOfMany.perSecond/limitOfMany.perSecond)
-		limit, err := refresh(ctx, bare, tokens, *turn, 0)
+		limit, limitEach, idle, err := b.counted(ctx, bare, tokens)
 		if err != nil {
 			return fmt.Errorf("the bare endpoint: %w", err)
 		}
-		own, err := refresh(ctx, o.address, tokens, *turn, 0)
+		own, ownEach, _, err := b.counted(ctx, o.address, tokens)
 		if err != nil {
 			return err
 		}
+		costs, bareIdle = append(costs, ownEach/limitEach), append(bareIdle, idle)
 		toBare = append(toBare, own.perSecond/limit.perSecond)
 		half, err := refresh(ctx, o.address, tokens, *turn, own.perSecond/2)
 		if err != nil {
@@ -91,9 +92,8 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	b.add("the bare endpoint / one transaction each", "", "", bareToNaive)
 	b.add("p99 of a keep-alive at half of that load / the median of the database's own commit", "≤ 5", "", lateness)
 	b.add("p99 of the bare endpoint at the same load / the median of the database's own commit", "", "", bareLateness)
-	if err = b.costs(ctx, bare, o.address, tokens); err != nil {
-		return err
-	}
+	b.add("CPU time of a keep-alive, with its load and database / of a request to the bare endpoint, with its load", "", "", costs)
+	b.add("keep-alives: nobody, while requests are made to the bare endpoint", "", " %", bareIdle)
 	if err = b.cores("keep-alives", o, func() error {
 		_, err := refresh(ctx, o.address, tokens, profileFor, 0)
 		return err
@@ -118,33 +118,19 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	})
 }
 
-// costs compares how long the cores are busy for a keep-alive, with whatever takes part in it, and for a request to the bare endpoint.
-func (b *comparison) costs(ctx context.Context, bare, own string, tokens []string) error {
-	cost := func(address string) (each, idle float64, err error) {
-		before, err := b.spent(nil)
-		if err != nil {
-			return 0, 0, err
-		}
-		l, err := refresh(ctx, address, tokens, profileFor, 0)
-		if err != nil {
-			return 0, 0, err
-		}
-		after, err := b.spent(nil)
-		busy, n := (after.all - before.all).Seconds(), float64(len(l.latencies))
-		return busy / n, 100 * (1 - busy*l.perSecond/n/float64(runtime.NumCPU())), err
-	}
-	limit, idle, err := cost(bare)
+// counted is refresh, and returns for how long the cores were busy, with whatever takes part, for each answer, and with nothing, in
+// percent of the time.
+func (b *comparison) counted(ctx context.Context, address string, tokens []string) (l load, each, idle float64, err error) {
+	before, err := b.spent(nil)
 	if err != nil {
-		return fmt.Errorf("the bare endpoint: %w", err)
+		return l, 0, 0, err
 	}
-	each, _, err := cost(own)
-	if err != nil {
-		return err
+	if l, err = refresh(ctx, address, tokens, *turn, 0); err != nil {
+		return l, 0, 0, err
 	}
-	b.add("CPU time of a keep-alive, with its load and database / of a request to the bare endpoint, with its load", "", "",
-		[]float64{each / limit})
-	b.add("the bare endpoint: nobody", "", " %", []float64{idle})
-	return nil
+	after, err := b.spent(nil)
+	each = (after.all - before.all).Seconds() / float64(len(l.latencies))
+	return l, each, 100 * (1 - each*l.perSecond/float64(runtime.NumCPU())), err
 }
 
 // naive measures the naive endpoint. It has the same table, and nobody else writes meanwhile.
