@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -85,9 +86,11 @@ func tryInsert(ctx context.Context, store expiration.Store, t expiration.Timer) 
 // nid returns the number of newTimer(n).
 func nid(n int) int64 { return int64(n) + 1 }
 
+// newClaim returns claims with events of different lengths.
 func newClaim(n int) expiration.Claim {
 	return expiration.Claim{Outcome: expiration.Expired, Event: expiration.SignedEvent{
-		EventID: fmt.Sprintf("$closing%d", n), RoomVersion: "10", PDU: []byte(`{"type":"m.call.member","x":"\u0000ü"}`),
+		EventID: fmt.Sprintf("$closing%d", n), RoomVersion: "10",
+		PDU: fmt.Appendf(nil, `{"type":"m.call.member","x":"%s\u0000%d"}`, strings.Repeat("ü", n%7), n),
 	}}
 }
 
