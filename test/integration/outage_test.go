@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
@@ -100,18 +102,18 @@ func ownCluster(t *testing.T) (*postgres.Cluster, string) {
 
 func TestDiskIsFull(t *testing.T) {
 	dir := t.TempDir()
-	// Larger than SQLite's write-ahead log becomes: it must be the ballast that fills it.
+	// Larger than SQLite's write-ahead log becomes: it must be the ballast that fills the disk.
 	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=16m")
 	if errors.Is(err, syscall.EPERM) && os.Getenv("CI") == "" {
 		t.Skip("NOT TESTED WITH A FULL DISK: only root can mount a small one")
 	}
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, syscall.Unmount(dir, 0)) })
-	s := start(t, homeserver.Config{
-		ExpirationDatabase: "file:" + filepath.Join(dir, "dendrite_expiration.db"), Expiration: unlimited,
-	})
+	database := "file:" + filepath.Join(dir, "dendrite_expiration.db")
+	s := start(t, homeserver.Config{ExpirationDatabase: database, Expiration: unlimited})
 	ballast := filepath.Join(dir, "ballast")
 	s.outage(t, func() {
+		emptyLog(t, database)
 		f, err := os.Create(ballast)
 		require.NoError(t, err)
 		for block := make([]byte, 4096); err == nil; {
@@ -120,6 +122,19 @@ func TestDiskIsFull(t *testing.T) {
 		require.ErrorIs(t, err, syscall.ENOSPC)
 		_ = f.Close() // its data may not fit either
 	}, func() { require.NoError(t, os.Remove(ballast)) })
+}
+
+// emptyLog takes the space from a database's write-ahead log that it has already, and would be written to again.
+func emptyLog(t *testing.T, database string) {
+	t.Helper()
+	db, err := sqlutil.Open(&config.DatabaseOptions{ConnectionString: config.DataSource(database)}, nil)
+	require.NoError(t, err)
+	defer db.Close()
+	require.Eventually(t, func() bool { // not while the server reads or writes
+		var busy, pages, written int
+		err := db.QueryRowContext(t.Context(), "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &pages, &written)
+		return err == nil && busy == 0
+	}, soon, time.Millisecond)
 }
 
 func TestRoomserverRefuses(t *testing.T) {
