@@ -76,33 +76,15 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 	return pollInterval
 }
 
-// closeDue is what a worker does with a timer. Meanwhile the row of the room's next one is read, which does not wait either for
-// this one's row to be deleted: when many run out at once, a room's closings come as fast as the roomserver takes them.
-func (t *Timers) closeDue(r, next ref) {
+// closeDue is what a worker does with a timer. When many run out at once, a room's events come as fast as the roomserver takes
+// them: while it has one, the next one is built and claimed, and waits for nothing but its turn; nor does anybody wait for the
+// rows to be deleted.
+func (t *Timers) closeDue(r ref, w turn) {
 	ctx, cancel := context.WithTimeout(t.ctx, attemptTimeout)
 	defer cancel()
-	var reading sync.WaitGroup
-	defer reading.Wait()
-	if next != (ref{}) {
-		reading.Go(func() { t.readAhead(ctx, next) })
-	}
 	// close schedules the next attempt and has said what there is to say.
-	_ = t.close(ctx, r, Expired)
-	t.mu.Lock()
-	delete(t.ahead, r)
-	t.mu.Unlock()
+	_ = t.close(ctx, r, Expired, w)
 	t.removeRowBehind(r)
-}
-
-// readAhead reads the row of a timer that is closed soon.
-func (t *Timers) readAhead(ctx context.Context, r ref) {
-	row, err := t.reads.do(ctx, r.nid)
-	if err != nil || row == nil { // whoever decides what follows from that reads it again
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ahead[r] = row
 }
 
 // recover finishes what an earlier process claimed: room by room in the order of the deadlines, several rooms at once.
@@ -139,13 +121,13 @@ func (t *Timers) recover(claimed []ref) {
 // closeNow is close, and deletes the row if the timer is gone then.
 func (t *Timers) closeNow(ctx context.Context, r ref, o Outcome) error {
 	defer t.removeRow(ctx, r)
-	return t.close(ctx, r, o)
+	return t.close(ctx, r, o, turn{})
 }
 
 // close makes one attempt to close an event, and schedules the next one if it fails in passing. The error is nil if the
 // room has the closing event, ErrNotFound if the timer was gone, a *DropError if it now is, and else a passing fault. If the
 // timer is gone, removeRow is still to be called.
-func (t *Timers) close(ctx context.Context, r ref, o Outcome) error {
+func (t *Timers) close(ctx context.Context, r ref, o Outcome, w turn) error {
 	var state uint64
 	t.mu.Lock()
 	if tm := t.index.at(r); tm != nil {
@@ -166,11 +148,11 @@ func (t *Timers) close(ctx context.Context, r ref, o Outcome) error {
 		t.again(r, Event{}, err)
 		return err
 	}
-	return t.attempt(ctx, r, o)
+	return t.attempt(ctx, r, o, w)
 }
 
 // attempt is close under the locks.
-func (t *Timers) attempt(ctx context.Context, r ref, o Outcome) error {
+func (t *Timers) attempt(ctx context.Context, r ref, o Outcome, w turn) error {
 	row, due, err := t.load(ctx, r)
 	switch {
 	case errors.Is(err, ErrNotFound):
@@ -189,13 +171,15 @@ func (t *Timers) attempt(ctx context.Context, r ref, o Outcome) error {
 	case row.Claim != nil:
 		t.noteClaimed(r, row)
 		failpoint.Pass(failpoint.BeforeResubmit)
-		err = t.roomserver.Resubmit(ctx, row, row.Claim.Event)
+		if err = w.follow(ctx, false); err == nil {
+			err = t.roomserver.Resubmit(ctx, row, row.Claim.Event)
+		}
 	case o == Expired && notDue:
 		if err = errNotDue; t.isDoubtful(r) {
 			err = cmp.Or(t.dropDoubtful(ctx, r, row), err)
 		}
 	case row.Delayed != nil:
-		err = t.sendDelayed(ctx, r, &row, o, due)
+		err = t.sendDelayed(ctx, r, &row, o, due, w)
 	default:
 		err = t.roomserver.Close(ctx, row.Event, o, t.sentTime(o, due), func(ctx context.Context, closing SignedEvent) error {
 			c := Claim{Outcome: o, Event: closing}
@@ -203,7 +187,7 @@ func (t *Timers) attempt(ctx context.Context, r ref, o Outcome) error {
 				return err
 			}
 			row.Claim = &c
-			return nil
+			return w.follow(ctx, !row.Event.decides())
 		})
 	}
 	return t.settle(ctx, r, row, o, err)

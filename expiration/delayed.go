@@ -297,7 +297,7 @@ func (f Final) result() string {
 }
 
 // sendDelayed is what closing is for a delayed event.
-func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration) error {
+func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration, w turn) error {
 	if row.Event.StateKey != nil {
 		replaced, err := t.roomserver.Replaced(ctx, *row)
 		if err != nil {
@@ -327,7 +327,7 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 		}
 		row.Claim = &c
 		t.noteClaimed(r, *row)
-		return nil
+		return w.follow(ctx, !row.Event.decides())
 	})
 	if pending != nil {
 		pending.Activate(err == nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -44,6 +45,12 @@ func (e Event) State() (StateKey, bool) {
 		return StateKey{}, false
 	}
 	return StateKey{RoomID: e.RoomID, Type: e.Type, Key: *e.StateKey}, true
+}
+
+// decides reports whether an event can decide upon whether and how others come into the room: state of the room itself, and
+// redactions.
+func (e Event) decides() bool {
+	return strings.HasPrefix(e.Type, "m.room.") && (e.StateKey != nil || e.Type == "m.room.redaction")
 }
 
 // Outcome says how a timer came to its end.

@@ -57,11 +57,6 @@ type timer struct {
 	refused bool
 }
 
-// is reports whether a row that was read before is still as it was, as far as it can change.
-func (tm *timer) is(row Timer) bool {
-	return !tm.unsure && tm.deadline == row.Deadline.UnixMilli() && tm.duration == row.Duration && tm.claimed == (row.Claim != nil)
-}
-
 // tokenPrefix is how many bytes of a token's hash are kept in memory: 128 bits are not found by guessing.
 const tokenPrefix = 16
 

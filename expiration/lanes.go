@@ -3,18 +3,21 @@ package expiration
 import (
 	"cmp"
 	"container/heap"
+	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
 )
 
-// lanes hands due timers to workers: one at a time for each room, in the order of their deadlines. Of the rooms that
-// have none in work, the one with the earliest deadline is served first, so a slow room holds up nobody but itself.
+// lanes hands due timers to workers: for each room in the order of their deadlines, and one at a time, but that a timer's turn can
+// begin before the one before is over, see turn. Of the rooms whose next timer may have its turn, the one with the earliest
+// deadline is served first, so a slow room holds up nobody but itself.
 type lanes struct {
 	mu      sync.Mutex // guards everything below; a leaf, see the lock order in doc.go
 	changed *sync.Cond
 	rooms   map[uint64]*lane // the rooms that have timers waiting or in work
-	ready   laneHeap         // those that have one waiting and none in work
+	ready   laneHeap         // those that have one waiting, which may have its turn
 	stopped bool
 }
 
@@ -22,7 +25,32 @@ type lanes struct {
 type lane struct {
 	room    uint64 // its hash
 	waiting []waiting
-	busy    bool
+	busy    bool          // the next one may not have its turn yet
+	working int           // how many have theirs: two at the most
+	last    chan struct{} // closed when the turn that began last is over, and all before it
+}
+
+// turn is the turn of a timer in its room's lane. Whoever closes an event otherwise has an empty one, and waits for nobody.
+type turn struct {
+	before <-chan struct{} // closed when the turn before is over
+	next   func()          // lets the room's next timer have its turn
+}
+
+// follow waits until the turn before is over. Then the turn of the room's next timer can begin, if early is set, and else when this
+// one's is over.
+func (w turn) follow(ctx context.Context, early bool) error {
+	if w.next == nil {
+		return nil
+	}
+	select {
+	case <-w.before:
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for the room's event before: %w", ctx.Err())
+	}
+	if early {
+		w.next()
+	}
+	return nil
 }
 
 // waiting is a timer with its deadline as it was when it became due: the order must not change under the heap.
@@ -30,6 +58,9 @@ type waiting struct {
 	timer ref
 	due   time.Duration
 }
+
+// over is a turn that is over.
+var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 func newLanes() *lanes {
 	l := &lanes{rooms: map[uint64]*lane{}}
@@ -43,7 +74,7 @@ func (l *lanes) add(r ref, inRoom uint64, due time.Duration) {
 	defer l.mu.Unlock()
 	room := l.rooms[inRoom]
 	if room == nil {
-		room = &lane{room: inRoom}
+		room = &lane{room: inRoom, last: over}
 		l.rooms[inRoom] = room
 	}
 	at, _ := slices.BinarySearchFunc(room.waiting, due, func(w waiting, due time.Duration) int {
@@ -60,9 +91,8 @@ func (l *lanes) add(r ref, inRoom uint64, due time.Duration) {
 	}
 }
 
-// work takes timers and calls f with them until stop is called, and with the one that is the room's next as it seems, if there
-// is one.
-func (l *lanes) work(f func(r, next ref)) {
+// work takes timers and calls f with them until stop is called.
+func (l *lanes) work(f func(r ref, w turn)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
@@ -75,21 +105,32 @@ func (l *lanes) work(f func(r, next ref)) {
 		room := heap.Pop(&l.ready).(*lane)
 		r := room.waiting[0].timer
 		room.waiting = slices.Delete(room.waiting, 0, 1)
-		room.busy = true
-		var next ref
-		if len(room.waiting) > 0 {
-			next = room.waiting[0].timer
-		}
+		before, done := room.last, make(chan struct{})
+		room.busy, room.last = true, done
+		room.working++
+		next := sync.OnceFunc(func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.release(room)
+		})
 		l.mu.Unlock()
-		f(r, next)
+		f(r, turn{before, next})
+		<-before
+		close(done)
+		next()
 		l.mu.Lock()
-		room.busy = false
-		if len(room.waiting) > 0 {
-			heap.Push(&l.ready, room)
-			l.changed.Signal()
-		} else {
+		if room.working--; room.working == 0 && len(room.waiting) == 0 {
 			delete(l.rooms, room.room)
 		}
+	}
+}
+
+// release lets a room's next timer have its turn. lanes.mu is held.
+func (l *lanes) release(room *lane) {
+	room.busy = false
+	if len(room.waiting) > 0 {
+		heap.Push(&l.ready, room)
+		l.changed.Signal()
 	}
 }
 

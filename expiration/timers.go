@@ -99,7 +99,6 @@ type Timers struct {
 
 	mu      sync.Mutex // guards what follows
 	index   *index
-	ahead   map[ref]*Timer         // rows that were read ahead, see closeDue
 	swept   []ref                  // closed events whose rows sweep deletes; if there are any, it is on its way
 	forgot  time.Duration          // when requests were forgotten last
 	claimed map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
@@ -124,7 +123,6 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		lanes:     newLanes(),
 		wakeup:    make(chan struct{}, 1),
 		index:     newIndex(),
-		ahead:     map[ref]*Timer{},
 		claimed:   map[string]sentDelayed{},
 		senders:   map[uint64]struct{}{},
 	}
@@ -271,7 +269,7 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		return nil, err
 	}
 	for _, r := range t.unfinished(state) {
-		err = t.attempt(ctx, r, Expired)
+		err = t.attempt(ctx, r, Expired, turn{})
 		t.removeRow(ctx, r)
 		if err != nil && !isFinal(err) {
 			unlock()
@@ -884,15 +882,10 @@ func (t *Timers) loadLocked(ctx context.Context, r ref) (row Timer, due time.Dur
 		t.mu.Unlock()
 		return row, 0, ErrNotFound
 	}
-	found := t.ahead[r]
-	if found != nil && !tm.is(*found) {
-		found = nil
-	}
 	t.mu.Unlock()
-	if found == nil {
-		if found, err = t.reads.do(ctx, r.nid); err != nil {
-			return row, 0, fmt.Errorf("reading a timer: %w", err)
-		}
+	found, err := t.reads.do(ctx, r.nid)
+	if err != nil {
+		return row, 0, fmt.Errorf("reading a timer: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

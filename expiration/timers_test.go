@@ -764,43 +764,86 @@ func TestDeletedTogether(t *testing.T) {
 	})
 }
 
-// While a room's timer is closed, the row of the next one is read: once, unless it is changed in between.
-func TestReadAhead(t *testing.T) {
+// While the roomserver has a room's event, the next one is built and claimed, and given to it when it is done; and no more than
+// that one.
+func TestTurnsOverlap(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
-		var (
-			mu    sync.Mutex // guards reads
-			reads []int64
-		)
-		wantReads := func(nids ...int64) {
-			t.Helper()
-			mu.Lock()
-			defer mu.Unlock()
-			require.ElementsMatch(t, nids, reads)
-		}
-		read := w.reads.ask
-		w.reads.ask = func(ctx context.Context, nids []int64) ([]*Timer, error) {
-			mu.Lock()
-			reads = append(reads, nids...)
-			mu.Unlock()
-			return read(ctx, nids)
-		}
+		w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
+		start := time.Now()
 		var events []Event
 		for i := range 4 {
-			events = append(events, w.message("!room", 10*time.Second+time.Duration(i)*100*time.Millisecond))
+			events = append(events, w.message("!room", 10*time.Second+time.Duration(i)*time.Millisecond))
 		}
-		time.Sleep(11500 * time.Millisecond)
+		time.Sleep(11300 * time.Millisecond)
 		synctest.Wait()
-		wantReads(1, 2, 3) // the third ahead, while the second is closed
+		require.Equal(t, 2, w.roomserver.attempts())
+		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(events[1])), ErrNotFound, "claimed while the first is with the roomserver")
 		require.NoError(t, w.Refresh(t.Context(), w.hash(events[2])))
-		time.Sleep(1500 * time.Millisecond)
+		w.wantClosings()
+		time.Sleep(10 * time.Second)
 		w.wantClosings(events[0], events[1], events[3])
-		wantReads(1, 2, 3, 3, 4) // the third again, and the fourth ahead meanwhile
-		time.Sleep(8700*time.Millisecond - time.Nanosecond)
-		w.wantClosings(events[0], events[1], events[3])
-		time.Sleep(time.Second + time.Nanosecond)
+		time.Sleep(10 * time.Second)
 		w.wantClosings(events[0], events[1], events[3], events[2])
-		require.Empty(t, w.ahead)
+		var at []time.Duration
+		for _, c := range w.roomserver.closings() {
+			at = append(at, c.at.Sub(start))
+		}
+		// The fourth one's turn begins when the third was found to be refreshed, and the second is done.
+		require.Equal(t, []time.Duration{11600 * time.Millisecond, 12600 * time.Millisecond, 14200 * time.Millisecond, 22902 * time.Millisecond}, at)
+	})
+}
+
+// What may decide upon others is in the room before they are built.
+func TestTurnsOfWhatDecides(t *testing.T) {
+	for _, test := range []struct {
+		eventType string
+		key       *string
+		begins    time.Duration // after the first is due
+	}{
+		{"m.room.power_levels", new(string), 1600 * time.Millisecond},
+		{"m.room.redaction", nil, 1600 * time.Millisecond},
+		{"m.room.message", nil, 600 * time.Millisecond},
+		{"m.call.member", new(string), 600 * time.Millisecond},
+	} {
+		t.Run(test.eventType, func(t *testing.T) {
+			inWorld(t, Config{}, func(t *testing.T, w *world) {
+				w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
+				start := time.Now()
+				w.send(Event{ID: "$first", RoomID: "!room", Type: test.eventType, StateKey: test.key, Sender: "@alice:example.org"}, 10*time.Second)
+				second := w.message("!room", 10*time.Second+time.Millisecond)
+				time.Sleep(time.Minute)
+				w.wantClosings(Event{ID: "$first"}, second)
+				require.Equal(t, 10*time.Second+test.begins, w.roomserver.closings()[1].built.Sub(start))
+			})
+		})
+	}
+}
+
+// An event that waits for its turn when the component stops is sent by the next life as it was claimed.
+func TestStoppedBeforeItsTurn(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		first := true
+		w.roomserver.set(hooks{afterClaim: func(Event) error {
+			if first {
+				first = false
+				time.Sleep(time.Hour)
+				return errFault
+			}
+			return nil
+		}})
+		a, b := w.message("!room", 10*time.Second), w.message("!room", 11*time.Second)
+		time.Sleep(12 * time.Second)
+		synctest.Wait()
+		require.Equal(t, 2, w.roomserver.attempts())
+		stopping := time.Now()
+		go w.Stop()
+		time.Sleep(stopPatience)
+		require.Less(t, time.Since(stopping), time.Minute)
+		w.wantClosings()
+		time.Sleep(time.Hour)
+		w.start(w.cfg)
+		w.wantClosings(a, b)
+		require.Equal(t, 2, w.roomserver.attempts(), "nothing is built again")
 	})
 }
 

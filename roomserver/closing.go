@@ -47,7 +47,20 @@ func (c *Closer) Close(
 	if err != nil {
 		return fmt.Errorf("making the content of a closing event: %w", err)
 	}
-	return c.send(ctx, e, original, content, sent, claim)
+	return c.send(ctx, e, original, content, later(sent, original), claim)
+}
+
+// maxTimestamp is the greatest number that an event can have.
+const maxTimestamp = spec.Timestamp(1<<53 - 1)
+
+// later returns the time for a closing event, which is after its original's if it can be: a client may say when an event is
+// sent, and of the two state resolution prefers the later one, where another branch of the room's graph has the original.
+func later(sent time.Time, original gomatrixserverlib.PDU) time.Time {
+	after := min(original.OriginServerTS()+1, maxTimestamp).Time()
+	if sent.Before(after) {
+		return after
+	}
+	return sent
 }
 
 func (c *Closer) send(

@@ -28,6 +28,7 @@ func TestClosing(t *testing.T) {
 		t.Run("Replaced", func(t *testing.T) { testReplaced(t, s, alice, bob, roomID) })
 		t.Run("ReplacedInTheMomentOfExpiry", func(t *testing.T) { testReplacedAtExpiry(t, s, alice, bob, roomID) })
 		t.Run("OrderInARoom", func(t *testing.T) { testOrder(t, alice, bob, roomID) })
+		t.Run("AllAtOnce", func(t *testing.T) { testAllAtOnce(t, s) })
 		t.Run("PurgedRoom", func(t *testing.T) { testPurged(t, s) })
 	})
 }
@@ -194,6 +195,44 @@ func testOrder(t *testing.T, alice, bob *user, roomID string) {
 		return len(order) == 3
 	})
 	require.Equal(t, []int{0, 1, 2}, order)
+}
+
+// What runs out at once in one room is built beside one another, and yet nothing is lost, the order is kept, and the room's state
+// is what was sent last; also if a client has said that its event was sent in the future.
+func testAllAtOnce(t *testing.T, s *server) {
+	users := []*user{s.newUser(t), s.newUser(t), s.newUser(t)}
+	roomID := s.room(t, users...)
+	follower := users[0].follow(t, roomID)
+	tomorrow := fmt.Sprint("?ts=", time.Now().Add(24*time.Hour).UnixMilli())
+	var ids []string
+	put := func(i, seconds int) string {
+		path := homeserver.StatePath(roomID, memberType, fmt.Sprint("key", i))
+		if i%3 == 0 {
+			path += tomorrow
+		}
+		return users[i%len(users)].must(t, http.MethodPut, path, JSON{"m.will_expire": seconds, "i": i}).Get("event_id").Str
+	}
+	const n = 15
+	for i := range n {
+		ids = append(ids, put(i, 60))
+	}
+	for i := range n { // the same once more is no new event, and quickly done: they run out sooner than they can be closed
+		require.Equal(t, ids[i], put(i, 2))
+	}
+	var order []string
+	closings := map[string]string{}
+	follower.await(t, "all of them", func(e gjson.Result) bool {
+		if original := e.Get(`content.m\.relates_to.event_id`).Str; original != "" {
+			order = append(order, original)
+			closings[original] = e.Get("event_id").Str
+		}
+		return len(order) == n
+	})
+	require.Equal(t, ids, order)
+	users[0].must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{"body": "joins what is left beside one another"})
+	for i, id := range ids {
+		require.Equal(t, closings[id], users[1].state(t, roomID, fmt.Sprint("key", i)).Get("event_id").Str, i)
+	}
 }
 
 func testPurged(t *testing.T, s *server) {
