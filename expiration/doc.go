@@ -55,7 +55,8 @@
 // that state since it was scheduled.
 //
 // Ordering: due timers of one room are closed one after the other in the order of their deadlines, of whichever kind they
-// are; rooms do not wait for one another, but of the rooms that wait the one with the earliest deadline is served first.
+// are. The next one is built and claimed while the roomserver has the one before, unless that may decide upon others, and is given
+// to it when that is done; rooms do not wait for one another, but of the rooms that wait the one with the earliest deadline is served first.
 //
 // # Memory
 //
@@ -68,9 +69,8 @@
 // # Concurrency
 //
 // All methods of [Timers] may be called from any goroutine. [Timers.Start] starts one goroutine that watches the
-// deadlines, one that prunes, and a fixed number of workers that close. A worker starts others, which end by themselves: one
-// reads what is to be closed next, one deletes the rows of all that was closed within a second. [Timers.Stop] ends them
-// all and waits for them.
+// deadlines, one that prunes, and a fixed number of workers that close. A worker starts one that deletes the rows of all that was
+// closed within a second, and ends by itself. [Timers.Stop] ends them all and waits for them.
 // Locks are taken in this order, any of them may be left out, and none is taken while a later one is held:
 //
 //  1. the lock of a request in Timers.requests, see [Timers.LockRequest]: requests with one transaction come one by one
