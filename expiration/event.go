@@ -159,8 +159,8 @@ type Roomserver interface {
 	// Confirm makes sure that the roomserver is done with an event that it was given before a crash or a fault: what it
 	// knows of, it may have stored and not yet sent.
 	Confirm(ctx context.Context, e Event) error
-	// Close builds the closing event of e, with the given time as the time at which it was sent, calls claim with it, and
-	// if that succeeds gives it to the roomserver. It returns nil when the room has the closing event.
+	// Close builds the closing event of e, with the given time as the time at which it was sent, or a later one if it would not be
+	// after e's, calls claim with it, and if that succeeds gives it to the roomserver. It returns nil when the room has the closing event.
 	Close(ctx context.Context, e Event, o Outcome, sent time.Time, claim func(context.Context, SignedEvent) error) error
 	// Send builds a delayed event, calls claim with it, and if that succeeds gives it to the roomserver. It returns the event's
 	// ID when the room has it, without a claim if it is state that the room has already. The error can be a *RefusedError.

@@ -793,6 +793,59 @@ func TestTurnsOverlap(t *testing.T) {
 	})
 }
 
+// Delayed events take turns as closing events do, and with them.
+func TestTurnsOfDelayedEvents(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
+		start := time.Now()
+		first := w.message("!room", 10*time.Second)
+		for i := range 2 {
+			w.schedule(Event{RoomID: "!room", Type: "m.room.message", Sender: alice}, fmt.Sprint(i), 10*time.Second+time.Duration(i+1)*time.Millisecond)
+		}
+		last := w.message("!room", 10*time.Second+3*time.Millisecond)
+		time.Sleep(time.Minute)
+		w.wantClosings(first, last)
+		w.wantSent("0", "1")
+		var at []time.Duration
+		for _, c := range w.roomserver.closings() {
+			at = append(at, c.at.Sub(start))
+		}
+		for _, e := range w.roomserver.sent() {
+			at = append(at, e.at.Sub(start))
+		}
+		require.Equal(t, []time.Duration{11600 * time.Millisecond, 14600 * time.Millisecond, 12600 * time.Millisecond, 13600 * time.Millisecond}, at)
+	})
+}
+
+// What is due when nothing waits in its room, but an event is with the roomserver, comes behind that.
+func TestTurnOfWhatComesLater(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
+		start := time.Now()
+		first, second := w.message("!room", 10*time.Second), w.message("!room", 10*time.Second+time.Millisecond)
+		third := w.message("!room", 11700*time.Millisecond) // the first is in the room, the second with the roomserver
+		time.Sleep(time.Minute)
+		w.wantClosings(first, second, third)
+		require.Equal(t, 13600*time.Millisecond, w.roomserver.closings()[2].at.Sub(start))
+	})
+}
+
+// What is given to the roomserver once more waits for its turn too.
+func TestTurnOfAnotherAttempt(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{afterClaim: fails})
+		first := w.message("!room", 10*time.Second)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		w.roomserver.set(hooks{afterClaim: takes(time.Second)})
+		second := w.message("!room", firstPause-time.Millisecond)
+		time.Sleep(time.Minute)
+		w.wantClosings(second, first)
+		closings := w.roomserver.closings()
+		require.Equal(t, time.Second, closings[1].at.Sub(closings[0].at))
+	})
+}
+
 // What may decide upon others is in the room before they are built.
 func TestTurnsOfWhatDecides(t *testing.T) {
 	for _, test := range []struct {
