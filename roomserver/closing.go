@@ -53,8 +53,9 @@ func (c *Closer) Close(
 // maxTimestamp is the greatest number that an event can have.
 const maxTimestamp = spec.Timestamp(1<<53 - 1)
 
-// later returns the time for a closing event, which is after its original's if it can be: a client may say when an event is
-// sent, and of the two state resolution prefers the later one, where another branch of the room's graph has the original.
+// later returns the time for a closing event, which is after its original's if it can be: of the two state resolution prefers the
+// later one, where another branch of the room's graph has the original. That can bear any time: a client may say when it is sent,
+// and the clock may have been set back since.
 func later(sent time.Time, original gomatrixserverlib.PDU) time.Time {
 	after := min(original.OriginServerTS()+1, maxTimestamp).Time()
 	if sent.Before(after) {
