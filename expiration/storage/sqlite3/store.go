@@ -130,8 +130,19 @@ var migrations = []shared.Migration{
 	{Name: "add digests", SQL: addDigestsSQL},
 }
 
+const (
+	// pageSize is how many bytes a page of a new database has. The timers that are refreshed together mostly stand in pages of their
+	// own, and each of these goes through the log whole: with SQLite's own 4096 bytes, that is most of the time of a commit.
+	pageSize = 1024
+	// checkpointPages is after how many pages the log is written back: four megabytes, as with SQLite's own sizes.
+	checkpointPages = 4000
+)
+
 // Open prepares the database, which must not be shared with another component, and returns the store.
 func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store, error) {
+	if err := create(ctx, db); err != nil {
+		return nil, err
+	}
 	if err := shared.Migrate(ctx, db, migrations...); err != nil {
 		return nil, err
 	}
@@ -141,6 +152,29 @@ func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store
 		},
 		Value: array,
 	}}, nil
+}
+
+// create makes the database with pages of pageSize, if it is empty. One that an earlier version made keeps those it has.
+func create(ctx context.Context, db *sql.DB) error {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	return set(ctx, conn, fmt.Sprintf("page_size = %d", pageSize), writeAhead) // the second writes the first page
+}
+
+// writeAhead is the setting with which changes go to the log first.
+const writeAhead = "journal_mode = WAL"
+
+// set changes settings, of the database or of a connection.
+func set(ctx context.Context, conn *sql.Conn, settings ...string) error {
+	for _, setting := range settings {
+		if _, err := conn.ExecContext(ctx, "PRAGMA "+setting); err != nil {
+			return fmt.Errorf("setting %s: %w", setting, err)
+		}
+	}
+	return nil
 }
 
 // connection is the one connection on which everything is written. The settings that make a commit durable belong to a
@@ -327,10 +361,9 @@ func (c *connection) open(ctx context.Context) (err error) {
 			c.close()
 		}
 	}()
-	for _, pragma := range []string{"PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"} {
-		if _, err = c.conn.ExecContext(ctx, pragma); err != nil {
-			return fmt.Errorf("%s: %w", pragma, err)
-		}
+	err = set(ctx, c.conn, writeAhead, "synchronous = FULL", fmt.Sprintf("wal_autocheckpoint = %d", checkpointPages))
+	if err != nil {
+		return err
 	}
 	c.refresh, err = c.conn.PrepareContext(ctx, refreshTimersSQL)
 	return err

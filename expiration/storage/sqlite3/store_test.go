@@ -34,6 +34,27 @@ func TestMigration(t *testing.T) {
 	storagetest.Migrated(t, store)
 }
 
+// A new database has small pages, and the log is written back as often as with large ones. An older database stays as it is.
+func TestPages(t *testing.T) {
+	for _, old := range []bool{false, true} {
+		db, writer := openDatabase(t)
+		if old {
+			storagetest.Migration(t, db, migrations)
+		}
+		store, err := Open(t.Context(), db, writer)
+		require.NoError(t, err)
+		c := store.Writer.(*connection)
+		require.NoError(t, c.open(t.Context()))
+		if old {
+			require.Equal(t, "4096", pragma(t, c, "page_size"))
+		} else {
+			require.Equal(t, "1024", pragma(t, c, "page_size"))
+		}
+		require.Equal(t, "4000", pragma(t, c, "wal_autocheckpoint"))
+		c.close()
+	}
+}
+
 // A commit must survive a power failure: the drivers' own defaults for the write-ahead log do not promise it. After a
 // failed write the connection is another one, and the same must hold.
 func TestEachCommitIsSynced(t *testing.T) {
