@@ -299,19 +299,20 @@ func fieldByKey(t reflect.Type, key string) (reflect.StructField, bool) {
 
 // component returns what the component and its routes need of the configuration.
 func (c *Config) component() (expiration.Config, clientapi.Config) {
-	limit := func(l RateLimit) clientapi.RateLimit {
-		return clientapi.RateLimit{Threshold: l.Threshold, Cooloff: time.Duration(l.CooloffMS) * time.Millisecond}
+	limit := func(l RateLimit) expiration.RateLimit {
+		if !c.RateLimiting.Enabled {
+			return expiration.RateLimit{}
+		}
+		return expiration.RateLimit{Threshold: l.Threshold, Cooloff: time.Duration(l.CooloffMS) * time.Millisecond}
 	}
 	return expiration.Config{
 			MaxRunningPerUser: c.MaxRunningPerUser, RestartGrace: c.RestartGrace,
 			MaxScheduledPerUser: c.DelayedEvents.MaxScheduledPerUser,
 			KeepFinalised:       c.DelayedEvents.KeepFinalised, MaxFinalisedPerUser: c.DelayedEvents.MaxFinalisedPerUser,
+			TokenLimit: limit(c.RateLimiting.Token),
 		},
 		clientapi.Config{
 			MaxDuration: c.MaxDuration, MaxDelay: c.DelayedEvents.MaxDelay, MaxScheduled: c.DelayedEvents.MaxScheduledPerUser,
-			RateLimiting: clientapi.RateLimiting{
-				Enabled: c.RateLimiting.Enabled, RealIPHeader: c.RateLimiting.RealIPHeader,
-				Token: limit(c.RateLimiting.Token), UnknownToken: limit(c.RateLimiting.UnknownToken),
-			},
+			UnknownTokens: limit(c.RateLimiting.UnknownToken), RealIPHeader: c.RateLimiting.RealIPHeader,
 		}
 }

@@ -236,11 +236,12 @@ func (a *API) act(req *http.Request, d dialect, delayID, action, owner string) u
 	if do == nil {
 		return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.Unrecognized("The action must be restart, send or cancel")}
 	}
-	hash := expiration.HashToken(delayID)
-	if wait := a.limits.wait(req, hash, a.timers.KnownDelayed(delayID), time.Now()); wait > 0 {
-		return errorResponse(req, &rateError{retryAfter: wait})
+	known, wait := a.timers.AllowDelayed(delayID)
+	err := a.guesses.mayAsk(req, known, wait)
+	if err != nil {
+		return errorResponse(req, err)
 	}
-	err := do()
+	err = do()
 	var done *expiration.FinalisedError
 	if errors.As(err, &done) {
 		switch {

@@ -44,6 +44,7 @@ type planner struct {
 	before    string // the delay ID that a request was given before
 	err       error
 	acts      []string
+	asked     expiration.Bucket
 	events    []expiration.DelayedEvent
 }
 
@@ -58,7 +59,12 @@ func (p *planner) Schedule(
 	return delayID, p.err
 }
 
-func (p *planner) KnownDelayed(id string) bool { return id == delayID }
+func (p *planner) AllowDelayed(id string) (known bool, wait time.Duration) {
+	if id != delayID {
+		return false, 0
+	}
+	return true, p.asked.Take(twice, time.Hour)
+}
 
 func (p *planner) act(action, id, owner string) error {
 	p.acts = append(p.acts, action+" "+owner)
@@ -105,13 +111,14 @@ func (rooms) QueryRoomVersionForRoom(context.Context, string) (gomatrixserverlib
 	return gomatrixserverlib.RoomVersionV10, nil
 }
 
+// twice is how often a delay ID, known or not, may be acted upon in these tests.
+var twice = expiration.RateLimit{Threshold: 2, Cooloff: time.Hour}
+
 // newPlanned returns the routes as Dendrite serves them.
 func newPlanned(p *planner, maxScheduled int) http.Handler {
 	a := New(Config{
 		MaxDuration: time.Hour, MaxDelay: 24 * time.Hour, MaxScheduled: maxScheduled,
-		RateLimiting: RateLimiting{
-			Enabled: true, Token: RateLimit{2, time.Hour}, UnknownToken: RateLimit{2, time.Hour},
-		},
+		UnknownTokens: twice,
 	}, &config.ClientAPI{}, rooms{}, p)
 	routers := httputil.NewRouters()
 	a.AddRoutes(routers.Client, dendrite{})

@@ -119,9 +119,9 @@ func resultOf(err error) string {
 // keep does what a request asks for, if it may.
 func (k *keepAlive) keep(req *http.Request, token string) error {
 	hash := expiration.HashToken(token)
-	known := k.api.timers.Known(hash)
-	if wait := k.api.limits.wait(req, hash, known, time.Now()); wait > 0 {
-		return &rateError{retryAfter: wait}
+	known, wait := k.api.timers.Allow(hash)
+	if err := k.api.guesses.mayAsk(req, known, wait); err != nil {
+		return err
 	}
 	if !known {
 		return expiration.ErrNotFound

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime"
-	"strconv"
 	"testing"
 	"time"
 
@@ -14,44 +13,9 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-func TestLimiter(t *testing.T) {
-	l := newLimiter[string](RateLimit{Threshold: 4, Cooloff: time.Second}, 2)
-	now := time.Unix(1_700_000_000, 0)
-	for range 4 {
-		require.Zero(t, l.wait("a", now))
-	}
-	require.Equal(t, 250*time.Millisecond, l.wait("a", now))
-	require.Equal(t, 250*time.Millisecond, l.wait("a", now), "who is refused does not wait longer for it")
-	require.Zero(t, l.wait("b", now), "somebody else")
-	require.Zero(t, l.wait("a", now.Add(250*time.Millisecond)))
-	require.NotZero(t, l.wait("a", now.Add(250*time.Millisecond)))
-	for range 4 {
-		require.Zero(t, l.wait("a", now.Add(time.Hour)))
-	}
-	require.NotZero(t, l.wait("a", now.Add(time.Hour)), "no more than the threshold at once")
-	for i := range 100 {
-		l.wait(string(rune(i)), now)
-	}
-	require.Equal(t, 2, l.buckets.Len(), "memory is bounded")
-}
+var once = expiration.RateLimit{Threshold: 1, Cooloff: time.Hour}
 
-// Requests take the time before they come to the bucket, and need not come in that order.
-func TestLimiterOfRequestsOutOfOrder(t *testing.T) {
-	l := newLimiter[string](RateLimit{Threshold: 10, Cooloff: time.Second}, 1)
-	now, allowed := time.Unix(1_700_000_000, 0), 0
-	for i := range 1001 {
-		early, late := now.Add(time.Duration(i)*time.Millisecond), now.Add(time.Duration(i+50)*time.Millisecond)
-		for _, at := range []time.Time{late, early, late, early} {
-			if l.wait("a", at) == 0 {
-				allowed++
-			}
-		}
-	}
-	require.Equal(t, 20, allowed, "10 at once, and 10 in the second that passes")
-}
-
-// Who comes from ever new addresses, as clients of IPv6 can, or with ever new tokens, makes the server remember no more of
-// them than were remembered before.
+// Who comes from ever new addresses, as clients of IPv6 can, makes the server remember no more of them than were remembered before.
 func TestMemoryIsBounded(t *testing.T) {
 	heap := func() int64 {
 		var m runtime.MemStats
@@ -59,35 +23,39 @@ func TestMemoryIsBounded(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return int64(m.HeapAlloc)
 	}
-	one := RateLimit{Threshold: 1, Cooloff: time.Hour}
-	l, now := newLimits(RateLimiting{Enabled: true, Token: one, UnknownToken: one}), time.Now()
+	g, now := newGuesses(once, ""), time.Now()
 	req, next := &http.Request{}, 0
 	guess := func(n int) {
 		for range n {
 			next++
 			req.RemoteAddr = fmt.Sprintf("[2001:db8:%x:%x::1]:1", next>>16, next&0xffff)
-			require.Zero(t, l.wait(req, expiration.HashToken(strconv.Itoa(next)), next%2 == 0, now))
+			require.Zero(t, g.wait(req, now))
 		}
 	}
 	empty := heap()
-	guess(rememberedTokens * 2)
+	guess(rememberedAddresses * 2)
 	full := heap()
-	guess(rememberedTokens * 2)
+	guess(rememberedAddresses * 2)
 	require.Less(t, heap()-full, (full-empty)/10)
-	require.Less(t, full-empty, int64(64<<20))
-	runtime.KeepAlive(l)
+	require.Less(t, full-empty, int64(16<<20))
+	runtime.KeepAlive(g)
 }
 
 func TestKnownTokensAreNotLimitedByAddress(t *testing.T) {
-	one := RateLimit{Threshold: 1, Cooloff: time.Hour}
-	l := newLimits(RateLimiting{Enabled: true, Token: one, UnknownToken: one})
-	req, now := &http.Request{RemoteAddr: "192.0.2.1:1"}, time.Now()
-	require.Zero(t, l.wait(req, expiration.HashToken("guess"), false, now))
-	require.NotZero(t, l.wait(req, expiration.HashToken("another guess"), false, now))
-	require.Zero(t, l.wait(req, expiration.HashToken("valid"), true, now))
-	require.NotZero(t, l.wait(req, expiration.HashToken("valid"), true, now))
-	require.Zero(t, l.wait(req, expiration.HashToken("another"), true, now))
-	require.Zero(t, newLimits(RateLimiting{}).wait(req, expiration.HashToken("x"), false, now), "switched off")
+	g := newGuesses(once, "")
+	req := &http.Request{RemoteAddr: "192.0.2.1:1"}
+	require.NoError(t, g.mayAsk(req, false, 0))
+	var limited *rateError
+	require.ErrorAs(t, g.mayAsk(req, false, 0), &limited)
+	require.InDelta(t, time.Hour, limited.retryAfter, float64(time.Minute))
+	require.NoError(t, g.mayAsk(req, true, 0))
+	require.ErrorAs(t, g.mayAsk(req, true, time.Second), &limited)
+	require.Equal(t, time.Second, limited.retryAfter)
+	require.NoError(t, g.mayAsk(&http.Request{RemoteAddr: "192.0.2.2:1"}, false, 0), "somebody else")
+	off := newGuesses(expiration.RateLimit{}, "")
+	for range 2 {
+		require.NoError(t, off.mayAsk(req, false, 0), "switched off")
+	}
 }
 
 func TestClientNetwork(t *testing.T) {

@@ -34,7 +34,7 @@ type Timers interface {
 	Running(eventID, sender string) bool
 	Restart(ctx context.Context, eventID string, duration time.Duration) error
 	LockState(ctx context.Context, s expiration.StateKey) (unlock func(), err error)
-	Known(expiration.TokenHash) bool
+	Allow(expiration.TokenHash) (known bool, wait time.Duration)
 	Refresh(context.Context, expiration.TokenHash) error
 	End(context.Context, expiration.TokenHash) error
 
@@ -42,7 +42,7 @@ type Timers interface {
 	Schedule(
 		ctx context.Context, e expiration.Event, d expiration.Delayed, delay time.Duration, exempt bool,
 	) (delayID string, err error)
-	KnownDelayed(delayID string) bool
+	AllowDelayed(delayID string) (known bool, wait time.Duration)
 	RestartDelayed(ctx context.Context, delayID, owner string) error
 	SendDelayed(ctx context.Context, delayID, owner string) error
 	CancelDelayed(ctx context.Context, delayID, owner string) error
@@ -53,8 +53,11 @@ type Timers interface {
 // Config is what the routes can be told; see docs/configuration.md.
 type Config struct {
 	// MaxDuration is the longest duration that a client may ask for, in whole seconds.
-	MaxDuration  time.Duration
-	RateLimiting RateLimiting
+	MaxDuration time.Duration
+	// UnknownTokens limits the requests with unknown tokens and delay IDs from one address, and RealIPHeader is the header in which a
+	// trusted reverse proxy names it, or "" if there is none.
+	UnknownTokens expiration.RateLimit
+	RealIPHeader  string
 	// MaxDelay is the longest delay of a delayed event, and MaxScheduled how many of them a user may have scheduled.
 	MaxDelay     time.Duration
 	MaxScheduled int
@@ -67,7 +70,7 @@ type API struct {
 	rsAPI        api.ClientRoomserverAPI
 	timers       Timers
 	transactions *transactions.Cache
-	limits       *limits
+	guesses      *guesses
 	metrics      *metrics
 }
 
@@ -76,7 +79,7 @@ func New(cfg Config, dendrite *config.ClientAPI, rsAPI api.ClientRoomserverAPI, 
 	return &API{
 		cfg: cfg, dendrite: dendrite, rsAPI: rsAPI, timers: timers,
 		transactions: transactions.New(),
-		limits:       newLimits(cfg.RateLimiting),
+		guesses:      newGuesses(cfg.UnknownTokens, cfg.RealIPHeader),
 		metrics:      newMetrics(),
 	}
 }

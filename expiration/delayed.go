@@ -153,8 +153,10 @@ func (t *Timers) leftOver(h TokenHash) ref {
 	return ref{}
 }
 
-// KnownDelayed reports whether there is a scheduled event with a delay ID.
-func (t *Timers) KnownDelayed(delayID string) bool { return t.find(HashToken(delayID), true) != ref{} }
+// AllowDelayed is Allow for delay IDs. They are known as long as their events are scheduled.
+func (t *Timers) AllowDelayed(delayID string) (known bool, wait time.Duration) {
+	return t.allow(HashToken(delayID), true)
+}
 
 // RestartDelayed begins the delay of a scheduled event anew. The owner is "" if the delay ID is authority enough. The error is
 // ErrNotFound if there is no such event, of this owner, and a *FinalisedError if it is no longer scheduled.

@@ -103,14 +103,14 @@ func failing(operations ...string) func(string) error {
 func TestDelayedEventIsSentWhenDue(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		delayID := w.schedule(leave("key"), "left", 10*time.Second)
-		require.True(t, w.KnownDelayed(delayID))
+		require.True(t, w.knownDelayed(delayID))
 		time.Sleep(10*time.Second - time.Nanosecond)
 		w.wantSent()
 		require.Nil(t, w.final(delayID))
 		time.Sleep(time.Nanosecond)
 		w.wantSent("left")
 		require.Equal(t, &Final{At: w.stored(time.Now()), EventID: w.roomserver.sent()[0].eventID}, w.final(delayID))
-		require.False(t, w.KnownDelayed(delayID))
+		require.False(t, w.knownDelayed(delayID))
 		require.Zero(t, w.store.len())
 		require.True(t, w.index.empty())
 		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.finalised.WithLabelValues("sent")))
@@ -732,10 +732,10 @@ func TestDelayIDsAreNoTokens(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", time.Hour)
 		delayID, token := w.schedule(leave("key"), "left", time.Hour), w.Token(e.ID)
-		require.False(t, w.Known(HashToken(delayID)))
+		require.False(t, w.known(HashToken(delayID)))
 		require.ErrorIs(t, w.Refresh(t.Context(), HashToken(delayID)), ErrNotFound)
 		require.ErrorIs(t, w.End(t.Context(), HashToken(delayID)), ErrNotFound)
-		require.False(t, w.KnownDelayed(token))
+		require.False(t, w.knownDelayed(token))
 		for _, act := range []func(context.Context, string, string) error{w.RestartDelayed, w.SendDelayed, w.CancelDelayed} {
 			for _, owner := range []string{"", alice} {
 				require.ErrorIs(t, act(t.Context(), token, owner), ErrNotFound)
@@ -743,8 +743,8 @@ func TestDelayIDsAreNoTokens(t *testing.T) {
 		}
 		_, err := w.DelayedEvent(t.Context(), token, alice)
 		require.ErrorIs(t, err, ErrNotFound)
-		require.True(t, w.Known(w.hash(e)))
-		require.True(t, w.KnownDelayed(delayID))
+		require.True(t, w.known(w.hash(e)))
+		require.True(t, w.knownDelayed(delayID))
 		w.wantSent()
 		w.wantClosings()
 	})

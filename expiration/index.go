@@ -26,6 +26,8 @@ type timer struct {
 	due      time.Duration // the same moment by the monotonic clock, see clock
 	// wake is when the scheduler looks at the timer. A refresh moves only due: the scheduler finds out when it looks.
 	wake time.Duration
+	// asked counts the requests with the token, and does not outlive the process.
+	asked Bucket
 	// place is the timer's index in the heap, or -1.
 	place int32
 	// The neighbours in the lists of timers with the same state, and of the same sender.
@@ -130,13 +132,18 @@ func (x *index) at(r ref) *timer {
 // ref returns the name of the timer in a slot.
 func (x *index) ref(s slot) ref { return ref{s, x.timers.at(s).nid} }
 
-// token returns the timer of a token, running or not.
-func (x *index) token(h TokenHash) (r ref) {
+// token returns the timer of a token, or of a delay ID, running or not.
+func (x *index) token(h TokenHash, delayed bool) ref {
 	token := [tokenPrefix]byte(h[:tokenPrefix])
-	if s := x.byToken.get(tokenKey(token)); s != 0 && x.timers.at(s).token == token {
-		r = x.ref(s)
+	s := x.byToken.get(tokenKey(token))
+	if s == 0 {
+		return ref{}
 	}
-	return r
+	tm := x.timers.at(s)
+	if tm.token != token || tm.delayed != delayed {
+		return ref{}
+	}
+	return ref{s, tm.nid}
 }
 
 // ofState calls f for each timer of a piece of state.

@@ -500,7 +500,7 @@ func (m *machine) checkOver() {
 		if m.closingOf(l) == nil && !l.excused {
 			m.problem("%s was never closed", l.event.ID)
 		}
-		if m.w.Known(l.hash) {
+		if m.w.known(l.hash) {
 			m.problem("the token of %s is still known", l.event.ID)
 		}
 	}

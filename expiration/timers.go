@@ -28,6 +28,8 @@ type Config struct {
 	// RestartGrace is how long after Start every timer runs at least, so that live clients can refresh first. 0: timers
 	// that ran out while the server was down fire at once.
 	RestartGrace time.Duration
+	// TokenLimit limits the requests with one token, or one delay ID.
+	TokenLimit RateLimit
 }
 
 const (
@@ -308,7 +310,7 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (r ref, exi
 	digest := t.tokens.Digest(row)
 
 	t.mu.Lock()
-	if same := t.index.token(row.TokenHash); same != (ref{}) && !t.index.at(same).gone {
+	if same := t.index.token(row.TokenHash, row.Delayed != nil); same != (ref{}) && !t.index.at(same).gone {
 		t.mu.Unlock()
 		return same, true, nil
 	}
@@ -431,11 +433,7 @@ func (t *Timers) sendAgain(ctx context.Context, r ref, e Event) error {
 func (t *Timers) find(h TokenHash, delayed bool) ref {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := t.index.token(h)
-	if r != (ref{}) && t.index.at(r).delayed != delayed {
-		return ref{}
-	}
-	return r
+	return t.index.token(h, delayed)
 }
 
 // ofEvent returns the timer of an event, running or not: the event's token says which.
@@ -452,8 +450,20 @@ func (t *Timers) Running(eventID, sender string) bool {
 	return tm.running() && tm.sender == number
 }
 
-// Known reports whether a token was issued by this server and has not been forgotten: it may still be refused.
-func (t *Timers) Known(h TokenHash) bool { return t.find(h, false) != ref{} }
+// Allow reports whether a token was issued by this server and has not been forgotten, although it may still be refused; and if so,
+// whether there may be a request with it now (contract, section 2): if there were too many, wait is after how long, and else 0.
+func (t *Timers) Allow(h TokenHash) (known bool, wait time.Duration) { return t.allow(h, false) }
+
+func (t *Timers) allow(h TokenHash, delayed bool) (known bool, wait time.Duration) {
+	now := t.clock.now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(t.index.token(h, delayed))
+	if tm == nil {
+		return false, 0
+	}
+	return true, tm.asked.Take(t.cfg.TokenLimit, now)
+}
 
 // Refresh restarts the timer of a token with its stored duration. When it returns nil, the new deadline is durable. The
 // error is ErrNotFound if no such timer runs; after any other error the timer stands as it was, or as refreshed.

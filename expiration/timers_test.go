@@ -114,6 +114,10 @@ func (w *world) send(e Event, d time.Duration) {
 
 func (w *world) hash(e Event) TokenHash { return HashToken(w.Token(e.ID)) }
 
+func (w *world) known(h TokenHash) bool { known, _ := w.Allow(h); return known }
+
+func (w *world) knownDelayed(delayID string) bool { known, _ := w.AllowDelayed(delayID); return known }
+
 // wantClosings requires that these events have been closed, in this order, each once.
 func (w *world) wantClosings(events ...Event) {
 	w.t.Helper()
@@ -386,16 +390,53 @@ func TestSenderLeavesDuringEnd(t *testing.T) {
 	}
 }
 
+// Each token, and each delay ID, may be used as often as the limit says, whatever becomes of the others and of those before it.
+func TestTokensAreLimited(t *testing.T) {
+	const interval = 15 * time.Minute
+	inWorld(t, Config{TokenLimit: RateLimit{Threshold: 4, Cooloff: time.Hour}}, func(t *testing.T, w *world) {
+		limited := func(allow func() (bool, time.Duration)) {
+			t.Helper()
+			for i := range 6 {
+				known, wait := allow()
+				require.True(t, known)
+				require.Equal(t, i >= 4, wait == interval, "request %d: %s", i, wait)
+				require.Equal(t, i < 4, wait == 0, "request %d: %s", i, wait)
+			}
+		}
+		ofToken := func(e Event) func() (bool, time.Duration) {
+			return func() (bool, time.Duration) { return w.Allow(w.hash(e)) }
+		}
+		first, other := w.message("!a", 2*time.Hour), w.message("!a", 2*time.Hour)
+		limited(ofToken(first))
+		limited(ofToken(other))
+		delayID := w.schedule(leave("key"), "left", 2*time.Hour)
+		limited(func() (bool, time.Duration) { return w.AllowDelayed(delayID) })
+		time.Sleep(interval)
+		_, wait := w.Allow(w.hash(first))
+		require.Zero(t, wait)
+		_, wait = w.Allow(w.hash(first))
+		require.Equal(t, interval, wait)
+		require.NoError(t, w.End(t.Context(), w.hash(first)))
+		known, wait := w.Allow(w.hash(first))
+		require.False(t, known)
+		require.Zero(t, wait, "by the address")
+		time.Sleep(2 * sweepPause) // its place is free
+		limited(ofToken(w.message("!a", time.Hour)))
+		w.restart(time.Second)
+		limited(ofToken(other))
+	})
+}
+
 func TestTokensOfSendersWhoLeftAreForgotten(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		long, short := w.message("!a", time.Hour), w.message("!a", time.Minute)
 		time.Sleep(time.Second)
 		w.DropSender(t.Context(), "!a", "@alice:example.org", time.Now())
 		time.Sleep(time.Minute)
-		require.True(t, w.Known(w.hash(long)))
-		require.False(t, w.Known(w.hash(short)), "not beyond its deadline")
+		require.True(t, w.known(w.hash(long)))
+		require.False(t, w.known(w.hash(short)), "not beyond its deadline")
 		time.Sleep(refusedFor)
-		require.False(t, w.Known(w.hash(long)))
+		require.False(t, w.known(w.hash(long)))
 		require.True(t, w.index.empty())
 	})
 }
@@ -1033,7 +1074,7 @@ func TestOtherDigests(t *testing.T) {
 		w.secret = "another"
 		w.restart(time.Second)
 		own := w.message("!room", 20*time.Second)
-		require.True(t, w.Known(token), "tokens are valid as long as their events run")
+		require.True(t, w.known(token), "tokens are valid as long as their events run")
 		w.restart(time.Second)
 		for _, e := range []Event{other, none, own} {
 			require.Len(t, w.timersIn(e.RoomID), 3)
