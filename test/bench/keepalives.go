@@ -12,8 +12,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// keepAlives compares keep-alives per second with those of the bare endpoint and of the naive one, and their latency with
-// the database's own.
+// keepAlives compares keep-alives per second with those of the bare endpoint, of the same with commits, and of the naive one,
+// and their latency with the database's own.
 func (b *comparison) keepAlives(ctx context.Context) error {
 	o, err := b.newOurs(ctx, "keep-alives")
 	if err != nil {
@@ -35,9 +35,10 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	defer stopBare()
 	var (
 		toBare, toBareByMany, toNaive, bareToNaive []float64
+		batchToBare                                []float64
 		lateness, bareLateness, costs, bareIdle    []float64
 		halves, commits                            []time.Duration
-		rates                                      [3]plotter.XYs
+		rates                                      [4]plotter.XYs
 	)
 	for round := range *rounds {
 		limitOfMany, err := refreshBy(ctx, manyConnections, bare, tokens, *turn, 0)
@@ -72,22 +73,28 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 			return err
 		}
 		halves, commits = append(halves, half.latencies...), append(commits, times...)
-		naive, err := b.naive(ctx, o.timers, tokens)
+		naive, err := b.committing(ctx, "-serve-naive", o.timers, tokens)
 		if err != nil {
 			return fmt.Errorf("the naive endpoint: %w", err)
 		}
+		batch, err := b.committing(ctx, "-serve-batch", o.timers, tokens)
+		if err != nil {
+			return fmt.Errorf("the bare endpoint with batches: %w", err)
+		}
+		batchToBare = append(batchToBare, batch.perSecond/limit.perSecond)
 		toNaive, bareToNaive = append(toNaive, own.perSecond/naive.perSecond), append(bareToNaive, limit.perSecond/naive.perSecond)
 		p99, commit := quantile(half.latencies, .99), median(times)
 		lateness = append(lateness, float64(p99)/float64(commit))
 		bareLateness = append(bareLateness, float64(quantile(bareHalf.latencies, .99))/float64(commit))
-		for i, l := range []load{limit, own, naive} {
+		for i, l := range []load{limit, batch, own, naive} {
 			rates[i] = append(rates[i], plotter.XY{X: float64(round + 1), Y: l.perSecond})
 		}
-		progress("%s: round %d of %d: %.0f/s bare, %.0f/s ours, %.0f/s naive; at half load p99 %s, a commit %s",
-			b.name, round+1, *rounds, limit.perSecond, own.perSecond, naive.perSecond, p99, commit)
+		progress("%s: round %d of %d: %.0f/s bare, %.0f/s ours, %.0f/s bare with batches, %.0f/s naive; at half load p99 %s, a commit %s",
+			b.name, round+1, *rounds, limit.perSecond, own.perSecond, batch.perSecond, naive.perSecond, p99, commit)
 	}
 	b.add(fmt.Sprintf("keep-alives per second / a bare endpoint, %d connections", connections), "≥ 0.60", "", toBare)
 	b.add(fmt.Sprintf("keep-alives per second / a bare endpoint, %d connections", manyConnections), "", "", toBareByMany)
+	b.add(fmt.Sprintf("a bare endpoint that commits batches / a bare endpoint, %d connections", connections), "", "", batchToBare)
 	b.add("keep-alives per second / one transaction each", "≥ 10", "", toNaive)
 	b.add("the bare endpoint / one transaction each", "", "", bareToNaive)
 	b.add("p99 of a keep-alive at half of that load / the median of the database's own commit", "≤ 5", "", lateness)
@@ -108,7 +115,9 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	}
 	if err = b.plot("keep-alives", drawing{
 		title: fmt.Sprintf("Keep-alives by %d connections", connections), x: "round", y: "keep-alives per second", points: true,
-		lines: []line{{"a bare endpoint", rates[0]}, {"ours", rates[1]}, {"one transaction each", rates[2]}},
+		lines: []line{
+			{"a bare endpoint", rates[0]}, {"a bare endpoint that commits batches", rates[1]}, {"ours", rates[2]}, {"one transaction each", rates[3]},
+		},
 	}); err != nil {
 		return err
 	}
@@ -133,13 +142,13 @@ func (b *comparison) counted(ctx context.Context, address string, tokens []strin
 	return l, each, 100 * (1 - each*l.perSecond/float64(runtime.NumCPU())), err
 }
 
-// naive measures the naive endpoint. It has the same table, and nobody else writes meanwhile.
-func (b *comparison) naive(ctx context.Context, timers string, tokens []string) (load, error) {
+// committing measures one of the endpoints that only commit. They have the same table, and nobody else writes meanwhile.
+func (b *comparison) committing(ctx context.Context, endpoint, timers string, tokens []string) (load, error) {
 	before, err := b.clients(ctx, timers)
 	if err != nil {
 		return load{}, err
 	}
-	address, stop, err := startSelf(ctx, "-serve-naive", timers)
+	address, stop, err := startSelf(ctx, endpoint, timers)
 	if err != nil {
 		return load{}, err
 	}

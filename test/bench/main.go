@@ -6,8 +6,9 @@
 //
 // It starts what it compares on loopback, on SQLite and on PostgreSQL: this server; stock Dendrite, in the version that this
 // module depends on; a bare net/http endpoint that decodes and encodes the same JSON and does nothing, which is the limit of
-// keep-alives; and an endpoint that makes one transaction of each keep-alive, which is the naive way. Progress, with the
-// figures behind the ratios, goes to the standard error; the table to the standard output.
+// keep-alives; the same endpoint with nothing but commits of batches, which is the limit of those that are durable; and one that
+// makes one transaction of each keep-alive, which is the naive way. Progress, with the figures behind the ratios, goes to the
+// standard error; the table to the standard output.
 package main
 
 import (
@@ -62,7 +63,7 @@ func main() {
 	logrus.SetOutput(io.Discard) // of the parts that run in this process
 	run := bench
 	switch {
-	case *serveBare || *serveNaive != "":
+	case *serveBare || *serveNaive != "" || *serveBatch != "":
 		run = serve
 	case *list:
 		run = listParts

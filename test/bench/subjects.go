@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,7 @@ import (
 var (
 	serveBare  = flag.Bool("serve-bare", false, "be the bare endpoint (used by the benchmark itself)")
 	serveNaive = flag.String("serve-naive", "", "be the endpoint with one transaction for each keep-alive, on this database (used by the benchmark itself)")
+	serveBatch = flag.String("serve-batch", "", "be the bare endpoint, but for commits of batches, on this database (used by the benchmark itself)")
 )
 
 // endless is the duration of timers that do not run out while they are measured.
@@ -36,18 +38,22 @@ const endless = 24 * time.Hour
 // serve is what such a process does: it prints its address, and serves until it is killed.
 func serve(ctx context.Context) error {
 	keep := func(context.Context, string) error { return nil }
-	if *serveNaive != "" {
-		store, closeStore, err := openStore(ctx, *serveNaive)
+	if dsn := cmp.Or(*serveNaive, *serveBatch); dsn != "" {
+		store, closeStore, err := openStore(ctx, dsn)
 		if err != nil {
 			return err
 		}
 		defer closeStore()
+		commit := store.Refresh
+		if *serveBatch != "" {
+			commit = inBatches(ctx, store)
+		}
 		keep = func(ctx context.Context, token string) error {
 			nid, err := timerOf(token)
 			if err != nil {
 				return err
 			}
-			found, err := store.Refresh(ctx, []expiration.Refresh{{
+			found, err := commit(ctx, []expiration.Refresh{{
 				NID: nid, Duration: endless, Deadline: time.Now().Add(endless),
 			}})
 			if err == nil && !found[0] {
@@ -76,6 +82,39 @@ func serve(ctx context.Context) error {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(struct{}{})
 	}))
+}
+
+// inBatches returns the store's Refresh for one refresh at a time, which commits together what comes while a batch is being committed,
+// and does nothing else: no endpoint that commits to this store can be much faster.
+func inBatches(ctx context.Context, store expiration.Store) func(context.Context, []expiration.Refresh) ([]bool, error) {
+	type answer struct {
+		found bool
+		err   error
+	}
+	type question struct {
+		refresh expiration.Refresh
+		answer  chan answer
+	}
+	questions := make(chan question, manyConnections)
+	go func() {
+		for q := range questions {
+			batch, refreshes := []question{q}, []expiration.Refresh{q.refresh}
+			for len(questions) > 0 {
+				q = <-questions
+				batch, refreshes = append(batch, q), append(refreshes, q.refresh)
+			}
+			found, err := store.Refresh(ctx, refreshes)
+			for i, q := range batch {
+				q.answer <- answer{err == nil && found[i], err}
+			}
+		}
+	}()
+	return func(_ context.Context, refreshes []expiration.Refresh) ([]bool, error) {
+		q := question{refreshes[0], make(chan answer, 1)}
+		questions <- q
+		a := <-q.answer
+		return []bool{a.found}, a.err
+	}
 }
 
 // startSelf starts this program as one of the servers, and returns its address.
