@@ -116,6 +116,11 @@ func checkIndex(t *rapid.T, x *index, rows []Timer, refs []ref) {
 		if x.token(row.TokenHash, false) != refs[i] || x.at(refs[i]) == nil {
 			t.Fatalf("%s is not found", row.Event.ID)
 		}
+		nearly := row.TokenHash
+		nearly[tokenPrefix-1]++
+		if x.token(nearly, false) != (ref{}) || x.token(row.TokenHash, true) != (ref{}) {
+			t.Fatalf("%s is found by something else", row.Event.ID)
+		}
 		if s, ok := row.Event.State(); ok {
 			states[names{}.state(s)]++
 		}

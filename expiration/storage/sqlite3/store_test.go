@@ -38,6 +38,7 @@ func TestMigration(t *testing.T) {
 func TestPages(t *testing.T) {
 	for _, old := range []bool{false, true} {
 		db, writer := openDatabase(t)
+		db.SetMaxIdleConns(-1) // what one connection was told, no other knows
 		if old {
 			storagetest.Migration(t, db, migrations)
 		}
