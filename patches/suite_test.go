@@ -26,11 +26,12 @@ const (
 	ownCommand = "^(TestDataFolder|TestStartFailures|TestUnixSocket|TestBadTransports|TestSameAsStock|TestVersion)$"
 )
 
-// The tests of the contract pass on each line, with the tree's own command.
+// The tests of the contract pass on each line, with the tree's own command. Both are tested at the same time: they mostly wait.
 func TestSuite(t *testing.T) {
 	for _, line := range patches.Lines {
+		dir := applied(t, line)
 		t.Run(line.String(), func(t *testing.T) {
-			dir := applied(t, line)
+			t.Parallel()
 			args := []string{"test", "-count=1"}
 			if *whole {
 				args = append(args, "-timeout=60m", "-skip", ownCommand, "../test/integration")
@@ -39,7 +40,7 @@ func TestSuite(t *testing.T) {
 			}
 			suite := exec.CommandContext(t.Context(), "go", args...)
 			suite.Env = append(os.Environ(), homeserver.Tree+"="+dir)
-			suite.Stdout, suite.Stderr = os.Stdout, os.Stderr
+			suite.Stdout, suite.Stderr = t.Output(), t.Output()
 			require.NoError(t, suite.Run())
 		})
 	}
