@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -47,6 +48,9 @@ func serve(ctx context.Context) error {
 		commit := store.Refresh
 		if *serveBatch != "" {
 			commit = inBatches(ctx, store)
+			if config.DataSource(dsn).IsSQLite() {
+				runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2) // as our server does, see cmd/dendrite
+			}
 		}
 		keep = func(ctx context.Context, token string) error {
 			nid, err := timerOf(token)
@@ -99,13 +103,18 @@ func inBatches(ctx context.Context, store expiration.Store) func(context.Context
 	go func() {
 		for q := range questions {
 			batch, refreshes := []question{q}, []expiration.Refresh{q.refresh}
+			places := map[int64]int{q.refresh.NID: 0} // each timer comes to the store once
 			for len(questions) > 0 {
 				q = <-questions
-				batch, refreshes = append(batch, q), append(refreshes, q.refresh)
+				batch = append(batch, q)
+				if _, ok := places[q.refresh.NID]; !ok {
+					places[q.refresh.NID] = len(refreshes)
+					refreshes = append(refreshes, q.refresh)
+				}
 			}
 			found, err := store.Refresh(ctx, refreshes)
-			for i, q := range batch {
-				q.answer <- answer{err == nil && found[i], err}
+			for _, q := range batch {
+				q.answer <- answer{err == nil && found[places[q.refresh.NID]], err}
 			}
 		}
 	}()
