@@ -85,7 +85,7 @@ func (w *world) set(e Event, sender string) {
 	e.ID, e.Sender = fmt.Sprintf("$event%d", w.events), sender
 	w.roomserver.send(e)
 	s, _ := e.State()
-	w.StateChanged(w.t.Context(), s, "")
+	_ = w.StateSent(w.t.Context(), s, e.ID) // may be one of the faults: the stream tells of it too
 }
 
 // failing returns a fault of some operations of the store.

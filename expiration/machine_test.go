@@ -231,7 +231,7 @@ func (m *machine) send(a action) {
 		m.w.roomserver.send(e)
 		p.Activate(true)
 		if isState {
-			m.w.StateChanged(ctx, s, "")
+			m.w.StateSent(ctx, s, "")
 			m.replaced(s, true, l)
 		}
 		unlock()
@@ -265,7 +265,7 @@ func (m *machine) replace(a action) {
 	}
 	defer unlock()
 	m.w.roomserver.send(e)
-	m.w.StateChanged(m.w.t.Context(), s, "")
+	m.w.StateSent(m.w.t.Context(), s, "")
 	m.replaced(s, true)
 }
 

@@ -352,7 +352,7 @@ func (t *Timers) overLimit(delayed bool, d Digest, now time.Duration) error {
 		limit, state = t.cfg.MaxRunningPerUser, d.get(digestState)
 	}
 	t.index.ofSender(d.get(digestSender), func(_ ref, tm *timer) {
-		if tm.delayed != delayed {
+		if tm.delayed != delayed || tm.doubtful && !delayed { // what was just replaced may still be here
 			return
 		}
 		if end := max(tm.due, tm.wake); count+unsent == 0 || end < first {
@@ -593,19 +593,39 @@ func (t *Timers) refusedOnce(r ref) bool {
 	return true
 }
 
-// StateChanged stops the timers of a piece of state whose event was replaced. It is called when a state event has come to the
-// roomserver. If it fails, a timer may run on that must not: call it again.
+// StateSent is called when a state event that was sent here has come to the roomserver. It stops the delayed events that are overtaken,
+// and sees to it that no token of an expiring event that was replaced is worth anything any more: whoever uses one looks first. The
+// timer itself goes when the output stream tells of the change. To find out what the current state is, the roomserver goes through all
+// state of the room, and the sender need not wait for that. If it fails, StateChanged must be called.
+func (t *Timers) StateSent(ctx context.Context, s StateKey, eventID string) error {
+	var delayed []ref
+	for _, r := range t.ofState(s, eventID) {
+		if t.isDelayed(r) {
+			delayed = append(delayed, r)
+		} else {
+			t.lookAgain(r)
+		}
+	}
+	return t.dropReplaced(ctx, delayed)
+}
+
+// StateChanged stops the timers of a piece of state whose event was replaced. It is called when the output stream tells of a state
+// event. If it fails, a timer may run on that must not: call it again.
 func (t *Timers) StateChanged(ctx context.Context, s StateKey, eventID string) error {
-	var timers []ref
+	return t.dropReplaced(ctx, t.ofState(s, eventID))
+}
+
+// ofState returns the running timers of a piece of state, but for that of the event that is its current state now.
+func (t *Timers) ofState(s StateKey, eventID string) (timers []ref) {
 	state, itself := t.tokens.names.state(s), t.tokens.names.hash(eventID)
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.index.ofState(state, func(r ref, tm *timer) {
 		if tm.running() && !tm.pending && tm.event != itself {
 			timers = append(timers, r)
 		}
 	})
-	t.mu.Unlock()
-	return t.dropReplaced(ctx, timers)
+	return timers
 }
 
 // StateRemoved does what StateChanged does for the timer of an event that is found to be no longer the current state.

@@ -100,7 +100,7 @@ func (w *world) state(key string, d time.Duration) Event {
 	require.NoError(w.t, err)
 	defer unlock()
 	w.send(e, d)
-	w.StateChanged(w.t.Context(), s, "")
+	require.NoError(w.t, w.StateSent(w.t.Context(), s, e.ID))
 	return e
 }
 
@@ -260,6 +260,48 @@ func TestReplacement(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		w.wantClosings(e)
 	})
+}
+
+// Who replaces his event does not wait until somebody has gone through the state of the room; and yet the old token is worth nothing,
+// and the old timer does not count any more. It goes when the stream tells of the change, or a second later.
+func TestReplacedHere(t *testing.T) {
+	for name, use := range map[string]func(*testing.T, *world, Event){
+		"refresh": func(t *testing.T, w *world, old Event) {
+			require.ErrorIs(t, w.Refresh(t.Context(), w.hash(old)), ErrNotFound)
+		},
+		"end": func(t *testing.T, w *world, old Event) {
+			require.ErrorIs(t, w.End(t.Context(), w.hash(old)), ErrNotFound)
+		},
+		"send": func(t *testing.T, w *world, old Event) { w.message("!room", 20*time.Second) },
+		"hear": func(t *testing.T, w *world, old Event) {
+			require.NoError(t, w.StateRemoved(t.Context(), old.ID))
+			require.Equal(t, 1, w.store.len())
+		},
+		"wait": func(t *testing.T, w *world, old Event) { time.Sleep(lookAgainAfter + time.Millisecond) },
+		"wait for the deadline": func(t *testing.T, w *world, old Event) { time.Sleep(15 * time.Second) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, Config{MaxRunningPerUser: 2}, func(t *testing.T, w *world) {
+				old := w.state("key", 10*time.Second)
+				looked := errors.New("somebody goes through the state")
+				w.roomserver.set(hooks{look: func(Event) error { return looked }})
+				e := w.state("key", 20*time.Second)
+				w.roomserver.set(hooks{})
+				require.Len(t, w.timersIn("!room"), 2)
+				use(t, w, old)
+				time.Sleep(lookAgainAfter + sweepPause)
+				require.False(t, w.known(w.hash(old)))
+				require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+				require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.drops.WithLabelValues("replaced")))
+				require.Zero(t, testutil.ToFloat64(w.metrics.errors.WithLabelValues("current_state")))
+				time.Sleep(21 * time.Second)
+				w.wantNoRows()
+				for _, closing := range w.roomserver.closings() {
+					require.NotEqual(t, old.ID, closing.closes)
+				}
+			})
+		})
+	}
 }
 
 // Somebody else's event, of which only the stream tells, and late: the closing event must look for itself.

@@ -2,8 +2,8 @@
 // interface, which sees each event before it is sent, and the sender of closing events.
 //
 // The wrapper is given to all of Dendrite's components in the roomserver's place. It guarantees that the hook of an event
-// has returned before the roomserver gets the event, and that when a local send of a state event returns, the timers of
-// what it replaced are stopped. What the roomserver sends by itself (invites, leaves, kicks) does not pass through here;
+// has returned before the roomserver gets the event, and that when a local send of a state event returns, the tokens of what
+// it replaced are worth nothing any more. What the roomserver sends by itself (invites, leaves, kicks) does not pass through here;
 // the output stream tells of it, see package syncapi.
 package roomserver
 
@@ -22,7 +22,7 @@ import (
 
 // StateWatcher is told when a state event has been sent.
 type StateWatcher interface {
-	StateChanged(ctx context.Context, s expiration.StateKey, eventID string) error
+	StateSent(ctx context.Context, s expiration.StateKey, eventID string) error
 }
 
 // API wraps Dendrite's roomserver.
@@ -65,10 +65,10 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 	}
 	for _, input := range req.InputRoomEvents {
 		if stateKey := input.Event.StateKey(); stateKey != nil && input.Kind == api.KindNew {
-			if err := a.watcher.StateChanged(ctx, expiration.StateKey{
+			if err := a.watcher.StateSent(ctx, expiration.StateKey{
 				RoomID: input.Event.RoomID().String(), Type: input.Event.Type(), Key: *stateKey,
 			}, input.Event.EventID()); err != nil { // the output stream tells of the change too
-				logrus.WithError(err).WithField("event_id", input.Event.EventID()).Warn("Failed to stop the timers of replaced events")
+				logrus.WithError(err).WithField("event_id", input.Event.EventID()).Warn("Failed to stop the timers of overtaken events")
 			}
 		}
 	}

@@ -31,8 +31,8 @@ func (j *journal) InputRoomEvents(_ context.Context, _ *api.InputRoomEventsReque
 	res.ErrMsg = j.errMsg
 }
 
-func (j *journal) StateChanged(_ context.Context, s expiration.StateKey, _ string) error {
-	j.calls = append(j.calls, "changed "+s.RoomID+" "+s.Type+" "+s.Key)
+func (j *journal) StateSent(_ context.Context, s expiration.StateKey, _ string) error {
+	j.calls = append(j.calls, "sent "+s.RoomID+" "+s.Type+" "+s.Key)
 	return nil
 }
 
@@ -88,7 +88,7 @@ func newEvent(t *testing.T, stateKey, content string) *types.HeaderedEvent {
 func TestInputRoomEvents(t *testing.T) {
 	state := newEvent(t, `,"state_key":"key"`, `{}`)
 	message := newEvent(t, "", `{}`)
-	changed := "changed !room:example.org m.call.member key"
+	sent := "sent !room:example.org m.call.member key"
 	for name, test := range map[string]struct {
 		event  *types.HeaderedEvent
 		kind   api.Kind
@@ -98,13 +98,13 @@ func TestInputRoomEvents(t *testing.T) {
 		before error
 		want   []string
 	}{
-		"state":               {event: state, kind: api.KindNew, want: []string{"input", changed}},
+		"state":               {event: state, kind: api.KindNew, want: []string{"input", sent}},
 		"message":             {event: message, kind: api.KindNew, want: []string{"input"}},
 		"old state":           {event: state, kind: api.KindOld, want: []string{"input"}},
 		"outlier":             {event: state, kind: api.KindOutlier, want: []string{"input"}},
 		"asynchronous":        {event: state, kind: api.KindNew, async: true, want: []string{"input"}},
 		"refused":             {event: state, kind: api.KindNew, errMsg: "no", want: []string{"input"}},
-		"hooked state":        {event: state, kind: api.KindNew, hooked: true, want: []string{"before " + state.EventID(), "input", changed, "after true"}},
+		"hooked state":        {event: state, kind: api.KindNew, hooked: true, want: []string{"before " + state.EventID(), "input", sent, "after true"}},
 		"hooked and refused":  {event: state, kind: api.KindNew, hooked: true, errMsg: "no", want: []string{"before " + state.EventID(), "input", "after false"}},
 		"hooked, called off":  {event: message, kind: api.KindNew, hooked: true, before: errors.New("limit"), want: []string{"before " + message.EventID()}},
 		"hooked, and message": {event: message, kind: api.KindNew, hooked: true, want: []string{"before " + message.EventID(), "input", "after true"}},
