@@ -277,7 +277,7 @@ func TestReplacedHere(t *testing.T) {
 			require.NoError(t, w.StateRemoved(t.Context(), old.ID))
 			require.Equal(t, 1, w.store.len())
 		},
-		"wait": func(t *testing.T, w *world, old Event) { time.Sleep(lookAgainAfter + time.Millisecond) },
+		"wait":                  func(t *testing.T, w *world, old Event) { time.Sleep(lookAgainAfter + time.Millisecond) },
 		"wait for the deadline": func(t *testing.T, w *world, old Event) { time.Sleep(15 * time.Second) },
 	} {
 		t.Run(name, func(t *testing.T) {
