@@ -55,17 +55,24 @@ func (b *comparison) manyTimers(ctx context.Context) error {
 			l.loaded[1]>>20, l.loaded[2]>>20, l.rates[1][0].Y, l.rates[2][0].Y)
 		lives = append(lives, l)
 	}
-	var rate, started, memory, cpu []float64
+	var rate, serverCost, databaseCost, started, memory, cpu []float64
 	for _, l := range lives {
 		for i := range l.rates[1] {
 			rate = append(rate, l.rates[2][i].Y/l.rates[1][i].Y)
 		}
+		each := func(spent [3]time.Duration, i int) float64 { return float64(spent[i]) / l.answers[i] }
+		serverCost = append(serverCost, each(l.server, 2)/each(l.server, 1))
+		databaseCost = append(databaseCost, each(l.database, 2)/each(l.database, 1))
 		started = append(started, (l.started[2] - l.started[0]).Seconds())
 		memory = append(memory, max(
 			float64(l.after[2]-l.after[0])/float64(*many), float64(l.loaded[2]-l.loaded[1])/float64(*many-few)))
 		cpu = append(cpu, l.cpu[2]-l.cpu[0])
 	}
 	b.add(fmt.Sprintf("keep-alives per second with %d timers / with %d", *many, few), "≥ 0.90", "", rate)
+	b.add(fmt.Sprintf("CPU time of the server for a keep-alive with %d timers / with %d", *many, few), "", "", serverCost)
+	if b.cluster != nil {
+		b.add(fmt.Sprintf("CPU time of the database for a keep-alive with %d timers / with %d", *many, few), "", "", databaseCost)
+	}
 	b.add("memory per running timer, after the start or after keep-alives, whichever is more", "≤ 200 bytes", " bytes", memory)
 	b.add(fmt.Sprintf("start with %d timers, longer than with none by", *many), "≤ 3 s", " s", started)
 	b.add(fmt.Sprintf("idle with %d timers, more of a CPU than with none", *many), "nothing measurable", " %", cpu)
@@ -110,6 +117,9 @@ type manyLife struct {
 	loaded  [3]int64 // memory after keep-alives
 	cpu     [3]float64
 	rates   [3]plotter.XYs
+	// for how long the keep-alives kept the cores busy, and how many there were
+	server, database [3]time.Duration
+	answers          [3]float64
 }
 
 // live starts the servers one after the other, lets them be idle, makes keep-alives to those that have timers in turn, and
@@ -132,10 +142,21 @@ func (b *comparison) live(ctx context.Context, servers [3]*server, tokens [3][]s
 	for turns := range alternations {
 		for i := range 2 {
 			i = 1 + (i+turns)%2
+			before, err := b.spent(servers[i])
+			if err != nil {
+				return l, err
+			}
 			own, err := refresh(ctx, servers[i].address, tokens[i], *turn, 0)
 			if err != nil {
 				return l, err
 			}
+			after, err := b.spent(servers[i])
+			if err != nil {
+				return l, err
+			}
+			l.answers[i] += float64(len(own.latencies))
+			l.server[i] += after.server - before.server
+			l.database[i] += after.database - before.database
 			l.rates[i] = append(l.rates[i], plotter.XY{Y: own.perSecond})
 			memory, err := servers[i].memory()
 			if err != nil {
