@@ -1,6 +1,7 @@
 package msc4140
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
 // What is refused, and how, is tested on the real binary, in test/integration.
@@ -28,6 +31,21 @@ func TestDefaults(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, RateLimit{Threshold: 7, CooloffMS: 1000}, c.RateLimiting.Token, "what is not named keeps its default")
 	require.Equal(t, time.Hour, c.MaxDuration)
+}
+
+func TestRateLimitingSwitchedOff(t *testing.T) {
+	for _, enabled := range []bool{true, false} {
+		c, err := parseConfig(fmt.Appendf(nil, "expiration: {rate_limiting: {enabled: %t, token: {threshold: 7}, unknown_token: {threshold: 8}}}", enabled))
+		require.NoError(t, err)
+		component, routes := c.component()
+		var token, unknown expiration.RateLimit
+		if enabled {
+			token = expiration.RateLimit{Threshold: 7, Cooloff: time.Second}
+			unknown = expiration.RateLimit{Threshold: 8, Cooloff: time.Second}
+		}
+		require.Equal(t, token, component.TokenLimit)
+		require.Equal(t, unknown, routes.UnknownTokens)
+	}
 }
 
 // The example in the documentation is complete, and shows the defaults.

@@ -49,6 +49,8 @@ type timer struct {
 	unsent bool
 	// doubtful is set while somebody must look again whether the event was replaced.
 	doubtful bool
+	// superseded is set when newer state was sent here, until it is found out whether it replaced the event.
+	superseded bool
 	// pending is set until the roomserver has answered: the event may not be in its room yet.
 	pending bool
 	// gone is set when nobody finds the timer any more, but for what follows.

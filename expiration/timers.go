@@ -352,7 +352,7 @@ func (t *Timers) overLimit(delayed bool, d Digest, now time.Duration) error {
 		limit, state = t.cfg.MaxRunningPerUser, d.get(digestState)
 	}
 	t.index.ofSender(d.get(digestSender), func(_ ref, tm *timer) {
-		if tm.delayed != delayed || tm.doubtful && !delayed { // what was just replaced may still be here
+		if tm.delayed != delayed || tm.superseded {
 			return
 		}
 		if end := max(tm.due, tm.wake); count+unsent == 0 || end < first {
@@ -603,7 +603,7 @@ func (t *Timers) StateSent(ctx context.Context, s StateKey, eventID string) erro
 		if t.isDelayed(r) {
 			delayed = append(delayed, r)
 		} else {
-			t.lookAgain(r)
+			t.supersede(r)
 		}
 	}
 	return t.dropReplaced(ctx, delayed)
@@ -673,6 +673,17 @@ func (t *Timers) dropReplaced(ctx context.Context, timers []ref) error {
 	return errors.Join(failed...)
 }
 
+// supersede makes somebody find out whether an event was replaced by state that was sent here. Until then the timer does not count for
+// the limit.
+func (t *Timers) supersede(r ref) {
+	t.mu.Lock()
+	if tm := t.index.at(r); tm.running() {
+		tm.superseded = true
+	}
+	t.mu.Unlock()
+	t.lookAgain(r)
+}
+
 // lookAgain makes the scheduler find out once more whether an event was replaced. Until then a refresh does.
 func (t *Timers) lookAgain(r ref) {
 	t.mu.Lock()
@@ -701,7 +712,7 @@ func (t *Timers) dropDoubtful(ctx context.Context, r ref, row Timer) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if tm := t.index.at(r); tm != nil {
-		tm.doubtful = false
+		tm.doubtful, tm.superseded = false, false
 	}
 	return nil
 }

@@ -304,6 +304,27 @@ func TestReplacedHere(t *testing.T) {
 	}
 }
 
+// What somebody must look at once more counts for the limit, and so does what turns out not to be replaced.
+func TestLimitCountsWhatIsLookedAt(t *testing.T) {
+	inWorld(t, Config{MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
+		e := w.state("key", time.Hour)
+		s, _ := e.State()
+		full := func() {
+			t.Helper()
+			_, err := w.Begin(t.Context(), Event{ID: "$more", RoomID: "!room", Type: "m", Sender: e.Sender}, time.Hour, false)
+			require.ErrorAs(t, err, new(*LimitError))
+		}
+		require.NoError(t, w.RoomChanged(t.Context(), s.RoomID))
+		require.True(t, w.isDoubtful(w.ofEvent(e.ID)))
+		full()
+		require.NoError(t, w.StateSent(t.Context(), s, "$crossed"))
+		time.Sleep(lookAgainAfter + time.Millisecond)
+		synctest.Wait()
+		full()
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+	})
+}
+
 // Somebody else's event, of which only the stream tells, and late: the closing event must look for itself.
 func TestReplacedBehindOurBack(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
