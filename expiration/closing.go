@@ -181,14 +181,15 @@ func (t *Timers) attempt(ctx context.Context, r ref, o Outcome, w turn) error {
 	case row.Delayed != nil:
 		err = t.sendDelayed(ctx, r, &row, o, due, w)
 	default:
-		err = t.roomserver.Close(ctx, row.Event, o, t.sentTime(o, due), func(ctx context.Context, closing SignedEvent) error {
+		claim := func(ctx context.Context, closing SignedEvent) error {
 			c := Claim{Outcome: o, Event: closing}
 			if err := t.claim(ctx, r, due, c); err != nil {
 				return err
 			}
 			row.Claim = &c
 			return w.follow(ctx, !row.Event.decides())
-		})
+		}
+		err = t.roomserver.Close(ctx, row.Event, o, t.sentTime(o, due), t.isLost(r), claim)
 	}
 	return t.settle(ctx, r, row, o, err)
 }
@@ -262,8 +263,8 @@ func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err er
 	if err == nil {
 		return t.closed(ctx, r, row, o)
 	}
-	if reason, awaited := awaitedEvent(err); awaited && t.givenUp(r, reason) {
-		err = &DropError{Reason: reason, Cause: err}
+	if isAwaited(err) {
+		err = t.await(ctx, r, row.Event, o, err)
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
 		err = t.gone(ctx, r, row, dropped)
@@ -273,29 +274,39 @@ func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err er
 	return err
 }
 
-// awaitedEvent reports whether an attempt failed because the roomserver has not yet got so far as it was before a crash, and
-// if so, why there is no closing event if it never does.
-func awaitedEvent(err error) (DropReason, bool) {
-	switch {
-	case errors.Is(err, ErrUnknownEvent):
-		return NeverSent, true
-	case errors.Is(err, ErrSetBack):
-		return Replaced, true
+// isAwaited reports whether an attempt failed because the roomserver has not yet got so far as it was before a crash.
+func isAwaited(err error) bool { return errors.Is(err, ErrUnknownEvent) || errors.Is(err, ErrSetBack) }
+
+// await counts how many times in a row the roomserver had not got so far when a timer was due, and sees to it that it goes on. It
+// returns the error, or a *DropError if the roomserver has been waited for long enough.
+func (t *Timers) await(ctx context.Context, r ref, e Event, o Outcome, err error) error {
+	unsent := errors.Is(err, ErrUnknownEvent)
+	t.mu.Lock()
+	givenUp := false
+	if tm := t.index.at(r); tm != nil {
+		if o == Expired { // not those who ask as often as they like
+			tm.awaited = min(tm.awaited+1, givenUpAfter+1)
+		}
+		tm.unsent = unsent
+		givenUp = unsent && tm.awaited > givenUpAfter
 	}
-	return "", false
+	t.mu.Unlock()
+	if givenUp {
+		return &DropError{Reason: NeverSent, Cause: err}
+	}
+	if failed := t.roomserver.Wake(ctx, e.RoomID); failed != nil { // so does the next attempt
+		t.log.WithError(failed).WithField("room_id", e.RoomID).Debug("Failed to wake the roomserver's worker for a room")
+	}
+	return err
 }
 
-// givenUp counts how many times the roomserver was waited for, and reports whether that was enough.
-func (t *Timers) givenUp(r ref, reason DropReason) bool {
+// isLost reports whether the roomserver was waited for long enough to bring an event back that is no longer the current state:
+// nothing that could do so is left in its queue. In the room's graph, and for other servers, it stands there all the same.
+func (t *Timers) isLost(r ref) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tm := t.index.at(r)
-	if tm == nil {
-		return false
-	}
-	tm.awaited++
-	tm.unsent = reason == NeverSent
-	return tm.awaited > givenUpAfter
+	return tm != nil && (tm.awaited > lostAfter || tm.awaited > 0 && failpoint.Fail(failpoint.Awaiting) != nil)
 }
 
 // closed takes a timer out whose event is in the room. It returns ErrNotFound if the event was closed otherwise
@@ -383,7 +394,7 @@ func (t *Timers) again(r ref, e Event, err error) {
 	log := t.log.WithError(err).WithFields(logrus.Fields{
 		"timer_nid": r.nid, "event_id": e.ID, "room_id": e.RoomID, "failures": failures,
 	})
-	if _, awaited := awaitedEvent(err); awaited || errors.Is(err, errClaimFailed) {
+	if isAwaited(err) || errors.Is(err, errClaimFailed) {
 		log.Debug("Failed to close an expiring event, will try again")
 		return
 	}

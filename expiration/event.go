@@ -161,7 +161,11 @@ type Roomserver interface {
 	Confirm(ctx context.Context, e Event) error
 	// Close builds the closing event of e, with the given time as the time at which it was sent, or a later one if it would not be
 	// after e's, calls claim with it, and if that succeeds gives it to the roomserver. It returns nil when the room has the closing event.
-	Close(ctx context.Context, e Event, o Outcome, sent time.Time, claim func(context.Context, SignedEvent) error) error
+	// If lost is set, nobody waits any longer for e to become the current state again, and the error is not ErrSetBack.
+	Close(ctx context.Context, e Event, o Outcome, sent time.Time, lost bool, claim func(context.Context, SignedEvent) error) error
+	// Wake makes the roomserver go on with what a crash has left in its queue for a room, as far as that is due. By itself it does
+	// so only when something comes for the room.
+	Wake(ctx context.Context, roomID string) error
 	// Send builds a delayed event, calls claim with it, and if that succeeds gives it to the roomserver. It returns the event's
 	// ID when the room has it, without a claim if it is state that the room has already. The error can be a *RefusedError.
 	Send(ctx context.Context, t Timer, claim func(context.Context, Built) error) (eventID string, err error)
@@ -225,7 +229,7 @@ var (
 	// ErrTooLarge: the closing event would not fit into an event.
 	ErrTooLarge = errors.New("the closing event would be too large")
 	// ErrSetBack: the event is not the current state, but nothing newer is: a crash can set the state of a room back to
-	// what it was earlier, until the roomserver has brought what lay in its queue.
+	// what it was earlier, until the roomserver has brought what lay in its queue. After a fault of its database it does not.
 	ErrSetBack = errors.New("the state of the room was set back")
 	// ErrUnknownEvent: the roomserver does not know the event; it may still be queued there.
 	ErrUnknownEvent = errors.New("the roomserver does not know the event")

@@ -267,9 +267,10 @@ type fakeRoomserver struct {
 	hooks hooks
 }
 
-// hooks are called without a lock; an error ends the attempt to close an event, or to look what the current state is.
+// hooks are called without a lock; an error ends the attempt to close an event, to look what the current state is, or to wake the
+// roomserver for the event's room.
 type hooks struct {
-	beforeClaim, afterClaim, look func(Event) error
+	beforeClaim, afterClaim, look, wake func(Event) error
 }
 
 // set changes the hooks while the component works.
@@ -378,7 +379,9 @@ func (r *fakeRoomserver) send(e Event) {
 	}
 }
 
-func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, sent time.Time, claim func(context.Context, SignedEvent) error) error {
+func (r *fakeRoomserver) Close(
+	ctx context.Context, e Event, o Outcome, sent time.Time, lost bool, claim func(context.Context, SignedEvent) error,
+) error {
 	begun := time.Now()
 	if err := r.call(func(h hooks) func(Event) error { return h.beforeClaim }, e); err != nil {
 		return err
@@ -397,15 +400,19 @@ func (r *fakeRoomserver) Close(ctx context.Context, e Event, o Outcome, sent tim
 		return &DropError{Reason: never}
 	case !known:
 		return ErrUnknownEvent
-	case setBack:
+	case setBack && !lost:
 		return ErrSetBack
-	case !current:
+	case !current && !setBack:
 		return &DropError{Reason: Replaced}
 	}
 	if err := claim(ctx, c); err != nil {
 		return err
 	}
 	return r.input(e, c)
+}
+
+func (r *fakeRoomserver) Wake(_ context.Context, roomID string) error {
+	return r.call(func(h hooks) func(Event) error { return h.wake }, Event{RoomID: roomID})
 }
 
 func (r *fakeRoomserver) input(e Event, c SignedEvent) error {

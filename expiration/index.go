@@ -35,7 +35,7 @@ type timer struct {
 
 	// failures counts the attempts that failed since the last one that did not; it makes the pauses grow.
 	failures uint8
-	// awaited counts how many times in a row the roomserver has not got as far as it was before a crash, see awaitedEvent.
+	// awaited counts how many times in a row the roomserver has not got as far as it was before a crash, see Timers.await.
 	awaited uint8
 	// delayed is set for the timer of a delayed event.
 	delayed bool

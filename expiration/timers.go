@@ -62,10 +62,12 @@ const (
 	// retriedFor is how long at least a request is known whose timer is gone; Dendrite itself knows those that went well for
 	// as long.
 	retriedFor = 30 * time.Minute
-	// givenUpAfter is how many times in a row the roomserver can say that it does not know an event, or that the state was set
-	// back behind it. With lastPause between them it is more than an hour, in which the roomserver's queue brings what a crash
-	// has left in it: Dendrite waits some five minutes for that.
+	// givenUpAfter is how many times in a row the roomserver can say that it does not know an event. With lastPause between them
+	// it is more than an hour, in which the roomserver's queue brings what a crash has left in it.
 	givenUpAfter = 125
+	// lostAfter is the same for state that was set back behind an event. It is more than seven minutes: Dendrite's queue brings what a
+	// crash has left in it after five. Who is gone from a call is not to be seen there for longer than need be.
+	lostAfter = 20
 	// unsentFactor times as many timers as may be running can a user have whose events the roomserver has failed to take, or
 	// does not know.
 	unsentFactor = 10
@@ -955,7 +957,7 @@ func (t *Timers) confirmed(r ref) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if tm := t.index.at(r); tm != nil {
-		tm.confirmed, tm.unsent = true, false
+		tm.confirmed, tm.unsent, tm.awaited = true, false, 0
 	}
 }
 

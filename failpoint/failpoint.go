@@ -47,6 +47,9 @@ const (
 	// BeforeConfirm and AfterConfirm: an event of an earlier process is made sure to be in its room.
 	BeforeConfirm Point = "before-confirm"
 	AfterConfirm  Point = "after-confirm"
+	// Awaiting: an event is to be closed that may not be the current state because a crash set it back; whoever is told to fail has
+	// waited long enough for it.
+	Awaiting Point = "awaiting"
 	// Wall: WallClock is read.
 	Wall Point = "wall-clock"
 	// Stream: messages of the output stream have come, and nothing is done with them yet.

@@ -3,6 +3,7 @@ package roomserver
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -36,7 +37,7 @@ func NewCloser(cfg *config.ClientAPI, rsAPI *API) *Closer {
 // Close implements expiration.Roomserver. The closing event is sent the way a client's event is, so power levels, pseudo
 // IDs and room versions are Dendrite's own business.
 func (c *Closer) Close(
-	ctx context.Context, e expiration.Event, o expiration.Outcome, sent time.Time,
+	ctx context.Context, e expiration.Event, o expiration.Outcome, sent time.Time, lost bool,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
 	original, err := c.original(ctx, e)
@@ -47,7 +48,7 @@ func (c *Closer) Close(
 	if err != nil {
 		return fmt.Errorf("making the content of a closing event: %w", err)
 	}
-	return c.send(ctx, e, original, content, later(sent, original), claim)
+	return c.send(ctx, e, original, content, later(sent, original), lost, claim)
 }
 
 // maxTimestamp is the greatest number that an event can have.
@@ -65,13 +66,13 @@ func later(sent time.Time, original gomatrixserverlib.PDU) time.Time {
 }
 
 func (c *Closer) send(
-	ctx context.Context, e expiration.Event, original gomatrixserverlib.PDU, content []byte, sent time.Time,
+	ctx context.Context, e expiration.Event, original gomatrixserverlib.PDU, content []byte, sent time.Time, lost bool,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
 	ctx, ground := withGround(ctx, e)
 	claiming := false
 	hook := &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
-		if err := c.checkGround(ctx, e, original, ground); err != nil {
+		if err := c.checkGround(ctx, e, original, ground); err != nil && !(lost && errors.Is(err, expiration.ErrSetBack)) {
 			return err
 		}
 		claiming = true
@@ -194,6 +195,18 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 		return fmt.Errorf("reading %s, which was built earlier: %w", signed.EventID, err)
 	}
 	return c.input(ctx, e, pdu)
+}
+
+// Wake implements expiration.Roomserver. In a room in which nothing happened for a minute Dendrite reads nothing from the queue,
+// not even what JetStream would bring again, until the room's next event comes. It is given one that it has, in the manner
+// in which it ignores that at once.
+func (c *Closer) Wake(ctx context.Context, roomID string) error {
+	create, err := c.current(ctx, expiration.Event{RoomID: roomID, Type: spec.MRoomCreate, StateKey: new(string)})
+	if err != nil || create == nil {
+		return err
+	}
+	server := c.cfg.Matrix.ServerName
+	return api.SendEvents(ctx, c.rsAPI, api.KindOutlier, []*types.HeaderedEvent{create}, server, server, server, nil, true)
 }
 
 // input gives an event of this server to the roomserver, for the first time or again.

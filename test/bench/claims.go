@@ -113,7 +113,7 @@ type instantRoomserver struct {
 
 var closingEvent = signedEvent("closing")
 
-func (r *instantRoomserver) Close(ctx context.Context, e expiration.Event, _ expiration.Outcome, sent time.Time, claim func(context.Context, expiration.SignedEvent) error) error {
+func (r *instantRoomserver) Close(ctx context.Context, e expiration.Event, _ expiration.Outcome, sent time.Time, _ bool, claim func(context.Context, expiration.SignedEvent) error) error {
 	t := claimTimes{due: sent.Sub(r.first), begun: time.Since(sent)}
 	if err := claim(ctx, expiration.SignedEvent{EventID: "$closing" + e.ID[len("$closing"):], RoomVersion: roomVersion, PDU: closingEvent}); err != nil {
 		return err
@@ -127,6 +127,8 @@ func (r *instantRoomserver) Close(ctx context.Context, e expiration.Event, _ exp
 	}
 	return nil
 }
+
+func (r *instantRoomserver) Wake(context.Context, string) error { return nil }
 
 func (r *instantRoomserver) Confirm(context.Context, expiration.Event) error { return nil }
 

@@ -254,7 +254,7 @@ func (l *ledger) settle(t *testing.T, s *server) {
 			s.mentions(t, waiting)
 		}
 	}()
-	eventuallyWithin(t, afterQueue, "all timers have come to their end", func() bool {
+	eventuallyWithin(t, afterLost, "all timers have come to their end", func() bool {
 		left := map[string]bool{}
 		waiting = nil
 		for _, row := range s.timers(t) {

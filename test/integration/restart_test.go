@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -8,7 +10,13 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/matrix-org/dendrite/setup/jetstream"
+	"github.com/matrix-org/dendrite/setup/process"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
@@ -24,6 +32,10 @@ const afterCrash = 30*time.Second + soon
 // afterQueue is how long it can take until the roomserver is done with all that it had been given: what a crash has left in
 // its queue JetStream brings again after 5 minutes and 10 seconds, and until then the state of a room can be set back.
 const afterQueue = 5*time.Minute + 10*time.Second + afterCrash
+
+// afterLost is how long it can take until an event is closed that is set back for ever: the component waits for the queue, and a while
+// longer.
+const afterLost = 2 * afterQueue
 
 func TestRestart(t *testing.T) {
 	for name, crash := range map[string]bool{"SIGTERM": false, "SIGKILL": true} {
@@ -132,38 +144,121 @@ func TestStreamsThatForget(t *testing.T) {
 // it, even if that other lies in the queue, and what is sent beside it is then all that the room has. The event is no longer
 // the current state, and nobody has replaced it; when the other is done with it is back, and must be closed.
 func TestStateSetBack(t *testing.T) {
-	for _, db := range databases {
-		t.Run(db.name, func(t *testing.T) {
-			t.Parallel()
-			s := startWithFailpoints(t, homeserver.Config{Postgres: db.open(t), Expiration: unlimited})
-			alice, bob := s.newUser(t), s.newUser(t)
-			roomID := s.room(t, alice, bob)
+	for _, other := range []struct {
+		name string
+		// send sends what refers to the event, and returns its ID.
+		send func(t *testing.T, u *user, roomID string) string
+		// crashed does what else there is to be done when it is as a crash leaves it between storing and sending.
+		crashed func(t *testing.T, s *server, roomID, eventID string)
+		within  time.Duration
+	}{
+		{
+			name: "Expiring", // so our own component brings it
+			send: func(t *testing.T, u *user, roomID string) string {
+				t.Helper()
+				return u.sendMessage(t, roomID, 6).eventID
+			},
+			crashed: func(*testing.T, *server, string, string) {},
+			within:  afterCrash,
+		},
+		{
+			name: "InTheQueue", // of a room in which nothing else happens
+			send: sendPlain,
+			crashed: func(t *testing.T, s *server, roomID, eventID string) {
+				t.Helper()
+				s.enqueue(t, roomID, eventID, quiet+soon)
+			},
+			within: quiet + soon + afterCrash,
+		},
+		{
+			name: "Lost", // as what a fault of the database does to it: Dendrite says that it has done with it
+			send: sendPlain,
+			crashed: func(t *testing.T, s *server, _, _ string) {
+				t.Helper()
+				require.NoError(t, s.Failpoints(string(failpoint.Awaiting)+" fail"))
+			},
+			within: afterCrash,
+		},
+	} {
+		for _, db := range databases {
+			t.Run(other.name+"/"+db.name, func(t *testing.T) {
+				t.Parallel()
+				s := startWithFailpoints(t, homeserver.Config{Postgres: db.open(t), Expiration: unlimited})
+				alice, bob := s.newUser(t), s.newUser(t)
+				roomID := s.room(t, alice, bob)
 
-			// A closing event that was built before the event, and is sent after it.
-			require.NoError(t, s.Failpoints(string(failpoint.AfterClaim)+" hold"))
-			early := alice.sendState(t, roomID, "early", 1, nil)
-			eventually(t, "the claim", func() bool {
-				rows := s.timers(t)
-				return len(rows) == 1 && rows[0].Claim != nil
-			})
-			e := bob.sendState(t, roomID, "key", 4, nil)
-			head := s.head(t, roomID)
-			// What refers to the event, and lies in the queue: as a crash leaves it between storing and sending.
-			late := bob.sendMessage(t, roomID, 6)
-			s.Kill()
-			s.rewind(t, roomID, head, late.eventID)
-			require.NoError(t, s.Failpoints())
-			require.NoError(t, s.Start(t.Context()))
+				// A closing event that was built before the event, and is sent after it.
+				require.NoError(t, s.Failpoints(string(failpoint.AfterClaim)+" hold"))
+				early := alice.sendState(t, roomID, "early", 1, nil)
+				eventually(t, "the claim", func() bool {
+					rows := s.timers(t)
+					return len(rows) == 1 && rows[0].Claim != nil
+				})
+				e := bob.sendState(t, roomID, "key", 4, nil)
+				head := s.head(t, roomID)
+				late := other.send(t, bob, roomID)
+				s.Kill()
+				require.NoError(t, s.Failpoints())
+				s.rewind(t, roomID, head, late)
+				other.crashed(t, s, roomID, late)
+				require.NoError(t, s.Start(t.Context()))
 
-			alice.follow(t, roomID).awaitClosing(t, early.eventID, "expired")
-			require.False(t, alice.state(t, roomID, "key").Exists(), "the state was not set back")
-			s.refreshed(t, e.token)
-			eventuallyWithin(t, afterCrash, "the closing event", func() bool {
-				return alice.state(t, roomID, "key").Get(`content.m\.will_expire`).Str == "expired"
+				alice.follow(t, roomID).awaitClosing(t, early.eventID, "expired")
+				require.False(t, alice.state(t, roomID, "key").Exists(), "the state was not set back")
+				s.refreshed(t, e.token)
+				eventuallyWithin(t, other.within, "the closing event", func() bool {
+					return alice.state(t, roomID, "key").Get(`content.m\.will_expire`).Str == "expired"
+				})
+				require.Len(t, alice.closings(t, roomID, e.eventID), 1)
 			})
-			require.Len(t, alice.closings(t, roomID, e.eventID), 1)
-		})
+		}
 	}
+}
+
+func sendPlain(t *testing.T, u *user, roomID string) string {
+	t.Helper()
+	return u.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{"body": "hello"}).Get("event_id").Str
+}
+
+// quiet is how long nothing happens in a room until Dendrite reads its queue no longer.
+const quiet = time.Minute
+
+// enqueue puts an event of a server that does not run into the queue of the roomserver, as one that it had begun to work on, and that
+// JetStream brings again after a while. After a crash that takes five minutes; there is no need to wait so long.
+func (s *server) enqueue(t *testing.T, roomID, eventID string, after time.Duration) {
+	t.Helper()
+	var event []byte
+	s.database(t, "roomserver", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
+		db, _, err := cm.Connection(options)
+		require.NoError(t, err)
+		require.NoError(t, db.QueryRowContext(t.Context(), "SELECT event_json FROM roomserver_event_json"+
+			" WHERE event_nid = (SELECT event_nid FROM roomserver_events WHERE event_id = $1)", eventID).Scan(&event))
+	})
+	version, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersionV10)
+	require.NoError(t, err)
+	pdu, err := version.NewEventFromTrustedJSON(event, false)
+	require.NoError(t, err)
+	input, err := json.Marshal(api.InputRoomEvent{
+		Kind: api.KindNew, Event: &types.HeaderedEvent{PDU: pdu}, Origin: "localhost", SendAsServer: "localhost",
+	})
+	require.NoError(t, err)
+
+	ctx := process.NewProcessContext()
+	defer func() { ctx.ShutdownDendrite(); ctx.WaitForComponentsToFinish() }()
+	cfg := &config.JetStream{StoragePath: config.Path(filepath.Join(s.Dir, "jetstream")), TopicPrefix: "Dendrite", NoLog: true, Matrix: &config.Global{}}
+	js, connection := new(jetstream.NATSInstance).Prepare(ctx, cfg)
+	msg := nats.NewMsg(cfg.Prefixed(jetstream.InputRoomEventSubj(roomID)))
+	msg.Header.Set(jetstream.RoomID, roomID)
+	msg.Data = input
+	_, err = js.PublishMsg(msg)
+	require.NoError(t, err)
+	consumer := cfg.Prefixed("RoomInput" + jetstream.Tokenise(roomID))
+	sub, err := js.PullSubscribe(msg.Subject, consumer, nats.Bind(cfg.Prefixed(jetstream.InputRoomEvent), consumer))
+	require.NoError(t, err)
+	begun, err := sub.Fetch(1, nats.MaxWait(soon))
+	require.NoError(t, err)
+	_, err = connection.Request(begun[0].Reply, fmt.Appendf(nil, `-NAK {"delay": %d}`, after.Nanoseconds()), soon)
+	require.NoError(t, err)
 }
 
 // head is what the events of a room are built upon, as the roomserver keeps it.
