@@ -389,7 +389,7 @@ func (l *ledger) checkOrder(entries map[string]*entry, closings map[string][]roo
 				continue
 			}
 			if c := closings[id][0]; c.nid < last {
-				l.fault("%s was closed before %s, whose deadline came first", id, lastID)
+				l.fault("%s was closed before %s, whose deadline came first, and both had passed at %s", id, lastID, o.found.Format(time.RFC3339Nano))
 			} else {
 				last, lastID = c.nid, id
 			}
@@ -414,14 +414,14 @@ func (l *ledger) require(t *testing.T, s *server) {
 
 var eventIDPattern = regexp.MustCompile(`\$[\w-]{43}`)
 
-// mentions logs what the server has written about events, the last of it.
+// mentions logs what the server has written about events, or about some whose rows it could not read, the last of it.
 func (s *server) mentions(t *testing.T, eventIDs []string) {
 	t.Helper()
 	written, err := s.Written()
 	require.NoError(t, err)
 	var lines []string
 	for line := range strings.Lines(string(written)) {
-		if slices.ContainsFunc(eventIDs, func(id string) bool { return strings.Contains(line, id) }) {
+		if strings.Contains(line, `event_id= `) || slices.ContainsFunc(eventIDs, func(id string) bool { return strings.Contains(line, id) }) {
 			lines = append(lines, fmt.Sprintf("%.600s", line))
 		}
 	}
