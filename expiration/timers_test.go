@@ -104,6 +104,15 @@ func (w *world) state(key string, d time.Duration) Event {
 	return e
 }
 
+// begin writes the row of an expiring state event, which the roomserver is not given: as a crash leaves it.
+func (w *world) begin(key string, d time.Duration) Event {
+	w.t.Helper()
+	e := Event{ID: "$begun", RoomID: "!room", Type: "m", StateKey: &key, Sender: "@alice:example.org"}
+	_, err := w.Begin(w.t.Context(), e, d, false)
+	require.NoError(w.t, err)
+	return e
+}
+
 func (w *world) send(e Event, d time.Duration) {
 	w.t.Helper()
 	p, err := w.Begin(w.t.Context(), e, d, false)
@@ -376,10 +385,7 @@ func TestStateSetBack(t *testing.T) {
 // To wait for an event that the roomserver does not know is not to wait for it to come back.
 func TestStateSetBackLater(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		key := "key"
-		e := Event{ID: "$queued", RoomID: "!room", Type: "m", StateKey: &key, Sender: "@alice:example.org"}
-		_, err := w.Begin(t.Context(), e, time.Second, false)
-		require.NoError(t, err)
+		e := w.begin("key", time.Second)
 		w.restart(time.Second)
 		time.Sleep(2 * lostAfter * lastPause)
 		s, _ := e.State()
@@ -815,10 +821,7 @@ func TestEventThatNeverCame(t *testing.T) {
 // for one that was replaced would lose its timer.
 func TestEventThatTheRoomserverHadNotFinished(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		key := "key"
-		e := Event{ID: "$half", RoomID: "!room", Type: "m", StateKey: &key, Sender: "@alice:example.org"}
-		_, err := w.Begin(t.Context(), e, time.Second, false)
-		require.NoError(t, err)
+		e := w.begin("key", time.Second)
 		w.roomserver.store(e)
 		w.restart(time.Second)
 		w.wantClosings(e)
