@@ -87,23 +87,19 @@ func (t *Timers) closeDue(r ref, w turn) {
 	t.removeRowBehind(r)
 }
 
-// recover finishes what an earlier process claimed: room by room in the order of the deadlines, several rooms at once.
-// What fails is tried again later, like any other closing.
+// recover finishes what an earlier process claimed, and in the same rooms what comes before that: room by room in the order of the
+// deadlines, several rooms at once. What fails is tried again later, like any other closing.
 func (t *Timers) recover(claimed []ref) {
 	ctx, cancel := context.WithTimeout(t.ctx, recoverTimeout)
 	defer cancel()
 	rooms := map[uint64][]ref{}
 	var order []uint64
-	t.mu.Lock()
-	slices.SortFunc(claimed, func(a, b ref) int { return cmp.Compare(t.index.at(a).due, t.index.at(b).due) })
-	for _, r := range claimed {
-		room := t.index.at(r).room
-		if _, ok := rooms[room]; !ok {
-			order = append(order, room)
+	for _, r := range t.withEarlier(claimed) {
+		if _, ok := rooms[r.room]; !ok {
+			order = append(order, r.room)
 		}
-		rooms[room] = append(rooms[room], r)
+		rooms[r.room] = append(rooms[r.room], r.ref)
 	}
-	t.mu.Unlock()
 	var done sync.WaitGroup
 	free := make(chan struct{}, closers)
 	for _, room := range order {
@@ -116,6 +112,38 @@ func (t *Timers) recover(claimed []ref) {
 		})
 	}
 	done.Wait()
+}
+
+// overdue is a timer that is to be closed.
+type overdue struct {
+	ref
+	room uint64
+	due  time.Duration
+}
+
+// withEarlier returns timers that are claimed, and those of the same rooms that are not and should have been before: the attempt to
+// close them had failed in passing. All are in the order of their deadlines.
+func (t *Timers) withEarlier(claimed []ref) (all []overdue) {
+	if len(claimed) == 0 {
+		return nil
+	}
+	now, last := t.clock.now(), map[uint64]time.Duration{}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range claimed {
+		tm := t.index.at(r)
+		all = append(all, overdue{r, tm.room, tm.due})
+		if before, ok := last[tm.room]; !ok || tm.due > before {
+			last[tm.room] = tm.due
+		}
+	}
+	for s, tm := range t.index.timers.all() {
+		if before, ok := last[tm.room]; ok && tm.running() && tm.due <= now && tm.due < before {
+			all = append(all, overdue{ref{s, tm.nid}, tm.room, tm.due})
+		}
+	}
+	slices.SortFunc(all, func(a, b overdue) int { return cmp.Compare(a.due, b.due) })
+	return all
 }
 
 // closeNow is close, and deletes the row if the timer is gone then.

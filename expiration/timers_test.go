@@ -568,6 +568,32 @@ func TestPassingFaultsAreRetried(t *testing.T) {
 	})
 }
 
+// An attempt failed in passing, and the room's next event was claimed meanwhile, when the process died: the next one keeps the order
+// all the same.
+func TestOrderAfterACrash(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		first, second := w.message("!room", 10*time.Second), w.message("!room", 11*time.Second)
+		third, elsewhere := w.message("!room", 12*time.Second), w.message("!elsewhere", 9*time.Second)
+		w.roomserver.set(hooks{
+			beforeClaim: func(e Event) error {
+				if e.ID == second.ID {
+					return nil
+				}
+				return errFault
+			},
+			afterClaim: fails,
+		})
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		w.restart(0)
+		w.wantClosings()
+		w.roomserver.set(hooks{})
+		w.restart(0)
+		synctest.Wait()
+		w.wantClosings(first, second, elsewhere, third)
+	})
+}
+
 func TestAfterTheClaimTheSameEventIsSentAgain(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{afterClaim: fails})
