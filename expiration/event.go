@@ -126,6 +126,8 @@ type Store interface {
 	Refresh(ctx context.Context, refreshes []Refresh) ([]bool, error)
 	// Claim ends running timers, and reports for each whether it was as its condition says.
 	Claim(ctx context.Context, claims []ConditionalClaim) ([]bool, error)
+	// Doubt removes the digests of timers. At the start it is looked whether the events of those without one were replaced.
+	Doubt(ctx context.Context, nids []int64) error
 	// Drop removes those of the timers that are running.
 	Drop(ctx context.Context, nids []int64) error
 	// Delete removes timers, claimed or not.

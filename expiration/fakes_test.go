@@ -89,6 +89,14 @@ func (s *memoryStore) Claim(_ context.Context, claims []ConditionalClaim) ([]boo
 	return found, err
 }
 
+func (s *memoryStore) Doubt(_ context.Context, nids []int64) error {
+	return s.do("doubt", func() {
+		for _, nid := range nids {
+			delete(s.digests, nid)
+		}
+	})
+}
+
 func (s *memoryStore) Drop(_ context.Context, nids []int64) error {
 	return s.do("drop", func() {
 		for _, nid := range nids {
@@ -238,16 +246,17 @@ func (s *memoryStore) len() int {
 	return len(s.rows)
 }
 
-// has reports whether there is a row for an event.
-func (s *memoryStore) has(eventID string) bool {
+// has reports whether there is a row for an event, and whether the next start will doubt it.
+func (s *memoryStore) has(eventID string) (exists, doubted bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, row := range s.rows {
+	for nid, row := range s.rows {
 		if row.Event.ID == eventID {
-			return true
+			_, sure := s.digests[nid]
+			return true, !sure
 		}
 	}
-	return false
+	return false, false
 }
 
 // fakeRoomserver has rooms whose state is set by the test and by closing events.

@@ -52,7 +52,7 @@ func (a action) String() string {
 }
 
 // The things that can go wrong: operations of the store, and moments in the roomserver.
-var faults = []string{"insert", "refresh", "claim", "read", "drop", "delete", "build", "input", "slow build", "slow input"}
+var faults = []string{"insert", "refresh", "claim", "read", "drop", "delete", "doubt", "build", "input", "slow build", "slow input"}
 
 // actions draws lines of scripts. In a calm one nothing fails and nothing takes time.
 func actions(calm bool) *rapid.Generator[action] {
@@ -82,8 +82,9 @@ type life struct {
 	// written, they are the lesser of both.
 	duration time.Duration
 	earliest time.Time
-	// excused: there need be no closing event. stopped: nor may the token be valid.
-	excused, stopped bool
+	// excused: there need be no closing event. stopped: nor may the token be valid. superseded: because of newer state that was
+	// sent here.
+	excused, stopped, superseded bool
 	// refused: the token was not known, once.
 	refused bool
 	// remote is when a remote event replaced this one, if one did.
@@ -225,6 +226,9 @@ func (m *machine) send(a action) {
 		m.orphans = true
 		return
 	}
+	if isState {
+		m.comes(s)
+	}
 	switch a.do {
 	case "send":
 		m.lives = append(m.lives, l)
@@ -264,9 +268,17 @@ func (m *machine) replace(a action) {
 		return
 	}
 	defer unlock()
+	m.comes(s)
 	m.w.roomserver.send(e)
 	m.w.StateSent(m.w.t.Context(), s, "")
 	m.replaced(s, true)
+}
+
+// comes is what the wrapper does before the roomserver gets state.
+func (m *machine) comes(s StateKey) {
+	if err := m.w.StateComes(m.w.t.Context(), s, ""); err != nil {
+		m.failed(err)
+	}
 }
 
 // replaced notes that the events of a piece of state are not current any more, but for those that are kept.
@@ -281,7 +293,7 @@ func (m *machine) replaced(s StateKey, here bool, keep ...*life) {
 		}
 		if here {
 			m.mu.Lock()
-			l.stopped = true
+			l.stopped, l.superseded = true, true
 			m.mu.Unlock()
 		}
 	}
@@ -424,8 +436,8 @@ func (m *machine) crash(down time.Duration) {
 	// A row that could not be deleted is a timer again; what it is worth is found out when it fires.
 	m.mu.Lock()
 	for _, l := range m.lives {
-		if m.w.store.has(l.event.ID) {
-			l.stopped, l.refused = false, false
+		if exists, doubted := m.w.store.has(l.event.ID); exists {
+			l.stopped, l.refused = l.superseded && doubted, false
 		}
 	}
 	m.mu.Unlock()

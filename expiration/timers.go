@@ -88,6 +88,7 @@ type Timers struct {
 	claims    *batches[ConditionalClaim, bool]
 	drops     *batches[int64, struct{}]
 	deletes   *batches[int64, struct{}]
+	doubts    *batches[int64, struct{}]
 
 	closings *keyedLocks[int64]  // by the timers' NIDs
 	states   *keyedLocks[uint64] // by the hashes of the pieces of state
@@ -120,6 +121,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		claims:    newBatches(store.Claim),
 		drops:     newBatches(withoutAnswers(store.Drop)),
 		deletes:   newBatches(withoutAnswers(store.Delete)),
+		doubts:    newBatches(withoutAnswers(store.Doubt)),
 		closings:  newKeyedLocks[int64](),
 		states:    newKeyedLocks[uint64](),
 		requests:  newKeyedLocks[RequestHash](),
@@ -149,19 +151,26 @@ func (t *Timers) Collectors() []prometheus.Collector { return t.metrics.collecto
 // Start loads the timers, finishes what an earlier process had claimed, and starts to watch the deadlines, until Stop is
 // called or ctx is done. It must return before events are sent or tokens used.
 func (t *Timers) Start(ctx context.Context) error {
-	claimed, err := t.loadAll(ctx)
+	unfinished, err := t.loadAll(ctx)
 	if err != nil {
 		return fmt.Errorf("loading the timers of expiring events: %w", err)
 	}
 	failpoint.Pass(failpoint.AfterLoad)
-	t.run(ctx, claimed)
+	t.run(ctx, unfinished)
 	return nil
 }
 
-// loadAll reads into memory what an earlier process had, and returns the timers that it had claimed.
-func (t *Timers) loadAll(ctx context.Context) (claimed []ref, err error) {
-	if claimed, err = t.loadTimers(ctx); err != nil {
-		return nil, err
+// unfinished is what an earlier process had begun with timers.
+type unfinished struct {
+	claimed []ref
+	// doubted are those of state events that may have been replaced.
+	doubted []ref
+}
+
+// loadAll reads into memory what an earlier process had, and returns what it had begun.
+func (t *Timers) loadAll(ctx context.Context) (u unfinished, err error) {
+	if u, err = t.loadTimers(ctx); err != nil {
+		return u, err
 	}
 	t.mu.Lock()
 	many := t.index.count >= manyTimers
@@ -169,31 +178,35 @@ func (t *Timers) loadAll(ctx context.Context) (claimed []ref, err error) {
 	if many {
 		debug.FreeOSMemory() // what the rows took; the index takes less
 	}
-	return claimed, t.loadSenders(ctx)
+	return u, t.loadSenders(ctx)
 }
 
 // loadTimers takes all timers in. Those that are claimed it reads whole, and those whose digests were made under another key, or
-// that have none because an earlier version wrote them.
-func (t *Timers) loadTimers(ctx context.Context) (claimed []ref, err error) {
+// that have none because somebody doubted them, or an earlier version wrote them.
+func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now, key := t.clock.now(), t.tokens.names.id()
 	t.forgot = now
 	var whole []int64
+	doubted := map[int64]bool{}
 	if err = t.store.Index(ctx, func(row Indexed) error {
 		if row.Claimed || row.Digest.get(digestKey) != key {
 			whole = append(whole, row.NID)
+			if row.Digest == (Digest{}) {
+				doubted[row.NID] = true
+			}
 			return nil
 		}
 		_, err := t.take(row, now)
 		return err
 	}); err != nil {
-		return nil, err
+		return u, err
 	}
 	for nids := range slices.Chunk(whole, maxBatch) {
 		rows, err := t.store.Read(ctx, nids)
 		if err != nil {
-			return nil, err
+			return u, err
 		}
 		for _, row := range rows {
 			if row == nil {
@@ -201,18 +214,22 @@ func (t *Timers) loadTimers(ctx context.Context) (claimed []ref, err error) {
 			}
 			r, err := t.take(newIndexed(*row, t.tokens.Digest(*row)), now)
 			if err != nil {
-				return nil, err
+				return u, err
 			}
-			if row.Claim != nil {
-				claimed = append(claimed, r)
-				if row.Delayed != nil {
-					t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
+			switch {
+			case row.Claim == nil:
+				if row.Delayed == nil && row.Event.StateKey != nil && doubted[row.NID] {
+					u.doubted = append(u.doubted, r)
 				}
+				continue
+			case row.Delayed != nil:
+				t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
 			}
+			u.claimed = append(u.claimed, r)
 		}
 	}
 	t.index.link()
-	return claimed, nil
+	return u, nil
 }
 
 // take takes in a timer that an earlier process had. Timers.mu is held.
@@ -233,12 +250,15 @@ func (t *Timers) take(row Indexed, now time.Duration) (r ref, err error) {
 }
 
 // run is Start when everything is loaded.
-func (t *Timers) run(ctx context.Context, claimed []ref) {
+func (t *Timers) run(ctx context.Context, u unfinished) {
 	t.ctx, t.stop = context.WithCancel(ctx)
 	for range closers {
 		t.workers.Go(func() { t.lanes.work(t.closeDue) })
 	}
-	t.recover(claimed)
+	for _, r := range u.doubted {
+		t.supersede(r)
+	}
+	t.recover(u.claimed)
 	t.watcher.Go(t.watch)
 	t.watcher.Go(t.prune)
 }
@@ -593,6 +613,23 @@ func (t *Timers) refusedOnce(r ref) bool {
 	}
 	t.index.forgetToken(r)
 	return true
+}
+
+// StateComes is called before a state event of this server is given to the roomserver. It writes down which timers it may replace: whether
+// it did is found out behind the sender's answer, see StateSent, and if the process dies before, the next one has to find out before a
+// token is used. If it fails, all is well as long as the process lives.
+func (t *Timers) StateComes(ctx context.Context, s StateKey, eventID string) error {
+	for _, r := range t.ofState(s, eventID) {
+		if t.isDelayed(r) {
+			continue
+		}
+		if _, err := t.doubts.do(ctx, r.nid); err != nil {
+			t.metrics.errors.WithLabelValues("doubt").Inc()
+			return fmt.Errorf("noting that an event may be replaced: %w", err)
+		}
+		failpoint.Pass(failpoint.AfterDoubt)
+	}
+	return nil
 }
 
 // StateSent is called when a state event that was sent here has come to the roomserver. It stops the delayed events that are overtaken,

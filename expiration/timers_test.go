@@ -58,10 +58,10 @@ func (w *world) start(cfg Config) {
 		require.NoError(w.t, w.Start(w.t.Context()))
 		return
 	}
-	claimed, err := w.loadAll(w.t.Context())
+	unfinished, err := w.loadAll(w.t.Context())
 	require.NoError(w.t, err)
 	w.loaded()
-	w.run(w.t.Context(), claimed)
+	w.run(w.t.Context(), unfinished)
 }
 
 // restart ends the process, at once, and begins a new life after the given time.
@@ -99,6 +99,7 @@ func (w *world) state(key string, d time.Duration) Event {
 	unlock, err := w.LockState(w.t.Context(), s)
 	require.NoError(w.t, err)
 	defer unlock()
+	require.NoError(w.t, w.StateComes(w.t.Context(), s, e.ID))
 	w.send(e, d)
 	require.NoError(w.t, w.StateSent(w.t.Context(), s, e.ID))
 	return e
@@ -311,6 +312,44 @@ func TestReplacedHere(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Nor is the old token worth anything if the process dies before anybody has looked, even before the sender has his answer.
+func TestReplacedBeforeACrash(t *testing.T) {
+	for _, answered := range []bool{true, false} {
+		inWorld(t, Config{MaxRunningPerUser: 2}, func(t *testing.T, w *world) {
+			old, other := w.state("key", time.Hour), w.state("other", time.Hour)
+			s, _ := old.State()
+			newer := Event{ID: "$newer", RoomID: s.RoomID, Type: s.Type, StateKey: &s.Key}
+			require.NoError(t, w.StateComes(t.Context(), s, newer.ID))
+			w.roomserver.send(newer)
+			if answered {
+				require.NoError(t, w.StateSent(t.Context(), s, newer.ID))
+			}
+			w.restart(time.Second)
+			require.ErrorIs(t, w.Refresh(t.Context(), w.hash(old)), ErrNotFound)
+			require.NoError(t, w.Refresh(t.Context(), w.hash(other)))
+			w.restart(time.Second)
+			require.Len(t, w.timersIn(s.RoomID), 1)
+		})
+	}
+}
+
+// What was to be replaced and was not is looked at after a crash, and goes on.
+func TestNotReplacedBeforeACrash(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.state("key", 10*time.Second)
+		s, _ := e.State()
+		require.NoError(t, w.StateComes(t.Context(), s, "$lost"))
+		w.restart(time.Second)
+		require.True(t, w.isDoubtful(w.ofEvent(e.ID)))
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+		time.Sleep(lookAgainAfter)
+		synctest.Wait()
+		require.False(t, w.isDoubtful(w.ofEvent(e.ID)))
+		time.Sleep(10*time.Second - lookAgainAfter)
+		w.wantClosings(e)
+	})
 }
 
 // What somebody must look at once more counts for the limit, and so does what turns out not to be replaced.

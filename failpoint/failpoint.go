@@ -23,6 +23,8 @@ const (
 	// BeforeInsert and AfterInsert: its row is written.
 	BeforeInsert Point = "before-insert"
 	AfterInsert  Point = "after-insert"
+	// AfterDoubt: it is written down that an event may be replaced by the one that comes.
+	AfterDoubt Point = "after-doubt"
 	// BeforeInput and AfterInput: the roomserver gets an event, whichever it is, and has answered.
 	BeforeInput Point = "before-input"
 	AfterInput  Point = "after-input"

@@ -20,7 +20,7 @@ const (
 	part = "^(TestSending|TestKeepAlive|TestClosing|TestRoomVersions|TestDelayedRestart|" +
 		"TestDelayIDInUnsigned|TestRestart|TestCrashes|TestStreamIsBehind|TestStateAfterConflicts|TestFederation|TestMetrics)$"
 	// someCrashes is at least one at each place.
-	someCrashes = "-crashes=17"
+	someCrashes = "-crashes=18"
 	// ownCommand is what only our own command does: data folder, one line for a failure, stop in order, both versions, the
 	// answers of the Dendrite that our module depends on.
 	ownCommand = "^(TestDataFolder|TestStartFailures|TestUnixSocket|TestBadTransports|TestSameAsStock|TestVersion)$"

@@ -20,8 +20,9 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// StateWatcher is told when a state event has been sent.
+// StateWatcher is told before a state event is given to the roomserver, and when it has been sent.
 type StateWatcher interface {
+	StateComes(ctx context.Context, s expiration.StateKey, eventID string) error
 	StateSent(ctx context.Context, s expiration.StateKey, eventID string) error
 }
 
@@ -54,6 +55,9 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 			defer func() { hook.After(ctx, res.ErrMsg == "") }()
 		}
 	}
+	if !req.Asynchronous {
+		tell(ctx, req, a.watcher.StateComes, "Failed to note that events may be replaced")
+	}
 	if err := failpoint.Fail(failpoint.BeforeInput); err != nil {
 		res.ErrMsg = err.Error()
 		return
@@ -63,13 +67,22 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 	if req.Asynchronous || res.ErrMsg != "" {
 		return
 	}
+	tell(ctx, req, a.watcher.StateSent, "Failed to stop the timers of overtaken events")
+}
+
+// tell tells the watcher of state events. If that fails, the sender need not know: the output stream tells of the change too.
+func tell(
+	ctx context.Context, req *api.InputRoomEventsRequest, watch func(context.Context, expiration.StateKey, string) error, failed string,
+) {
 	for _, input := range req.InputRoomEvents {
-		if stateKey := input.Event.StateKey(); stateKey != nil && input.Kind == api.KindNew {
-			if err := a.watcher.StateSent(ctx, expiration.StateKey{
-				RoomID: input.Event.RoomID().String(), Type: input.Event.Type(), Key: *stateKey,
-			}, input.Event.EventID()); err != nil { // the output stream tells of the change too
-				logrus.WithError(err).WithField("event_id", input.Event.EventID()).Warn("Failed to stop the timers of overtaken events")
-			}
+		stateKey := input.Event.StateKey()
+		if stateKey == nil || input.Kind != api.KindNew {
+			continue
+		}
+		if err := watch(ctx, expiration.StateKey{
+			RoomID: input.Event.RoomID().String(), Type: input.Event.Type(), Key: *stateKey,
+		}, input.Event.EventID()); err != nil {
+			logrus.WithError(err).WithField("event_id", input.Event.EventID()).Warn(failed)
 		}
 	}
 }

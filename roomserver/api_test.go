@@ -31,6 +31,11 @@ func (j *journal) InputRoomEvents(_ context.Context, _ *api.InputRoomEventsReque
 	res.ErrMsg = j.errMsg
 }
 
+func (j *journal) StateComes(_ context.Context, s expiration.StateKey, _ string) error {
+	j.calls = append(j.calls, "comes "+s.RoomID+" "+s.Type+" "+s.Key)
+	return errors.New("what fails here stops nothing")
+}
+
 func (j *journal) StateSent(_ context.Context, s expiration.StateKey, _ string) error {
 	j.calls = append(j.calls, "sent "+s.RoomID+" "+s.Type+" "+s.Key)
 	return nil
@@ -63,6 +68,7 @@ func TestInputIsRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		wrapper := NewAPI(&deaf{woken: make(chan struct{})})
+		wrapper.Watch(&journal{})
 		wrapper.InputRoomEvents(t.Context(), &api.InputRoomEventsRequest{
 			InputRoomEvents: []api.InputRoomEvent{{Kind: api.KindNew, Event: newEvent(t, "", `{}`)}},
 		}, &api.InputRoomEventsResponse{})
@@ -88,7 +94,7 @@ func newEvent(t *testing.T, stateKey, content string) *types.HeaderedEvent {
 func TestInputRoomEvents(t *testing.T) {
 	state := newEvent(t, `,"state_key":"key"`, `{}`)
 	message := newEvent(t, "", `{}`)
-	sent := "sent !room:example.org m.call.member key"
+	comes, sent := "comes !room:example.org m.call.member key", "sent !room:example.org m.call.member key"
 	for name, test := range map[string]struct {
 		event  *types.HeaderedEvent
 		kind   api.Kind
@@ -98,14 +104,14 @@ func TestInputRoomEvents(t *testing.T) {
 		before error
 		want   []string
 	}{
-		"state":               {event: state, kind: api.KindNew, want: []string{"input", sent}},
+		"state":               {event: state, kind: api.KindNew, want: []string{comes, "input", sent}},
 		"message":             {event: message, kind: api.KindNew, want: []string{"input"}},
 		"old state":           {event: state, kind: api.KindOld, want: []string{"input"}},
 		"outlier":             {event: state, kind: api.KindOutlier, want: []string{"input"}},
 		"asynchronous":        {event: state, kind: api.KindNew, async: true, want: []string{"input"}},
-		"refused":             {event: state, kind: api.KindNew, errMsg: "no", want: []string{"input"}},
-		"hooked state":        {event: state, kind: api.KindNew, hooked: true, want: []string{"before " + state.EventID(), "input", sent, "after true"}},
-		"hooked and refused":  {event: state, kind: api.KindNew, hooked: true, errMsg: "no", want: []string{"before " + state.EventID(), "input", "after false"}},
+		"refused":             {event: state, kind: api.KindNew, errMsg: "no", want: []string{comes, "input"}},
+		"hooked state":        {event: state, kind: api.KindNew, hooked: true, want: []string{"before " + state.EventID(), comes, "input", sent, "after true"}},
+		"hooked and refused":  {event: state, kind: api.KindNew, hooked: true, errMsg: "no", want: []string{"before " + state.EventID(), comes, "input", "after false"}},
 		"hooked, called off":  {event: message, kind: api.KindNew, hooked: true, before: errors.New("limit"), want: []string{"before " + message.EventID()}},
 		"hooked, and message": {event: message, kind: api.KindNew, hooked: true, want: []string{"before " + message.EventID(), "input", "after true"}},
 	} {

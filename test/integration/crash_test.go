@@ -30,7 +30,7 @@ const (
 
 // crashPoints are the places where TestCrashes kills the server.
 var crashPoints = []failpoint.Point{
-	failpoint.BeforeInsert, failpoint.AfterInsert, failpoint.BeforeInput, failpoint.AfterInput, failpoint.BeforeAnswer,
+	failpoint.BeforeInsert, failpoint.AfterInsert, failpoint.AfterDoubt, failpoint.BeforeInput, failpoint.AfterInput, failpoint.BeforeAnswer,
 	failpoint.BeforeRefresh, failpoint.AfterRefresh, failpoint.BeforeDrop, failpoint.BeforeClaim, failpoint.AfterClaim,
 	failpoint.BeforeResubmit, failpoint.AfterClosing, failpoint.AfterLoad, failpoint.AfterDelete, failpoint.BeforeConfirm,
 	failpoint.AfterConfirm, failpoint.Stream,
@@ -84,7 +84,7 @@ func (s *server) crashAt(t *testing.T, l *ledger, point failpoint.Point, random 
 	switch point {
 	case failpoint.AfterLoad, failpoint.BeforeResubmit: // once in a process, or not often
 		times = 1
-	case failpoint.BeforeDrop, failpoint.BeforeRefresh, failpoint.AfterRefresh: // not often either
+	case failpoint.AfterDoubt, failpoint.BeforeDrop, failpoint.BeforeRefresh, failpoint.AfterRefresh: // not often either
 		times, life = 1+random.IntN(2), rareTime
 	}
 	line := fmt.Sprintf("%s kill %d", point, times)

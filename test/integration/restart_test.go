@@ -95,6 +95,30 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// Whether state has replaced an expiring event is found out behind the answer. If the server crashes in between, and the output stream
+// tells nothing of it, the token is refused all the same.
+func TestReplacedBeforeTheCrash(t *testing.T) {
+	for _, db := range databases {
+		t.Run(db.name, func(t *testing.T) {
+			t.Parallel()
+			s := startWithFailpoints(t, homeserver.Config{Postgres: db.open(t), Expiration: unlimited})
+			alice := s.newUser(t)
+			roomID := s.room(t, alice)
+			require.NoError(t, s.Failpoints(string(failpoint.Stream)+" hold"))
+			other := alice.sendState(t, roomID, "other", 600, nil)
+			byPlain, byExpiring := alice.sendState(t, roomID, "plain", 600, nil), alice.sendState(t, roomID, "expiring", 600, nil)
+			now := alice.sendState(t, roomID, "expiring", 600, JSON{"again": true})
+			alice.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "plain"), JSON{"left": true})
+			s.restart(t, true)
+			s.refused(t, byPlain.token)
+			s.refused(t, byExpiring.token)
+			s.refreshed(t, other.token)
+			s.refreshed(t, now.token)
+			require.NoError(t, s.Failpoints()) // or it would not stop
+		})
+	}
+}
+
 func TestRestartGrace(t *testing.T) {
 	onEachDatabase(t, JSON{"restart_grace": "4s", "rate_limiting": JSON{"enabled": false}}, func(t *testing.T, s *server) {
 		alice := s.newUser(t)

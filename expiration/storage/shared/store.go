@@ -36,6 +36,7 @@ const (
 		" ON g.timer_nid = d.timer_nid AND g.timer_nid BETWEEN $1 AND $2 WHERE d.timer_nid BETWEEN $1 AND $2"
 	fromTimersSQL  = " FROM expiration_timers AS t JOIN expiration_deadlines AS d ON d.timer_nid = t.timer_nid"
 	selectRangeSQL = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_deadlines"
+	doubtTimersSQL = "DELETE FROM expiration_digests WHERE "
 	pingSQL        = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
 
@@ -168,6 +169,13 @@ func each(ctx context.Context, rows *sql.Rows, f func() error) error {
 		}
 	}
 	return rows.Err()
+}
+
+func (s *Store) Doubt(ctx context.Context, nids []int64) error {
+	return s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
+		_, err := txn.ExecContext(ctx, doubtTimersSQL+s.Many.Among("timer_nid", "$1"), s.Many.Value(nids))
+		return err
+	})
 }
 
 func (s *Store) Drop(ctx context.Context, nids []int64) error {

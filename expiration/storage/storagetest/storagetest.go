@@ -34,6 +34,7 @@ var expiringTests = []test{
 	{"ClaimsManyAtOnce", claimsMany},
 	{"OneOfManyClaimsWins", oneClaimWins},
 	{"RefreshAndClaimExcludeEachOther", refreshOrClaim},
+	{"DoubtTakesTheDigest", doubtTakesTheDigest},
 	{"DropSparesClaimedTimers", dropSparesClaimed},
 	{"DropAndClaimExcludeEachOther", dropOrClaim},
 	{"ObeysContext", obeysContext},
@@ -176,6 +177,29 @@ func listsAll(t *testing.T, open func() expiration.Store) {
 	require.NoError(t, err)
 	require.True(t, ok)
 	require.Equal(t, []string{"$event1", "$event2", "$event3"}, list(t, store))
+}
+
+func doubtTakesTheDigest(t *testing.T, open func() expiration.Store) {
+	store, ctx := open(), t.Context()
+	for n := range 3 {
+		require.NoError(t, tryInsert(ctx, store, newTimer(n)))
+	}
+	require.NoError(t, store.Doubt(ctx, []int64{nid(0), nid(2), nid(99)}))
+	require.NoError(t, store.Doubt(ctx, []int64{nid(0)}))
+	store = open()
+	for n, row := range index(t, store) {
+		want := indexed(newTimer(n))
+		if n != 1 {
+			want.Digest = expiration.Digest{}
+		}
+		require.Equal(t, want, row)
+		timer, err := read(ctx, store, nid(n))
+		require.NoError(t, err)
+		require.Equal(t, newTimer(n), timer)
+	}
+	require.NoError(t, store.Drop(ctx, []int64{nid(0), nid(1)}))
+	require.NoError(t, store.Delete(ctx, []int64{nid(2)}))
+	require.Empty(t, index(t, store))
 }
 
 func listingStops(t *testing.T, open func() expiration.Store) {
