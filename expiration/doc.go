@@ -32,7 +32,8 @@
 // after the row is committed; Refresh, Restart and RestartDelayed return after the new deadline is committed, together with
 // those of others that came meanwhile. A row whose event never came into the room is found out when its deadline passes,
 // because the roomserver does not know the event. An event that the roomserver had when the process died, but had not yet
-// finished with, is given to it again before anything is concluded from what is in the room.
+// finished with, is given to it again before anything is concluded from what is in the room. Which timers a state event may
+// replace is written down before the roomserver gets it (StateComes): the next process looks before it believes in their tokens.
 //
 // Nothing twice: a request that is repeated, after a crash or after the roomserver failed to take its event, is answered with
 // the event that was built for it first, which is given to the roomserver again if need be. A request that scheduled an event

@@ -3,7 +3,8 @@
 //
 // A timer is a row in three tables. The event is in expiration_timers, and takes one to two kilobytes; what a refresh writes is in
 // expiration_deadlines, and takes thirty bytes, so that a batch of refreshes writes a few pages and not one for each; what else the
-// start reads is in expiration_digests, so that it need not go through the events. Whether the timer runs is decided by its
+// start reads is in expiration_digests, so that it need not go through the events; a timer that has no row there is one of which
+// somebody doubted that its event is still the current state. Whether the timer runs is decided by its
 // deadline's row: outcome is NULL while it does, and without the row there is no timer. When it is claimed, the event that is sent
 // comes into expiration_claims.
 package shared
