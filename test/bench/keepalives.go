@@ -36,7 +36,8 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	var (
 		toBare, toBareByMany, toNaive, bareToNaive []float64
 		batchToBare                                []float64
-		lateness, bareLateness, costs, bareIdle    []float64
+		lateness, bareLateness, batchLateness      []float64
+		costs, bareIdle                            []float64
 		halves, commits                            []time.Duration
 		rates                                      [4]plotter.XYs
 	)
@@ -73,11 +74,15 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 			return err
 		}
 		halves, commits = append(halves, half.latencies...), append(commits, times...)
-		naive, err := b.committing(ctx, "-serve-naive", o.timers, tokens)
+		naive, err := b.committing(ctx, "-serve-naive", o.timers, tokens, 0)
 		if err != nil {
 			return fmt.Errorf("the naive endpoint: %w", err)
 		}
-		batch, err := b.committing(ctx, "-serve-batch", o.timers, tokens)
+		batch, err := b.committing(ctx, "-serve-batch", o.timers, tokens, 0)
+		if err != nil {
+			return fmt.Errorf("the bare endpoint with batches: %w", err)
+		}
+		batchHalf, err := b.committing(ctx, "-serve-batch", o.timers, tokens, own.perSecond/2)
 		if err != nil {
 			return fmt.Errorf("the bare endpoint with batches: %w", err)
 		}
@@ -86,6 +91,7 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 		p99, commit := quantile(half.latencies, .99), median(times)
 		lateness = append(lateness, float64(p99)/float64(commit))
 		bareLateness = append(bareLateness, float64(quantile(bareHalf.latencies, .99))/float64(commit))
+		batchLateness = append(batchLateness, float64(quantile(batchHalf.latencies, .99))/float64(commit))
 		for i, l := range []load{limit, batch, own, naive} {
 			rates[i] = append(rates[i], plotter.XY{X: float64(round + 1), Y: l.perSecond})
 		}
@@ -99,6 +105,7 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	b.add("the bare endpoint / one transaction each", "", "", bareToNaive)
 	b.add("p99 of a keep-alive at half of that load / the median of the database's own commit", "≤ 5", "", lateness)
 	b.add("p99 of the bare endpoint at the same load / the median of the database's own commit", "", "", bareLateness)
+	b.add("p99 of a bare endpoint that commits batches, at the same load / the median of the database's own commit", "", "", batchLateness)
 	b.add("CPU time of a keep-alive, with its load and database / of a request to the bare endpoint, with its load", "", "", costs)
 	b.add("keep-alives: nobody, while requests are made to the bare endpoint", "", " %", bareIdle)
 	if err = b.cores("keep-alives", o, func() error {
@@ -142,8 +149,9 @@ func (b *comparison) counted(ctx context.Context, address string, tokens []strin
 	return l, each, 100 * (1 - each*l.perSecond/float64(runtime.NumCPU())), err
 }
 
-// committing measures one of the endpoints that only commit. They have the same table, and nobody else writes meanwhile.
-func (b *comparison) committing(ctx context.Context, endpoint, timers string, tokens []string) (load, error) {
+// committing measures one of the endpoints that only commit, at a rate as of refresh. They have the same table, and nobody else
+// writes meanwhile.
+func (b *comparison) committing(ctx context.Context, endpoint, timers string, tokens []string, rate float64) (load, error) {
 	before, err := b.clients(ctx, timers)
 	if err != nil {
 		return load{}, err
@@ -154,7 +162,7 @@ func (b *comparison) committing(ctx context.Context, endpoint, timers string, to
 	}
 	var l load
 	if _, err = refresh(ctx, address, tokens, *turn, 0); err == nil { // its connections are opened
-		l, err = refresh(ctx, address, tokens, *turn, 0)
+		l, err = refresh(ctx, address, tokens, *turn, rate)
 	}
 	stop()
 	// Its connections take PostgreSQL some time to end, in which it does little else.
