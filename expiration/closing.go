@@ -76,9 +76,7 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 	return pollInterval
 }
 
-// closeDue is what a worker does with a timer. When many run out at once, a room's events come as fast as the roomserver takes
-// them: while it has one, the next one is built and claimed, and waits for nothing but its turn; nor does anybody wait for the
-// rows to be deleted.
+// closeDue is what a worker does with a timer. When many run out at once, nobody waits for the rows to be deleted.
 func (t *Timers) closeDue(r ref, w turn) {
 	ctx, cancel := context.WithTimeout(t.ctx, attemptTimeout)
 	defer cancel()

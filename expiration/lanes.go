@@ -10,8 +10,14 @@ import (
 	"time"
 )
 
-// lanes hands due timers to workers: for each room in the order of their deadlines, and one at a time, but that a timer's turn can
-// begin before the one before is over, see turn. Of the rooms whose next timer may have its turn, the one with the earliest
+// earlyEvery is how many turns of a room come to one whose next may begin before it is over. Two events that are built beside one
+// another are joined by the next: for that Dendrite goes through all state of the room, which takes long where there is much of it,
+// but writes it anew as one piece. Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. See
+// docs/performance.md, "Mass expiry".
+const earlyEvery = 8
+
+// lanes hands due timers to workers: for each room in the order of their deadlines, and one at a time, but that of each earlyEvery
+// one's turn can begin before the one before is over, see turn. Of the rooms whose next timer may have its turn, the one with the earliest
 // deadline is served first, so a slow room holds up nobody but itself.
 type lanes struct {
 	mu      sync.Mutex // guards everything below; a leaf, see the lock order in doc.go
@@ -19,6 +25,8 @@ type lanes struct {
 	rooms   map[uint64]*lane // the rooms that have timers waiting or in work
 	ready   laneHeap         // those that have one waiting, which may have its turn
 	stopped bool
+
+	earlyEvery int // as the constant is, but for tests
 }
 
 // lane is one room's waiting timers.
@@ -27,6 +35,7 @@ type lane struct {
 	waiting []waiting
 	busy    bool          // the next one may not have its turn yet
 	working int           // how many have theirs: two at the most
+	turns   int           // how many have begun
 	last    chan struct{} // closed when the turn that began last is over, and all before it
 }
 
@@ -34,10 +43,11 @@ type lane struct {
 type turn struct {
 	before <-chan struct{} // closed when the turn before is over
 	next   func()          // lets the room's next timer have its turn
+	early  bool            // that may begin before this one is over
 }
 
-// follow waits until the turn before is over. Then the turn of the room's next timer can begin, if early is set, and else when this
-// one's is over.
+// follow waits until the turn before is over. Then the turn of the room's next timer can begin, if it may be early for both the lane
+// and the caller, and else when this one's is over.
 func (w turn) follow(ctx context.Context, early bool) error {
 	if w.next == nil {
 		return nil
@@ -47,7 +57,7 @@ func (w turn) follow(ctx context.Context, early bool) error {
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the room's event before: %w", ctx.Err())
 	}
-	if early {
+	if early && w.early {
 		w.next()
 	}
 	return nil
@@ -63,7 +73,7 @@ type waiting struct {
 var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 func newLanes() *lanes {
-	l := &lanes{rooms: map[uint64]*lane{}}
+	l := &lanes{rooms: map[uint64]*lane{}, earlyEvery: earlyEvery}
 	l.changed = sync.NewCond(&l.mu)
 	return l
 }
@@ -108,13 +118,15 @@ func (l *lanes) work(f func(r ref, w turn)) {
 		before, done := room.last, make(chan struct{})
 		room.busy, room.last = true, done
 		room.working++
+		room.turns++
+		early := room.turns%l.earlyEvery == 0
 		next := sync.OnceFunc(func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.release(room)
 		})
 		l.mu.Unlock()
-		f(r, turn{before, next})
+		f(r, turn{before, next, early})
 		<-before
 		close(done)
 		next()

@@ -32,6 +32,7 @@ type world struct {
 	secret     string
 	loaded     func()       // if not nil, what is done when the timers are loaded, and nothing else
 	step       atomic.Int64 // how far the wall clock has been set forward, or back
+	earlyEvery int          // of the lanes; 0 is 1, with which everything that can overlap does
 }
 
 // inWorld runs a test under fake time.
@@ -53,6 +54,7 @@ func (w *world) start(cfg Config) {
 	tokens, err := NewTokens([]byte(cmp.Or(w.secret, "secret")))
 	require.NoError(w.t, err)
 	w.Timers = New(cfg, w.store, w.roomserver, tokens)
+	w.lanes.earlyEvery = cmp.Or(w.earlyEvery, 1)
 	w.clock.wall = func() time.Time { return time.Now().Round(0).Add(time.Duration(w.step.Load())) }
 	if w.loaded == nil {
 		require.NoError(w.t, w.Start(w.t.Context()))
@@ -989,6 +991,29 @@ func TestTurnsOverlap(t *testing.T) {
 		}
 		// The fourth one's turn begins when the third was found to be refreshed, and the second is done.
 		require.Equal(t, []time.Duration{11600 * time.Millisecond, 12600 * time.Millisecond, 14200 * time.Millisecond, 22902 * time.Millisecond}, at)
+	})
+}
+
+// Only so many turns of a room begin early: what is built beside another costs the roomserver a look at all state.
+func TestTurnsSeldomOverlap(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.earlyEvery = earlyEvery
+		w.restart(0)
+		w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
+		const n = 3 * earlyEvery
+		for i := range n {
+			w.message("!room", 10*time.Second+time.Duration(i)*time.Millisecond)
+		}
+		time.Sleep(5 * time.Minute)
+		closings := w.roomserver.closings()
+		require.Len(t, closings, n)
+		for i := 1; i < n; i++ {
+			after := 1600 * time.Millisecond
+			if i%earlyEvery == 0 {
+				after = time.Second
+			}
+			require.Equal(t, after, closings[i].at.Sub(closings[i-1].at), i)
+		}
 	})
 }
 

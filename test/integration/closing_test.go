@@ -199,7 +199,7 @@ func testOrder(t *testing.T, alice, bob *user, roomID string) {
 	require.Equal(t, []int{0, 1, 2}, order)
 }
 
-// What runs out at once in one room is built beside one another, and yet nothing is lost, the order is kept, and the room's state
+// Of what runs out at once in one room, some are built beside one another, and yet nothing is lost, the order is kept, and the room's state
 // is what was sent last; also if a client has said that its event was sent in the future.
 func testAllAtOnce(t *testing.T, s *server) {
 	users := []*user{s.newUser(t), s.newUser(t), s.newUser(t)}
@@ -214,7 +214,7 @@ func testAllAtOnce(t *testing.T, s *server) {
 		}
 		return users[i%len(users)].must(t, http.MethodPut, path, JSON{"m.will_expire": seconds, "i": i}).Get("event_id").Str
 	}
-	const n = 15
+	const n = 20
 	for i := range n {
 		ids = append(ids, put(i, 60))
 	}
