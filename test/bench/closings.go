@@ -35,17 +35,18 @@ const (
 var concurrencies = []int{1, 4, 16, 64}
 
 func (b *comparison) closingsInRooms(ctx context.Context) error {
-	return b.compareClosings(ctx, "closings-in-rooms", *roomCount,
+	return b.compareClosings(ctx, "closings-in-rooms", *closings, *roomCount,
 		fmt.Sprintf("closings per second, %d in %d rooms", *closings, *roomCount))
 }
 
 func (b *comparison) closingsInOneRoom(ctx context.Context) error {
-	return b.compareClosings(ctx, "closings-in-one-room", 1, fmt.Sprintf("closings per second, %d in one room", *closings))
+	return b.compareClosings(ctx, "closings-in-one-room", *closingsInRoom, 1,
+		fmt.Sprintf("closings per second, %d in one room", *closingsInRoom))
 }
 
-// compareClosings compares how many events that expire at once our server closes per second with how many plain events stock
+// compareClosings compares how many of n events that expire at once our server closes per second with how many plain events stock
 // Dendrite sends per second, at its best, that replace as many pieces of state in as many rooms.
-func (b *comparison) compareClosings(ctx context.Context, name string, rooms int, what string) error {
+func (b *comparison) compareClosings(ctx context.Context, name string, n, rooms int, what string) error {
 	pprof, stop, err := b.startBoth(ctx)
 	if err != nil {
 		return err
@@ -59,17 +60,17 @@ func (b *comparison) compareClosings(ctx context.Context, name string, rooms int
 		}
 	}
 	var ratios, built, roomserver, stock []float64
-	d := drawing{title: fmt.Sprintf("%d events in %d rooms", *closings, rooms), x: "time (s)", y: "events"}
+	d := drawing{title: fmt.Sprintf("%d events in %d rooms", n, rooms), x: "time (s)", y: "events"}
 	for round := range longRounds() {
 		var closing, sending stages
-		closed, err := massExpiry(ctx, b.own, crowds[0], round, func(wait func() error) (err error) {
+		closed, err := massExpiry(ctx, b.own, crowds[0], n, round, func(wait func() error) (err error) {
 			closing, err = stagesOf(ctx, b.own, wait)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		sent, at, err := bestSends(ctx, crowds[1], round, func(send func() error) (err error) {
+		sent, at, err := bestSends(ctx, crowds[1], n, round, func(send func() error) (err error) {
 			sending, err = stagesOf(ctx, b.stock, send)
 			return err
 		})
@@ -80,7 +81,7 @@ func (b *comparison) compareClosings(ctx context.Context, name string, rooms int
 		rate := (last.Y - first.Y) / last.X
 		ratios = append(ratios, rate/sent)
 		built, roomserver = append(built, 100*closing.built.Seconds()/last.X), append(roomserver, 100*closing.roomserver.Seconds()/last.X)
-		stock = append(stock, 100*sending.roomserver.Seconds()*sent/float64(*closings))
+		stock = append(stock, 100*sending.roomserver.Seconds()*sent/float64(n))
 		progress("%s: round %d of %d: %.0f closings per second, for %.1f s; stock sends %.0f per second, with %d at a time",
 			b.name, round+1, longRounds(), rate, last.X, sent, at)
 		d.lines = []line{
@@ -94,7 +95,7 @@ func (b *comparison) compareClosings(ctx context.Context, name string, rooms int
 		b.add(name+": the roomserver has an event for", "", " % of the time", roomserver)
 		b.add(name+": stock Dendrite's roomserver has an event for", "", " % of the time", stock)
 	}
-	if _, err = massExpiry(ctx, b.own, crowds[0], longRounds(), func(wait func() error) error {
+	if _, err = massExpiry(ctx, b.own, crowds[0], n, longRounds(), func(wait func() error) error {
 		return b.cores(name, b.own, func() error { return b.profiled(ctx, name, pprof, wait) })
 	}); err != nil {
 		return err
@@ -102,18 +103,20 @@ func (b *comparison) compareClosings(ctx context.Context, name string, rooms int
 	return b.plot(name, d)
 }
 
-// massExpiry makes expiring state, lets all of it run out at the same time, and returns how many closings there had been
+// massExpiry makes n pieces of expiring state, lets all of them run out at the same time, and returns how many closings there had been
 // when, in seconds since they began. It calls watch when they run out, with what waits for the closings.
-func massExpiry(ctx context.Context, s *server, c *crowd, round int, watch func(wait func() error) error) (counts plotter.XYs, err error) {
+func massExpiry(
+	ctx context.Context, s *server, c *crowd, n, round int, watch func(wait func() error) error,
+) (counts plotter.XYs, err error) {
 	body := func(seconds int) homeserver.JSON {
 		return homeserver.JSON{"round": round, "m.will_expire": seconds}
 	}
 	long := func() homeserver.JSON { return body(int(endless.Seconds())) }
-	if _, err := c.sendState(ctx, 0, *closings, min(prepareAtOnce, len(c.rooms)), long); err != nil {
+	if _, err := c.sendState(ctx, 0, n, min(prepareAtOnce, len(c.rooms)), long); err != nil {
 		return nil, err
 	}
 	// Sent once more the same content is no new event, but has a new duration. How long that takes a tenth of them tells.
-	took, err := c.sendState(ctx, 0, max(*closings/10, 1), prepareAtOnce, long)
+	took, err := c.sendState(ctx, 0, max(n/10, 1), prepareAtOnce, long)
 	if err != nil {
 		return nil, err
 	}
@@ -122,21 +125,21 @@ func massExpiry(ctx context.Context, s *server, c *crowd, round int, watch func(
 		return nil, err
 	}
 	deadline := time.Now().Add(20*took + 3*time.Second)
-	if _, err = c.sendState(ctx, 0, *closings, prepareAtOnce, func() homeserver.JSON {
+	if _, err = c.sendState(ctx, 0, n, prepareAtOnce, func() homeserver.JSON {
 		return body(max(int(math.Round(time.Until(deadline).Seconds())), 1))
 	}); err != nil {
 		return nil, err
 	}
 	<-time.After(time.Until(deadline) - time.Second) // the durations are rounded
 	err = watch(func() (err error) {
-		counts, err = countClosings(ctx, s, before)
+		counts, err = countClosings(ctx, s, before, n)
 		return err
 	})
 	return counts, err
 }
 
 // countClosings returns how many closings there had been when, in seconds since the first, until there are all.
-func countClosings(ctx context.Context, s *server, before float64) (counts plotter.XYs, err error) {
+func countClosings(ctx context.Context, s *server, before float64, all int) (counts plotter.XYs, err error) {
 	var (
 		start = time.Now()
 		first time.Time
@@ -152,14 +155,14 @@ func countClosings(ctx context.Context, s *server, before float64) (counts plott
 			first, counts = now, nil
 		}
 		counts = append(counts, plotter.XY{X: now.Sub(first).Seconds(), Y: n})
-		if n >= float64(*closings) {
+		if n >= float64(all) {
 			if len(counts) == 1 {
 				return nil, errors.New("all events expired before they were counted")
 			}
 			return counts, nil
 		}
 		pause := closingPoll
-		if n == 0 || n >= .9*float64(*closings) {
+		if n == 0 || n >= .9*float64(all) {
 			pause = endPoll
 		}
 		<-time.After(pause)
@@ -233,7 +236,7 @@ func (s *server) stages(ctx context.Context) (all stages, err error) {
 
 // bestSends makes state, replaces it, a part with each concurrency, and then all of it with the best one, and returns how many
 // events per second were sent then. It calls watch with what does that.
-func bestSends(ctx context.Context, c *crowd, round int, watch func(send func() error) error) (rate float64, at int, err error) {
+func bestSends(ctx context.Context, c *crowd, all, round int, watch func(send func() error) error) (rate float64, at int, err error) {
 	send := func(replaced, from, to, concurrency int) (perSecond float64, err error) {
 		took, err := c.sendState(ctx, from, to, concurrency, func() homeserver.JSON {
 			return homeserver.JSON{"round": round, "replaced": replaced}
@@ -243,10 +246,10 @@ func bestSends(ctx context.Context, c *crowd, round int, watch func(send func() 
 	if err = c.wake(ctx); err != nil {
 		return 0, 0, err
 	}
-	if _, err = send(0, 0, *closings, min(prepareAtOnce, len(c.rooms))); err != nil {
+	if _, err = send(0, 0, all, min(prepareAtOnce, len(c.rooms))); err != nil {
 		return 0, 0, err
 	}
-	best, part := 0.0, *closings/len(concurrencies)
+	best, part := 0.0, all/len(concurrencies)
 	for i, n := range concurrencies {
 		if rate, err = send(1, i*part, (i+1)*part, n); err != nil {
 			return 0, 0, err
@@ -257,7 +260,7 @@ func bestSends(ctx context.Context, c *crowd, round int, watch func(send func() 
 		progress("stock sends %.0f per second with %d at a time", rate, n)
 	}
 	err = watch(func() (err error) {
-		rate, err = send(2, 0, *closings, at)
+		rate, err = send(2, 0, all, at)
 		return err
 	})
 	return rate, at, err
