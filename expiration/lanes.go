@@ -12,8 +12,8 @@ import (
 
 // earlyEvery is how many turns of a room come to one whose next may begin before it is over. Two events that are built beside one
 // another are joined by the next: for that Dendrite goes through all state of the room, which takes long where there is much of it,
-// but writes it anew as one piece. Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. See
-// docs/performance.md, "Mass expiry".
+// but writes it anew as one piece. Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. So the
+// first turn of many is one of them. See docs/performance.md, "Mass expiry".
 const earlyEvery = 8
 
 // lanes hands due timers to workers: for each room in the order of their deadlines, and one at a time, but that of each earlyEvery
@@ -118,8 +118,8 @@ func (l *lanes) work(f func(r ref, w turn)) {
 		before, done := room.last, make(chan struct{})
 		room.busy, room.last = true, done
 		room.working++
-		room.turns++
 		early := room.turns%l.earlyEvery == 0
+		room.turns++
 		next := sync.OnceFunc(func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()

@@ -1009,7 +1009,7 @@ func TestTurnsSeldomOverlap(t *testing.T) {
 		require.Len(t, closings, n)
 		for i := 1; i < n; i++ {
 			after := 1600 * time.Millisecond
-			if i%earlyEvery == 0 {
+			if i%earlyEvery == 1 {
 				after = time.Second
 			}
 			require.Equal(t, after, closings[i].at.Sub(closings[i-1].at), i)
