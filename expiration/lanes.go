@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// earlyEvery is how many turns of a room come to one whose next may begin before it is over. Two events that are built beside one
+// earlyEvery is how many turns of a room come to one that may begin before the one before is over. Two events that are built beside one
 // another are joined by the next: for that Dendrite goes through all state of the room, which takes long where there is much of it,
-// but writes it anew as one piece. Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. So the
-// first turn of many is one of them. See docs/performance.md, "Mass expiry".
+// but writes it anew as one piece. Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. So it
+// is the second turn of a burst, and each earlyEvery-th after it. See docs/performance.md, "Mass expiry".
 const earlyEvery = 8
 
-// lanes hands due timers to workers: for each room in the order of their deadlines, and one at a time, but that of each earlyEvery
-// one's turn can begin before the one before is over, see turn. Of the rooms whose next timer may have its turn, the one with the earliest
+// lanes hands due timers to workers: for each room in the order of their deadlines, and one at a time, but that one turn in earlyEvery
+// can begin before the one before is over, see turn. Of the rooms whose next timer may have its turn, the one with the earliest
 // deadline is served first, so a slow room holds up nobody but itself.
 type lanes struct {
 	mu      sync.Mutex // guards everything below; a leaf, see the lock order in doc.go
