@@ -10,23 +10,32 @@ import (
 	"time"
 )
 
-// earlyEvery is how many turns of a room come to one that may begin before the one before is over. Two events that are built beside one
-// another are joined by the next: for that Dendrite goes through all state of the room, which takes long where there is much of it,
-// but writes it anew as one piece. Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. So it
-// is the second turn of a burst, and each earlyEvery-th after it. See docs/performance.md, "Mass expiry".
-const earlyEvery = 8
+// Some turns of a room may begin before the one before is over. Two events that are built beside one another are joined by the next:
+// for that Dendrite goes through all state of the room, which takes long where there is much of it, but writes it anew as one piece.
+// Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. So of a burst the second turn is early,
+// and then one in earlyLeast, or, in rooms where so much waits that there must be much state, one in earlyEvery at the most. See
+// docs/performance.md, "Mass expiry".
+const (
+	earlyLeast = 2
+	earlyEvery = 8
+)
 
-// lanes hands due timers to workers: for each room in the order of their deadlines, and one at a time, but that one turn in earlyEvery
-// can begin before the one before is over, see turn. Of the rooms whose next timer may have its turn, the one with the earliest
-// deadline is served first, so a slow room holds up nobody but itself.
+// turnsPerRoom is how many turns of a room there can be at the same time.
+const turnsPerRoom = 2
+
+// lanes hands due timers to workers: for each room in the order of their deadlines, and one at a time, but that now and then a
+// turn can begin before the one before is over, see earlyEvery and turn. Of the rooms whose next timer may have its turn, the one with the
+// earliest deadline is served first, so a slow room holds up nobody but itself.
 type lanes struct {
 	mu      sync.Mutex // guards everything below; a leaf, see the lock order in doc.go
 	changed *sync.Cond
 	rooms   map[uint64]*lane // the rooms that have timers waiting or in work
-	ready   laneHeap         // those that have one waiting, which may have its turn
+	ready   laneHeap         // those that have one waiting, which may have its turn, and none in work
+	early   laneHeap         // those that have one waiting, which may have its turn early
+	free    int              // how many more rooms may have timers in work
 	stopped bool
 
-	earlyEvery int // as the constant is, but for tests
+	earlyEvery int // is the constant, but for tests
 }
 
 // lane is one room's waiting timers.
@@ -34,8 +43,9 @@ type lane struct {
 	room    uint64 // its hash
 	waiting []waiting
 	busy    bool          // the next one may not have its turn yet
-	working int           // how many have theirs: two at the most
-	turns   int           // how many have begun
+	early   bool          // it is in lanes.early
+	working int           // how many have theirs, turnsPerRoom at the most
+	alone   int           // how many have begun since the last that was early
 	last    chan struct{} // closed when the turn that began last is over, and all before it
 }
 
@@ -72,8 +82,10 @@ type waiting struct {
 // over is a turn that is over.
 var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-func newLanes() *lanes {
-	l := &lanes{rooms: map[uint64]*lane{}, earlyEvery: earlyEvery}
+// newLanes returns lanes for workers that serve so many rooms at the same time. There are to be turnsPerRoom
+// workers for each of them, so that an early turn always finds one.
+func newLanes(rooms int) *lanes {
+	l := &lanes{rooms: map[uint64]*lane{}, free: rooms, earlyEvery: earlyEvery}
 	l.changed = sync.NewCond(&l.mu)
 	return l
 }
@@ -84,64 +96,109 @@ func (l *lanes) add(r ref, inRoom uint64, due time.Duration) {
 	defer l.mu.Unlock()
 	room := l.rooms[inRoom]
 	if room == nil {
-		room = &lane{room: inRoom, last: over}
+		room = &lane{room: inRoom, last: over, alone: l.earlyEvery}
 		l.rooms[inRoom] = room
 	}
 	at, _ := slices.BinarySearchFunc(room.waiting, due, func(w waiting, due time.Duration) int {
 		return cmp.Or(cmp.Compare(w.due, due), -1) // behind those with the same deadline
 	})
 	room.waiting = slices.Insert(room.waiting, at, waiting{r, due})
-	if !room.busy {
-		if len(room.waiting) == 1 {
-			heap.Push(&l.ready, room)
-		} else if at == 0 {
-			heap.Init(&l.ready) // the room's place may have changed; rare, as timers mostly come in order
-		}
-		l.changed.Signal()
+	switch {
+	case room.busy:
+	case len(room.waiting) == 1:
+		l.offer(room)
+	case at == 0: // the room's place may have changed; rare, as timers mostly come in order
+		heap.Init(&l.ready)
+		heap.Init(&l.early)
 	}
+}
+
+// offer lets workers take the room's next timer. lanes.mu is held.
+func (l *lanes) offer(room *lane) {
+	if room.early = room.working > 0; room.early {
+		heap.Push(&l.early, room)
+	} else {
+		heap.Push(&l.ready, room)
+	}
+	l.changed.Signal()
+}
+
+// take returns the room that is to be served next, or nil if there is none. lanes.mu is held.
+func (l *lanes) take() *lane {
+	switch {
+	case len(l.early) > 0:
+		room := heap.Pop(&l.early).(*lane)
+		room.early = false
+		return room
+	case len(l.ready) > 0 && l.free > 0:
+		l.free--
+		return heap.Pop(&l.ready).(*lane)
+	}
+	return nil
 }
 
 // work takes timers and calls f with them until stop is called.
 func (l *lanes) work(f func(r ref, w turn)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for {
-		for len(l.ready) == 0 && !l.stopped {
+	for !l.stopped {
+		room := l.take()
+		if room == nil {
 			l.changed.Wait()
+			continue
 		}
-		if l.stopped {
-			return
-		}
-		room := heap.Pop(&l.ready).(*lane)
 		r := room.waiting[0].timer
 		room.waiting = slices.Delete(room.waiting, 0, 1)
 		before, done := room.last, make(chan struct{})
 		room.busy, room.last = true, done
+		if room.alone++; room.working > 0 {
+			room.alone = 0
+		}
 		room.working++
-		early := room.turns%l.earlyEvery == 0
-		room.turns++
-		next := sync.OnceFunc(func() {
+		w := turn{before: before, early: room.alone+1 >= l.spacing(len(room.waiting))}
+		released := false
+		w.next = func() {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			l.release(room)
-		})
+			if !released {
+				released = true
+				l.release(room)
+			}
+		}
 		l.mu.Unlock()
-		f(r, turn{before, next, early})
+		f(r, w)
 		<-before
 		close(done)
-		next()
 		l.mu.Lock()
-		if room.working--; room.working == 0 && len(room.waiting) == 0 {
+		l.leave(room)
+		if !released {
+			l.release(room)
+		}
+		if room.working == 0 && len(room.waiting) == 0 {
 			delete(l.rooms, room.room)
 		}
 	}
+}
+
+// spacing returns how many turns come to one that is early, in a room where so many wait.
+func (l *lanes) spacing(waiting int) int {
+	return min(max(waiting/earlyEvery, earlyLeast), l.earlyEvery)
 }
 
 // release lets a room's next timer have its turn. lanes.mu is held.
 func (l *lanes) release(room *lane) {
 	room.busy = false
 	if len(room.waiting) > 0 {
-		heap.Push(&l.ready, room)
+		l.offer(room)
+	}
+}
+
+// leave ends a turn. If the room has no other, not even an early one that is about to begin, another room can be served. lanes.mu is
+// held.
+func (l *lanes) leave(room *lane) {
+	room.working--
+	if room.working == 0 && !room.early {
+		l.free++
 		l.changed.Signal()
 	}
 }

@@ -33,8 +33,9 @@ type Config struct {
 }
 
 const (
-	// closers is how many timers are closed at the same time. They mostly wait for the roomserver, or for a commit: the more of
-	// them there are, the more is committed at once.
+	// closers is in how many rooms timers are closed at the same time. They mostly wait for the roomserver, or for a commit: the more
+	// of them there are, the more is committed at once. Dendrite's sample configuration has 90 connections to PostgreSQL, of which
+	// the roomserver needs two for an event now and then: if there were as many rooms as connections, all would wait for the second.
 	closers = 64
 	// pollInterval is how long a lost wake-up can delay anything.
 	pollInterval = 5 * time.Second
@@ -126,7 +127,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		states:    newKeyedLocks[uint64](),
 		requests:  newKeyedLocks[RequestHash](),
 		rows:      newKeyedLocks[int64](),
-		lanes:     newLanes(),
+		lanes:     newLanes(closers),
 		wakeup:    make(chan struct{}, 1),
 		index:     newIndex(),
 		claimed:   map[string]sentDelayed{},
@@ -252,7 +253,7 @@ func (t *Timers) take(row Indexed, now time.Duration) (r ref, err error) {
 // run is Start when everything is loaded.
 func (t *Timers) run(ctx context.Context, u unfinished) {
 	t.ctx, t.stop = context.WithCancel(ctx)
-	for range closers {
+	for range turnsPerRoom * closers {
 		t.workers.Go(func() { t.lanes.work(t.closeDue) })
 	}
 	for _, r := range u.doubted {

@@ -1000,24 +1000,27 @@ func TestTurnsOverlap(t *testing.T) {
 
 // Only so many turns of a room begin early: what is built beside another costs the roomserver a look at all state.
 func TestTurnsSeldomOverlap(t *testing.T) {
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
+	inWorld(t, Config{MaxRunningPerUser: 200}, func(t *testing.T, w *world) {
 		w.earlyEvery = earlyEvery
 		w.restart(0)
 		w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
-		const n = 3 * earlyEvery
+		const n = 2*earlyEvery*earlyEvery + 1
 		for i := range n {
 			w.message("!room", 10*time.Second+time.Duration(i)*time.Millisecond)
 		}
 		time.Sleep(5 * time.Minute)
 		closings := w.roomserver.closings()
 		require.Len(t, closings, n)
+		var early []int
 		for i := 1; i < n; i++ {
-			after := 1600 * time.Millisecond
-			if i%earlyEvery == 1 {
-				after = time.Second
+			took := closings[i].at.Sub(closings[i-1].at)
+			if took != 1600*time.Millisecond {
+				require.Equal(t, time.Second, took, i)
+				early = append(early, i)
 			}
-			require.Equal(t, after, closings[i].at.Sub(closings[i-1].at), i)
 		}
+		require.Equal(t, []int{1, 9, 17, 25, 33, 41, 49, 57, 65}, early[:9], "one in eight while many wait")
+		require.Equal(t, []int{n - 4, n - 2}, early[len(early)-2:], "one in two at last")
 	})
 }
 

@@ -1,0 +1,63 @@
+package expiration
+
+import (
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// However long the turns take, and whether an early one begins before the one before is over or just then: all timers have theirs, in the
+// order of each room, and no more rooms are served at the same time than may be.
+func TestLanes(t *testing.T) {
+	const (
+		atOnce   = 3
+		rooms    = 10
+		timers   = 40 // in each room
+		patience = time.Hour
+	)
+	for seed := range uint64(50) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			l := newLanes(atOnce)
+			takes := map[ref][2]time.Duration{} // until the turn before is waited for, and from then on
+			room := func(r ref) uint64 { return uint64(r.nid) % rooms }
+			for i := range rooms * timers {
+				r := ref{nid: int64(i)}
+				takes[r] = [2]time.Duration{time.Duration(random.IntN(3)), time.Duration(random.IntN(3))}
+				l.add(r, room(r), time.Duration(i))
+			}
+			began, working, served := map[uint64]int64{}, map[uint64]int{}, 0
+			for range turnsPerRoom * atOnce {
+				go l.work(func(r ref, w turn) {
+					l.mu.Lock()
+					served++
+					working[room(r)]++
+					assert.LessOrEqual(t, working[room(r)], turnsPerRoom)
+					assert.LessOrEqual(t, len(working), atOnce, "rooms at the same time")
+					assert.Equal(t, began[room(r)]*rooms+int64(room(r)), r.nid, "the order")
+					began[room(r)]++
+					l.mu.Unlock()
+					time.Sleep(takes[r][0])
+					assert.NoError(t, w.follow(t.Context(), true))
+					time.Sleep(takes[r][1])
+					l.mu.Lock()
+					if working[room(r)]--; working[room(r)] == 0 {
+						delete(working, room(r))
+					}
+					l.mu.Unlock()
+				})
+			}
+			time.Sleep(patience)
+			synctest.Wait()
+			require.Equal(t, rooms*timers, served)
+			require.Empty(t, l.rooms)
+			require.Equal(t, atOnce, l.free)
+			l.stop()
+			synctest.Wait()
+		})
+	}
+}
