@@ -22,9 +22,9 @@ const (
 	// closingUsers is how many users send the state in each room.
 	closingUsers = 4
 	// closingPoll is how often closings are counted, and endPoll how often at the beginning and towards the end. It takes the
-	// server several milliseconds each time.
-	closingPoll = 250 * time.Millisecond
-	endPoll     = 25 * time.Millisecond
+	// server several milliseconds each time, and the load more.
+	closingPoll = 500 * time.Millisecond
+	endPoll     = 100 * time.Millisecond
 	// closingTimeout is how long all closings together may take.
 	closingTimeout = 15 * time.Minute
 	// prepareAtOnce is how many sends make the state, at the same time and in different rooms.
@@ -125,7 +125,8 @@ func massExpiry(
 		return nil, err
 	}
 	deadline := time.Now().Add(20*took + 3*time.Second)
-	if _, err = c.sendState(ctx, 0, n, prepareAtOnce, func() homeserver.JSON {
+	// It is sent as many at a time as stock Dendrite is tried with at last, so that both find the rooms' state in equally many pieces.
+	if _, err = c.sendState(ctx, 0, n, concurrencies[len(concurrencies)-1], func() homeserver.JSON {
 		return body(max(int(math.Round(time.Until(deadline).Seconds())), 1))
 	}); err != nil {
 		return nil, err
