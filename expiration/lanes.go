@@ -180,7 +180,8 @@ func (l *lanes) work(f func(r ref, w turn)) {
 	}
 }
 
-// spacing returns how many turns come to one that is early, in a room where so many wait.
+// spacing returns how many turns come to one that is early, in a room where so many wait: what waits is what is known of how much state
+// the room has, and as many as earlyEvery times earlyEvery are much.
 func (l *lanes) spacing(waiting int) int {
 	return min(max(waiting/earlyEvery, earlyLeast), l.earlyEvery)
 }
