@@ -61,3 +61,23 @@ func TestLanes(t *testing.T) {
 		})
 	}
 }
+
+// A timer that is due before those that wait in its room moves the room up, whether its turn is early or not.
+func TestEarlierTimerMovesItsRoomUp(t *testing.T) {
+	for _, early := range []bool{false, true} {
+		const rooms = 3
+		l := newLanes(rooms)
+		if early {
+			for room := range uint64(rooms) {
+				l.rooms[room] = &lane{room: room, working: 1}
+			}
+		}
+		for room := range uint64(rooms) {
+			l.add(ref{}, room, 10+time.Duration(room))
+		}
+		l.add(ref{}, rooms-1, 1)
+		for _, want := range []uint64{rooms - 1, 0, 1} {
+			require.Equal(t, want, l.take().room, early)
+		}
+	}
+}
