@@ -77,7 +77,7 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 }
 
 // closeDue is what a worker does with a timer. When many run out at once, nobody waits for the rows to be deleted.
-func (t *Timers) closeDue(r ref, w turn) {
+func (t *Timers) closeDue(r ref, w *turn) {
 	ctx, cancel := context.WithTimeout(t.ctx, attemptTimeout)
 	defer cancel()
 	// close schedules the next attempt and has said what there is to say.
@@ -147,13 +147,13 @@ func (t *Timers) withEarlier(claimed []ref) (all []overdue) {
 // closeNow is close, and deletes the row if the timer is gone then.
 func (t *Timers) closeNow(ctx context.Context, r ref, o Outcome) error {
 	defer t.removeRow(ctx, r)
-	return t.close(ctx, r, o, turn{})
+	return t.close(ctx, r, o, nil)
 }
 
 // close makes one attempt to close an event, and schedules the next one if it fails in passing. The error is nil if the
 // room has the closing event, ErrNotFound if the timer was gone, a *DropError if it now is, and else a passing fault. If the
 // timer is gone, removeRow is still to be called.
-func (t *Timers) close(ctx context.Context, r ref, o Outcome, w turn) error {
+func (t *Timers) close(ctx context.Context, r ref, o Outcome, w *turn) error {
 	var state uint64
 	t.mu.Lock()
 	if tm := t.index.at(r); tm != nil {
@@ -178,7 +178,7 @@ func (t *Timers) close(ctx context.Context, r ref, o Outcome, w turn) error {
 }
 
 // attempt is close under the locks.
-func (t *Timers) attempt(ctx context.Context, r ref, o Outcome, w turn) error {
+func (t *Timers) attempt(ctx context.Context, r ref, o Outcome, w *turn) error {
 	row, due, err := t.load(ctx, r)
 	switch {
 	case errors.Is(err, ErrNotFound):
@@ -197,7 +197,7 @@ func (t *Timers) attempt(ctx context.Context, r ref, o Outcome, w turn) error {
 	case row.Claim != nil:
 		t.noteClaimed(r, row)
 		failpoint.Pass(failpoint.BeforeResubmit)
-		if err = w.follow(ctx, false); err == nil {
+		if err = w.follow(ctx, row.Claim.Event, false); err == nil {
 			err = t.roomserver.Resubmit(ctx, row, row.Claim.Event)
 		}
 	case o == Expired && notDue:
@@ -213,7 +213,7 @@ func (t *Timers) attempt(ctx context.Context, r ref, o Outcome, w turn) error {
 				return err
 			}
 			row.Claim = &c
-			return w.follow(ctx, !row.Event.decides())
+			return w.follow(ctx, closing, !row.Event.decides())
 		}
 		err = t.roomserver.Close(ctx, row.Event, o, t.sentTime(o, due), t.isLost(r), claim)
 	}

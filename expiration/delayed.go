@@ -299,7 +299,7 @@ func (f Final) result() string {
 }
 
 // sendDelayed is what closing is for a delayed event.
-func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration, w turn) error {
+func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration, w *turn) error {
 	if row.Event.StateKey != nil {
 		replaced, err := t.roomserver.Replaced(ctx, *row)
 		if err != nil {
@@ -329,7 +329,7 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 		}
 		row.Claim = &c
 		t.noteClaimed(r, *row)
-		return w.follow(ctx, !row.Event.decides())
+		return w.follow(ctx, c.Event, !row.Event.decides())
 	})
 	if pending != nil {
 		pending.Activate(err == nil)

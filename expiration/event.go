@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/tidwall/gjson"
 )
 
 // StateKey names one piece of a room's state. For state events it is also what a newer event replaces.
@@ -71,6 +73,11 @@ type SignedEvent struct {
 	EventID     string
 	RoomVersion string
 	PDU         []byte
+}
+
+// isUpon reports whether the event was built upon another one: knows of it, and directly. In old room versions prev_events has arrays of ID and hash.
+func (e SignedEvent) isUpon(eventID string) bool {
+	return strings.Contains(gjson.GetBytes(e.PDU, "prev_events").Raw, `"`+eventID+`"`)
 }
 
 // Claim is the decision, written once, how a timer ends, and the event that is sent: the closing event of an expiring event,

@@ -3,10 +3,10 @@ package expiration
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -266,6 +266,7 @@ type fakeRoomserver struct {
 	events map[string]int        // all that are known, and which they are: the first, the second, …
 	stored map[string]stored     // those that a crash has left stored and not sent
 	never  map[string]DropReason // why there will be no closing event, by event ID
+	last   map[string][]string   // those that nothing is built upon yet, by room
 	log    []closing             // in the order in which the rooms got them
 	// delayed has the delayed events in the order in which the rooms got them, senders who sent an event.
 	delayed []sentEvent
@@ -324,6 +325,33 @@ type closing struct {
 	sent                    time.Time // as it stands in the closing event
 }
 
+// fakePDU is an event as the component is given it.
+type fakePDU struct {
+	Outcome    Outcome   `json:"outcome,omitempty"`
+	Sent       time.Time `json:"sent,omitzero"`
+	Content    string    `json:"content,omitempty"`
+	PrevEvents []string  `json:"prev_events"`
+}
+
+// write builds an event upon the room's last ones. fakeRoomserver.mu is held.
+func (r *fakeRoomserver) write(roomID string, p fakePDU) []byte {
+	p.PrevEvents = slices.Clone(r.last[roomID])
+	pdu, err := json.Marshal(p)
+	if err != nil {
+		panic(err)
+	}
+	return pdu
+}
+
+// read is what the room gets of an event that was built. fakeRoomserver.mu is held.
+func (r *fakeRoomserver) read(roomID string, e SignedEvent) (p fakePDU) {
+	if err := json.Unmarshal(e.PDU, &p); err != nil {
+		panic(err)
+	}
+	r.last[roomID] = append(slices.DeleteFunc(r.last[roomID], func(id string) bool { return slices.Contains(p.PrevEvents, id) }), e.EventID)
+	return p
+}
+
 // stored is an event that is stored and not sent, and what was the current state when it was built.
 type stored struct {
 	event Event
@@ -340,7 +368,7 @@ func newFakeRoomserver() *fakeRoomserver {
 	return &fakeRoomserver{
 		senders: map[string]string{},
 		state:   map[StateKey]string{}, events: map[string]int{}, stored: map[string]stored{},
-		never: map[string]DropReason{}, begun: map[string]time.Time{},
+		never: map[string]DropReason{}, begun: map[string]time.Time{}, last: map[string][]string{},
 	}
 }
 
@@ -381,6 +409,12 @@ func (r *fakeRoomserver) Confirm(_ context.Context, e Event) error {
 func (r *fakeRoomserver) send(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.last[e.RoomID] = []string{e.ID}
+	r.put(e)
+}
+
+// put is send, but for what the next events are built upon. fakeRoomserver.mu is held.
+func (r *fakeRoomserver) put(e Event) {
 	r.know(e.ID)
 	r.senders[e.ID] = e.Sender
 	if s, ok := e.State(); ok {
@@ -401,7 +435,7 @@ func (r *fakeRoomserver) Close(
 	known, current := r.events[e.ID] > 0, !isState || r.state[s] == e.ID
 	setBack := !current && !r.newer(r.state[s], e.ID)
 	r.built++
-	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: []byte(string(o) + " " + sent.Format(time.RFC3339Nano))}
+	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: r.write(e.RoomID, fakePDU{Outcome: o, Sent: sent})}
 	r.begun[c.EventID] = begun
 	r.mu.Unlock()
 	switch {
@@ -434,15 +468,11 @@ func (r *fakeRoomserver) input(e Event, c SignedEvent) error {
 		return nil
 	}
 	r.know(c.EventID)
-	outcome, at, _ := strings.Cut(string(c.PDU), " ")
-	sent, err := time.Parse(time.RFC3339Nano, at)
-	if err != nil {
-		return err
-	}
+	p := r.read(e.RoomID, c)
 	s, isState := e.State()
 	r.log = append(r.log, closing{
-		eventID: c.EventID, closes: e.ID, roomID: e.RoomID, outcome: Outcome(outcome), over: r.state[s],
-		built: r.begun[c.EventID], at: time.Now(), sent: sent,
+		eventID: c.EventID, closes: e.ID, roomID: e.RoomID, outcome: p.Outcome, over: r.state[s],
+		built: r.begun[c.EventID], at: time.Now(), sent: p.Sent,
 	})
 	if isState {
 		r.state[s] = c.EventID
@@ -489,7 +519,7 @@ func (r *fakeRoomserver) Send(ctx context.Context, t Timer, claim func(context.C
 	r.built++
 	b := Built{
 		EventID: fmt.Sprintf("$delayed%d", r.built), RoomID: t.Event.RoomID, Type: t.Event.Type, StateKey: t.Event.StateKey,
-		RoomVersion: "10", PDU: t.Delayed.Content, Closable: true,
+		RoomVersion: "10", PDU: r.write(t.Event.RoomID, fakePDU{Content: string(t.Delayed.Content)}), Closable: true,
 	}
 	never := r.never[string(t.Delayed.Content)]
 	same := ""
@@ -516,15 +546,13 @@ func (r *fakeRoomserver) inputDelayed(e Event, signed SignedEvent) error {
 		return err
 	}
 	r.mu.Lock()
-	known := r.events[signed.EventID] > 0
-	if !known {
-		r.delayed = append(r.delayed, sentEvent{signed.EventID, string(signed.PDU), time.Now()})
+	defer r.mu.Unlock()
+	if r.events[signed.EventID] > 0 {
+		return nil
 	}
-	r.mu.Unlock()
-	if !known {
-		e.ID = signed.EventID
-		r.send(e)
-	}
+	r.delayed = append(r.delayed, sentEvent{signed.EventID, r.read(e.RoomID, signed).Content, time.Now()})
+	e.ID = signed.EventID
+	r.put(e)
 	return nil
 }
 

@@ -13,8 +13,8 @@ import (
 // Some turns of a room may begin before the one before is over. Two events that are built beside one another are joined by the next:
 // for that Dendrite goes through all state of the room, which takes long where there is much of it, but writes it anew as one piece.
 // Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. So of a burst the second turn is early,
-// and then one in earlyLeast, or, in rooms where so much waits that there must be much state, one in earlyEvery at the most. See
-// docs/performance.md, "Mass expiry".
+// and then any until one was built beside the one before, as one in earlyLeast is to be, or, in rooms where so much waits that there must
+// be much state, one in earlyEvery at the most. See docs/performance.md, "Mass expiry".
 const (
 	earlyLeast = 2
 	earlyEvery = 8
@@ -45,21 +45,24 @@ type lane struct {
 	busy    bool          // the next one may not have its turn yet
 	early   bool          // it is in lanes.early
 	working int           // how many have theirs, turnsPerRoom at the most
-	alone   int           // how many have begun since the last that was early
 	last    chan struct{} // closed when the turn that began last is over, and all before it
+	eventID string        // of the event that was built last
+	alone   int           // how many were built since the last one that was built beside the one before
 }
 
-// turn is the turn of a timer in its room's lane. Whoever closes an event otherwise has an empty one, and waits for nobody.
+// turn is the turn of a timer in its room's lane. Whoever closes an event otherwise has none, and waits for nobody. Its worker owns it.
 type turn struct {
-	before <-chan struct{} // closed when the turn before is over
-	next   func()          // lets the room's next timer have its turn
-	early  bool            // that may begin before this one is over
+	lanes    *lanes
+	room     *lane
+	before   <-chan struct{} // closed when the turn before is over
+	early    bool            // it began before that
+	released bool            // the room's next timer may have its turn
 }
 
-// follow waits until the turn before is over. Then the turn of the room's next timer can begin, if it may be early for both the lane
-// and the caller, and else when this one's is over.
-func (w turn) follow(ctx context.Context, early bool) error {
-	if w.next == nil {
+// follow is called when the turn's event is built, and waits until the turn before is over. Then the turn of the room's next timer can
+// begin, if it may be early for both the lane and the caller, and else when this one's is over.
+func (w *turn) follow(ctx context.Context, e SignedEvent, early bool) error {
+	if w == nil {
 		return nil
 	}
 	select {
@@ -67,10 +70,27 @@ func (w turn) follow(ctx context.Context, early bool) error {
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for the room's event before: %w", ctx.Err())
 	}
-	if early && w.early {
-		w.next()
+	w.lanes.mu.Lock()
+	defer w.lanes.mu.Unlock()
+	if w.room.alone++; w.early && !e.isUpon(w.room.eventID) {
+		w.room.alone = 0
+	}
+	w.room.eventID = e.EventID
+	if early && w.room.alone+1 >= w.lanes.spacing(len(w.room.waiting)) {
+		w.release()
 	}
 	return nil
+}
+
+// release lets the room's next timer have its turn, once. lanes.mu is held.
+func (w *turn) release() {
+	if !w.released {
+		w.released = true
+		w.room.busy = false
+		if len(w.room.waiting) > 0 {
+			w.lanes.offer(w.room)
+		}
+	}
 }
 
 // waiting is a timer with its deadline as it was when it became due: the order must not change under the heap.
@@ -138,7 +158,7 @@ func (l *lanes) take() *lane {
 }
 
 // work takes timers and calls f with them until stop is called.
-func (l *lanes) work(f func(r ref, w turn)) {
+func (l *lanes) work(f func(r ref, w *turn)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for !l.stopped {
@@ -151,47 +171,25 @@ func (l *lanes) work(f func(r ref, w turn)) {
 		room.waiting = slices.Delete(room.waiting, 0, 1)
 		before, done := room.last, make(chan struct{})
 		room.busy, room.last = true, done
-		if room.alone++; room.working > 0 {
-			room.alone = 0
-		}
+		w := &turn{lanes: l, room: room, before: before, early: room.working > 0}
 		room.working++
-		w := turn{before: before, early: room.alone+1 >= l.spacing(len(room.waiting))}
-		released := false
-		w.next = func() {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			if !released {
-				released = true
-				l.release(room)
-			}
-		}
 		l.mu.Unlock()
 		f(r, w)
 		<-before
 		close(done)
 		l.mu.Lock()
 		l.leave(room)
-		if !released {
-			l.release(room)
-		}
+		w.release()
 		if room.working == 0 && len(room.waiting) == 0 {
 			delete(l.rooms, room.room)
 		}
 	}
 }
 
-// spacing returns how many turns come to one that is early, in a room where so many wait: what waits is what is known of how much state
-// the room has, and as many as earlyEvery times earlyEvery are much.
+// spacing returns how many turns come to one whose event is built beside another, in a room where so many wait: what waits is what is known
+// of how much state the room has, and as many as earlyEvery times earlyEvery are much.
 func (l *lanes) spacing(waiting int) int {
 	return min(max(waiting/earlyEvery, earlyLeast), l.earlyEvery)
-}
-
-// release lets a room's next timer have its turn. lanes.mu is held.
-func (l *lanes) release(room *lane) {
-	room.busy = false
-	if len(room.waiting) > 0 {
-		l.offer(room)
-	}
 }
 
 // leave ends a turn. If the room has no other, not even an early one that is about to begin, another room can be served. lanes.mu is

@@ -1,6 +1,7 @@
 package expiration
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"testing/synctest"
@@ -10,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// However long the turns take, and whether an early one begins before the one before is over or just then: all timers have theirs, in the
-// order of each room, and no more rooms are served at the same time than may be.
+// However long the turns take, whether an early one begins before the one before is over or just then, and whatever is built beside what: all
+// timers have theirs, in the order of each room, and no more rooms are served at the same time than may be.
 func TestLanes(t *testing.T) {
 	const (
 		atOnce   = 3
@@ -24,15 +25,17 @@ func TestLanes(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 0))
 			l := newLanes(atOnce)
 			takes := map[ref][2]time.Duration{} // until the turn before is waited for, and from then on
+			events := map[ref]SignedEvent{}     // some of them upon the room's one before
 			room := func(r ref) uint64 { return uint64(r.nid) % rooms }
 			for i := range rooms * timers {
 				r := ref{nid: int64(i)}
 				takes[r] = [2]time.Duration{time.Duration(random.IntN(3)), time.Duration(random.IntN(3))}
+				events[r] = SignedEvent{EventID: fmt.Sprint("$", i), PDU: fmt.Appendf(nil, `{"prev_events":["$%d"]}`, i-rooms*(1+random.IntN(2)))}
 				l.add(r, room(r), time.Duration(i))
 			}
 			began, working, served := map[uint64]int64{}, map[uint64]int{}, 0
 			for range turnsPerRoom * atOnce {
-				go l.work(func(r ref, w turn) {
+				go l.work(func(r ref, w *turn) {
 					l.mu.Lock()
 					served++
 					working[room(r)]++
@@ -42,7 +45,7 @@ func TestLanes(t *testing.T) {
 					began[room(r)]++
 					l.mu.Unlock()
 					time.Sleep(takes[r][0])
-					assert.NoError(t, w.follow(t.Context(), true))
+					assert.NoError(t, w.follow(t.Context(), events[r], true))
 					time.Sleep(takes[r][1])
 					l.mu.Lock()
 					if working[room(r)]--; working[room(r)] == 0 {
@@ -79,5 +82,20 @@ func TestEarlierTimerMovesItsRoomUp(t *testing.T) {
 		for _, want := range []uint64{rooms - 1, 0, 1} {
 			require.Equal(t, want, l.take().room, early)
 		}
+	}
+}
+
+// What an event is built upon is read from it as it stands there in each room version.
+func TestIsUpon(t *testing.T) {
+	for pdu, want := range map[string]bool{
+		`{"prev_events":["$a","$before","$b"]}`:                      true,
+		`{"prev_events":[["$before:example.org",{"sha256":"abc"}]]}`: false,
+		`{"prev_events":[["$a",{"sha256":"abc"}],["$before",{}]]}`:   true,
+		`{"prev_events":["$a"],"auth_events":["$before"]}`:           false,
+		`{"prev_events":["$before2"]}`:                               false,
+		`{"prev_events":[]}`:                                         false,
+		``:                                                           false,
+	} {
+		require.Equal(t, want, SignedEvent{PDU: []byte(pdu)}.isUpon("$before"), pdu)
 	}
 }

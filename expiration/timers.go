@@ -294,7 +294,7 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		return nil, err
 	}
 	for _, r := range t.unfinished(state) {
-		err = t.attempt(ctx, r, Expired, turn{})
+		err = t.attempt(ctx, r, Expired, nil)
 		t.removeRow(ctx, r)
 		if err != nil && !isFinal(err) {
 			unlock()

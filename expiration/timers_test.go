@@ -998,30 +998,74 @@ func TestTurnsOverlap(t *testing.T) {
 	})
 }
 
-// Only so many turns of a room begin early: what is built beside another costs the roomserver a look at all state.
+// Only so many turns of a room begin early, if those who do are built beside the one before: that costs the roomserver a look at all state.
+// What users send meanwhile changes nothing.
 func TestTurnsSeldomOverlap(t *testing.T) {
-	inWorld(t, Config{MaxRunningPerUser: 200}, func(t *testing.T, w *world) {
-		w.earlyEvery = earlyEvery
-		w.restart(0)
-		w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
-		const n = 2*earlyEvery*earlyEvery + 1
-		for i := range n {
-			w.message("!room", 10*time.Second+time.Duration(i)*time.Millisecond)
-		}
-		time.Sleep(5 * time.Minute)
-		closings := w.roomserver.closings()
-		require.Len(t, closings, n)
-		var early []int
-		for i := 1; i < n; i++ {
-			took := closings[i].at.Sub(closings[i-1].at)
-			if took != 1600*time.Millisecond {
-				require.Equal(t, time.Second, took, i)
-				early = append(early, i)
+	for _, users := range []bool{false, true} {
+		inWorld(t, Config{MaxRunningPerUser: 200}, func(t *testing.T, w *world) {
+			w.earlyEvery = earlyEvery
+			w.restart(0)
+			begin := takes(600 * time.Millisecond)
+			w.roomserver.set(hooks{afterClaim: takes(time.Second), beforeClaim: func(e Event) error {
+				if users {
+					w.roomserver.send(Event{ID: "$user's before " + e.ID, RoomID: e.RoomID})
+				}
+				return begin(e)
+			}})
+			const n = 2*earlyEvery*earlyEvery + 1
+			for i := range n {
+				w.message("!room", 10*time.Second+time.Duration(i)*time.Millisecond)
 			}
-		}
-		require.Equal(t, []int{1, 9, 17, 25, 33, 41, 49, 57, 65}, early[:9], "one in eight while many wait")
-		require.Equal(t, []int{n - 4, n - 2}, early[len(early)-2:], "one in two at last")
-	})
+			time.Sleep(5 * time.Minute)
+			closings := w.roomserver.closings()
+			require.Len(t, closings, n)
+			var early []int
+			for i := 1; i < n; i++ {
+				took := closings[i].at.Sub(closings[i-1].at)
+				if took != 1600*time.Millisecond {
+					require.Equal(t, time.Second, took, i)
+					early = append(early, i)
+				}
+			}
+			require.Equal(t, []int{1, 9, 17, 25, 33, 41, 49, 57, 65}, early[:9], "one in eight while many wait")
+			require.Equal(t, []int{n - 4, n - 2}, early[len(early)-2:], "one in two at last")
+		})
+	}
+}
+
+// As long as what begins early is built upon the one before all the same, because that is in the room by then, every turn begins early.
+func TestTurnsBuiltUponOneAnother(t *testing.T) {
+	const n = 2 * earlyEvery * earlyEvery
+	for name, add := range map[string]func(w *world, in time.Duration){
+		"closing events": func(w *world, in time.Duration) { w.message("!room", in) },
+		"delayed events": func(w *world, in time.Duration) {
+			w.schedule(Event{RoomID: "!room", Type: "m.room.message", Sender: alice}, in.String(), in)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, Config{MaxRunningPerUser: n, MaxScheduledPerUser: n}, func(t *testing.T, w *world) {
+				w.earlyEvery = earlyEvery
+				w.restart(0)
+				w.roomserver.set(hooks{beforeClaim: takes(1600 * time.Millisecond), afterClaim: takes(time.Second)})
+				start := time.Now()
+				for i := range n {
+					add(w, 10*time.Second+time.Duration(i)*time.Millisecond)
+				}
+				time.Sleep(10 * time.Minute)
+				var at []time.Duration
+				for _, c := range w.roomserver.closings() {
+					at = append(at, c.at.Sub(start))
+				}
+				for _, e := range w.roomserver.sent() {
+					at = append(at, e.at.Sub(start))
+				}
+				require.Len(t, at, n)
+				for i, at := range at {
+					require.Equal(t, 12600*time.Millisecond+time.Duration(i)*1600*time.Millisecond, at, i)
+				}
+			})
+		})
+	}
 }
 
 // Delayed events take turns as closing events do, and with them.
