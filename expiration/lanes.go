@@ -14,9 +14,10 @@ import (
 // for that Dendrite goes through all state of the room, which takes long where there is much of it, but writes it anew as one piece.
 // Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. So of a burst the second turn is early,
 // and then any until one was built beside the one before, as one in earlyLeast is to be, or, in rooms where so much waits that there must
-// be much state, one in earlyEvery at the most. See docs/performance.md, "Mass expiry".
+// be much state, one in earlyEvery at the most. One in two would be all: what is built beside the one that joins two joins them as well.
+// See docs/performance.md, "Mass expiry".
 const (
-	earlyLeast = 2
+	earlyLeast = 4
 	earlyEvery = 8
 )
 

@@ -1028,7 +1028,7 @@ func TestTurnsSeldomOverlap(t *testing.T) {
 				}
 			}
 			require.Equal(t, []int{1, 9, 17, 25, 33, 41, 49, 57, 65}, early[:9], "one in eight while many wait")
-			require.Equal(t, []int{n - 4, n - 2}, early[len(early)-2:], "one in two at last")
+			require.Equal(t, []int{n - 5, n - 1}, early[len(early)-2:], "one in four at last")
 		})
 	}
 }

@@ -27,12 +27,16 @@ const (
 	endPoll     = 100 * time.Millisecond
 	// closingTimeout is how long all closings together may take.
 	closingTimeout = 15 * time.Minute
-	// prepareAtOnce is how many sends make the state, at the same time and in different rooms.
-	prepareAtOnce = 16
+	// settlePoll is how long both servers are to be idle before they are measured, and settleTimeout how long that may take.
+	settlePoll    = time.Second
+	settleTimeout = 5 * time.Minute
+	// prepareAtOnce is how many sends make the state at the same time, on both servers, as many as stock Dendrite is tried with at
+	// the most: what crosses is joined, so both find each room's state in few pieces. What is sent one after the other leaves one each.
+	prepareAtOnce = 64
 )
 
 // concurrencies are how many sends at a time stock Dendrite is tried with.
-var concurrencies = []int{1, 4, 16, 64}
+var concurrencies = []int{1, 4, 16, prepareAtOnce}
 
 func (b *comparison) closingsInRooms(ctx context.Context) error {
 	return b.compareClosings(ctx, "closings-in-rooms", *closings, *roomCount,
@@ -59,18 +63,22 @@ func (b *comparison) compareClosings(ctx context.Context, name string, n, rooms 
 			return err
 		}
 	}
+	at, err := b.bestConcurrency(ctx, crowds[1], n)
+	if err != nil {
+		return err
+	}
 	var ratios, built, roomserver, stock []float64
 	d := drawing{title: fmt.Sprintf("%d events in %d rooms", n, rooms), x: "time (s)", y: "events"}
 	for round := range longRounds() {
 		var closing, sending stages
-		closed, err := massExpiry(ctx, b.own, crowds[0], n, round, func(wait func() error) (err error) {
+		closed, err := b.massExpiry(ctx, crowds[0], n, round, func(wait func() error) (err error) {
 			closing, err = stagesOf(ctx, b.own, wait)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		sent, at, err := bestSends(ctx, crowds[1], n, round, func(send func() error) (err error) {
+		sent, err := b.stockSends(ctx, crowds[1], n, round, at, func(send func() error) (err error) {
 			sending, err = stagesOf(ctx, b.stock, send)
 			return err
 		})
@@ -95,7 +103,7 @@ func (b *comparison) compareClosings(ctx context.Context, name string, n, rooms 
 		b.add(name+": the roomserver has an event for", "", " % of the time", roomserver)
 		b.add(name+": stock Dendrite's roomserver has an event for", "", " % of the time", stock)
 	}
-	if _, err = massExpiry(ctx, b.own, crowds[0], n, longRounds(), func(wait func() error) error {
+	if _, err = b.massExpiry(ctx, crowds[0], n, longRounds(), func(wait func() error) error {
 		return b.cores(name, b.own, func() error { return b.profiled(ctx, name, pprof, wait) })
 	}); err != nil {
 		return err
@@ -105,14 +113,17 @@ func (b *comparison) compareClosings(ctx context.Context, name string, n, rooms 
 
 // massExpiry makes n pieces of expiring state, lets all of them run out at the same time, and returns how many closings there had been
 // when, in seconds since they began. It calls watch when they run out, with what waits for the closings.
-func massExpiry(
-	ctx context.Context, s *server, c *crowd, n, round int, watch func(wait func() error) error,
+func (b *comparison) massExpiry(
+	ctx context.Context, c *crowd, n, round int, watch func(wait func() error) error,
 ) (counts plotter.XYs, err error) {
 	body := func(seconds int) homeserver.JSON {
 		return homeserver.JSON{"round": round, "m.will_expire": seconds}
 	}
 	long := func() homeserver.JSON { return body(int(endless.Seconds())) }
-	if _, err := c.sendState(ctx, 0, n, min(prepareAtOnce, len(c.rooms)), long); err != nil {
+	if _, err := c.sendState(ctx, 0, n, prepareAtOnce, long); err != nil {
+		return nil, err
+	}
+	if err = b.settle(ctx); err != nil {
 		return nil, err
 	}
 	// Sent once more the same content is no new event, but has a new duration. How long that takes a tenth of them tells.
@@ -120,20 +131,19 @@ func massExpiry(
 	if err != nil {
 		return nil, err
 	}
-	before, err := s.closings(ctx)
+	before, err := b.own.closings(ctx)
 	if err != nil {
 		return nil, err
 	}
 	deadline := time.Now().Add(20*took + 3*time.Second)
-	// It is sent as many at a time as stock Dendrite is tried with at last, so that both find the rooms' state in equally many pieces.
-	if _, err = c.sendState(ctx, 0, n, concurrencies[len(concurrencies)-1], func() homeserver.JSON {
+	if _, err = c.sendState(ctx, 0, n, prepareAtOnce, func() homeserver.JSON {
 		return body(max(int(math.Round(time.Until(deadline).Seconds())), 1))
 	}); err != nil {
 		return nil, err
 	}
 	<-time.After(time.Until(deadline) - time.Second) // the durations are rounded
 	err = watch(func() (err error) {
-		counts, err = countClosings(ctx, s, before, n)
+		counts, err = countClosings(ctx, b.own, before, n)
 		return err
 	})
 	return counts, err
@@ -171,8 +181,8 @@ func countClosings(ctx context.Context, s *server, before float64, all int) (cou
 	return nil, errors.New("not all events were closed")
 }
 
-// unwatched is for what is only to be waited for.
-func unwatched(wait func() error) error { return wait() }
+// unwatched is for what is only to be done.
+func unwatched(do func() error) error { return do() }
 
 // closings returns how many closing events the server has sent since it was started.
 func (s *server) closings(ctx context.Context) (float64, error) {
@@ -235,34 +245,71 @@ func (s *server) stages(ctx context.Context) (all stages, err error) {
 	return all, nil
 }
 
-// bestSends makes state, replaces it, a part with each concurrency, and then all of it with the best one, and returns how many
-// events per second were sent then. It calls watch with what does that.
-func bestSends(ctx context.Context, c *crowd, all, round int, watch func(send func() error) error) (rate float64, at int, err error) {
-	send := func(replaced, from, to, concurrency int) (perSecond float64, err error) {
-		took, err := c.sendState(ctx, from, to, concurrency, func() homeserver.JSON {
-			return homeserver.JSON{"round": round, "replaced": replaced}
+// bestConcurrency returns how many sends at a time stock Dendrite is fastest with.
+func (b *comparison) bestConcurrency(ctx context.Context, c *crowd, n int) (best int, err error) {
+	fastest := 0.0
+	for _, at := range concurrencies {
+		rate, err := b.stockSends(ctx, c, n, -at, at, unwatched)
+		if err != nil {
+			return 0, err
+		}
+		if rate > fastest {
+			fastest, best = rate, at
+		}
+		progress("%s: stock sends %.0f per second with %d at a time", b.name, rate, at)
+	}
+	return best, nil
+}
+
+// stockSends makes n pieces of state, replaces them, so many at a time, and returns how many events per second were sent then. It calls
+// watch with what replaces them.
+func (b *comparison) stockSends(
+	ctx context.Context, c *crowd, n, round, at int, watch func(send func() error) error,
+) (rate float64, err error) {
+	send := func(replaces bool, at int) (took time.Duration, err error) {
+		return c.sendState(ctx, 0, n, at, func() homeserver.JSON {
+			return homeserver.JSON{"round": round, "replaces": replaces}
 		})
-		return float64(to-from) / took.Seconds(), err
 	}
 	if err = c.wake(ctx); err != nil {
-		return 0, 0, err
+		return 0, err
 	}
-	if _, err = send(0, 0, all, min(prepareAtOnce, len(c.rooms))); err != nil {
-		return 0, 0, err
+	if _, err = send(false, prepareAtOnce); err != nil {
+		return 0, err
 	}
-	best, part := 0.0, all/len(concurrencies)
-	for i, n := range concurrencies {
-		if rate, err = send(1, i*part, (i+1)*part, n); err != nil {
-			return 0, 0, err
-		}
-		if rate > best {
-			best, at = rate, n
-		}
-		progress("stock sends %.0f per second with %d at a time", rate, n)
+	if err = b.settle(ctx); err != nil {
+		return 0, err
 	}
-	err = watch(func() (err error) {
-		rate, err = send(2, 0, all, at)
+	err = watch(func() error {
+		took, err := send(true, at)
+		rate = float64(n) / took.Seconds()
 		return err
 	})
-	return rate, at, err
+	return rate, err
+}
+
+// settle waits until neither server has anything left to do: what was sent goes on being told to users for a while, and whoever is measured
+// meanwhile shares the cores with that. On PostgreSQL it does what the database does by itself within a minute; else chance decides which of
+// the two goes through all of a table, because that was small when it was looked at last.
+func (b *comparison) settle(ctx context.Context) error {
+	if b.cluster != nil {
+		if err := b.cluster.Analyse(ctx); err != nil {
+			return err
+		}
+	}
+	for start, last := time.Now(), time.Duration(0); time.Since(start) < settleTimeout; <-time.After(settlePoll) {
+		own, err := b.own.cpu()
+		if err != nil {
+			return err
+		}
+		stock, err := b.stock.cpu()
+		if err != nil {
+			return err
+		}
+		if own+stock-last < settlePoll/20 {
+			return nil
+		}
+		last = own + stock
+	}
+	return errors.New("the servers did not come to rest")
 }

@@ -185,6 +185,15 @@ func (c *Cluster) waitUntilUp(ctx context.Context) error {
 	}
 }
 
+// Analyse brings up to date what the planner knows of the tables, in all databases.
+func (c *Cluster) Analyse(ctx context.Context) error {
+	cmd := c.command(ctx, "vacuumdb", "--all", "--analyze-only", "--quiet", "--host", "127.0.0.1", "--port", strconv.Itoa(c.port), "--username", "dendrite")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("vacuumdb: %w\n%s", err, out)
+	}
+	return nil
+}
+
 // Pause stops the server as an administrator would who cannot wait: connections are cut, the data stays.
 func (c *Cluster) Pause() {
 	if c.cmd == nil {
