@@ -1105,7 +1105,7 @@ func TestTurnOfWhatComesLater(t *testing.T) {
 	})
 }
 
-// What is given to the roomserver once more waits for its turn too.
+// What is given to the roomserver once more waits for its turn too, and the next one for it.
 func TestTurnOfAnotherAttempt(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{afterClaim: fails})
@@ -1113,11 +1113,12 @@ func TestTurnOfAnotherAttempt(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		w.roomserver.set(hooks{afterClaim: takes(time.Second)})
-		second := w.message("!room", firstPause-time.Millisecond)
+		second, third := w.message("!room", firstPause-time.Millisecond), w.message("!room", firstPause+time.Millisecond)
 		time.Sleep(time.Minute)
-		w.wantClosings(second, first)
+		w.wantClosings(second, first, third)
 		closings := w.roomserver.closings()
 		require.Equal(t, time.Second, closings[1].at.Sub(closings[0].at))
+		require.Equal(t, closings[1].at, closings[2].built)
 	})
 }
 
