@@ -56,7 +56,7 @@
 // that state since it was scheduled.
 //
 // Ordering: due timers of one room are closed one after the other in the order of their deadlines, of whichever kind they
-// are. One in eight is built and claimed while the roomserver has the one before, unless that may decide upon others, and is
+// are. Some are built and claimed while the roomserver has the one before, unless that may decide upon others, and are
 // given to it when that is done. Rooms do not wait for one another, but of the rooms that wait the one with the earliest deadline
 // is served first.
 //
