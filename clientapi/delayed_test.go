@@ -107,6 +107,10 @@ func (rooms) QueryMembershipForUser(
 	return nil
 }
 
+func (rooms) Hooked(req *http.Request, _ *expiration.Hook) (*http.Request, api.ClientRoomserverAPI) {
+	return req, rooms{}
+}
+
 func (rooms) QueryRoomVersionForRoom(context.Context, string) (gomatrixserverlib.RoomVersion, error) {
 	return gomatrixserverlib.RoomVersionV10, nil
 }

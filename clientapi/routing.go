@@ -63,19 +63,26 @@ type Config struct {
 	MaxScheduled int
 }
 
+// RoomserverAPI is the roomserver as the rest of Dendrite has it.
+type RoomserverAPI interface {
+	api.ClientRoomserverAPI
+	// Hooked returns the request and the roomserver for one call of Dendrite's SendEvent, which calls the hook.
+	Hooked(req *http.Request, hook *expiration.Hook) (*http.Request, api.ClientRoomserverAPI)
+}
+
 // API has what the routes share.
 type API struct {
 	cfg          Config
 	dendrite     *config.ClientAPI
-	rsAPI        api.ClientRoomserverAPI
+	rsAPI        RoomserverAPI
 	timers       Timers
 	transactions *transactions.Cache
 	guesses      *guesses
 	metrics      *metrics
 }
 
-// New returns the routes. The roomserver API is the wrapper that knows hooks, and the one that the rest of Dendrite has.
-func New(cfg Config, dendrite *config.ClientAPI, rsAPI api.ClientRoomserverAPI, timers Timers) *API {
+// New returns the routes.
+func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Timers) *API {
 	return &API{
 		cfg: cfg, dendrite: dendrite, rsAPI: rsAPI, timers: timers,
 		transactions: transactions.New(),

@@ -114,8 +114,8 @@ func (a *API) sendExpiring(
 		},
 		After: func(_ context.Context, sent bool) { pending.Activate(sent) },
 	}
-	hooked := req.WithContext(expiration.WithHook(ctx, hook))
-	rsAPI := &restartableState{ClientRoomserverAPI: a.rsAPI, timers: a.timers, userID: device.UserID}
+	hooked, hookedAPI := a.rsAPI.Hooked(req, hook)
+	rsAPI := &restartableState{ClientRoomserverAPI: hookedAPI, timers: a.timers, userID: device.UserID}
 	for range 2 {
 		hooked.Body = io.NopCloser(bytes.NewReader(content))
 		res := a.dendriteSend(hooked, device, to, rsAPI)

@@ -169,12 +169,13 @@ func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) erro
 }
 
 // SendDelayed sends a scheduled event now. The error is that of RestartDelayed, or a *RefusedError if the event was refused,
-// or a passing fault; it stays scheduled then.
+// or a passing fault; it stays scheduled then. It is a *DropError if the event was given to its room and did not come into it, or
+// cannot be sent at all.
 func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
 	r, err := t.delayed(delayID, owner)
 	if err == nil {
 		// What has begun is brought to its end.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptTimeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 		defer cancel()
 		err = t.closeNow(ctx, r, Ended)
 	}
@@ -204,7 +205,7 @@ func (t *Timers) delayed(delayID, owner string) (ref, error) {
 // finalised replaces ErrNotFound by what has become of the event, if it was ever there.
 func (t *Timers) finalised(ctx context.Context, delayID, owner string, err error) error {
 	var dropped *DropError
-	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) {
+	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) || dropped.isRefusal() {
 		return err
 	}
 	d, err := t.DelayedEvent(ctx, delayID, owner)
@@ -310,7 +311,7 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 		}
 	}
 	var pending *Pending
-	eventID, err := t.roomserver.Send(ctx, *row, func(ctx context.Context, b Built) (err error) {
+	eventID, err := t.roomserver.Send(ctx, *row, o, func(ctx context.Context, b Built) (err error) {
 		if row.Delayed.Expires > 0 {
 			e := Event{ID: b.EventID, RoomID: b.RoomID, Type: b.Type, StateKey: b.StateKey, Sender: row.Event.Sender}
 			if !b.Closable {
@@ -363,6 +364,8 @@ func finalOf(dropped *DropError) (f Final) {
 	case dropped.Reason == Replaced: // which cancels it
 	case errors.As(dropped, &refused):
 		f.Error = refused.Response
+	case dropped.Reason == Unsendable, dropped.Reason == Unanswered:
+		f.Error = json.RawMessage(`{"errcode":"M_UNKNOWN","error":"The homeserver was not able to send this event"}`)
 	case dropped.Reason == RoomGone:
 		f.Error = json.RawMessage(`{"errcode":"M_NOT_FOUND","error":"The room is gone"}`)
 	default:

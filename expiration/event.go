@@ -163,7 +163,7 @@ type Store interface {
 // Roomserver is what the component needs of the homeserver.
 //
 // All but Replaced and CurrentState are called under the lock of the event's state key, if it has one. Their errors are a *DropError
-// if there will never be a closing event, ErrUnknownEvent, ErrSetBack, an error of claim, or a passing fault.
+// if there will never be a closing event, an *UnsendableError, ErrUnknownEvent, ErrSetBack, an error of claim, or a passing fault.
 type Roomserver interface {
 	// Confirm makes sure that the roomserver is done with an event that it was given before a crash or a fault: what it
 	// knows of, it may have stored and not yet sent.
@@ -176,8 +176,9 @@ type Roomserver interface {
 	// so only when something comes for the room.
 	Wake(ctx context.Context, roomID string) error
 	// Send builds a delayed event, calls claim with it, and if that succeeds gives it to the roomserver. It returns the event's
-	// ID when the room has it, without a claim if it is state that the room has already. The error can be a *RefusedError.
-	Send(ctx context.Context, t Timer, claim func(context.Context, Built) error) (eventID string, err error)
+	// ID when the room has it, without a claim if it is state that the room has already. The error can be a *RefusedError. If the outcome
+	// is Ended, somebody waits for the answer.
+	Send(ctx context.Context, t Timer, o Outcome, claim func(context.Context, Built) error) (eventID string, err error)
 	// Resubmit gives an event that was built for a timer earlier to the roomserver again: the one that was claimed, or, if
 	// the timer's event is a message, that event itself. It returns nil when the room has it.
 	Resubmit(ctx context.Context, t Timer, signed SignedEvent) error
@@ -205,6 +206,10 @@ const (
 	RoomGone DropReason = "room_gone"
 	// NeverSent: the event never came into its room.
 	NeverSent DropReason = "never_sent"
+	// Unsendable: no attempt to send the closing event can succeed, see UnsendableError.
+	Unsendable DropReason = "unsendable"
+	// Unanswered: the roomserver has the closing event, and for more than an hour has not said what became of it.
+	Unanswered DropReason = "unanswered"
 )
 
 // DropError is the final reason why no closing event was sent.
@@ -222,6 +227,11 @@ func (e *DropError) Error() string {
 }
 
 func (e *DropError) Unwrap() error { return e.Cause }
+
+// isRefusal reports whether whoever asked for the event is to be told that it may not be sent. e may be nil.
+func (e *DropError) isRefusal() bool {
+	return e != nil && (e.Reason == Forbidden || e.Reason == SenderGone || e.Reason == Unsendable)
+}
 
 // LimitError is the error of Begin and Schedule for a user who has as many running timers, or scheduled events, as are allowed.
 type LimitError struct {

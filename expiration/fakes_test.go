@@ -511,7 +511,7 @@ func (r *fakeRoomserver) Resubmit(_ context.Context, t Timer, c SignedEvent) err
 }
 
 // Send builds delayed events that the test sees in delayed.
-func (r *fakeRoomserver) Send(ctx context.Context, t Timer, claim func(context.Context, Built) error) (string, error) {
+func (r *fakeRoomserver) Send(ctx context.Context, t Timer, _ Outcome, claim func(context.Context, Built) error) (string, error) {
 	if err := cmp.Or(r.call(func(h hooks) func(Event) error { return h.beforeClaim }, t.Event), ctx.Err()); err != nil {
 		return "", err
 	}

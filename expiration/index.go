@@ -37,6 +37,8 @@ type timer struct {
 	failures uint8
 	// awaited counts how many times in a row the roomserver has not got as far as it was before a crash, see Timers.await.
 	awaited uint8
+	// unsendable and unanswered count the attempts that failed in these ways, see Timers.settle.
+	unsendable, unanswered uint8
 	// delayed is set for the timer of a delayed event.
 	delayed bool
 	// claimed is set when the row is.

@@ -1,8 +1,7 @@
 // Package roomserver is the seam between expiring events and Dendrite's roomserver: a wrapper around the roomserver's
 // interface, which sees each event before it is sent, and the sender of closing events.
 //
-// The wrapper is given to all of Dendrite's components in the roomserver's place. It guarantees that the hook of an event
-// has returned before the roomserver gets the event, and that when a local send of a state event returns, the tokens of what
+// The wrapper is given to all of Dendrite's components in the roomserver's place. It guarantees that when a local send of a state event returns, the tokens of what
 // it replaced are worth nothing any more. What the roomserver sends by itself (invites, leaves, kicks) does not pass through here;
 // the output stream tells of it, see package syncapi.
 package roomserver
@@ -45,16 +44,6 @@ func (a *API) Watch(w StateWatcher) { a.watcher = w }
 
 // InputRoomEvents implements api.InputRoomEventsAPI.
 func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
-	if hook := expiration.HookFrom(ctx); hook != nil && len(req.InputRoomEvents) == 1 {
-		hook.Called = true
-		if hook.Err = hook.Before(ctx, built(req.InputRoomEvents[0].Event)); hook.Err != nil {
-			res.ErrMsg = hook.Err.Error()
-			return
-		}
-		if hook.After != nil {
-			defer func() { hook.After(ctx, res.ErrMsg == "") }()
-		}
-	}
 	if !req.Asynchronous {
 		tell(ctx, req, a.watcher.StateComes, "Failed to note that events may be replaced")
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -119,12 +121,12 @@ func TestInputRoomEvents(t *testing.T) {
 			j := &journal{errMsg: test.errMsg}
 			wrapper := NewAPI(j)
 			wrapper.Watch(j)
-			ctx, hook := t.Context(), j.hook(test.before)
+			hook, rsAPI := j.hook(test.before), api.ClientRoomserverAPI(wrapper)
 			if test.hooked {
-				ctx = expiration.WithHook(ctx, hook)
+				_, rsAPI = wrapper.Hooked(httptest.NewRequest(http.MethodPut, "/", nil), hook)
 			}
 			var res api.InputRoomEventsResponse
-			wrapper.InputRoomEvents(ctx, &api.InputRoomEventsRequest{
+			rsAPI.InputRoomEvents(t.Context(), &api.InputRoomEventsRequest{
 				InputRoomEvents: []api.InputRoomEvent{{Kind: test.kind, Event: test.event}}, Asynchronous: test.async,
 			}, &res)
 			require.Equal(t, test.want, j.calls)
@@ -233,12 +235,12 @@ func TestGround(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			j := &journal{state: []*types.HeaderedEvent{other, closing}}
-			wrapper := NewAPI(j)
-			ctx, g := withGround(t.Context(), expiration.Event{Type: "m.call.member", StateKey: test.stateKey})
-			require.NoError(t, wrapper.QueryCurrentState(ctx, nil, nil))
+			g := newGround(expiration.Event{Type: "m.call.member", StateKey: test.stateKey})
+			wrapper := &oneSend{ClientRoomserverAPI: NewAPI(j), ground: g}
+			require.NoError(t, wrapper.QueryCurrentState(t.Context(), nil, nil))
 			var res api.QueryLatestEventsAndStateResponse
-			require.NoError(t, wrapper.QueryLatestEventsAndState(ctx, &api.QueryLatestEventsAndStateRequest{StateToFetch: test.need}, &res))
-			require.NoError(t, wrapper.QueryCurrentState(ctx, nil, nil))
+			require.NoError(t, wrapper.QueryLatestEventsAndState(t.Context(), &api.QueryLatestEventsAndStateRequest{StateToFetch: test.need}, &res))
+			require.NoError(t, wrapper.QueryCurrentState(t.Context(), nil, nil))
 			require.Equal(t, test.want, j.calls)
 			require.Equal(t, test.events, res.StateEvents)
 			require.Equal(t, test.current, g != nil && g.current == closing.PDU)

@@ -48,7 +48,7 @@ func (c *Closer) Close(
 	if err != nil {
 		return fmt.Errorf("making the content of a closing event: %w", err)
 	}
-	return c.send(ctx, e, original, content, later(sent, original), lost, claim)
+	return c.send(ctx, e, o, original, content, later(sent, original), lost, claim)
 }
 
 // maxTimestamp is the greatest number that an event can have.
@@ -66,55 +66,55 @@ func later(sent time.Time, original gomatrixserverlib.PDU) time.Time {
 }
 
 func (c *Closer) send(
-	ctx context.Context, e expiration.Event, original gomatrixserverlib.PDU, content []byte, sent time.Time, lost bool,
+	ctx context.Context, e expiration.Event, o expiration.Outcome, original gomatrixserverlib.PDU, content []byte, sent time.Time, lost bool,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
-	ctx, ground := withGround(ctx, e)
+	var closing expiration.SignedEvent
 	claiming := false
-	hook := &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
-		if err := c.checkGround(ctx, e, original, ground); err != nil && !(lost && errors.Is(err, expiration.ErrSetBack)) {
+	s := &oneSend{ClientRoomserverAPI: c.rsAPI, ground: newGround(e)}
+	s.hook = &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
+		if err := c.checkGround(ctx, e, original, s.ground); err != nil && !(lost && errors.Is(err, expiration.ErrSetBack)) {
 			return err
 		}
-		claiming = true
-		return claim(ctx, b.Signed())
+		claiming, closing = true, b.Signed()
+		return claim(ctx, closing)
 	}}
-	res, err := c.sendEvent(ctx, hook, e, content, sent)
+	res, err := c.sendEvent(ctx, s, e, content, sent)
 	if err != nil {
 		return err
 	}
-	cause := fmt.Errorf("sending a closing event: HTTP %d: %v", res.Code, res.JSON)
-	switch {
-	case claiming && hook.Err != nil:
-		return hook.Err
-	case claiming && res.Code == http.StatusOK:
-		return nil
-	case claiming:
-		return cause
-	case hook.Err != nil:
-		cause = hook.Err
-	case res.Code == http.StatusForbidden, res.Code == http.StatusRequestEntityTooLarge:
-		cause = &expiration.DropError{Reason: expiration.Forbidden, Cause: cause}
-	case res.Code == http.StatusNotFound:
-		cause = &expiration.DropError{Reason: expiration.RoomGone, Cause: cause}
+	if res.Code == http.StatusOK {
+		return c.entered(ctx, e, closing, o == expiration.Ended)
 	}
-	return c.checkRoom(ctx, e, cause)
+	err = s.verdict(res)
+	if claiming {
+		return err
+	}
+	if refused := (*expiration.RefusedError)(nil); errors.As(err, &refused) {
+		reason := expiration.Forbidden
+		if refused.Code == http.StatusNotFound {
+			reason = expiration.RoomGone
+		}
+		err = &expiration.DropError{Reason: reason, Cause: err}
+	}
+	return c.checkRoom(ctx, e, err)
 }
 
 // sendEvent sends an event where another is, as a client of its sender does, and as an application service says when it was
 // sent; zero is now.
 func (c *Closer) sendEvent(
-	ctx context.Context, hook *expiration.Hook, e expiration.Event, content []byte, sent time.Time,
+	ctx context.Context, s *oneSend, e expiration.Event, content []byte, sent time.Time,
 ) (util.JSONResponse, error) {
 	target := "/"
 	if !sent.IsZero() {
 		target += "?ts=" + strconv.FormatInt(sent.UnixMilli(), 10)
 	}
-	req, err := http.NewRequestWithContext(expiration.WithHook(ctx, hook), http.MethodPut, target, bytes.NewReader(content))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, target, bytes.NewReader(content))
 	if err != nil {
 		return util.JSONResponse{}, err
 	}
 	device := &userapi.Device{UserID: e.Sender}
-	return routing.SendEvent(req, device, e.RoomID, e.Type, nil, e.StateKey, c.cfg, c.rsAPI, nil), nil
+	return routing.SendEvent(s.quiet(req), device, e.RoomID, e.Type, nil, e.StateKey, c.cfg, s, nil), nil
 }
 
 // checkGround returns an error if what the closing event of e was built upon has something else in the place of e, or e
@@ -186,15 +186,26 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 			return err
 		}
 	}
-	version, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(signed.RoomVersion))
+	pdu, err := readBuilt(signed)
 	if err != nil {
 		return err
 	}
-	pdu, err := version.NewEventFromTrustedJSON(signed.PDU, false)
-	if err != nil {
-		return fmt.Errorf("reading %s, which was built earlier: %w", signed.EventID, err)
+	if err = c.input(ctx, e, pdu); err != nil {
+		return err
 	}
-	return c.input(ctx, e, pdu)
+	return c.entered(ctx, e, signed, false)
+}
+
+// readBuilt reads an event that was built earlier.
+func readBuilt(signed expiration.SignedEvent) (gomatrixserverlib.PDU, error) {
+	version, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(signed.RoomVersion))
+	if err == nil {
+		var pdu gomatrixserverlib.PDU
+		if pdu, err = version.NewEventFromTrustedJSON(signed.PDU, false); err == nil {
+			return pdu, nil
+		}
+	}
+	return nil, &expiration.UnsendableError{Cause: fmt.Errorf("reading %s, which was built earlier: %w", signed.EventID, err)}
 }
 
 // Wake implements expiration.Roomserver. In a room in which nothing happened for a minute Dendrite reads nothing from the queue,
@@ -215,10 +226,14 @@ func (c *Closer) input(ctx context.Context, e expiration.Event, pdu gomatrixserv
 	if err != nil {
 		return err
 	}
-	return api.SendEvents(
-		ctx, c.rsAPI, api.KindNew, []*types.HeaderedEvent{{PDU: pdu}},
-		sender.Domain(), sender.Domain(), sender.Domain(), nil, false,
-	)
+	var res api.InputRoomEventsResponse
+	c.rsAPI.InputRoomEvents(ctx, &api.InputRoomEventsRequest{InputRoomEvents: []api.InputRoomEvent{{
+		Kind: api.KindNew, Event: &types.HeaderedEvent{PDU: pdu}, Origin: sender.Domain(), SendAsServer: string(sender.Domain()),
+	}}, VirtualHost: sender.Domain()}, &res)
+	if rejected(&res) {
+		return &expiration.UnsendableError{Cause: res.Err()}
+	}
+	return res.Err()
 }
 
 // Replaced implements expiration.Roomserver.

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net/http"
 
-	"github.com/matrix-org/gomatrixserverlib/spec"
-	"github.com/matrix-org/util"
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
@@ -16,41 +14,38 @@ import (
 // Send implements expiration.Roomserver. The event is sent the way a client's is: whether its sender may send it is found out
 // here, and not when it is scheduled.
 func (c *Closer) Send(
-	ctx context.Context, t expiration.Timer, claim func(context.Context, expiration.Built) error,
+	ctx context.Context, t expiration.Timer, o expiration.Outcome, claim func(context.Context, expiration.Built) error,
 ) (string, error) {
-	hook := &expiration.Hook{Before: claim}
+	var sent expiration.SignedEvent
+	s := &oneSend{ClientRoomserverAPI: c.rsAPI}
+	s.hook = &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
+		sent = b.Signed()
+		return claim(ctx, b)
+	}}
 	e, content := t.Event, t.Delayed.Content
 	if t.Delayed.Expires > 0 {
 		var err error
 		if content, err = runningContent(content); err != nil {
-			return "", err
+			return "", &expiration.UnsendableError{Cause: err}
 		}
 		// That the room has such state already does not keep it from running anew.
-		ctx, _ = withGround(ctx, e)
+		s.ground = newGround(e)
 	}
-	res, err := c.sendEvent(ctx, hook, e, content, t.Delayed.Timestamp)
+	res, err := c.sendEvent(ctx, s, e, content, t.Delayed.Timestamp)
 	if err != nil {
 		return "", err
 	}
-	body, err := json.Marshal(res.JSON)
 	switch {
-	case hook.Err != nil:
-		return "", hook.Err
-	case err != nil:
-		return "", err
-	case res.Code == http.StatusOK:
-		return gjson.GetBytes(body, "event_id").Str, nil
-	case !hook.Called && refused(res, body):
-		return "", &expiration.RefusedError{Code: res.Code, Response: body}
+	case res.Code != http.StatusOK:
+		if err = s.verdict(res); s.hook.Called {
+			return "", err
+		}
+		return "", c.checkRoom(ctx, e, err)
+	case s.hook.Called:
+		return sent.EventID, c.entered(ctx, e, sent, o == expiration.Ended)
 	}
-	return "", c.checkRoom(ctx, e, fmt.Errorf("sending a delayed event: HTTP %d: %s", res.Code, body))
-}
-
-// refused reports whether an answer of Dendrite's means that an event will never be accepted. It calls a room unsupported
-// whose version it fails to look up.
-func refused(res util.JSONResponse, body []byte) bool {
-	return res.Code >= 400 && res.Code < 500 && res.Code != http.StatusTooManyRequests &&
-		gjson.GetBytes(body, "errcode").Str != string(spec.ErrorUnsupportedRoomVersion)
+	body, err := json.Marshal(res.JSON)
+	return gjson.GetBytes(body, "event_id").Str, err
 }
 
 // overtaken reports whether somebody else has set the state that a delayed event is to set, since it was scheduled.

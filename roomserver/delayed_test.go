@@ -16,26 +16,40 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// What Dendrite will never accept is told from what it cannot do just now.
-func TestRefused(t *testing.T) {
-	for _, test := range []struct {
-		code    int
-		errcode spec.MatrixErrorCode
-		want    bool
+// A fault of the roomserver's is told from what Dendrite says of the event, and that from a send that was called off.
+func TestVerdict(t *testing.T) {
+	fault, off := errors.New("disk full"), errors.New("the timer was refreshed")
+	refused, unsendable := new(*expiration.RefusedError), new(*expiration.UnsendableError)
+	for name, test := range map[string]struct {
+		send oneSend
+		off  error
+		code int
+		is   error // or
+		as   any
 	}{
-		{200, "", false},
-		{400, spec.ErrorBadJSON, true},
-		{403, spec.ErrorForbidden, true},
-		{404, spec.ErrorNotFound, true},
-		{413, "M_TOO_LARGE", true},
-		{429, spec.ErrorLimitExceeded, false},
-		{400, spec.ErrorUnsupportedRoomVersion, false},
-		{500, spec.ErrorUnknown, false},
-		{503, "", false},
+		"bad content":            {code: 400, as: refused},
+		"forbidden":              {code: 403, as: refused},
+		"no such room":           {code: 404, as: refused},
+		"too large":              {code: 413, as: refused},
+		"no verdict":             {code: 500, as: unsendable},
+		"rejected by the room":   {send: oneSend{rejected: true}, code: 500, as: unsendable},
+		"fault":                  {send: oneSend{fault: fault}, code: 500, is: fault},
+		"fault that looks final": {send: oneSend{fault: fault}, code: 400, is: fault},
+		"called off":             {off: off, code: 500, is: off},
 	} {
-		body := []byte(`{"errcode":"` + string(test.errcode) + `"}`)
-		require.Equal(t, test.want, refused(util.JSONResponse{Code: test.code}, body), "%d %s", test.code, test.errcode)
+		t.Run(name, func(t *testing.T) {
+			test.send.hook = &expiration.Hook{Err: test.off}
+			err := test.send.verdict(util.JSONResponse{Code: test.code, JSON: spec.Unknown("")})
+			if test.is != nil {
+				require.Equal(t, test.is, err)
+			} else {
+				require.ErrorAs(t, err, test.as)
+			}
+		})
 	}
+	limited := oneSend{hook: &expiration.Hook{}}
+	err := limited.verdict(util.JSONResponse{Code: 429})
+	require.False(t, errors.As(err, refused) || errors.As(err, unsendable), "a limit passes")
 }
 
 // stateful is a roomserver that has one piece of state, if any.

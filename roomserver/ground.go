@@ -12,7 +12,7 @@ import (
 )
 
 // ground is the current state in the place of a closing event, as it is after the events that the closing event is built
-// upon: both come from one answer of the roomserver. It travels in the context of the send, like the hook.
+// upon: both come from one answer of the roomserver.
 type ground struct {
 	state gomatrixserverlib.StateKeyTuple
 	// asked: Dendrite has asked upon what to build. current is nil before, and if there is none.
@@ -20,35 +20,29 @@ type ground struct {
 	current gomatrixserverlib.PDU
 }
 
-type groundKey struct{}
-
-// withGround returns a context for sending the closing event of e, and what it is built upon; nil if e is not state.
-func withGround(ctx context.Context, e expiration.Event) (context.Context, *ground) {
+// newGround returns what the closing event of e will be built upon, or nil if e is not state.
+func newGround(e expiration.Event) *ground {
 	s, ok := e.State()
 	if !ok {
-		return ctx, nil
+		return nil
 	}
-	g := &ground{state: gomatrixserverlib.StateKeyTuple{EventType: s.Type, StateKey: s.Key}}
-	return context.WithValue(ctx, groundKey{}, g), g
+	return &ground{state: gomatrixserverlib.StateKeyTuple{EventType: s.Type, StateKey: s.Key}}
 }
 
-// QueryLatestEventsAndState implements api.RoomserverInternalAPI. Dendrite asks it upon what to build an event.
-func (a *API) QueryLatestEventsAndState(
+// QueryLatestEventsAndState implements api.QueryLatestEventsAndStateAPI. Dendrite asks it upon what to build an event.
+func (s *oneSend) QueryLatestEventsAndState(
 	ctx context.Context, req *api.QueryLatestEventsAndStateRequest, res *api.QueryLatestEventsAndStateResponse,
 ) error {
-	g, ok := ctx.Value(groundKey{}).(*ground)
-	if !ok {
-		return a.RoomserverInternalAPI.QueryLatestEventsAndState(ctx, req, res)
-	}
-	g.asked = true
-	needed := slices.Contains(req.StateToFetch, g.state)
-	more := *req
+	g, more := s.ground, *req
+	needed := g == nil || slices.Contains(req.StateToFetch, g.state)
 	if !needed {
 		more.StateToFetch = append(slices.Clip(req.StateToFetch), g.state)
 	}
-	if err := a.RoomserverInternalAPI.QueryLatestEventsAndState(ctx, &more, res); err != nil {
+	if err := s.ClientRoomserverAPI.QueryLatestEventsAndState(ctx, &more, res); err != nil || g == nil {
+		s.note(err)
 		return err
 	}
+	g.asked = true
 	res.StateEvents = slices.DeleteFunc(res.StateEvents, func(e *types.HeaderedEvent) bool {
 		if e.Type() != g.state.EventType || !e.StateKeyEquals(g.state.StateKey) {
 			return false
@@ -59,14 +53,16 @@ func (a *API) QueryLatestEventsAndState(
 	return nil
 }
 
-// QueryCurrentState implements api.RoomserverInternalAPI. Before Dendrite builds a state event it asks whether the room has
-// the same already, for which the roomserver goes through all state of the room. A closing event is never the same as its
-// original, and whether that was replaced is seen when it is built: there is nothing to look up.
-func (a *API) QueryCurrentState(
+// QueryCurrentState implements api.QueryEventsAPI. Before Dendrite builds a state event it asks whether the room has the same already,
+// for which the roomserver goes through all state of the room. A closing event is never the same as its original, and whether
+// that was replaced is seen when it is built: there is nothing to look up.
+func (s *oneSend) QueryCurrentState(
 	ctx context.Context, req *api.QueryCurrentStateRequest, res *api.QueryCurrentStateResponse,
 ) error {
-	if g, ok := ctx.Value(groundKey{}).(*ground); ok && !g.asked {
+	if s.ground != nil && !s.ground.asked {
 		return nil
 	}
-	return a.RoomserverInternalAPI.QueryCurrentState(ctx, req, res)
+	err := s.ClientRoomserverAPI.QueryCurrentState(ctx, req, res)
+	s.note(err)
+	return err
 }

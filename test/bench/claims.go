@@ -145,7 +145,7 @@ func (r *instantRoomserver) CurrentState(context.Context, expiration.StateKey) (
 }
 
 func (r *instantRoomserver) Send(
-	context.Context, expiration.Timer, func(context.Context, expiration.Built) error,
+	context.Context, expiration.Timer, expiration.Outcome, func(context.Context, expiration.Built) error,
 ) (string, error) {
 	return "", errors.New("no event is delayed here")
 }

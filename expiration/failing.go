@@ -1,0 +1,103 @@
+package expiration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+const (
+	// attemptTimeout ends the first attempt to close an event. It doubles with each attempt that failed, up to lastAttemptTimeout: a
+	// roomserver that does not answer is given up soon, and one that is slow is done some time.
+	attemptTimeout     = 10 * time.Second
+	lastAttemptTimeout = time.Minute
+	// requestTimeout ends an attempt whose caller waits for the answer.
+	requestTimeout = 30 * time.Second
+	// sendPatience is how long a send waits for an event for the same piece of state that is half done.
+	sendPatience = 3 * time.Second
+	// maxUnsendable is after how many attempts an event is given up that can never be sent.
+	maxUnsendable = 3
+	// wakeTimeout is how long the roomserver may take to show that it answers at all.
+	wakeTimeout = 2 * time.Second
+)
+
+// UnsendableError says that an event cannot be sent, although neither database nor roomserver failed: the next attempt will fail in the
+// same way. After a few of them the event is given up.
+type UnsendableError struct{ Cause error }
+
+func (e *UnsendableError) Error() string { return fmt.Sprintf("the event cannot be sent: %s", e.Cause) }
+
+func (e *UnsendableError) Unwrap() error { return e.Cause }
+
+// panicError is a panic that was recovered, with the stack on which it occurred.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
+
+// recovered is deferred by a function that returns a panic as an *UnsendableError: the same input would cause it again.
+func recovered(err *error) {
+	if value := recover(); value != nil {
+		*err = &UnsendableError{Cause: &panicError{value, debug.Stack()}}
+	}
+}
+
+func isUnsendable(err error) bool { return errors.As(err, new(*UnsendableError)) }
+
+// unsendable counts the attempts of an event that cannot be sent. It returns the error, or a *DropError after the last of them.
+func (t *Timers) unsendable(r ref, e Event, err error) error {
+	if panicked := (*panicError)(nil); errors.As(err, &panicked) {
+		t.metrics.errors.WithLabelValues("panic").Inc()
+		t.log.WithFields(logrus.Fields{
+			"timer_nid": r.nid, "event_id": e.ID, "room_id": e.RoomID, "panic": panicked.value, "stack": string(panicked.stack),
+		}).Error("Sending an event panicked")
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(r)
+	if tm == nil {
+		return err
+	}
+	if tm.unsendable++; tm.unsendable < maxUnsendable {
+		return err
+	}
+	// A *DropError that can be told from the *UnsendableError which it has as its cause.
+	return &DropError{Reason: Unsendable, Cause: errors.New(err.Error())}
+}
+
+// unanswered counts the attempts in which the roomserver was given an event and did not answer in time, although it answers
+// otherwise. It returns the error, or a *DropError when there were too many of them. To ask makes the room's worker go on, too.
+func (t *Timers) unanswered(r ref, e Event, err error) error {
+	ctx, cancel := context.WithTimeout(t.ctx, wakeTimeout)
+	defer cancel()
+	answers := t.roomserver.Wake(ctx, e.RoomID) == nil
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(r)
+	if tm == nil {
+		return err
+	}
+	if answers {
+		tm.unanswered = min(tm.unanswered+1, givenUpAfter+1)
+	}
+	if tm.unanswered > givenUpAfter {
+		return &DropError{Reason: Unanswered, Cause: err}
+	}
+	return err
+}
+
+// patience returns how long the next attempt may take.
+func (t *Timers) patience(r ref) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if tm := t.index.at(r); tm != nil {
+		return min(attemptTimeout<<tm.failures, lastAttemptTimeout)
+	}
+	return attemptTimeout
+}

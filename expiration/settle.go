@@ -1,0 +1,158 @@
+package expiration
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+)
+
+// settle does what follows from the result of an attempt.
+func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err error) error {
+	switch {
+	case err == nil:
+		return t.closed(ctx, r, row, o)
+	case isAwaited(err):
+		err = t.await(ctx, r, row.Event, o, err)
+	case isUnsendable(err):
+		err = t.unsendable(r, row.Event, err)
+	case row.Claim != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
+		err = t.unanswered(r, row.Event, err)
+	}
+	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
+		err = t.gone(ctx, r, row, dropped)
+	} else {
+		t.again(r, row.Event, err)
+	}
+	return err
+}
+
+// isAwaited reports whether an attempt failed because the roomserver has not yet got so far as it was before a crash.
+func isAwaited(err error) bool { return errors.Is(err, ErrUnknownEvent) || errors.Is(err, ErrSetBack) }
+
+// await counts how many times in a row the roomserver had not got so far when a timer was due, and sees to it that it goes on. It
+// returns the error, or a *DropError if the roomserver has been waited for long enough.
+func (t *Timers) await(ctx context.Context, r ref, e Event, o Outcome, err error) error {
+	unsent := errors.Is(err, ErrUnknownEvent)
+	t.mu.Lock()
+	givenUp := false
+	if tm := t.index.at(r); tm != nil {
+		if o == Expired { // not those who ask as often as they like
+			tm.awaited = min(tm.awaited+1, givenUpAfter+1)
+		}
+		tm.unsent = unsent
+		givenUp = unsent && tm.awaited > givenUpAfter
+	}
+	t.mu.Unlock()
+	if givenUp {
+		return &DropError{Reason: NeverSent, Cause: err}
+	}
+	if failed := t.roomserver.Wake(ctx, e.RoomID); failed != nil { // so does the next attempt
+		t.log.WithError(failed).WithField("room_id", e.RoomID).Debug("Failed to wake the roomserver's worker for a room")
+	}
+	return err
+}
+
+// isLost reports whether the roomserver was waited for long enough to bring an event back that is no longer the current state:
+// nothing that could do so is left in its queue. In the room's graph, and for other servers, it stands there all the same.
+func (t *Timers) isLost(r ref) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(r)
+	return tm != nil && (tm.awaited > lostAfter || tm.awaited > 0 && failpoint.Fail(failpoint.Awaiting) != nil)
+}
+
+// closed takes a timer out whose event is in the room. It returns ErrNotFound if the event was closed otherwise
+// than the caller wanted: the token was invalid before he came.
+func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error {
+	failpoint.Pass(failpoint.AfterClosing)
+	var late time.Duration
+	t.mu.Lock()
+	if tm := t.index.at(r); tm != nil {
+		late = t.clock.now() - tm.due
+	}
+	if row.Delayed == nil {
+		t.index.answer(r, row.Event.ID)
+		t.index.remove(r)
+	}
+	t.mu.Unlock()
+	if row.Claim.Outcome == Expired {
+		t.metrics.lateness.Observe(late.Seconds())
+	}
+	if row.Delayed != nil {
+		if err := t.sent(ctx, r, row); err != nil {
+			return err
+		}
+	} else {
+		t.metrics.closings.WithLabelValues(string(row.Claim.Outcome)).Inc()
+		t.log.WithFields(logrus.Fields{
+			"event_id": row.Event.ID, "room_id": row.Event.RoomID,
+			"closing_event_id": row.Claim.Event.EventID, "outcome": row.Claim.Outcome,
+		}).Info("Closed an expiring event")
+	}
+	if row.Claim.Outcome != o {
+		return ErrNotFound
+	}
+	return nil
+}
+
+// gone takes a timer out whose event will never be sent, and returns the reason, or a passing fault if it could not.
+func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError) error {
+	if row.Delayed != nil {
+		if err := t.finalise(ctx, r, finalOf(dropped), false); err != nil {
+			t.again(r, row.Event, err)
+			return err
+		}
+		return dropped
+	}
+	t.mu.Lock()
+	tm := t.index.at(r)
+	already := tm == nil || tm.gone
+	if dropped.Reason == Redacted {
+		t.index.answer(r, row.Event.ID)
+	}
+	t.index.remove(r)
+	t.mu.Unlock()
+	if already { // dropped by somebody else meanwhile
+		return dropped
+	}
+	t.metrics.drops.WithLabelValues(string(dropped.Reason)).Inc()
+	t.log.WithError(dropped.Cause).WithFields(logrus.Fields{
+		"event_id": row.Event.ID, "room_id": row.Event.RoomID, "reason": dropped.Reason,
+	}).Info("Dropped the timer of an expiring event")
+	return dropped
+}
+
+// again schedules the next attempt after one that failed in passing. The event is empty if its row could not be read.
+func (t *Timers) again(r ref, e Event, err error) {
+	if t.ctx.Err() != nil { // stopping; the next Start takes it up
+		return
+	}
+	t.mu.Lock()
+	tm := t.index.at(r)
+	if tm == nil || tm.gone {
+		t.mu.Unlock()
+		return
+	}
+	if tm.running() && !tm.unsure && !tm.doubtful && (tm.due > t.clock.now() || errors.Is(err, errNotDue)) {
+		tm.failures = 0
+		t.index.schedule(r, tm.due)
+		t.mu.Unlock()
+		t.notify()
+		return
+	}
+	t.mu.Unlock()
+	failures := t.scheduleRetry(r)
+	t.metrics.retries.Inc()
+	log := t.log.WithError(err).WithFields(logrus.Fields{
+		"timer_nid": r.nid, "event_id": e.ID, "room_id": e.RoomID, "failures": failures,
+	})
+	if isAwaited(err) || errors.Is(err, errClaimFailed) {
+		log.Debug("Failed to close an expiring event, will try again")
+		return
+	}
+	log.Warn("Failed to close an expiring event, will try again")
+}

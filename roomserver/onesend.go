@@ -1,0 +1,129 @@
+package roomserver
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/fclient"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/matrix-org/util"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// oneSend is the roomserver as one call of Dendrite's SendEvent sees it. SendEvent takes the roomserver as a parameter, and uses it
+// to query, build and send; so a decorator made for one send can see and decide everything, and nothing travels in a context. SendEvent
+// starts no goroutines, so there is no lock.
+type oneSend struct {
+	api.ClientRoomserverAPI
+	hook *expiration.Hook
+	// ground is nil if nobody asks upon what the event is built.
+	ground *ground
+	// fault is the first error of the roomserver or its database. Without one, what SendEvent answers is its verdict about the event,
+	// and the same event gets the same answer again.
+	fault error
+	// rejected: the roomserver has the event, and has found it against the rules of the room.
+	rejected bool
+}
+
+// Hooked returns the request and the roomserver for one call of Dendrite's SendEvent, which calls the hook. What Dendrite logs as an
+// error because the hook has called the send off is no error, and is logged as debug output.
+func (a *API) Hooked(req *http.Request, hook *expiration.Hook) (*http.Request, api.ClientRoomserverAPI) {
+	s := &oneSend{ClientRoomserverAPI: a, hook: hook}
+	return s.quiet(req), s
+}
+
+// InputRoomEvents implements api.InputRoomEventsAPI. The roomserver does not get the event if the hook's Before fails.
+func (s *oneSend) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
+	s.hook.Called = true
+	if s.hook.Err = s.hook.Before(ctx, built(req.InputRoomEvents[0].Event)); s.hook.Err != nil {
+		res.ErrMsg = s.hook.Err.Error()
+		return
+	}
+	if s.hook.After != nil {
+		defer func() { s.hook.After(ctx, res.ErrMsg == "") }()
+	}
+	s.ClientRoomserverAPI.InputRoomEvents(ctx, req, res)
+	if s.rejected = rejected(res); !s.rejected {
+		s.note(res.Err())
+	}
+}
+
+// rejected reports whether the roomserver has answered that an event is against the rules of its room. It answers with a text
+// alone, in which only the prefix tells this from a fault of its database.
+func rejected(res *api.InputRoomEventsResponse) bool {
+	return strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error())
+}
+
+// verdict returns what an answer of SendEvent's means that is not a success: why the hook called the send off, a fault of the
+// roomserver's, a *expiration.RefusedError for what a client is to be told, or a *expiration.UnsendableError if Dendrite cannot do
+// anything with the event.
+func (s *oneSend) verdict(res util.JSONResponse) error {
+	body, err := json.Marshal(res.JSON)
+	if err != nil {
+		return err
+	}
+	failed := fmt.Errorf("Dendrite's answer to a send: HTTP %d: %s", res.Code, body)
+	switch {
+	case s.hook.Err != nil:
+		return s.hook.Err
+	case s.fault != nil:
+		return s.fault
+	case s.rejected:
+		return &expiration.UnsendableError{Cause: failed}
+	case res.Code >= 400 && res.Code < 500 && res.Code != http.StatusTooManyRequests:
+		return &expiration.RefusedError{Code: res.Code, Response: body}
+	case res.Code == http.StatusTooManyRequests:
+		return failed
+	}
+	return &expiration.UnsendableError{Cause: failed}
+}
+
+// note remembers the first error.
+func (s *oneSend) note(err error) {
+	if s.fault == nil {
+		s.fault = err
+	}
+}
+
+// noted is note for what returns something besides.
+func noted[T any](s *oneSend, result T, err error) (T, error) {
+	s.note(err)
+	return result, err
+}
+
+// The other methods are those that SendEvent calls on the lines of Dendrite that there are. The error of another one would be taken
+// for a verdict.
+
+func (s *oneSend) QueryRoomVersionForRoom(ctx context.Context, roomID string) (gomatrixserverlib.RoomVersion, error) {
+	version, err := s.ClientRoomserverAPI.QueryRoomVersionForRoom(ctx, roomID)
+	return noted(s, version, err)
+}
+
+func (s *oneSend) QuerySenderIDForUser(ctx context.Context, roomID spec.RoomID, userID spec.UserID) (*spec.SenderID, error) {
+	senderID, err := s.ClientRoomserverAPI.QuerySenderIDForUser(ctx, roomID, userID)
+	return noted(s, senderID, err)
+}
+
+func (s *oneSend) QueryUserIDForSender(ctx context.Context, roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error) {
+	userID, err := s.ClientRoomserverAPI.QueryUserIDForSender(ctx, roomID, senderID)
+	return noted(s, userID, err)
+}
+
+func (s *oneSend) SigningIdentityFor(ctx context.Context, roomID spec.RoomID, userID spec.UserID) (fclient.SigningIdentity, error) {
+	identity, err := s.ClientRoomserverAPI.SigningIdentityFor(ctx, roomID, userID)
+	return noted(s, identity, err)
+}
+
+func (s *oneSend) GetAliasesForRoomID(
+	ctx context.Context, req *api.GetAliasesForRoomIDRequest, res *api.GetAliasesForRoomIDResponse,
+) error {
+	err := s.ClientRoomserverAPI.GetAliasesForRoomID(ctx, req, res)
+	s.note(err)
+	return err
+}
