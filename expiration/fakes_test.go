@@ -273,6 +273,7 @@ type fakeRoomserver struct {
 	senders map[string]string
 	begun   map[string]time.Time // when the building of a closing event began, by its ID
 	built   int
+	silent  map[string]bool // the rooms in which no event is answered
 
 	hooks hooks
 }
@@ -368,7 +369,7 @@ func newFakeRoomserver() *fakeRoomserver {
 	return &fakeRoomserver{
 		senders: map[string]string{},
 		state:   map[StateKey]string{}, events: map[string]int{}, stored: map[string]stored{},
-		never: map[string]DropReason{}, begun: map[string]time.Time{}, last: map[string][]string{},
+		never: map[string]DropReason{}, begun: map[string]time.Time{}, last: map[string][]string{}, silent: map[string]bool{},
 	}
 }
 
@@ -451,14 +452,36 @@ func (r *fakeRoomserver) Close(
 	if err := claim(ctx, c); err != nil {
 		return err
 	}
-	return r.input(e, c)
+	return r.input(ctx, e, c)
+}
+
+// silence makes a room's worker answer nothing, or answer again.
+func (r *fakeRoomserver) silence(roomID string, silent bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.silent[roomID] = silent
+}
+
+// answers returns an error when ctx is done, if the room's worker does not answer.
+func (r *fakeRoomserver) answers(ctx context.Context, roomID string) error {
+	r.mu.Lock()
+	silent := r.silent[roomID]
+	r.mu.Unlock()
+	if !silent {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func (r *fakeRoomserver) Wake(_ context.Context, roomID string) error {
 	return r.call(func(h hooks) func(Event) error { return h.wake }, Event{RoomID: roomID})
 }
 
-func (r *fakeRoomserver) input(e Event, c SignedEvent) error {
+func (r *fakeRoomserver) input(ctx context.Context, e Event, c SignedEvent) error {
+	if err := r.answers(ctx, e.RoomID); err != nil {
+		return err
+	}
 	if err := r.call(func(h hooks) func(Event) error { return h.afterClaim }, e); err != nil {
 		return err
 	}
@@ -488,13 +511,13 @@ func (r *fakeRoomserver) has(eventID string) bool {
 	return r.events[eventID] > 0 && !stored
 }
 
-func (r *fakeRoomserver) Resubmit(_ context.Context, t Timer, c SignedEvent) error {
+func (r *fakeRoomserver) Resubmit(ctx context.Context, t Timer, c SignedEvent) error {
 	e := t.Event
 	switch {
 	case t.Delayed != nil && c.PDU == nil:
 		return errors.New("there is no event to be sent again")
 	case t.Delayed != nil:
-		return r.inputDelayed(e, c)
+		return r.inputDelayed(ctx, e, c)
 	}
 	if c.EventID == e.ID {
 		r.send(e)
@@ -507,7 +530,7 @@ func (r *fakeRoomserver) Resubmit(_ context.Context, t Timer, c SignedEvent) err
 	if replaced {
 		return &DropError{Reason: Replaced}
 	}
-	return r.input(e, c)
+	return r.input(ctx, e, c)
 }
 
 // Send builds delayed events that the test sees in delayed.
@@ -538,10 +561,13 @@ func (r *fakeRoomserver) Send(ctx context.Context, t Timer, _ Outcome, claim fun
 	if err := claim(ctx, b); err != nil {
 		return "", err
 	}
-	return b.EventID, r.inputDelayed(t.Event, b.Signed())
+	return b.EventID, r.inputDelayed(ctx, t.Event, b.Signed())
 }
 
-func (r *fakeRoomserver) inputDelayed(e Event, signed SignedEvent) error {
+func (r *fakeRoomserver) inputDelayed(ctx context.Context, e Event, signed SignedEvent) error {
+	if err := r.answers(ctx, e.RoomID); err != nil {
+		return err
+	}
 	if err := r.call(func(h hooks) func(Event) error { return h.afterClaim }, e); err != nil {
 		return err
 	}

@@ -233,18 +233,18 @@ func TestRefreshWinsWhileTheClosingEventIsBuilt(t *testing.T) {
 // building it took so long that the new deadline has passed as well.
 func TestNothingBuiltBeforeARefreshIsSent(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		w.roomserver.set(hooks{beforeClaim: takes(15 * time.Second)})
-		e := w.message("!room", 10*time.Second)
-		time.Sleep(11 * time.Second)
-		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "the new deadline is 21 s after the beginning")
-		time.Sleep(15 * time.Second)
+		w.roomserver.set(hooks{beforeClaim: takes(8 * time.Second)})
+		e := w.message("!room", 4*time.Second)
+		time.Sleep(5 * time.Second)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "the new deadline is 9 s after the beginning")
+		time.Sleep(7 * time.Second)
 		w.wantClosings()
-		time.Sleep(14*time.Second - time.Nanosecond)
+		time.Sleep(8*time.Second - time.Nanosecond)
 		w.wantClosings()
 		time.Sleep(time.Nanosecond)
 		w.wantClosings(e)
 		require.Equal(t, 2, w.roomserver.attempts())
-		require.WithinDuration(t, time.Now().Add(-19*time.Second), w.roomserver.closings()[0].sent, time.Millisecond, "the new deadline")
+		require.WithinDuration(t, time.Now().Add(-11*time.Second), w.roomserver.closings()[0].sent, time.Millisecond, "the new deadline")
 	})
 }
 
@@ -904,7 +904,7 @@ func TestRoomsDoNotWaitForOneAnother(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: func(e Event) error {
 			if e.RoomID == "!slow" {
-				time.Sleep(20 * time.Second)
+				time.Sleep(8 * time.Second)
 			}
 			return nil
 		}})
@@ -1215,15 +1215,17 @@ func TestRepeatedContent(t *testing.T) {
 	})
 }
 
-// A send finishes what an earlier fault left half done, so that the closing event does not come behind it.
+// A send finishes what an earlier fault left half done, so that the closing event does not come behind it. If it cannot, it goes past.
 func TestLockStateFinishesClosings(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{afterClaim: fails})
 		old := w.state("key", 10*time.Second)
 		time.Sleep(11 * time.Second)
 		s, _ := old.State()
-		_, err := w.LockState(t.Context(), s)
-		require.ErrorIs(t, err, errFault)
+		unlock, err := w.LockState(t.Context(), s)
+		require.NoError(t, err)
+		unlock()
+		w.wantClosings()
 		w.roomserver.set(hooks{})
 		e := w.state("key", time.Hour)
 		w.wantClosings(old)

@@ -1,0 +1,116 @@
+package expiration
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/stretchr/testify/require"
+)
+
+// unsendable is a hook of an event that can never be sent.
+func unsendable(Event) error { return &UnsendableError{Cause: errors.New("HTTP 500")} }
+
+func panics(Event) error { panic("content that makes no sense") }
+
+// What cannot be sent for reasons of its own is given up after a few attempts, and what fails in passing is not.
+func TestUnsendableEventsAreGivenUp(t *testing.T) {
+	for name, hook := range map[string]func(Event) error{"unsendable": unsendable, "panics": panics} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, Config{}, func(t *testing.T, w *world) {
+				attempts := 0
+				w.roomserver.set(hooks{beforeClaim: func(e Event) error { attempts++; return hook(e) }})
+				e := w.state("key", 10*time.Second)
+				delayID := w.schedule(later("!other"), "a", 10*time.Second)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				require.Equal(t, 2*maxUnsendable, attempts)
+				require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
+				require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.drops.WithLabelValues(string(Unsendable))))
+				d, err := w.DelayedEvent(t.Context(), delayID, "")
+				require.NoError(t, err)
+				require.Contains(t, string(d.Final.Error), "M_UNKNOWN")
+				require.Zero(t, w.store.len())
+			})
+			inWorld(t, Config{}, func(t *testing.T, w *world) {
+				w.roomserver.set(hooks{beforeClaim: hook})
+				e := w.message("!room", time.Hour)
+				var dropped *DropError
+				require.ErrorAs(t, w.End(t.Context(), w.hash(e)), &dropped, "at once")
+				require.Equal(t, Unsendable, dropped.Reason)
+				require.ErrorIs(t, w.End(t.Context(), w.hash(e)), ErrNotFound)
+				delayID := w.schedule(later("!room"), "b", time.Hour)
+				require.ErrorAs(t, w.SendDelayed(t.Context(), delayID, ""), &dropped)
+			})
+		})
+	}
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: fails})
+		e := w.state("key", 10*time.Second)
+		time.Sleep(24 * time.Hour)
+		w.roomserver.set(hooks{})
+		time.Sleep(lastPause)
+		w.wantClosings(e)
+	})
+}
+
+// A panic leaves no lock behind, and the next timer of the room has its turn.
+func TestPanicsHoldNothing(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		bad, good := w.state("bad", 10*time.Second), w.state("good", 11*time.Second)
+		w.roomserver.set(hooks{beforeClaim: func(e Event) error {
+			if e.ID == bad.ID {
+				panic("content that makes no sense")
+			}
+			return nil
+		}})
+		time.Sleep(11 * time.Second)
+		w.wantClosings(good)
+		time.Sleep(time.Minute)
+		w.state("bad", time.Hour)
+	})
+}
+
+// An event that the roomserver has and never answers is given up in the end, but not while it answers nobody.
+func TestUnansweredEventsAreGivenUp(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.silence("!room", true)
+		w.roomserver.set(hooks{wake: fails})
+		e := w.state("key", 10*time.Second)
+		delayID := w.schedule(later("!room"), "c", 10*time.Second)
+		time.Sleep(24 * time.Hour)
+		require.Equal(t, 2, w.store.len())
+		w.roomserver.set(hooks{})
+		time.Sleep(time.Hour)
+		require.Equal(t, 2, w.store.len())
+		time.Sleep(6 * time.Hour)
+		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
+		d, err := w.DelayedEvent(t.Context(), delayID, "")
+		require.NoError(t, err)
+		require.Contains(t, string(d.Final.Error), "M_UNKNOWN")
+		require.Zero(t, w.store.len())
+	})
+}
+
+// Whoever sends state waits a short time for an event for it that the roomserver does not answer, and then goes past it.
+func TestSendsGoPastUnansweredEvents(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.silence("!room", true)
+		old := w.state("key", 10*time.Second)
+		s, _ := old.State()
+		time.Sleep(11 * time.Second)
+		for range 10 {
+			began := time.Now()
+			unlock, err := w.LockState(t.Context(), s)
+			require.NoError(t, err)
+			unlock()
+			require.LessOrEqual(t, time.Since(began), sendPatience)
+			time.Sleep(time.Second)
+		}
+		w.roomserver.silence("!room", false)
+		time.Sleep(2 * lastPause)
+		w.wantClosings(old)
+	})
+}
