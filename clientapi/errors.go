@@ -44,8 +44,6 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 		return limitExceeded("Too many requests", rate.retryAfter)
 	case errors.As(err, &delay):
 		return delay.response()
-	case errors.As(err, &refused):
-		return util.JSONResponse{Code: refused.Code, JSON: refused.Response}
 	case errors.As(err, &field):
 		return util.JSONResponse{Code: http.StatusBadRequest, JSON: spec.InvalidParam(err.Error())}
 	case errors.Is(err, expiration.ErrNotFound):
@@ -56,8 +54,10 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 		}}
 	case errors.As(err, &limit):
 		return limitExceeded("Too many of your events are running, or scheduled", limit.RetryAfter)
-	case errors.As(err, &dropped):
+	case errors.As(err, &dropped): // whatever its cause is
 		return util.JSONResponse{Code: http.StatusForbidden, JSON: spec.Forbidden("The sender may no longer send this event")}
+	case errors.As(err, &refused):
+		return util.JSONResponse{Code: refused.Code, JSON: refused.Response}
 	}
 	util.GetLogger(req.Context()).WithError(err).Error("Failed to handle an expiring or delayed event")
 	return util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.Unknown("Internal server error")}

@@ -1,13 +1,14 @@
 // Package roomserver is the seam between expiring events and Dendrite's roomserver: a wrapper around the roomserver's
 // interface, which sees each event before it is sent, and the sender of closing events.
 //
-// The wrapper is given to all of Dendrite's components in the roomserver's place. It guarantees that when a local send of a state event returns, the tokens of what
-// it replaced are worth nothing any more. What the roomserver sends by itself (invites, leaves, kicks) does not pass through here;
+// The wrapper is given to all of Dendrite's components in the roomserver's place. It guarantees that when a local send of a state
+// event returns, the tokens of what it replaced are worth nothing any more. What the roomserver sends by itself (invites, leaves, kicks) does not pass through here;
 // the output stream tells of it, see package syncapi.
 package roomserver
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	fsapi "github.com/matrix-org/dendrite/federationapi/api"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
 
 // StateWatcher is told before a state event is given to the roomserver, and when it has been sent.
@@ -44,6 +46,12 @@ func (a *API) Watch(w StateWatcher) { a.watcher = w }
 
 // InputRoomEvents implements api.InputRoomEventsAPI.
 func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
+	for _, input := range req.InputRoomEvents {
+		if input.Kind == api.KindNew && jsondepth.TooDeep(input.Event.JSON()[1:]) { // within the event
+			res.ErrMsg = errTooDeep.Error()
+			return
+		}
+	}
 	if !req.Asynchronous {
 		tell(ctx, req, a.watcher.StateComes, "Failed to note that events may be replaced")
 	}
@@ -58,6 +66,10 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 	}
 	tell(ctx, req, a.watcher.StateSent, "Failed to stop the timers of overtaken events")
 }
+
+// errTooDeep is the answer to an event of another server, which is in no other way kept from breaking the /sync of everybody in the
+// room. Dendrite wraps an event in more JSON at each stage, and reads none that is nested more deeply than 10,000 levels.
+var errTooDeep = fmt.Errorf("the event is nested more deeply than %d levels", jsondepth.Max)
 
 // tell tells the watcher of state events. If that fails, the sender need not know: the output stream tells of the change too.
 func tell(

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
 
 // journal is a roomserver, a watcher and a hook that write down in which order they are called.
@@ -93,6 +94,11 @@ func newEvent(t *testing.T, stateKey, content string) *types.HeaderedEvent {
 	return &types.HeaderedEvent{PDU: pdu}
 }
 
+// deep returns a JSON object with so many levels.
+func deep(levels int) string {
+	return strings.Repeat(`{"a":`, levels) + "1" + strings.Repeat("}", levels)
+}
+
 func TestInputRoomEvents(t *testing.T) {
 	state := newEvent(t, `,"state_key":"key"`, `{}`)
 	message := newEvent(t, "", `{}`)
@@ -112,6 +118,8 @@ func TestInputRoomEvents(t *testing.T) {
 		"outlier":             {event: state, kind: api.KindOutlier, want: []string{"input"}},
 		"asynchronous":        {event: state, kind: api.KindNew, async: true, want: []string{"input"}},
 		"refused":             {event: state, kind: api.KindNew, errMsg: "no", want: []string{comes, "input"}},
+		"nested too deeply":   {event: newEvent(t, "", deep(jsondepth.Max+1)), kind: api.KindNew, async: true, errMsg: errTooDeep.Error(), want: nil},
+		"nested deeply":       {event: newEvent(t, "", deep(jsondepth.Max)), kind: api.KindNew, async: true, want: []string{"input"}},
 		"hooked state":        {event: state, kind: api.KindNew, hooked: true, want: []string{"before " + state.EventID(), comes, "input", sent, "after true"}},
 		"hooked and refused":  {event: state, kind: api.KindNew, hooked: true, errMsg: "no", want: []string{"before " + state.EventID(), comes, "input", "after false"}},
 		"hooked, called off":  {event: message, kind: api.KindNew, hooked: true, before: errors.New("limit"), want: []string{"before " + message.EventID()}},

@@ -54,10 +54,10 @@ func (s *oneSend) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsR
 	}
 }
 
-// rejected reports whether the roomserver has answered that an event is against the rules of its room. It answers with a text
-// alone, in which only the prefix tells this from a fault of its database.
+// rejected reports whether the answer of the roomserver is that an event is against the rules of its room, or the wrapper's that it
+// is nested too deeply. The roomserver answers with a text alone, in which only the prefix tells this from a fault of its database.
 func rejected(res *api.InputRoomEventsResponse) bool {
-	return strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error())
+	return res.ErrMsg == errTooDeep.Error() || strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error())
 }
 
 // verdict returns what an answer of SendEvent's means that is not a success: why the hook called the send off, a fault of the
