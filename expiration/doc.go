@@ -44,6 +44,11 @@
 // claimed is never built a second time: after a fault or a crash the same event, with the same ID, is given to the
 // roomserver again, which ignores an event that it has.
 //
+// What is due is not trusted: its content was written by a stranger, and goes into the middle of Dendrite when nobody waits for the
+// error. A panic in an attempt is an error like others. What fails although neither store nor roomserver did (UnsendableError) is given up
+// after maxUnsendable attempts, and what the roomserver has and does not answer after givenUpAfter; each attempt ends after seconds,
+// see failing.go. A send of somebody else waits for sendPatience at most.
+//
 // Never early: a deadline is compared by the monotonic clock while the process lives, so a step of the wall clock fires
 // nothing. The wall clock counts only across a restart. Deadlines are rounded up to the millisecond that the database
 // keeps.
