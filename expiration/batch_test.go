@@ -2,11 +2,17 @@ package expiration
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -85,32 +91,152 @@ func TestBatches(t *testing.T) {
 	})
 }
 
-// Who commits for others and hangs up, or panics, leaves nobody waiting.
-func TestBatchOfOneWhoGivesUp(t *testing.T) {
+// A panic ends neither the process nor the batches: every caller of the batch is told of a fault, and the next batch is asked.
+func TestBatchThatPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &slowStore{panics: true}
 		b := newBatches(store.Refresh)
 		var wg sync.WaitGroup
-		wg.Go(func() {
-			defer func() { require.NotNil(t, recover()) }()
-			_, _ = b.do(t.Context(), Refresh{NID: 1})
-		})
-		synctest.Wait()
-		wg.Go(func() {
-			defer func() { require.NotNil(t, recover()) }()
-			_, _ = b.do(t.Context(), Refresh{NID: 2})
-		})
-		synctest.Wait()
-		wg.Go(func() {
-			_, err := b.do(t.Context(), Refresh{NID: 3})
-			require.ErrorIs(t, err, errUndecided)
-		})
+		for i := range 3 {
+			wg.Go(func() {
+				_, err := b.do(t.Context(), Refresh{NID: int64(i)})
+				assert.ErrorIs(t, err, errUndecided)
+			})
+			synctest.Wait()
+		}
 		wg.Wait()
+		require.Equal(t, []int{1, 2}, store.batches)
 		store.panics = false
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		found, err := b.do(ctx, Refresh{NID: 4})
+		found, err := b.do(t.Context(), Refresh{NID: 4})
 		require.NoError(t, err)
 		require.True(t, found)
 	})
+}
+
+// Who hangs up while a batch gathers takes his question back, whoever was to ask for all; who hangs up later waits for the answer.
+func TestBatchOfSomeWhoGiveUp(t *testing.T) {
+	for _, stay := range [][]int{{}, {1}, {maxBatch}, {2, 3, 5}, {maxBatch + 3}, {1, maxBatch, maxBatch + 1, maxBatch + 9}} {
+		synctest.Test(t, func(t *testing.T) {
+			const callers = maxBatch + 10
+			var asked [][]Refresh
+			b := newBatches(func(_ context.Context, refreshes []Refresh) ([]int64, error) {
+				asked = append(asked, slices.Clone(refreshes))
+				time.Sleep(time.Second)
+				var nids []int64
+				for _, r := range refreshes {
+					nids = append(nids, r.NID)
+				}
+				return nids, nil
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			var withdrawn atomic.Int64
+			for i := range callers {
+				wg.Go(func() {
+					mine := ctx
+					if slices.Contains(stay, i) {
+						mine = t.Context()
+					}
+					nid, err := b.do(mine, Refresh{NID: int64(i)})
+					if mine == ctx && i > 0 {
+						assert.ErrorIs(t, err, errNotAsked)
+						assert.ErrorIs(t, err, context.Canceled)
+						withdrawn.Add(1)
+						return
+					}
+					assert.NoError(t, err, "the first is being asked for already")
+					assert.EqualValues(t, i, nid, "everybody gets his own answer")
+				})
+				synctest.Wait()
+			}
+			cancel()
+			synctest.Wait()
+			require.EqualValues(t, callers-1-len(stay), withdrawn.Load(), "at once")
+			wg.Wait()
+			left := 0
+			for i, batch := range asked {
+				require.NotEmpty(t, batch)
+				if i > 0 {
+					left += len(batch)
+				}
+			}
+			require.Equal(t, len(stay), left, "what was taken back is not asked for")
+		})
+	}
+}
+
+// Who comes with a context that has ended asks for nothing.
+func TestBatchOfNobody(t *testing.T) {
+	b := newBatches(func(context.Context, []Refresh) ([]bool, error) { panic("asked") })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := b.do(ctx, Refresh{})
+	require.ErrorIs(t, err, errNotAsked)
+}
+
+// Callers come and hang up at random, and answers stay with their questions.
+func TestBatchesAtRandom(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			asked := map[int64]int{}
+			b := newBatches(func(_ context.Context, refreshes []Refresh) ([]int64, error) {
+				nids := make([]int64, len(refreshes))
+				for i, r := range refreshes {
+					nids[i] = r.NID
+					asked[r.NID]++
+				}
+				time.Sleep(10 * time.Millisecond)
+				return nids, nil
+			})
+			var wg sync.WaitGroup
+			var mu sync.Mutex
+			answered := map[int64]bool{}
+			for i := range int64(2000) {
+				patience := time.Duration(random.IntN(30_000)) * time.Microsecond
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					defer cancel()
+					nid, err := b.do(ctx, Refresh{NID: i})
+					if err != nil {
+						assert.ErrorIs(t, err, errNotAsked)
+						return
+					}
+					assert.Equal(t, i, nid)
+					mu.Lock()
+					defer mu.Unlock()
+					answered[i] = true
+				})
+				time.Sleep(time.Duration(random.IntN(50)) * time.Microsecond)
+			}
+			wg.Wait()
+			require.NotEmpty(t, answered)
+			require.Len(t, asked, len(answered), "what was asked for was answered")
+			for nid, times := range asked {
+				require.Equal(t, 1, times)
+				require.True(t, answered[nid])
+			}
+		})
+	}
+}
+
+// BenchmarkBatches is what it costs to be one of many in a batch, where the database costs nothing.
+func BenchmarkBatches(b *testing.B) {
+	for _, callers := range []int{1, 32, 128} {
+		b.Run(fmt.Sprint(callers), func(b *testing.B) {
+			batches := newBatches(func(_ context.Context, refreshes []Refresh) ([]bool, error) {
+				runtime.Gosched()
+				return make([]bool, len(refreshes)), nil
+			})
+			ctx, cancel := context.WithCancel(b.Context())
+			defer cancel()
+			b.ReportAllocs()
+			b.SetParallelism(callers)
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					_, _ = batches.do(ctx, Refresh{NID: 1})
+				}
+			})
+		})
+	}
 }

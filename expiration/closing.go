@@ -20,7 +20,7 @@ var errClaimFailed = errors.New("the timer could not be claimed")
 
 // written reports whether a claim that failed may have been written all the same.
 func written(err error) bool {
-	return !errors.Is(err, errNotDue) && !errors.Is(err, errClaimFailed) && !errors.Is(err, ErrNotFound)
+	return !errors.Is(err, errNotDue) && !errors.Is(err, errClaimFailed) && !errors.Is(err, ErrNotFound) && !errors.Is(err, errNotAsked)
 }
 
 // isFinal reports whether an error of attempt means that the timer is gone.
@@ -101,10 +101,12 @@ func (t *Timers) recover(claimed []ref) {
 	for _, room := range order {
 		free <- struct{}{}
 		done.Go(func() {
+			defer func() { <-free }()
 			for _, r := range rooms[room] {
-				_ = t.closeNow(ctx, r, Expired)
+				if !guarded("finishing what was claimed", func() { _ = t.closeNow(ctx, r, Expired) }) {
+					t.scheduleRetry(r)
+				}
 			}
-			<-free
 		})
 	}
 	done.Wait()
@@ -263,7 +265,11 @@ func (t *Timers) confirm(ctx context.Context, r ref, e Event) error {
 // began to be built: if it was refreshed since, the event bears a time at which it was not due, even if the new deadline has
 // passed as well by now. Where there is nothing to be sent again, because the room has the event already, only memory is told.
 func (t *Timers) claim(ctx context.Context, r ref, due time.Duration, c Claim) error {
-	defer t.lockRow(r)()
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	t.mu.Lock()
 	tm := t.index.at(r)
 	if !tm.running() {
@@ -277,7 +283,7 @@ func (t *Timers) claim(ctx context.Context, r ref, due time.Duration, c Claim) e
 		return errNotDue
 	}
 	failpoint.Pass(failpoint.BeforeClaim)
-	ok, err := true, error(nil)
+	ok := true
 	if c.Event.PDU != nil {
 		ok, err = t.claims.do(ctx, ConditionalClaim{NID: r.nid, Deadline: deadline, Claim: c})
 	}
@@ -285,7 +291,7 @@ func (t *Timers) claim(ctx context.Context, r ref, due time.Duration, c Claim) e
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil || !ok {
-		tm.unsure = true
+		tm.unsure = tm.unsure || !errors.Is(err, errNotAsked)
 		if err == nil {
 			return errClaimFailed
 		}

@@ -89,7 +89,7 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 			return "", err
 		}
 		defer unlock()
-		if delayID, err = t.Scheduled(ctx, e.Request.Hash); err != nil || delayID != "" {
+		if delayID, err = t.scheduled(ctx, e.Request.Hash); err != nil || delayID != "" {
 			return delayID, err
 		}
 	}
@@ -112,33 +112,48 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 		return "", err
 	}
 	t.mu.Lock()
-	if tm := t.index.at(r); tm.running() {
-		tm.pending = false
-		t.index.schedule(r, tm.due)
+	if tm := t.index.at(r); tm.running() { // else somebody who had found it has sent or finalised it
+		t.activate(r, tm)
 	}
 	t.mu.Unlock()
-	t.notify()
 	return t.tokens.Token(e.ID), nil
 }
 
-// Scheduled returns the delay ID that a request was given which is repeated now, or "".
+// Scheduled returns the delay ID that a request was given which is repeated now, or "". If the first is being dealt with, it is
+// waited for: its row may be there, and yet be taken back.
 func (t *Timers) Scheduled(ctx context.Context, request RequestHash) (delayID string, err error) {
-	rowID, err := t.store.Requested(ctx, request)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return "", nil
-	case err != nil:
-		return "", fmt.Errorf("looking for a request: %w", err)
+	unlock, err := t.LockRequest(ctx, request)
+	if err != nil {
+		return "", err
 	}
-	delayID = t.tokens.Token(rowID)
-	if r := t.leftOver(HashToken(delayID)); r != (ref{}) {
-		t.removeRow(ctx, r)
-		if t.leftOver(HashToken(delayID)) != (ref{}) {
-			return "", errLeftOver
+	defer unlock()
+	return t.scheduled(ctx, request)
+}
+
+// scheduled is Scheduled under the request's lock.
+func (t *Timers) scheduled(ctx context.Context, request RequestHash) (delayID string, err error) {
+	for sure := false; ; sure = true {
+		rowID, err := t.store.Requested(ctx, request)
+		switch {
+		case errors.Is(err, ErrNotFound):
+			return "", nil
+		case err != nil:
+			return "", fmt.Errorf("looking for a request: %w", err)
 		}
-		return "", nil
+		delayID = t.tokens.Token(rowID)
+		h := HashToken(delayID)
+		switch r := t.leftOver(h); {
+		case r != ref{}:
+			t.removeRow(ctx, r)
+			if t.leftOver(h) != (ref{}) {
+				return "", errLeftOver
+			}
+			return "", nil
+		case sure || t.find(h, true) != ref{}:
+			return delayID, nil
+		}
+		// It was finalised; or it was left over and is deleted since it was looked for, then it is not found again.
 	}
-	return delayID, nil
 }
 
 // leftOver returns the timer of a delayed event that was written although writing it failed, and is not yet deleted again.
@@ -186,7 +201,7 @@ func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
 func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error {
 	r, err := t.delayed(delayID, owner)
 	if err == nil {
-		err = t.finalise(context.WithoutCancel(ctx), r, Final{}, true)
+		err = t.cancel(ctx, r)
 	}
 	return t.finalised(ctx, delayID, owner, err)
 }
@@ -222,7 +237,28 @@ func (t *Timers) finalised(ctx context.Context, delayID, owner string, err error
 // is still scheduled, and else the error is ErrNotFound. After another error the timer stays, and what is written is found out
 // when it is looked at next.
 func (t *Timers) finalise(ctx context.Context, r ref, f Final, running bool) error {
-	defer t.lockRow(r)()
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return t.finaliseLocked(ctx, r, f, running)
+}
+
+// cancel takes a scheduled event back for a caller who can hang up until writing begins, and not after that.
+func (t *Timers) cancel(ctx context.Context, r ref) error {
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTimeout)
+	defer cancel()
+	return t.finaliseLocked(ctx, r, Final{}, true)
+}
+
+// finaliseLocked is finalise under the row's lock.
+func (t *Timers) finaliseLocked(ctx context.Context, r ref, f Final, running bool) error {
 	t.mu.Lock()
 	tm := t.index.at(r)
 	if tm == nil || tm.gone || running && tm.claimed {

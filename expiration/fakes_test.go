@@ -23,8 +23,74 @@ type memoryStore struct {
 	// was done.
 	fail  func(operation string) error
 	after bool
-	// deleteTakes is how long deletions take.
-	deleteTakes time.Duration
+	// deleteTakes is how long deletions take, and insertTakes how long insertions do, before or after the row is there.
+	deleteTakes, insertTakes time.Duration
+	insertAfter              bool
+	// held is not nil while operations wait, whatever their contexts say, until it is closed; waiting is how many do.
+	held    chan struct{}
+	waiting int
+	prunes  int
+}
+
+// setInsertTakes makes insertions slow, before the row is written or after it.
+func (s *memoryStore) setInsertTakes(d time.Duration, after bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.insertTakes, s.insertAfter = d, after
+}
+
+// hold makes the store hang, and returns the function that makes it go on.
+func (s *memoryStore) hold() (release func()) {
+	held := make(chan struct{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = held
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.held = nil
+		close(held)
+	}
+}
+
+// hanging returns how many operations have begun and hang.
+func (s *memoryStore) hanging() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiting
+}
+
+// pruned returns how many times the store was pruned.
+func (s *memoryStore) pruned() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.prunes
+}
+
+// row returns the row of a timer, or nil.
+func (s *memoryStore) row(nid int64) *Timer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if row, ok := s.rows[nid]; ok {
+		return &row
+	}
+	return nil
+}
+
+// wait is called before each operation.
+func (s *memoryStore) wait() {
+	s.mu.Lock()
+	held := s.held
+	if held != nil {
+		s.waiting++
+	}
+	s.mu.Unlock()
+	if held != nil {
+		<-held
+		s.mu.Lock()
+		s.waiting--
+		s.mu.Unlock()
+	}
 }
 
 // set changes the fields above while the component works.
@@ -45,6 +111,7 @@ func newMemoryStore() *memoryStore {
 }
 
 func (s *memoryStore) do(operation string, f func()) error {
+	s.wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var err error
@@ -58,7 +125,17 @@ func (s *memoryStore) do(operation string, f func()) error {
 }
 
 func (s *memoryStore) Insert(_ context.Context, t Timer, d Digest) error {
-	return s.do("insert", func() { s.rows[t.NID], s.digests[t.NID] = t, d })
+	s.mu.Lock()
+	takes, after := s.insertTakes, s.insertAfter
+	s.mu.Unlock()
+	if !after {
+		time.Sleep(takes)
+	}
+	err := s.do("insert", func() { s.rows[t.NID], s.digests[t.NID] = t, d })
+	if after {
+		time.Sleep(takes)
+	}
+	return err
 }
 
 func (s *memoryStore) Refresh(_ context.Context, refreshes []Refresh) ([]bool, error) {
@@ -203,6 +280,7 @@ func (s *memoryStore) Requested(_ context.Context, h RequestHash) (rowID string,
 
 func (s *memoryStore) Prune(_ context.Context, before time.Time) error {
 	return s.do("prune", func() {
+		s.prunes++
 		s.finalised = slices.DeleteFunc(s.finalised, func(d DelayedEvent) bool { return d.Final.At.Before(before) })
 	})
 }

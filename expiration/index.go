@@ -5,6 +5,7 @@ import (
 	"container/heap"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -219,13 +220,20 @@ func (x *index) put(row Indexed, due time.Duration) ref {
 
 // link is called once, for all that was put into an index that was empty, and schedules those that are not claimed for when they
 // are due. Their requests are those of an earlier process. With a million timers that takes about half the time of adding and scheduling each: the tables need not grow, and are
-// filled one beside the other.
-func (x *index) link() {
-	var linking sync.WaitGroup
+// filled one beside the other. It reports false if one of them could not be filled, and the index is of no use then.
+func (x *index) link() bool {
+	var (
+		linking sync.WaitGroup
+		failed  atomic.Bool
+	)
 	all := func(f func(slot, *timer)) {
 		linking.Go(func() {
-			for s, tm := range x.timers.all() {
-				f(s, tm)
+			if !guarded("making the index", func() {
+				for s, tm := range x.timers.all() {
+					f(s, tm)
+				}
+			}) {
+				failed.Store(true)
 			}
 		})
 	}
@@ -244,6 +252,7 @@ func (x *index) link() {
 	})
 	linking.Wait()
 	heap.Init(&x.wakes)
+	return !failed.Load()
 }
 
 func (x *index) addToState(s slot, tm *timer) {

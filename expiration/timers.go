@@ -227,7 +227,9 @@ func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
 			u.claimed = append(u.claimed, r)
 		}
 	}
-	t.index.link()
+	if !t.index.link() {
+		return u, errors.New("the index could not be made")
+	}
 	return u, nil
 }
 
@@ -258,8 +260,8 @@ func (t *Timers) run(ctx context.Context, u unfinished) {
 		t.supersede(r)
 	}
 	t.recover(u.claimed)
-	t.watcher.Go(t.watch)
-	t.watcher.Go(t.prune)
+	t.watcher.Go(func() { keepGoing(t.ctx, "watching the deadlines", t.watch) })
+	t.watcher.Go(func() { keepGoing(t.ctx, "pruning", t.prune) })
 }
 
 // Stop lets the closings that are under way come to their end, within stopPatience and while the context of Start lasts,
@@ -334,9 +336,20 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (r ref, exi
 	digest := t.tokens.Digest(row)
 
 	t.mu.Lock()
-	if same := t.index.token(row.TokenHash, row.Delayed != nil); same != (ref{}) && !t.index.at(same).gone {
+	for same := t.index.token(row.TokenHash, row.Delayed != nil); t.index.at(same) != nil && !t.index.at(same).gone; {
 		t.mu.Unlock()
-		return same, true, nil
+		// Its row may be on its way, and fail to come. Whoever is told that there is a timer relies on the row.
+		unlock, err := t.lockRow(ctx, same)
+		if err != nil {
+			return ref{}, false, err
+		}
+		unlock()
+		t.mu.Lock()
+		if tm := t.index.at(same); tm != nil && !tm.gone {
+			t.mu.Unlock()
+			return same, true, nil
+		}
+		same = t.index.token(row.TokenHash, row.Delayed != nil)
 	}
 	err = t.index.room()
 	if err == nil && !exempt {
@@ -347,21 +360,39 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (r ref, exi
 		return ref{}, false, err
 	}
 	row.NID = t.index.lastNID + 1
+	// Whoever finds the timer from now on waits until it is decided whether there is a row. Nobody has the lock of a new number, so
+	// that nothing is waited for here.
+	unlock, _ := t.rows.lock(context.Background(), row.NID)
+	defer unlock()
 	r = t.index.add(newIndexed(row, digest), due)
 	t.index.at(r).pending = true
 	t.mu.Unlock()
+	if err = t.write(ctx, r, row, digest); err != nil {
+		return ref{}, false, err
+	}
+	return r, false, nil
+}
 
-	failpoint.Pass(failpoint.BeforeInsert)
-	if err = t.store.Insert(ctx, row, digest); err != nil {
+// write writes the row of a new timer under the row's lock, and takes the timer out if that fails.
+func (t *Timers) write(ctx context.Context, r ref, row Timer, d Digest) (err error) {
+	written := false
+	defer func() { // also after a panic
+		if written {
+			return
+		}
 		t.mu.Lock()
 		t.index.remove(r)
 		t.mu.Unlock()
 		t.metrics.errors.WithLabelValues("insert").Inc()
-		t.removeRow(ctx, r) // it may have been written all the same
-		return ref{}, false, fmt.Errorf("storing the timer of %s: %w", row.Event.ID, err)
+		t.removeRowLocked(ctx, r) // it may have been written all the same
+	}()
+	failpoint.Pass(failpoint.BeforeInsert)
+	if err = t.store.Insert(ctx, row, d); err != nil {
+		return fmt.Errorf("storing the timer of %s: %w", row.Event.ID, err)
 	}
+	written = true
 	failpoint.Pass(failpoint.AfterInsert)
-	return r, false, nil
+	return nil
 }
 
 // overLimit returns an error if the sender may not have another timer of this kind. Timers.mu is held.
@@ -404,12 +435,23 @@ func (p *Pending) Activate(sent bool) {
 	if tm == nil || tm.gone { // the stream can be faster than the roomserver's answer
 		return
 	}
-	tm.confirmed, tm.unsent, tm.pending = sent, !sent, false
+	tm.confirmed, tm.unsent = sent, !sent
 	if !sent && !p.existed {
 		p.t.index.addToRequests(p.timer.slot, tm)
 	}
-	p.t.index.schedule(p.timer, tm.due)
-	p.t.notify()
+	p.t.activate(p.timer, tm)
+}
+
+// activate makes the scheduler look at a timer that was pending. If somebody has found it meanwhile and could not tell yet whether its
+// event is replaced, that is looked at first. Timers.mu is held.
+func (t *Timers) activate(r ref, tm *timer) {
+	wake := tm.due
+	if tm.doubtful {
+		wake = min(wake, t.clock.now()+lookAgainAfter)
+	}
+	tm.pending = false
+	t.index.schedule(r, wake)
+	t.notify()
 }
 
 // LockRequest waits until no other request with this hash is being dealt with, and returns the function that lets the next
@@ -519,11 +561,13 @@ func (t *Timers) Restart(ctx context.Context, eventID string, duration time.Dura
 
 // lockRow takes the lock under which a timer's row is written, so that what memory says of the row is what was written
 // last, and returns the function that gives it back. Meanwhile a timer that was found stays in its place, gone or not: it is
-// given to another only when the row is deleted.
-func (t *Timers) lockRow(r ref) (unlock func()) {
-	// Whoever holds it waits for nothing but the database, and not for ever.
-	unlock, _ = t.rows.lock(context.Background(), r.nid)
-	return unlock
+// given to another only when the row is deleted. A caller whose context ends while another has the lock gives up: the error is
+// errNotAsked then. Whoever has it waits for nothing but the database.
+func (t *Timers) lockRow(ctx context.Context, r ref) (unlock func(), err error) {
+	if unlock, err = t.rows.lock(ctx, r.nid); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNotAsked, err)
+	}
+	return unlock, nil
 }
 
 // refresh sets a new deadline, and a new duration if it is not 0.
@@ -533,7 +577,11 @@ func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) err
 			return err
 		}
 	}
-	defer t.lockRow(r)()
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	t.mu.Lock()
 	tm := t.index.at(r)
 	running := tm.running()
@@ -549,7 +597,9 @@ func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) err
 	failpoint.Pass(failpoint.BeforeRefresh)
 	ok, err := t.refreshes.do(ctx, Refresh{NID: r.nid, Duration: duration, Deadline: deadline})
 	if err != nil {
-		t.metrics.errors.WithLabelValues("refresh").Inc()
+		if !errors.Is(err, errNotAsked) {
+			t.metrics.errors.WithLabelValues("refresh").Inc()
+		}
 		return fmt.Errorf("storing a new deadline: %w", err)
 	}
 	if !ok {
@@ -619,19 +669,32 @@ func (t *Timers) refusedOnce(r ref) bool {
 
 // StateComes is called before a state event of this server is given to the roomserver. It writes down which timers it may replace: whether
 // it did is found out behind the sender's answer, see StateSent, and if the process dies before, the next one has to find out before a
-// token is used. If it fails, all is well as long as the process lives.
+// token is used. If it fails, all is well as long as the process lives. It does not fail because the caller hangs up.
 func (t *Timers) StateComes(ctx context.Context, s StateKey, eventID string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTimeout)
+	defer cancel()
 	for _, r := range t.ofState(s, eventID) {
 		if t.isDelayed(r) {
 			continue
 		}
-		if _, err := t.doubts.do(ctx, r.nid); err != nil {
+		if err := t.doubt(ctx, r); err != nil {
 			t.metrics.errors.WithLabelValues("doubt").Inc()
 			return fmt.Errorf("noting that an event may be replaced: %w", err)
 		}
 		failpoint.Pass(failpoint.AfterDoubt)
 	}
 	return nil
+}
+
+// doubt writes down that the event of a timer may be replaced. Under the row's lock: the row may be on its way.
+func (t *Timers) doubt(ctx context.Context, r ref) error {
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, err = t.doubts.do(ctx, r.nid)
+	return err
 }
 
 // StateSent is called when a state event that was sent here has come to the roomserver. It stops the delayed events that are overtaken,
@@ -662,7 +725,7 @@ func (t *Timers) ofState(s StateKey, eventID string) (timers []ref) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.index.ofState(state, func(r ref, tm *timer) {
-		if tm.running() && !tm.pending && tm.event != itself {
+		if tm.running() && tm.event != itself {
 			timers = append(timers, r)
 		}
 	})
@@ -734,6 +797,9 @@ func (t *Timers) lookAgain(r ref) {
 		return
 	}
 	tm.doubtful = true
+	if tm.pending { // see activate
+		return
+	}
 	if wake := t.clock.now() + lookAgainAfter; tm.place < 0 || wake < tm.wake {
 		t.index.schedule(r, wake)
 		t.notify()
@@ -814,7 +880,11 @@ func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
 		t.dropDelayed(ctx, r, reason)
 		return
 	}
-	unlock := t.lockRow(r)
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil { // whoever asked for it asks again, or it is found out when the timer is due; see Settle
+		t.log.WithError(err).WithFields(logrus.Fields{"timer_nid": r.nid, "reason": reason}).Warn("Failed to drop a timer")
+		return
+	}
 	t.mu.Lock()
 	tm := t.index.at(r)
 	running := tm.running()
@@ -838,7 +908,28 @@ func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
 // removeRow deletes the row of a timer that is gone, unless somebody has done so. If that fails, the scheduler tries again
 // later. A claim that failed goes too, written or not: its event was given to nobody.
 func (t *Timers) removeRow(ctx context.Context, r ref) {
-	defer t.lockRow(r)()
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil {
+		t.mu.Lock()
+		left := t.isLeft(r)
+		t.mu.Unlock()
+		if left {
+			t.scheduleRetry(r)
+		}
+		return
+	}
+	defer unlock()
+	t.removeRowLocked(ctx, r)
+}
+
+// isLeft reports whether a timer is gone and its row is not yet deleted. Timers.mu is held.
+func (t *Timers) isLeft(r ref) bool {
+	tm := t.index.at(r)
+	return tm != nil && tm.left
+}
+
+// removeRowLocked is removeRow under the row's lock.
+func (t *Timers) removeRowLocked(ctx context.Context, r ref) {
 	t.mu.Lock()
 	tm := t.index.at(r)
 	left := tm != nil && tm.left
@@ -863,10 +954,16 @@ func (t *Timers) removeRowBehind(r ref) {
 	switch {
 	case tm == nil || !tm.left:
 	case !tm.claimed:
-		t.watcher.Go(func() { t.removeRow(t.ctx, r) })
+		t.watcher.Go(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), batchTimeout) // also when the component stops
+			defer cancel()
+			if !guarded("deleting a row", func() { t.removeRow(ctx, r) }) {
+				t.scheduleRetry(r)
+			}
+		})
 	default:
 		if t.swept = append(t.swept, r); len(t.swept) == 1 {
-			t.watcher.Go(t.sweep)
+			t.watcher.Go(func() { guarded("deleting rows", t.sweep) })
 		}
 	}
 }
@@ -888,7 +985,9 @@ func (t *Timers) sweep() {
 		for i, r := range some {
 			nids[i] = r.nid
 		}
-		t.removed(t.store.Delete(ctx, nids), some...)
+		err := errUndecided
+		guarded("deleting rows", func() { err = t.store.Delete(ctx, nids) })
+		t.removed(err, some...)
 	}
 }
 
@@ -915,6 +1014,9 @@ func (t *Timers) removed(err error, timers ...ref) {
 func (t *Timers) Settle(ctx context.Context) error {
 	for _, r := range t.stopped() {
 		t.removeRow(ctx, r)
+	}
+	if err := ctx.Err(); err != nil {
+		return err // a timer that should have been dropped may still run
 	}
 	if n := len(t.stopped()); n > 0 {
 		return fmt.Errorf("%d stopped timers still have their rows", n)
@@ -952,7 +1054,11 @@ func (t *Timers) scheduleRetry(r ref) (failures int) {
 // load reads the row of a timer, and makes memory say what it says. It returns the moment of the deadline too, and
 // ErrNotFound if the timer is gone.
 func (t *Timers) load(ctx context.Context, r ref) (row Timer, due time.Duration, err error) {
-	defer t.lockRow(r)()
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil {
+		return row, 0, err
+	}
+	defer unlock()
 	return t.loadLocked(ctx, r)
 }
 
