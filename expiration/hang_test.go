@@ -1,0 +1,251 @@
+package expiration
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// callers are clients who wait for something, and may hang up.
+type callers struct {
+	wg      sync.WaitGroup
+	waiting atomic.Int64
+
+	mu   sync.Mutex // guards errs
+	errs []error
+}
+
+// call waits for f as one more client.
+func (c *callers) call(f func() error) {
+	c.waiting.Add(1)
+	c.wg.Go(func() {
+		err := f()
+		c.mu.Lock()
+		c.errs = append(c.errs, err)
+		c.mu.Unlock()
+		c.waiting.Add(-1)
+	})
+}
+
+// wantWaiting requires that so many clients still wait, at the most.
+func (c *callers) wantWaiting(t *testing.T, most int64) {
+	t.Helper()
+	synctest.Wait()
+	require.LessOrEqual(t, c.waiting.Load(), most)
+}
+
+// wantSame requires that memory says what the row says.
+func (w *world) wantSame(h TokenHash, delayed bool) {
+	w.t.Helper()
+	synctest.Wait()
+	w.mu.Lock()
+	r := w.index.token(h, delayed)
+	tm := w.index.at(r)
+	require.NotNil(w.t, tm)
+	deadline, duration := tm.deadline, tm.duration
+	w.mu.Unlock()
+	row := w.store.row(r.nid)
+	require.NotNil(w.t, row)
+	require.Equal(w.t, row.Deadline.UnixMilli(), deadline)
+	require.Equal(w.t, row.Duration, duration)
+}
+
+// wantNoLocks requires that nobody waits for a row, or has one, and that nothing gathers.
+func (w *world) wantNoLocks() {
+	w.t.Helper()
+	synctest.Wait()
+	w.rows.mu.Lock()
+	defer w.rows.mu.Unlock()
+	require.Empty(w.t, w.rows.locks)
+	w.refreshes.mu.Lock()
+	defer w.refreshes.mu.Unlock()
+	if w.refreshes.next != nil {
+		require.Empty(w.t, w.refreshes.next.questions)
+	}
+}
+
+// The database hangs, clients give up and try again: whoever has hung up waits no longer, but for those whose refresh is being written.
+// When the database is back, whoever still waits is answered right, and memory says what the rows say.
+func TestKeepAlivesWhileTheDatabaseHangs(t *testing.T) {
+	const clients = 1000
+	for name, number := range map[string]int{"one token": 1, "a few tokens": 7, "a token each": clients} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, Config{MaxRunningPerUser: clients}, func(t *testing.T, w *world) {
+				var tokens []TokenHash
+				for range number {
+					tokens = append(tokens, w.hash(w.message("!room", time.Hour)))
+				}
+				release := w.store.hold()
+				var c callers
+				for range 5 { // each tries as often
+					ctx, hangUp := context.WithCancel(t.Context())
+					for i := range clients {
+						c.call(func() error { return w.Refresh(ctx, tokens[i%number]) })
+					}
+					time.Sleep(time.Second)
+					hangUp()
+					c.wantWaiting(t, 1)
+				}
+				for _, err := range c.errs {
+					require.ErrorIs(t, err, errNotAsked)
+					require.ErrorIs(t, err, context.Canceled)
+				}
+				patient := time.Now()
+				for i := range clients {
+					c.call(func() error { return w.Refresh(t.Context(), tokens[i%number]) })
+				}
+				time.Sleep(10 * time.Second)
+				before := len(c.errs)
+				release()
+				c.wg.Wait()
+				for _, err := range c.errs[before:] {
+					require.NoError(t, err)
+				}
+				for i := range clients {
+					w.wantSame(tokens[i%number], false)
+					require.WithinDuration(t, patient.Add(time.Hour+10*time.Second), w.store.row(w.find(tokens[i%number], false).nid).Deadline, 20*time.Second)
+				}
+				w.wantNoLocks()
+				require.Zero(t, w.store.hanging())
+			})
+		})
+	}
+}
+
+// The same for all else that clients ask of the database by a timer.
+func TestClientsWhileTheDatabaseHangs(t *testing.T) {
+	for name, ask := range map[string]func(ctx context.Context, w *world, delayID string) error{
+		"restart": func(ctx context.Context, w *world, delayID string) error {
+			return w.RestartDelayed(ctx, delayID, alice)
+		},
+		"cancel": func(ctx context.Context, w *world, delayID string) error { return w.CancelDelayed(ctx, delayID, alice) },
+		"look up": func(ctx context.Context, w *world, delayID string) error {
+			_, err := w.DelayedEvent(ctx, delayID, alice)
+			return err
+		},
+		"list": func(ctx context.Context, w *world, _ string) error {
+			_, err := w.DelayedEvents(ctx, alice)
+			return err
+		},
+		"repeat": func(ctx context.Context, w *world, _ string) error {
+			_, err := w.Schedule(ctx, requested(leave("key"), 1), Delayed{Content: []byte("left")}, time.Hour, false)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, Config{}, func(t *testing.T, w *world) {
+				delayID := w.schedule(requested(leave("key"), 1), "left", time.Hour)
+				release := w.store.hold()
+				defer release()
+				var c callers
+				for range 5 {
+					ctx, hangUp := context.WithCancel(t.Context())
+					for range 200 {
+						c.call(func() error { return ask(ctx, w, delayID) })
+					}
+					time.Sleep(time.Second)
+					hangUp()
+					c.wantWaiting(t, 1)
+				}
+			})
+		})
+	}
+}
+
+// A claim that was given up before it was written was not written: the timer runs on, and a refresh is good.
+func TestClaimThatIsGivenUp(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.message("!room", time.Hour)
+		r := w.find(w.hash(e), false)
+		ctx, giveUp := context.WithCancel(t.Context())
+		giveUp()
+		c := Claim{Outcome: Ended, Event: SignedEvent{EventID: "$closing", PDU: []byte("{}")}}
+		err := w.claim(ctx, r, 0, c)
+		require.ErrorIs(t, err, errNotAsked)
+		require.False(t, written(err))
+		w.mu.Lock()
+		unsure := w.index.at(r).unsure
+		w.mu.Unlock()
+		require.False(t, unsure)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+		w.wantSame(w.hash(e), false)
+	})
+}
+
+// The row of a timer that is dropped while the database hangs is deleted when that is back, and the timer does not come back with a
+// restart, although whoever dropped it gave up.
+func TestDroppedWhileTheDatabaseHangs(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e, other := w.message("!room", time.Hour), w.message("!room", time.Hour)
+		release := w.store.hold()
+		var c callers
+		refresh := make(chan error, 1)
+		go func() { refresh <- w.Refresh(t.Context(), w.hash(e)) }() // has the row
+		synctest.Wait()
+		ctx, giveUp := context.WithCancel(t.Context())
+		c.call(func() error { w.DropEvent(ctx, e.ID, Redacted); return w.Settle(ctx) })
+		c.call(func() error { w.DropEvent(ctx, other.ID, Redacted); return w.Settle(ctx) })
+		time.Sleep(time.Second)
+		c.wantWaiting(t, 2)
+		giveUp()
+		release()
+		c.wg.Wait()
+		for _, err := range c.errs {
+			require.Error(t, err, "not everything is written: the stream has to tell of it again")
+		}
+		require.NoError(t, <-refresh)
+		for _, e := range []Event{e, other} {
+			w.DropEvent(t.Context(), e.ID, Redacted)
+		}
+		time.Sleep(lastPause)
+		require.NoError(t, w.Settle(t.Context()))
+		w.wantNoRows()
+		w.restart(0)
+		require.False(t, w.known(w.hash(e)))
+		require.False(t, w.known(w.hash(other)))
+	})
+}
+
+// A sender who hangs up takes nothing from what is written down of the timers that his event may replace.
+func TestStateComesFromOneWhoHangsUp(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := w.state("key", time.Hour)
+		s, _ := e.State()
+		ctx, hangUp := context.WithCancel(t.Context())
+		hangUp()
+		require.NoError(t, w.StateComes(ctx, s, "$newer"))
+		_, doubted := w.store.has(e.ID)
+		require.True(t, doubted)
+	})
+}
+
+// Whoever waits for the lock of a row, and gives up, leaves nothing behind, and keeps nobody from it.
+func TestRowLocksObeyContexts(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		r := ref{1, 1}
+		unlock, err := w.lockRow(t.Context(), r)
+		require.NoError(t, err)
+		var c callers
+		for range 100 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			c.call(func() error {
+				defer cancel()
+				_, err := w.lockRow(ctx, r)
+				return err
+			})
+		}
+		c.wg.Wait()
+		for _, err := range c.errs {
+			assert.True(t, errors.Is(err, errNotAsked) && errors.Is(err, context.DeadlineExceeded))
+		}
+		unlock()
+		w.wantNoLocks()
+	})
+}
