@@ -34,9 +34,9 @@ func TestDelayedMachine(t *testing.T) {
 func delayedActions(calm bool) *rapid.Generator[action] {
 	todo := []string{
 		"schedule", "schedule", "restart", "restart", "sleep", "sleep", "send", "cancel", "repeat", "refuse", "accept",
-		"set", "replace", "replace silently",
+		"set", "replace", "replace silently", "list", "change", "purge", "leave", "redact",
 	}
-	operations := []string{"insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "build", "input", "look", "slow build", "slow input"}
+	operations := []string{"insert", "slow insert", "slow insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "build", "input", "look", "slow build", "slow input"}
 	if !calm {
 		todo = append(todo, "faults", "faults", "heal", "crash", "overtake", "overtake")
 	}
@@ -63,7 +63,7 @@ type delayedLife struct {
 	// earliest is when it is due, or may be.
 	earliest time.Time
 	// What may have become of it other than that it was sent when it was due.
-	sendAsked, cancelAsked, refused, replaced bool
+	sendAsked, cancelAsked, refused, replaced, purged bool
 	// final is what the component says became of it, and must always say from then on.
 	final *Final
 }
@@ -73,10 +73,10 @@ type delayedMachine struct {
 	w      *world
 	calm   bool
 	lives  []*delayedLife
-	sends  sync.WaitGroup // calls of SendDelayed that have not returned
+	sends  sync.WaitGroup // calls of SendDelayed that have not returned, and of Schedule while the store is slow
 	broken map[string]action
 
-	mu       sync.Mutex // guards problems, and final of each life
+	mu       sync.Mutex // guards problems, and of each life final, delayID and earliest
 	problems []string
 }
 
@@ -119,6 +119,10 @@ func (m *delayedMachine) act(a action) {
 		}
 		l.event = requested(l.event, byte(len(m.lives)+1))
 		m.lives = append(m.lives, l)
+		if _, slow := m.broken["slow insert"]; slow { // and something else happens meanwhile
+			m.sends.Go(func() { m.schedule(l) })
+			return
+		}
 		m.schedule(l)
 	case "faults":
 		m.broken[a.fault] = a
@@ -130,6 +134,20 @@ func (m *delayedMachine) act(a action) {
 		m.crash(a.long)
 	case "set", "replace", "replace silently":
 		m.set(a)
+	case "list":
+		m.list()
+	case "change":
+		if err := m.w.RoomChanged(m.w.t.Context(), "!room"); err != nil {
+			m.failed(err)
+		}
+	case "purge":
+		m.purge()
+	case "leave": // which says nothing of delayed events
+		m.w.DropSender(m.w.t.Context(), "!room", alice, time.Now())
+	case "redact": // likewise
+		for _, e := range m.w.roomserver.sent() {
+			m.w.DropEvent(m.w.t.Context(), e.eventID, Redacted)
+		}
 	default:
 		if len(m.lives) > 0 {
 			// Mostly one of the newest.
@@ -149,7 +167,7 @@ func (m *delayedMachine) actOn(a action, l *delayedLife) {
 	case "accept":
 		m.w.roomserver.refuse(l.content, "")
 	}
-	if l.delayID == "" {
+	if m.delayID(l) == "" {
 		return
 	}
 	ctx := m.w.t.Context()
@@ -185,17 +203,69 @@ func (m *delayedMachine) actOn(a action, l *delayedLife) {
 // schedule schedules an event for the first time or again.
 func (m *delayedMachine) schedule(l *delayedLife) {
 	due := time.Now().Add(l.delay)
-	delayID, err := m.w.Schedule(m.w.t.Context(), l.event, Delayed{Content: []byte(l.content)}, l.delay, false)
+	m.mu.Lock()
 	if l.earliest.IsZero() { // what has failed may have been written
 		l.earliest = due
 	}
-	switch {
-	case err != nil:
+	m.mu.Unlock()
+	delayID, err := m.w.Schedule(m.w.t.Context(), l.event, Delayed{Content: []byte(l.content)}, l.delay, false)
+	if err != nil {
 		m.failed(err)
-	case l.delayID == "":
-		l.delayID = delayID
-	case l.delayID != delayID:
-		m.problem("%s has the delay IDs %s and %s", l.content, l.delayID, delayID)
+		return
+	}
+	m.mu.Lock()
+	before := l.delayID
+	l.delayID = delayID
+	m.mu.Unlock()
+	if before != "" && before != delayID {
+		m.problem("%s has the delay IDs %s and %s", l.content, before, delayID)
+	}
+}
+
+// delayID returns the delay ID that the client was given, or "".
+func (m *delayedMachine) delayID(l *delayedLife) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return l.delayID
+}
+
+// list lists what is scheduled: all that the client was told of before, that was not yet due after, and of which nothing became.
+func (m *delayedMachine) list() {
+	var told []*delayedLife
+	for _, l := range m.lives {
+		if m.delayID(l) != "" && !l.cancelAsked && !l.sendAsked && !l.replaced && !l.purged {
+			told = append(told, l)
+		}
+	}
+	events, err := m.w.DelayedEvents(m.w.t.Context(), alice)
+	if err != nil {
+		m.failed(err)
+		return
+	}
+	listed := map[string]bool{}
+	for _, e := range events {
+		listed[e.DelayID] = true
+	}
+	for _, l := range told {
+		if time.Now().Before(l.earliest) && !listed[l.delayID] {
+			m.problem("%s is scheduled, and not in the list", l.content)
+		}
+	}
+}
+
+// purge purges the room.
+func (m *delayedMachine) purge() {
+	for _, l := range m.lives {
+		l.purged = true
+	}
+	m.w.DropRoom(m.w.t.Context(), "!room")
+	if !m.calm {
+		return
+	}
+	for _, l := range m.lives {
+		if m.look(l); l.final == nil {
+			m.problem("%s is still scheduled, and its room was purged", l.content)
+		}
 	}
 }
 
@@ -211,7 +281,9 @@ func (m *delayedMachine) restart(l *delayedLife) {
 	case sent != "" || final != nil:
 		m.problem("%s was restarted: sent as %q, finalised %+v", l.content, sent, final)
 	default:
+		m.mu.Lock()
 		l.earliest = due
+		m.mu.Unlock()
 	}
 }
 
@@ -237,7 +309,7 @@ func (m *delayedMachine) finalised(l *delayedLife, f Final) {
 	switch {
 	case before != nil && (before.EventID != f.EventID || before.Cancelled() != f.Cancelled()):
 		m.problem("%s was %+v and is %+v", l.content, *before, f)
-	case f.Cancelled() && !l.cancelAsked && !l.replaced, f.Error != nil && !l.refused:
+	case f.Cancelled() && !l.cancelAsked && !l.replaced, f.Error != nil && !l.refused && !l.purged:
 		m.problem("%s is %+v, for no reason", l.content, f)
 	}
 }
@@ -269,6 +341,9 @@ func (m *delayedMachine) set(a action) {
 		return
 	}
 	for _, l := range scheduled {
+		if l.purged {
+			continue
+		}
 		m.look(l)
 		if cancelled := l.final != nil && l.final.Cancelled(); sender == bob && l.final == nil || sender == alice && cancelled && !l.replaced {
 			m.problem("%s is %+v after %s has set its state", l.content, l.final, sender)
@@ -307,6 +382,7 @@ func (m *delayedMachine) setFaults() {
 		}
 	}
 	m.w.roomserver.set(h)
+	m.w.store.setSlowly(m.broken)
 	broken := maps.Clone(m.broken)
 	m.w.store.set(false, func(operation string) error {
 		a, ok := broken[operation]
@@ -353,8 +429,11 @@ func (m *delayedMachine) checkSent() {
 			if l.content != e.content || l.sendAsked {
 				continue
 			}
-			if e.at.Before(l.earliest) || m.calm && !e.at.Equal(l.earliest) {
-				m.problem("%s was sent at %s, and due at %s", l.content, e.at, l.earliest)
+			m.mu.Lock()
+			earliest := l.earliest
+			m.mu.Unlock()
+			if e.at.Before(earliest) || m.calm && !e.at.Equal(earliest) {
+				m.problem("%s was sent at %s, and due at %s", l.content, e.at, earliest)
 			}
 		}
 	}
@@ -383,7 +462,7 @@ func (m *delayedMachine) checkOver() {
 	synctest.Wait()
 	m.checkSent()
 	for _, l := range m.lives {
-		if l.delayID == "" {
+		if m.delayID(l) == "" {
 			continue
 		}
 		m.look(l)

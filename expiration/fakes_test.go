@@ -39,6 +39,17 @@ func (s *memoryStore) setInsertTakes(d time.Duration, after bool) {
 	s.insertTakes, s.insertAfter = d, after
 }
 
+// setSlowly makes insertions as slow as the model of a machine says. They take no whole milliseconds, nor what else takes time there, so
+// that nothing happens in the same moment that might come in any order.
+func (s *memoryStore) setSlowly(broken map[string]action) {
+	a, slow := broken["slow insert"]
+	if !slow {
+		s.setInsertTakes(0, false)
+		return
+	}
+	s.setInsertTakes(a.long.Truncate(time.Millisecond)+71*time.Microsecond, a.written)
+}
+
 // hold makes the store hang, and returns the function that makes it go on.
 func (s *memoryStore) hold() (release func()) {
 	held := make(chan struct{})

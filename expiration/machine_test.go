@@ -52,11 +52,11 @@ func (a action) String() string {
 }
 
 // The things that can go wrong: operations of the store, and moments in the roomserver.
-var faults = []string{"insert", "refresh", "claim", "read", "drop", "delete", "doubt", "build", "input", "slow build", "slow input"}
+var faults = []string{"insert", "slow insert", "slow insert", "refresh", "claim", "read", "drop", "delete", "doubt", "build", "input", "slow build", "slow input"}
 
 // actions draws lines of scripts. In a calm one nothing fails and nothing takes time.
 func actions(calm bool) *rapid.Generator[action] {
-	todo := []string{"send", "send", "refresh", "refresh", "sleep", "sleep", "end", "repeat", "replace", "replace remotely", "tell", "redact", "leave", "purge"}
+	todo := []string{"send", "send", "refresh", "refresh", "sleep", "sleep", "end", "repeat", "replace", "replace remotely", "tell", "redact", "leave", "purge", "change"}
 	if !calm {
 		todo = append(todo, "faults", "faults", "heal", "crash", "lose", "store", "overtake", "overtake")
 	}
@@ -87,6 +87,8 @@ type life struct {
 	excused, stopped, superseded bool
 	// refused: the token was not known, once.
 	refused bool
+	// pending: the event is not sent yet, and the client does not know the token.
+	pending bool
 	// remote is when a remote event replaced this one, if one did.
 	remote time.Time
 }
@@ -96,12 +98,12 @@ type machine struct {
 	w     *world
 	calm  bool
 	lives []*life
-	ends  sync.WaitGroup // calls of End that have not returned
+	ends  sync.WaitGroup // calls of End that have not returned, and sends while the store is slow
 	// orphans: the store may have rows of events that were never sent.
 	orphans bool
 	broken  map[string]action // what fails just now
 
-	mu       sync.Mutex // guards problems, and of each life stopped and refused
+	mu       sync.Mutex // guards problems, lives and orphans, and of each life what can change
 	problems []string
 }
 
@@ -126,12 +128,33 @@ func (m *machine) problem(format string, args ...any) {
 	m.problems = append(m.problems, fmt.Sprintf(format, args...))
 }
 
+// all returns the events that there are.
+func (m *machine) all() []*life {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.lives)
+}
+
+// now returns what is known of an event at this moment.
+func (m *machine) now(l *life) life {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return *l
+}
+
 func (m *machine) act(a action) {
 	switch a.do {
 	case "sleep":
 		time.Sleep(a.long)
-	case "send", "lose", "store":
-		m.send(a)
+	case "send":
+		e := m.place(a)
+		if _, slow := m.broken["slow insert"]; slow { // and something else happens meanwhile
+			m.ends.Go(func() { m.send(a, e) })
+			return
+		}
+		m.send(a, e)
+	case "lose", "store":
+		m.send(a, m.place(a))
 	case "faults":
 		m.broken[a.fault] = a
 		m.setFaults()
@@ -151,10 +174,14 @@ func (m *machine) act(a action) {
 		e := m.place(a)
 		m.stop(SenderGone, func(l *life) bool { return l.event.RoomID == e.RoomID && l.event.Sender == e.Sender })
 		m.w.DropSender(m.w.t.Context(), e.RoomID, e.Sender, time.Now())
+	case "change": // which says nothing of what it was about
+		if err := m.w.RoomChanged(m.w.t.Context(), m.place(a).RoomID); err != nil {
+			m.failed(err)
+		}
 	default:
-		if len(m.lives) > 0 {
+		if lives := m.all(); len(lives) > 0 {
 			// Mostly one of the newest.
-			m.actOn(a, m.lives[max(0, len(m.lives)-1-a.which/2)])
+			m.actOn(a, lives[max(0, len(lives)-1-a.which/2)])
 		}
 	}
 }
@@ -162,6 +189,9 @@ func (m *machine) act(a action) {
 // actOn is act for what is about an event.
 func (m *machine) actOn(a action, l *life) {
 	ctx := m.w.t.Context()
+	if m.now(l).pending && a.do != "redact" && a.do != "replace remotely" {
+		return
+	}
 	switch a.do {
 	case "refresh":
 		m.refreshed(l, l.duration, m.w.Refresh(ctx, l.hash))
@@ -207,8 +237,8 @@ func (m *machine) place(a action) Event {
 }
 
 // send sends an expiring event as the routes and the wrapper do, or crashes in the middle of it.
-func (m *machine) send(a action) {
-	ctx, e := m.w.t.Context(), m.place(a)
+func (m *machine) send(a action, e Event) {
+	ctx := m.w.t.Context()
 	s, isState := e.State()
 	unlock := func() {}
 	if isState {
@@ -218,12 +248,15 @@ func (m *machine) send(a action) {
 			return
 		}
 	}
-	l := &life{event: e, hash: m.w.hash(e), duration: a.long, earliest: time.Now().Add(a.long)}
+	l := &life{event: e, hash: m.w.hash(e), duration: a.long, earliest: time.Now().Add(a.long), pending: true}
+	m.mu.Lock()
+	m.lives = append(m.lives, l)
+	m.mu.Unlock()
 	p, err := m.w.Begin(ctx, e, a.long, false)
 	if err != nil {
 		unlock()
 		m.failed(err)
-		m.orphans = true
+		m.never(l)
 		return
 	}
 	if isState {
@@ -231,30 +264,44 @@ func (m *machine) send(a action) {
 	}
 	switch a.do {
 	case "send":
-		m.lives = append(m.lives, l)
+		m.mu.Lock()
+		l.pending = false
+		m.mu.Unlock()
 		m.w.roomserver.send(e)
 		p.Activate(true)
 		if isState {
-			m.w.StateSent(ctx, s, "")
+			_ = m.w.StateSent(ctx, s, "")
 			m.replaced(s, true, l)
 		}
 		unlock()
 		return
 	case "store":
 		// It comes after a while, if nothing newer has come before: of those for the same state, any may win.
-		for _, other := range m.lives {
-			if its, ok := other.event.State(); ok && isState && its == s && m.closingOf(other) == nil {
+		m.mu.Lock()
+		l.pending = false
+		m.mu.Unlock()
+		for _, other := range m.all() {
+			if its, ok := other.event.State(); ok && isState && its == s && other != l && m.closingOf(other) == nil {
+				m.mu.Lock()
 				other.excused, l.excused = true, true
 				other.remote = time.Now()
+				m.mu.Unlock()
 			}
 		}
-		m.lives = append(m.lives, l)
 		m.w.roomserver.store(e)
 	case "lose":
-		m.orphans = true
+		m.never(l)
 	}
 	unlock()
 	m.crash(time.Second)
+}
+
+// never notes that an event was not sent.
+func (m *machine) never(l *life) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.orphans = true
+	m.lives = slices.DeleteFunc(m.lives, func(other *life) bool { return other == l })
 }
 
 // replace sends a state event that does not expire.
@@ -283,18 +330,18 @@ func (m *machine) comes(s StateKey) {
 
 // replaced notes that the events of a piece of state are not current any more, but for those that are kept.
 func (m *machine) replaced(s StateKey, here bool, keep ...*life) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, l := range m.lives {
-		if its, ok := l.event.State(); !ok || its != s || slices.Contains(keep, l) {
-			continue
+		if its, ok := l.event.State(); !ok || its != s || l.pending || slices.Contains(keep, l) {
+			continue // what is pending is newer when it comes
 		}
 		l.excused = true
 		if l.remote.IsZero() && !here {
 			l.remote = time.Now()
 		}
 		if here {
-			m.mu.Lock()
 			l.stopped, l.superseded = true, true
-			m.mu.Unlock()
 		}
 	}
 }
@@ -302,14 +349,13 @@ func (m *machine) replaced(s StateKey, here bool, keep ...*life) {
 // stop notes that there will be no closing event for some events, if there is none yet. Where there is a reason, the
 // roomserver knows it too.
 func (m *machine) stop(reason DropReason, which func(*life) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, l := range m.lives {
 		if !which(l) {
 			continue
 		}
-		l.excused = true
-		m.mu.Lock()
-		l.stopped = true
-		m.mu.Unlock()
+		l.excused, l.stopped = true, true
 		if reason != "" {
 			m.w.roomserver.refuse(l.event.ID, reason)
 		}
@@ -337,11 +383,8 @@ func (m *machine) refreshed(l *life, d time.Duration, err error) {
 	due := time.Now().Add(d)
 	switch {
 	case err == nil:
-		m.mu.Lock()
-		stopped, refused := l.stopped, l.refused
-		m.mu.Unlock()
-		if stopped || refused {
-			m.problem("%s was refreshed: stopped %t, refused before %t", l.event.ID, stopped, refused)
+		if l := m.now(l); l.stopped || l.refused {
+			m.problem("%s was refreshed: stopped %t, refused before %t", l.event.ID, l.stopped, l.refused)
 		}
 		if c := m.closingOf(l); c != nil {
 			m.problem("%s was refreshed and has been closed by %s", l.event.ID, c.eventID)
@@ -360,9 +403,8 @@ func (m *machine) refreshed(l *life, d time.Duration, err error) {
 
 // end ends an event.
 func (m *machine) end(l *life) {
-	m.mu.Lock()
-	invalid := l.stopped || l.refused
-	m.mu.Unlock()
+	before := m.now(l)
+	invalid := before.stopped || before.refused
 	err := m.w.End(m.w.t.Context(), l.hash)
 	var dropped *DropError
 	switch {
@@ -413,11 +455,13 @@ func (m *machine) setFaults() {
 			h.beforeClaim = takes(a.long)
 		case "slow input":
 			h.afterClaim = takes(a.long)
+		case "slow insert":
 		default:
 			written = written || a.written
 		}
 	}
 	m.w.roomserver.set(h)
+	m.w.store.setSlowly(m.broken)
 	m.w.store.set(written, func(operation string) error {
 		if failing[operation] {
 			return errFault
@@ -465,12 +509,13 @@ func (m *machine) checkClosings() {
 			m.problem("%s was closed by %s and by %s", c.closes, other, c.eventID)
 		}
 		seen[c.closes] = c.eventID
-		i := slices.IndexFunc(m.lives, func(l *life) bool { return l.event.ID == c.closes })
+		lives := m.all()
+		i := slices.IndexFunc(lives, func(l *life) bool { return l.event.ID == c.closes })
 		if i < 0 {
 			m.problem("%s closes %s, which was never sent", c.eventID, c.closes)
 			continue
 		}
-		l := m.lives[i]
+		l := m.now(lives[i])
 		if c.outcome == Expired && (c.sent.Before(l.earliest) || m.calm && !c.at.Equal(l.earliest)) {
 			m.problem("%s expired at %s, bears %s, its deadline was %s", c.closes, c.at, c.sent, l.earliest)
 		}
@@ -508,8 +553,8 @@ func (m *machine) finish() {
 func (m *machine) checkOver() {
 	synctest.Wait()
 	m.checkClosings()
-	for _, l := range m.lives {
-		if m.closingOf(l) == nil && !l.excused {
+	for _, l := range m.all() {
+		if m.closingOf(l) == nil && !m.now(l).excused {
 			m.problem("%s was never closed", l.event.ID)
 		}
 		if m.w.known(l.hash) {
