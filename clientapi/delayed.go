@@ -1,10 +1,12 @@
 package clientapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -31,6 +33,8 @@ const (
 	maxContentSize = 64 << 10
 	// maxScheduleSize is the limit for a request that schedules: the content may be written less tightly than it is sent.
 	maxScheduleSize = 4 * maxContentSize
+	// maxTimestamp is the latest time that an event can bear, in milliseconds: nanoseconds have no larger number.
+	maxTimestamp = math.MaxInt64 / 1_000_000
 	// scheduleReadTimeout is how long such a request may take to arrive.
 	scheduleReadTimeout = 30 * time.Second
 )
@@ -73,6 +77,9 @@ func (e *delayError) response() util.JSONResponse {
 // parseDelay reads a delay as it was written.
 func (a *API) parseDelay(name, value string, query bool) (time.Duration, error) {
 	failed := &delayError{name: name, max: a.cfg.MaxDelay, query: query}
+	if strings.Trim(value, "0123456789") != "" { // ParseInt accepts a sign
+		return 0, failed
+	}
 	ms, err := strconv.ParseInt(value, 10, 64) // the largest number there is, if it is larger still
 	if err != nil && !errors.Is(err, strconv.ErrRange) || ms <= 0 {
 		return 0, failed
@@ -138,6 +145,9 @@ func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to targ
 func (a *API) schedule(
 	req *http.Request, device *userapi.Device, to target, content []byte, delay time.Duration,
 ) util.JSONResponse {
+	if err := checkNames(to); err != nil {
+		return errorResponse(req, err)
+	}
 	var request *expiration.Request
 	if to.txnID != nil {
 		to.delayed = true
@@ -150,12 +160,15 @@ func (a *API) schedule(
 			return scheduled(delayID)
 		}
 	}
-	d, err := a.parseDelayed(req, content)
+	d, sent, err := a.parseDelayed(req, content)
 	if err == nil && a.cfg.MaxScheduled == 0 {
 		err = &requestError{http.StatusForbidden, spec.Forbidden("Delayed events are switched off")}
 	}
 	if err == nil {
 		err = a.checkJoined(req, device, to.roomID)
+	}
+	if err == nil {
+		err = a.checkScheduled(req.Context(), device, to, d, sent)
 	}
 	if err != nil {
 		return errorResponse(req, err)
@@ -178,24 +191,46 @@ func scheduled(delayID string) util.JSONResponse {
 	}{delayID}}
 }
 
-// parseDelayed looks at what is to be sent.
-func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Delayed, err error) {
+// parseDelayed looks at what is to be sent, and returns the content that the event will have, too.
+func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Delayed, sent []byte, err error) {
 	if len(content) > maxContentSize {
-		return d, tooLarge("The content must be at most 65536 bytes")
+		return d, nil, tooLarge("The content must be at most 65536 bytes")
+	}
+	if err = checkDepth(content); err != nil {
+		return d, nil, err
 	}
 	if err = checkObject(content, "The content"); err != nil {
-		return d, err
+		return d, nil, err
 	}
 	d.Content = content
-	if _, d.Expires, err = parseContent(content, a.cfg.MaxDuration); err != nil {
-		return d, err
+	if sent, d.Expires, err = parseContent(content, a.cfg.MaxDuration); err != nil {
+		return d, nil, err
 	}
 	if req.URL.Query().Has("ts") {
-		if d.Timestamp, err = clientutil.ParseTSParam(req); err != nil {
-			return d, badRequest(spec.InvalidParam(err.Error()))
+		d.Timestamp, err = clientutil.ParseTSParam(req)
+		// Later times Dendrite turns into others.
+		if ms := d.Timestamp.UnixMilli(); err != nil || ms < 0 || ms > maxTimestamp {
+			return d, nil, badRequest(spec.InvalidParam(fmt.Sprintf(
+				"ts must be a whole number of milliseconds from 0 to %d", maxTimestamp,
+			)))
 		}
 	}
-	return d, nil
+	return d, sent, nil
+}
+
+// checkScheduled returns an error if nothing could make a delayed event sendable. The room is known.
+func (a *API) checkScheduled(
+	ctx context.Context, device *userapi.Device, to target, d expiration.Delayed, sent []byte,
+) error {
+	version, err := a.rsAPI.QueryRoomVersionForRoom(ctx, to.roomID)
+	if err != nil {
+		return fmt.Errorf("looking up the version of a room: %w", err)
+	}
+	built, err := a.checkSendable(ctx, device, version, to, sent, d.Timestamp)
+	if err != nil || built == nil {
+		return err
+	}
+	return checkSize(built, to, d.Expires > 0)
 }
 
 // checkObject returns an error if something is not a JSON object.

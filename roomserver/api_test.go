@@ -17,6 +17,7 @@ import (
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/eventsize"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
@@ -202,10 +203,10 @@ func TestClosable(t *testing.T) {
 	require.NoError(t, err)
 	content, err = gomatrixserverlib.CanonicalJSON(content)
 	require.NoError(t, err)
-	references := strings.Repeat(`"`+reference+`",`, maxPrevEvents+maxAuthEvents-3)
+	references := strings.Repeat(`"`+reference+`",`, eventsize.MaxPrevEvents+eventsize.MaxAuthEvents-3)
 	closing := len(accepted.JSON()) - len(accepted.Content()) + len(content) + len(references) + len("9223372036854775807")
-	require.LessOrEqual(t, closing, maxEventSize)
-	require.Greater(t, closing, maxEventSize-10, "no more is refused than needs be")
+	require.LessOrEqual(t, closing, eventsize.Max)
+	require.Greater(t, closing, eventsize.Max-10, "no more is refused than needs be")
 }
 
 func (j *journal) QueryLatestEventsAndState(

@@ -6,6 +6,7 @@ import (
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/tidwall/gjson"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/eventsize"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
@@ -16,18 +17,6 @@ const (
 	relatesToKey = "m.relates_to"
 	// expireRelType is the type of that relation.
 	expireRelType = "m.expire.relationship"
-
-	// maxEventSize is the limit of the specification, in bytes, for an event as it is federated.
-	maxEventSize = 65536
-	// Dendrite refers to at most so many events when it builds one.
-	maxPrevEvents = 20
-	maxAuthEvents = 10
-	// maxDepthDigits is how many digits the depth of an event can have.
-	maxDepthDigits = 19
-	// A reference to an event, comma included: from room version 3 on a quoted hash, before that any event ID with the
-	// event's hash beside it.
-	referenceSize    = len(`"$0123456789012345678901234567890123456789012",`)
-	oldReferenceSize = len(`["",{"sha256":"0123456789012345678901234567890123456789012"}],`) + 255
 )
 
 // closingContent returns the content of a closing event (contract, section 3).
@@ -80,11 +69,5 @@ func closable(e gomatrixserverlib.PDU) bool {
 	if content, err = gomatrixserverlib.CanonicalJSON(content); err != nil {
 		return false
 	}
-	reference := referenceSize
-	switch e.Version() {
-	case gomatrixserverlib.RoomVersionV1, gomatrixserverlib.RoomVersionV2:
-		reference = oldReferenceSize
-	}
-	more := max(maxPrevEvents-len(e.PrevEventIDs()), 0) + max(maxAuthEvents-len(e.AuthEventIDs()), 0)
-	return len(e.JSON())-len(e.Content())+len(content)+more*reference+maxDepthDigits <= maxEventSize
+	return eventsize.Fits(e, len(content))
 }

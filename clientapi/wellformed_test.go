@@ -1,0 +1,186 @@
+package clientapi
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/config"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/eventsize"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
+)
+
+const (
+	pseudoIDs = "org.matrix.msc4014"
+	alice     = "@alice:localhost"
+)
+
+// state returns what a request wants sent as state.
+func state(eventType, key string) target {
+	return target{roomID: "!room:localhost", eventType: eventType, stateKey: &key}
+}
+
+// check is all that is looked at before an event is scheduled.
+func check(version gomatrixserverlib.RoomVersion, to target, content string, timestamp time.Time) error {
+	a := &API{dendrite: &config.ClientAPI{}}
+	err := checkNames(to)
+	if err == nil {
+		err = checkObject([]byte(content), "The content")
+	}
+	if err == nil {
+		err = checkDepth([]byte(content))
+	}
+	if err != nil {
+		return err
+	}
+	built, err := a.checkSendable(context.Background(), &userapi.Device{UserID: alice}, version, to, []byte(content), timestamp)
+	if err == nil && built != nil {
+		err = checkSize(built, to, false)
+	}
+	return err
+}
+
+// Whatever could be sent in some state of a room is scheduled.
+func TestWellFormed(t *testing.T) {
+	message := target{roomID: "!room:localhost", eventType: "m.room.message"}
+	for name, test := range map[string]struct {
+		to      target
+		content string
+		since   int // the first room version in which it can be sent
+	}{
+		"message":              {message, `{"msgtype":"m.text","body":"\u0000\ud800"}`, 1},
+		"empty":                {state("m.call.member", ""), `{}`, 1},
+		"own key":              {state("m.call.member", alice), `{}`, 1},
+		"longest names":        {state(strings.Repeat("t", 255), strings.Repeat("k", 255)), `{}`, 1},
+		"deepest":              {message, deep(jsondepth.Max), 1},
+		"greatest integers":    {message, `{"a":9007199254740991,"b":-9007199254740991,"c":1.0,"d":1e3}`, 1},
+		"profile":              {state("m.room.member", alice), `{"membership":"join","displayname":"A"}`, 1},
+		"leave":                {state("m.room.member", alice), `{"membership":"leave"}`, 1},
+		"odd but harmless":     {state("m.room.member", alice), `{"membership":"leave","displayname":1}`, 1},
+		"knock":                {state("m.room.member", alice), `{"membership":"knock"}`, 7},
+		"invite":               {state("m.room.member", "@bob:localhost"), `{"membership":"invite"}`, 1},
+		"kick":                 {state("m.room.member", "@bob:localhost"), `{"membership":"leave","reason":"late"}`, 1},
+		"ban":                  {state("m.room.member", "@bob:elsewhere"), `{"membership":"ban"}`, 1},
+		"invite by a token":    {state("m.room.member", "@bob:localhost"), thirdPartyInvite("token"), 1},
+		"third-party invite":   {state("m.room.third_party_invite", "token"), `{"display_name":"B","public_keys":[]}`, 1},
+		"power levels":         {state("m.room.power_levels", ""), `{"users":{"@alice:localhost":100,"@bob:localhost":50},"ban":75}`, 1},
+		"alias":                {state("m.room.canonical_alias", ""), `{"alias":"#a:localhost","alt_aliases":["#b:localhost"]}`, 1},
+		"no alias":             {state("m.room.canonical_alias", ""), `{}`, 1},
+		"alternatives alone":   {state("m.room.canonical_alias", ""), `{"alt_aliases":["#b:localhost"]}`, 1},
+		"join rules":           {state("m.room.join_rules", ""), `{"join_rule":"invite"}`, 1},
+		"history visibility":   {state("m.room.history_visibility", ""), `{"history_visibility":"joined"}`, 1},
+		"redaction":            {target{roomID: "!room:localhost", eventType: "m.room.redaction"}, `{"redacts":"$x"}`, 3},
+		"tombstone":            {state("m.room.tombstone", ""), `{"body":"moved","replacement_room":"!new:localhost"}`, 1},
+		"other server's state": {state("m.room.topic", "key"), `{"topic":"x"}`, 1},
+	} {
+		for version := range gomatrixserverlib.RoomVersions() {
+			number := 99
+			_, _ = fmt.Sscan(string(version), &number)
+			err := check(version, test.to, test.content, time.Time{})
+			if number < test.since {
+				require.Error(t, err, "%s, version %s", name, version)
+				continue
+			}
+			if number == 99 && name == "longest names" {
+				continue
+			}
+			require.NoError(t, err, "%s, version %s", name, version)
+		}
+	}
+}
+
+func thirdPartyInvite(token string) string {
+	return `{"membership":"invite","third_party_invite":{"display_name":"B","signed":{"mxid":"@bob:localhost","token":"` + token +
+		`","signatures":{}}}}`
+}
+
+// deep returns an object that is nested so deeply.
+func deep(levels int) string {
+	return strings.Repeat(`{"a":`, levels-1) + `{}` + strings.Repeat(`}`, levels-1)
+}
+
+// What no state of a room could make sendable is refused, as an ordinary send is, or with 400 where that fails.
+func TestNeverSendable(t *testing.T) {
+	message := target{roomID: "!room:localhost", eventType: "m.room.message"}
+	tooLarge := `{"a":"` + strings.Repeat("x", eventsize.Max) + `"}`
+	for name, test := range map[string]struct {
+		version gomatrixserverlib.RoomVersion
+		to      target
+		content string
+		code    int
+		errcode string
+		text    string // part of the message
+	}{
+		"long type":              {"10", state(strings.Repeat("t", 256), ""), `{}`, 413, "M_BAD_JSON", "type must be at most 255 bytes"},
+		"long type of runes":     {"10", state(strings.Repeat("ä", 128), ""), `{}`, 413, "M_BAD_JSON", "type must be at most 255 bytes"},
+		"long key":               {"10", state("m", strings.Repeat("k", 256)), `{}`, 413, "M_BAD_JSON", "state key must be at most 255 bytes"},
+		"type is not UTF-8":      {"10", state("\xff", ""), `{}`, 400, "M_INVALID_PARAM", "type must be valid UTF-8"},
+		"key is not UTF-8":       {"10", state("m", "\xff"), `{}`, 400, "M_INVALID_PARAM", "state key must be valid UTF-8"},
+		"NUL in the type":        {"10", state("m\x00", ""), `{}`, 400, "M_INVALID_PARAM", "without NUL"},
+		"NUL in the key":         {"10", state("m", "\x00"), `{}`, 400, "M_INVALID_PARAM", "without NUL"},
+		"NUL in the room ID":     {"10", target{roomID: "!r\x00:localhost", eventType: "m"}, `{}`, 400, "M_INVALID_PARAM", "without NUL"},
+		"no room ID":             {"10", target{roomID: "nope", eventType: "m"}, `{}`, 400, "M_INVALID_PARAM", "!room:server"},
+		"long room ID":           {"10", target{roomID: "!" + strings.Repeat("r", 255) + ":x", eventType: "m"}, `{}`, 400, "M_INVALID_PARAM", "room ID"},
+		"too deep":               {"10", message, deep(jsondepth.Max + 1), 400, "M_BAD_JSON", "200 levels"},
+		"much too deep":          {"10", message, deep(15_000), 400, "M_BAD_JSON", "200 levels"},
+		"fraction":               {"10", message, `{"a":0.5}`, 400, "M_BAD_JSON", ""},
+		"greater than integers":  {"10", message, `{"a":9007199254740993}`, 400, "M_BAD_JSON", ""},
+		"less than integers":     {"6", message, `{"a":[{"b":-9007199254740992}]}`, 400, "M_BAD_JSON", ""},
+		"exponent":               {"6", message, `{"a":1e300}`, 400, "M_BAD_JSON", ""},
+		"too large":              {"10", message, tooLarge, 413, "M_BAD_JSON", ""},
+		"too large when sent":    {"10", message, tooLarge[:eventsize.Max-1200] + `"}`, 413, "M_BAD_JSON", "65536 bytes"},
+		"too large in version 1": {"1", message, tooLarge[:eventsize.Max-5000] + `"}`, 413, "M_BAD_JSON", "65536 bytes"},
+		"create":                 {"10", state("m.room.create", ""), `{}`, 403, "M_FORBIDDEN", "first event"},
+		"create, no state":       {"10", target{roomID: "!room:localhost", eventType: "m.room.create"}, `{}`, 403, "M_FORBIDDEN", "first event"},
+		"membership 1":           {"10", state("m.room.member", alice), `{"membership":1}`, 400, "M_BAD_JSON", "membership to be one of"},
+		"no membership":          {"10", state("m.room.member", alice), `{}`, 403, "M_FORBIDDEN", "membership to be one of"},
+		"unknown membership":     {"10", state("m.room.member", alice), `{"membership":"here"}`, 403, "M_FORBIDDEN", "membership to be one of"},
+		"member is no state":     {"10", target{roomID: "!room:localhost", eventType: "m.room.member"}, `{"membership":"join"}`, 403, "M_FORBIDDEN", ""},
+		"member is no user":      {"10", state("m.room.member", "bob"), `{"membership":"invite"}`, 400, "M_INVALID_PARAM", "must be a user ID"},
+		"joining others":         {"10", state("m.room.member", "@bob:localhost"), `{"membership":"join"}`, 403, "M_FORBIDDEN", ""},
+		"inviting oneself":       {"10", state("m.room.member", alice), `{"membership":"invite"}`, 403, "M_FORBIDDEN", ""},
+		"invite without a token": {"10", state("m.room.member", "@bob:localhost"), thirdPartyInvite(""), 400, "M_BAD_JSON", ""},
+		"invite 1":               {"10", state("m.room.member", "@bob:localhost"), `{"membership":"invite","third_party_invite":1}`, 400, "M_BAD_JSON", ""},
+		"mapping 1":              {"10", state("m.room.member", alice), `{"membership":"join","mxid_mapping":1}`, 400, "M_BAD_JSON", ""},
+		"levels of users 1":      {"10", state("m.room.power_levels", ""), `{"users":1}`, 403, "M_FORBIDDEN", "integers in users"},
+		"pseudo IDs, users 1":    {pseudoIDs, state("m.room.power_levels", ""), `{"users":1}`, 400, "M_BAD_JSON", "integers in users"},
+		"pseudo IDs, users null": {pseudoIDs, state("m.room.power_levels", ""), `{"users":null}`, 400, "M_BAD_JSON", "integers in users"},
+		"pseudo IDs, bad key":    {pseudoIDs, state("m", "@bob"), `{}`, 400, "M_BAD_JSON", "type, state key and content"},
+		"level is a string":      {"10", state("m.room.power_levels", ""), `{"ban":"50"}`, 403, "M_FORBIDDEN", ""},
+		"level is a word":        {"5", state("m.room.power_levels", ""), `{"ban":"much"}`, 403, "M_FORBIDDEN", ""},
+		"level of nobody":        {"10", state("m.room.power_levels", ""), `{"users":{"bob":1}}`, 403, "M_FORBIDDEN", ""},
+		"alias 1":                {"10", state("m.room.canonical_alias", ""), `{"alias":1}`, 400, "M_BAD_JSON", "string in alias"},
+		"alternative aliases 1":  {"10", state("m.room.canonical_alias", ""), `{"alt_aliases":1}`, 400, "M_BAD_JSON", "string in alias"},
+		"alias of no form":       {"10", state("m.room.canonical_alias", ""), `{"alias":"x"}`, 400, "M_INVALID_PARAM", "string in alias"},
+		"aliases":                {"10", state("m.room.aliases", "elsewhere"), `{}`, 403, "M_FORBIDDEN", "server's name"},
+		"aliases, no state":      {"10", target{roomID: "!room:localhost", eventType: "m.room.aliases"}, `{}`, 400, "M_BAD_JSON", "server's name"},
+		"somebody else's key":    {"10", state("m.call.member", "@bob:localhost"), `{}`, 403, "M_FORBIDDEN", ""},
+		"redaction of old":       {"1", target{roomID: "!room:localhost", eventType: "m.room.redaction"}, `{"redacts":"$x:y"}`, 403, "M_FORBIDDEN", ""},
+		"tombstone of itself":    {"10", state("m.room.tombstone", ""), `{"replacement_room":"!room:localhost"}`, 400, "M_INVALID_PARAM", "replacement_room"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := check(test.version, test.to, test.content, time.Time{})
+			var refused *requestError
+			require.ErrorAs(t, err, &refused)
+			require.Equal(t, test.code, refused.code, refused)
+			require.Equal(t, test.errcode, string(refused.ErrCode), refused)
+			require.Contains(t, refused.Err, test.text)
+			require.NotEmpty(t, refused.Err)
+		})
+	}
+	require.NoError(t, check("10", message, `{}`, time.UnixMilli(0)))
+}
+
+func BenchmarkRehearsal(b *testing.B) {
+	for b.Loop() {
+		if err := check("10", state("m.call.member", alice), `{"application":"m.call","call_id":"","m.will_expire":"running"}`, time.Time{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
