@@ -30,6 +30,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/clientapi"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/roomserver"
@@ -103,7 +104,7 @@ func (e *Extension) RoomserverAPI() api.RoomserverInternalAPI { return e.rsAPI }
 
 // AddPublicRoutes registers the routes. Dendrite's own must come after them.
 func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI) {
-	routers.Client.Use(syncapi.AddDelayIDs(e.timers, userAPI))
+	routers.Client.Use(dendritefix.BoundDepth, syncapi.AddDelayIDs(e.timers, userAPI))
 	e.client.AddRoutes(routers.Client, userAPI)
 	e.sync.AddRoutes(routers.Client, userAPI)
 	clientapi.AddRTCRoutes(routers, userAPI, e.rtc.Transports)

@@ -1,0 +1,97 @@
+// Package dendritefix mends faults of Dendrite from outside, one file a fault. Each file names the condition under which it
+// can go.
+package dendritefix
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/matrix-org/util"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
+)
+
+// BoundDepth is a middleware for routes of clients: it refuses a request whose body has JSON that is nested too deeply.
+//
+// Dendrite takes whatever Go decodes, which is 10,000 levels, and wraps it in more: one event with 9,993 levels breaks /sync
+// for everybody in its room, and the roomserver never answers for one with a few more. Content comes with many requests
+// (sends, createRoom, to-device messages, account data), so all of them are bounded here. The body streams: it is counted as
+// the handler reads it, and not kept.
+//
+// This file can go when Dendrite bounds the depth of JSON itself.
+func BoundDepth(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Body == nil || req.Body == http.NoBody {
+			next.ServeHTTP(w, req)
+			return
+		}
+		body := &boundBody{ReadCloser: req.Body}
+		req = req.WithContext(req.Context()) // a copy
+		req.Body = body
+		next.ServeHTTP(&boundWriter{ResponseWriter: w, body: body}, req)
+	})
+}
+
+// errTooDeep is the error of reading a body that is refused.
+var errTooDeep = errors.New("the JSON is nested too deeply")
+
+// boundBody is a body that can be read as far as it is not nested too deeply.
+type boundBody struct {
+	io.ReadCloser
+	depth   jsondepth.Counter
+	tooDeep bool
+}
+
+// Read implements io.Reader.
+func (b *boundBody) Read(p []byte) (int, error) {
+	if b.tooDeep {
+		return 0, errTooDeep
+	}
+	n, err := b.ReadCloser.Read(p)
+	if b.tooDeep = b.depth.TooDeep(p[:n]); b.tooDeep {
+		return 0, errTooDeep
+	}
+	return n, err
+}
+
+// boundWriter replaces the answer to a request whose body turned out to be nested too deeply: the handler knows only that
+// it could not read the body, which Dendrite answers with 500.
+type boundWriter struct {
+	http.ResponseWriter
+	body              *boundBody
+	written, replaced bool
+}
+
+// Unwrap is for http.ResponseController.
+func (w *boundWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// WriteHeader implements http.ResponseWriter.
+func (w *boundWriter) WriteHeader(code int) {
+	if w.written || !w.body.tooDeep {
+		w.written = w.written || code >= http.StatusOK
+		w.ResponseWriter.WriteHeader(code)
+		return
+	}
+	w.written, w.replaced = true, true
+	w.Header().Del("Content-Length")
+	w.Header().Set("Content-Type", "application/json")
+	util.SetCORSHeaders(w)
+	w.ResponseWriter.WriteHeader(http.StatusBadRequest)
+	text, _ := json.Marshal(spec.BadJSON(fmt.Sprintf("The JSON is nested deeper than %d levels", jsondepth.Max))) // never fails
+	_, _ = w.ResponseWriter.Write(text)
+}
+
+// Write implements io.Writer.
+func (w *boundWriter) Write(p []byte) (int, error) {
+	if !w.written {
+		w.WriteHeader(http.StatusOK)
+	}
+	if w.replaced {
+		return len(p), nil
+	}
+	return w.ResponseWriter.Write(p)
+}
