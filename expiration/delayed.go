@@ -24,8 +24,11 @@ type Delayed struct {
 	Content []byte
 	// Expires is for how long the event is to run once it is sent, as its content says, or 0.
 	Expires time.Duration
-	// Timestamp is the time that the event is to bear, as an application service may say, or zero. It has whole milliseconds.
+	// Timestamp is the time that the event is to bear, as an application service may say, or zero. It has whole milliseconds,
+	// and is not before 1970, of which the first moment is a time like others.
 	Timestamp time.Time
+	// Exempt says that the limit of running timers does not hold for the sender. Schedule sets it.
+	Exempt bool
 	// Over is the event that was the current state when this one was scheduled, or "".
 	Over string
 }
@@ -104,6 +107,7 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 			return "", err
 		}
 	}
+	d.Exempt = exempt
 	var id [32]byte
 	_, _ = rand.Read(id[:]) // never fails
 	e.ID = base64.RawURLEncoding.EncodeToString(id[:])
@@ -353,7 +357,7 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 			if !b.Closable {
 				return &RefusedError{Code: 413, Response: tooLarge}
 			}
-			if pending, err = t.Begin(ctx, e, row.Delayed.Expires, false); err != nil {
+			if pending, err = t.Begin(ctx, e, row.Delayed.Expires, row.Delayed.Exempt); err != nil {
 				return err
 			}
 		}

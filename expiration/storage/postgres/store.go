@@ -112,6 +112,9 @@ ALTER TABLE expiration_deadlines
 	ADD COLUMN slack BYTEA DEFAULT '\x000000000000000000000000000000',
 	SET (fillfactor = 90)`
 
+// Delayed events of earlier versions are not exempt.
+const addExemptSQL = "ALTER TABLE expiration_timers ADD COLUMN exempt BOOLEAN NOT NULL DEFAULT FALSE"
+
 var migrations = []shared.Migration{
 	{Name: "create timers", SQL: createTimersSQL},
 	{Name: "add requests", SQL: addRequestsSQL},
@@ -120,6 +123,7 @@ var migrations = []shared.Migration{
 	{Name: "split timers", SQL: splitTimersSQL},
 	{Name: "add digests", SQL: addDigestsSQL},
 	{Name: "add slack", SQL: addSlackSQL},
+	{Name: "add exempt", SQL: addExemptSQL},
 }
 
 // Open prepares the database and returns the store.
@@ -160,8 +164,8 @@ const claimTimersSQL = "WITH claimed AS (UPDATE expiration_deadlines AS d SET ou
 	" JOIN claimed USING (timer_nid) RETURNING timer_nid"
 
 // One statement, so that there is one answer to wait for.
-const insertTimerSQL = "WITH digest AS (INSERT INTO expiration_digests (timer_nid, digest) VALUES ($1, $16))," +
-	" deadline AS (INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $17, $18)) " +
+const insertTimerSQL = "WITH digest AS (INSERT INTO expiration_digests (timer_nid, digest) VALUES ($1, $17))," +
+	" deadline AS (INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $18, $19)) " +
 	shared.InsertTimerSQL
 
 func (w writer) Insert(ctx context.Context, values []any, d expiration.Digest, duration, deadline int64) error {

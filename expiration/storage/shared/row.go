@@ -11,7 +11,7 @@ import (
 // columns are those of a timer, from the tables t and d.
 const columns = "t.timer_nid, t.event_id, t.room_id, t.event_type, t.state_key, t.sender, t.token_hash, d.duration_ms," +
 	" t.received_ms, d.deadline_ms, t.request_hash, t.room_version, t.pdu, d.outcome," +
-	" t.content, t.expires_ms, t.origin_server_ts, t.over_event_id"
+	" t.content, t.expires_ms, t.origin_server_ts, t.over_event_id, t.exempt"
 
 // readTimer returns the timer of a row. Of its claim, if there is one, it has the outcome.
 func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
@@ -21,11 +21,12 @@ func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
 		pdu, content                                     []byte
 		duration, received, deadline, expires, timestamp int64 // milliseconds
 		over                                             string
+		exempt                                           bool
 	)
 	if err = rows.Scan(
 		&t.NID, &t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &hash, &duration,
 		&received, &deadline, &request, &roomVersion, &pdu, &outcome,
-		&content, &expires, &timestamp, &over,
+		&content, &expires, &timestamp, &over, &exempt,
 	); err != nil {
 		return t, err
 	}
@@ -48,10 +49,34 @@ func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
 		t.Claim = &expiration.Claim{Outcome: expiration.Outcome(outcome.String)}
 	}
 	if content != nil {
-		t.Delayed = &expiration.Delayed{Content: content, Expires: time.Duration(expires) * time.Millisecond, Over: over}
-		if timestamp != 0 {
-			t.Delayed.Timestamp = time.UnixMilli(timestamp).UTC()
+		t.Delayed = &expiration.Delayed{
+			Content: content, Expires: time.Duration(expires) * time.Millisecond, Timestamp: readTimestamp(timestamp),
+			Over: over, Exempt: exempt,
 		}
 	}
 	return t, nil
+}
+
+// epoch is what the column of the time that an event is to bear has for the first millisecond of 1970: 0 there is no time.
+// Earlier times no event can bear.
+const epoch = -1
+
+func storedTimestamp(t time.Time) int64 {
+	switch {
+	case t.IsZero():
+		return 0
+	case t.UnixMilli() == 0:
+		return epoch
+	}
+	return t.UnixMilli()
+}
+
+func readTimestamp(stored int64) time.Time {
+	switch stored {
+	case 0:
+		return time.Time{}
+	case epoch:
+		stored = 0
+	}
+	return time.UnixMilli(stored).UTC()
 }

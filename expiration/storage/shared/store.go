@@ -27,8 +27,8 @@ import (
 const (
 	InsertTimerSQL = "INSERT INTO expiration_timers" +
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, received_ms," +
-		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id)" +
-		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, over_event_id, exempt)" +
+		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
 	readTimersSQL = "SELECT " + columns + fromTimersSQL + " WHERE "
 	readClaimsSQL = "SELECT timer_nid, event_id, room_version, pdu FROM expiration_claims WHERE "
 	// The range is given twice, because PostgreSQL does not conclude from the join that it holds on both sides.
@@ -109,16 +109,13 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer, d expiration.Dig
 		request, roomVersion, pdu = r.Hash[:], &r.Signed.RoomVersion, r.Signed.PDU
 	}
 	var delayed expiration.Delayed
-	timestamp := int64(0)
 	if t.Delayed != nil {
 		delayed = *t.Delayed
-		if !delayed.Timestamp.IsZero() {
-			timestamp = delayed.Timestamp.UnixMilli()
-		}
 	}
 	return s.Writer.Insert(ctx, []any{
 		t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:], t.Received.UnixMilli(),
-		nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(), timestamp, delayed.Over,
+		nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(),
+		storedTimestamp(delayed.Timestamp), delayed.Over, delayed.Exempt,
 	}, d, t.Duration.Milliseconds(), t.Deadline.UnixMilli())
 }
 

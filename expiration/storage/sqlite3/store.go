@@ -121,6 +121,9 @@ ALTER TABLE expiration_timers DROP COLUMN sent_pdu`
 // Timers of earlier versions have none.
 const addDigestsSQL = "CREATE TABLE expiration_digests (timer_nid INTEGER NOT NULL PRIMARY KEY, digest BLOB NOT NULL)"
 
+// Delayed events of earlier versions are not exempt.
+const addExemptSQL = "ALTER TABLE expiration_timers ADD COLUMN exempt BOOLEAN NOT NULL DEFAULT FALSE"
+
 var migrations = []shared.Migration{
 	{Name: "create timers", SQL: createTimersSQL},
 	{Name: "add requests", SQL: addRequestsSQL},
@@ -128,6 +131,7 @@ var migrations = []shared.Migration{
 	{Name: "add delayed events", SQL: addDelayedSQL},
 	{Name: "split timers", SQL: splitTimersSQL},
 	{Name: "add digests", SQL: addDigestsSQL},
+	{Name: "add exempt", SQL: addExemptSQL},
 }
 
 const (

@@ -38,7 +38,7 @@ func newDelayed(n int) expiration.Timer {
 	t.Event.Request.Signed = expiration.SignedEvent{EventID: t.Event.ID} // which is not there yet
 	t.Delayed = &expiration.Delayed{
 		Content: fmt.Appendf(nil, `{ "n":%d, "\u0000":"ü" }`, n), Expires: time.Duration(n+1) * time.Minute,
-		Timestamp: start.Add(-time.Hour), Over: "$over",
+		Timestamp: start.Add(-time.Hour), Over: "$over", Exempt: n%2 == 1,
 	}
 	return t
 }
@@ -85,10 +85,11 @@ func keepsDelayedEvents(t *testing.T, open func() expiration.Store) {
 	full, bare := newDelayed(1), newDelayed(2)
 	bare.Event.StateKey, bare.Event.Request = nil, nil
 	bare.Delayed = &expiration.Delayed{Content: []byte(`{}`)}
-	expiring := newTimer(3)
-	insert(t, store, full, bare, expiring)
+	expiring, early, first := newTimer(3), newDelayed(4), newDelayed(5)
+	early.Delayed.Timestamp, first.Delayed.Timestamp = time.UnixMilli(1).UTC(), time.UnixMilli(0).UTC()
+	insert(t, store, full, bare, expiring, early, first)
 	store = open()
-	for _, want := range []expiration.Timer{full, bare, expiring} {
+	for _, want := range []expiration.Timer{full, bare, expiring, early, first} {
 		got, err := read(t.Context(), store, want.NID)
 		require.NoError(t, err)
 		require.Equal(t, want, got)
