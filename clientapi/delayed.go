@@ -301,61 +301,6 @@ func noDelayedEvent() util.JSONResponse {
 	return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.NotFound("There is no such delayed event")}
 }
 
-// delayedEvent is a delayed event as its owner sees it. The older names are for the clients of today.
-type delayedEvent struct {
-	DelayID      string          `json:"delay_id"`
-	RoomID       string          `json:"room_id"`
-	Type         string          `json:"type"`
-	StateKey     *string         `json:"state_key,omitempty"`
-	Content      json.RawMessage `json:"content"`
-	Delay        int64           `json:"delay_ms"`
-	ScheduledAt  int64           `json:"scheduled_at"`
-	OldDelay     int64           `json:"delay,omitempty"`
-	RunningSince int64           `json:"running_since,omitempty"`
-	FinalisedAt  int64           `json:"finalised_ts,omitempty"`
-	EventID      string          `json:"event_id,omitempty"`
-	Error        json.RawMessage `json:"error,omitempty"`
-}
-
-func newDelayedEvent(e expiration.DelayedEvent, d dialect) delayedEvent {
-	shown := delayedEvent{
-		DelayID: e.DelayID, RoomID: e.Timer.Event.RoomID, Type: e.Timer.Event.Type, StateKey: e.Timer.Event.StateKey,
-		Content: e.Timer.Delayed.Content, Delay: e.Timer.Duration.Milliseconds(), ScheduledAt: e.ScheduledAt().UnixMilli(),
-	}
-	if d == unstable {
-		shown.OldDelay, shown.RunningSince = shown.Delay, shown.ScheduledAt
-	}
-	if e.Final != nil {
-		shown.FinalisedAt, shown.EventID, shown.Error = e.Final.At.UnixMilli(), e.Final.EventID, e.Final.Error
-	}
-	return shown
-}
-
-// list answers with what a user has scheduled.
-func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JSONResponse {
-	events, err := a.timers.DelayedEvents(req.Context(), device.UserID)
-	if err != nil {
-		return errorResponse(req, err)
-	}
-	shown := make([]delayedEvent, len(events))
-	for i, e := range events {
-		shown[i] = newDelayedEvent(e, d)
-	}
-	return util.JSONResponse{Code: http.StatusOK, JSON: map[string][]delayedEvent{"delayed_events": shown}}
-}
-
-// look answers with one delayed event of a user.
-func (a *API) look(req *http.Request, device *userapi.Device, d dialect, delayID string) util.JSONResponse {
-	e, err := a.timers.DelayedEvent(req.Context(), delayID, device.UserID)
-	switch {
-	case errors.Is(err, expiration.ErrNotFound):
-		return noDelayedEvent()
-	case err != nil:
-		return errorResponse(req, err)
-	}
-	return util.JSONResponse{Code: http.StatusOK, JSON: newDelayedEvent(e, d)}
-}
-
 // addDelayed registers the routes of delayed events, but for the query form, which is a send.
 func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	const name = "delayed_event"
@@ -383,7 +328,11 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 		})))).Methods(http.MethodPost, http.MethodOptions)
 	router.Handle("/unstable/org.matrix.msc4140/delayed_events/{delayID}/{action}", hidden(within(keepAliveReadTimeout,
 		httputil.MakeExternalAPI(name, func(req *http.Request) util.JSONResponse {
-			return a.act(req, unstable, mux.Vars(req)["delayID"], mux.Vars(req)["action"], "")
+			vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
+			if err != nil {
+				return noDelayedEvent()
+			}
+			return a.act(req, unstable, vars["delayID"], vars["action"], "")
 		})))).Methods(http.MethodPost, http.MethodOptions)
 	router.Handle("/unstable/org.matrix.msc4140/delayed_events/{delayID}", hidden(within(keepAliveReadTimeout,
 		httputil.MakeExternalAPI(name, func(req *http.Request) util.JSONResponse {
@@ -398,20 +347,12 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 			if action.Type != gjson.String {
 				return errorResponse(req, badRequest(spec.MissingParam("action must be a string")))
 			}
-			return a.act(req, unstable, mux.Vars(req)["delayID"], action.Str, "")
+			vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
+			if err != nil {
+				return noDelayedEvent()
+			}
+			return a.act(req, unstable, vars["delayID"], action.Str, "")
 		})))).Methods(http.MethodPost, http.MethodOptions)
-}
-
-// hidden keeps the delay ID, which is authority enough for who has it, out of the log: of what is logged of each request, the
-// path is part.
-func hidden(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		url := *req.URL
-		url.Path, url.RawPath = strings.Replace(url.Path, mux.Vars(req)["delayID"], "…", 1), ""
-		req = req.WithContext(req.Context()) // a copy
-		req.URL, req.RequestURI = &url, url.Path
-		next.ServeHTTP(w, req)
-	})
 }
 
 // within limits the time that the body of a request may take to arrive.

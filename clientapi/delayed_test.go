@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -46,6 +48,7 @@ type planner struct {
 	acts      []string
 	asked     expiration.Bucket
 	events    []expiration.DelayedEvent
+	read      int // how many events were read
 }
 
 func (p *planner) Scheduled(context.Context, expiration.RequestHash) (string, error) {
@@ -84,9 +87,18 @@ func (p *planner) CancelDelayed(_ context.Context, id, owner string) error {
 	return p.act("cancel", id, owner)
 }
 
-func (p *planner) DelayedEvents(_ context.Context, owner string) ([]expiration.DelayedEvent, error) {
-	p.acts = append(p.acts, "list "+owner)
-	return p.events, p.err
+func (p *planner) DelayedEvents(_ context.Context, owner, after string) iter.Seq2[expiration.DelayedEvent, error] {
+	return func(yield func(expiration.DelayedEvent, error) bool) {
+		p.acts = append(p.acts, "list "+owner)
+		for _, e := range p.events {
+			if e.Place > after || after == "" {
+				p.read++
+				if !yield(e, p.err) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func (p *planner) DelayedEvent(_ context.Context, id, owner string) (expiration.DelayedEvent, error) {
@@ -433,8 +445,18 @@ func TestDelayIDsAreNotLogged(t *testing.T) {
 		do(newPlanned(p, 1), "POST", events+"/restart", "{}", true)
 		do(newPlanned(p, 1), "POST", events, `{"action":"restart"}`, true)
 		do(newPlanned(p, 1), "GET", events, "", true)
+		do(newPlanned(p, 1), "GET", path+"/delayed_events?delay_id="+delayID, "", true)
+		do(newPlanned(p, 1), "POST", events+"/"+delayID, "{}", true)
+		do(newPlanned(p, 1), "POST", path+"/delayed_events/restart/"+delayID, "{}", true)
+		// However it is spelled.
+		spelled := path + "/delayed_events/" + fmt.Sprintf("%%%02x", delayID[0]) + delayID[1:]
+		for _, action := range []string{"/restart", "/rest%61rt", ""} {
+			do(newPlanned(p, 1), "POST", spelled+action, `{"action":"restart"}`, true)
+			do(newPlanned(p, 1), "GET", spelled+action, "", true)
+			do(newPlanned(p, 1), "OPTIONS", spelled+action, "", true)
+		}
 	}
 	logrus.SetOutput(io.Discard)
 	require.Contains(t, log.String(), "disk full")
-	require.NotContains(t, log.String(), delayID)
+	require.NotContains(t, log.String(), delayID[1:])
 }

@@ -8,6 +8,7 @@ package clientapi
 
 import (
 	"context"
+	"iter"
 	"net/http"
 	"os"
 	"strings"
@@ -46,7 +47,7 @@ type Timers interface {
 	RestartDelayed(ctx context.Context, delayID, owner string) error
 	SendDelayed(ctx context.Context, delayID, owner string) error
 	CancelDelayed(ctx context.Context, delayID, owner string) error
-	DelayedEvents(ctx context.Context, owner string) ([]expiration.DelayedEvent, error)
+	DelayedEvents(ctx context.Context, owner, after string) iter.Seq2[expiration.DelayedEvent, error]
 	DelayedEvent(ctx context.Context, delayID, owner string) (expiration.DelayedEvent, error)
 }
 
@@ -78,6 +79,7 @@ type API struct {
 	timers       Timers
 	transactions *transactions.Cache
 	guesses      *guesses
+	lookups      *queues
 	metrics      *metrics
 }
 
@@ -87,6 +89,7 @@ func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Tim
 		cfg: cfg, dendrite: dendrite, rsAPI: rsAPI, timers: timers,
 		transactions: transactions.New(),
 		guesses:      newGuesses(cfg.UnknownTokens, cfg.RealIPHeader),
+		lookups:      &queues{users: map[string]*queue{}},
 		metrics:      newMetrics(),
 	}
 }

@@ -1,12 +1,14 @@
 package expiration
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -51,6 +53,8 @@ type DelayedEvent struct {
 	Timer   Timer
 	// Final is nil while the event is scheduled.
 	Final *Final
+	// Place is where the event stands in the list of its owner's, or "" outside of it.
+	Place string
 }
 
 // ScheduledAt returns when the delay began: when the event was scheduled, or restarted last.
@@ -414,30 +418,48 @@ func finalOf(dropped *DropError) (f Final) {
 	return f
 }
 
-// DelayedEvents returns what a user has scheduled, in the order of the due times.
-func (t *Timers) DelayedEvents(ctx context.Context, owner string) ([]DelayedEvent, error) {
-	var refs []ref
+// DelayedEvents yields what a user has scheduled, in the order of the due times, from behind a place in this order; "" is its
+// beginning. Each event is read when it is its turn. The sequence ends with the first error.
+func (t *Timers) DelayedEvents(ctx context.Context, owner, after string) iter.Seq2[DelayedEvent, error] {
+	return func(yield func(DelayedEvent, error) bool) {
+		for _, l := range t.listed(owner, after) {
+			row, _, err := t.load(ctx, l.timer)
+			switch {
+			case errors.Is(err, ErrNotFound) || err == nil && row.Claim != nil:
+				continue
+			case err != nil:
+				yield(DelayedEvent{}, err)
+				return
+			}
+			if !yield(DelayedEvent{DelayID: t.tokens.Token(row.Event.ID), Timer: row, Place: l.place}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// listed is a delayed event in a list.
+type listed struct {
+	timer ref
+	place string
+}
+
+// listed returns what a user has scheduled, in the order of the places.
+func (t *Timers) listed(owner, after string) (list []listed) {
 	sender := t.tokens.names.hash(owner)
 	t.mu.Lock()
 	t.index.ofSender(sender, func(r ref, tm *timer) {
-		if tm.delayed && tm.running() {
-			refs = append(refs, r)
+		if !tm.delayed || !tm.running() {
+			return
+		}
+		// What is due in the same millisecond is told apart by the delay ID.
+		if place := fmt.Sprintf("%016x%x", tm.deadline, tm.token); place > after {
+			list = append(list, listed{r, place})
 		}
 	})
 	t.mu.Unlock()
-	events := make([]DelayedEvent, 0, len(refs))
-	for _, r := range refs {
-		row, _, err := t.load(ctx, r)
-		switch {
-		case errors.Is(err, ErrNotFound) || err == nil && row.Claim != nil:
-			continue
-		case err != nil:
-			return nil, err
-		}
-		events = append(events, DelayedEvent{DelayID: t.tokens.Token(row.Event.ID), Timer: row})
-	}
-	slices.SortFunc(events, func(a, b DelayedEvent) int { return a.Timer.Deadline.Compare(b.Timer.Deadline) })
-	return events, nil
+	slices.SortFunc(list, func(a, b listed) int { return cmp.Compare(a.place, b.place) })
+	return list
 }
 
 // DelayedEvent returns one delayed event, of this owner if he is not "", scheduled or finalised, or ErrNotFound.

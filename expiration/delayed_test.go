@@ -243,9 +243,7 @@ func TestActionsAfterAClaimThatFailed(t *testing.T) {
 				}[action]
 				switch {
 				case action == "list":
-					events, err := w.DelayedEvents(t.Context(), alice)
-					require.NoError(t, err)
-					require.Len(t, events, map[bool]int{false: 1}[written])
+					require.Len(t, w.list(alice, ""), map[bool]int{false: 1}[written])
 				case written:
 					wantFinalised(t, act(t.Context(), delayID, alice), Final.Sent)
 					is = Final.Sent
@@ -830,8 +828,7 @@ func TestDelayedEventsAreListedInOrder(t *testing.T) {
 		w.message("!room", 15*time.Second)
 		want := func(delayIDs ...string) []DelayedEvent {
 			t.Helper()
-			events, err := w.DelayedEvents(t.Context(), alice)
-			require.NoError(t, err)
+			events := w.list(alice, "")
 			var got []string
 			for _, e := range events {
 				require.Nil(t, e.Final)
@@ -857,14 +854,73 @@ func TestDelayedEventsAreListedInOrder(t *testing.T) {
 		require.Equal(t, 10*time.Second, events[0].Timer.Duration)
 		one, err := w.DelayedEvent(t.Context(), first, alice)
 		require.NoError(t, err)
+		one.Place = events[0].Place
 		require.Equal(t, events[0], one)
 		_, err = w.DelayedEvent(t.Context(), first, bob)
 		require.ErrorIs(t, err, ErrNotFound)
 		_, err = w.DelayedEvent(t.Context(), gone, bob)
 		require.ErrorIs(t, err, ErrNotFound)
-		events, err = w.DelayedEvents(t.Context(), bob)
-		require.NoError(t, err)
-		require.Empty(t, events)
+		require.Empty(t, w.list(bob, ""))
+		// From behind each of them, those that come after it.
+		for i, e := range events {
+			require.Equal(t, events[i+1:], w.list(alice, e.Place))
+		}
+		require.Empty(t, w.list(alice, "x"))
+	})
+}
+
+// What is due in the same millisecond has places of its own, and a list is read only as far as it is wanted.
+func TestPlacesInTheList(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		for range 20 {
+			w.schedule(later("!a"), "same", 10*time.Second)
+		}
+		all, from := w.list(alice, ""), ""
+		require.Len(t, all, 20)
+		for i := range all {
+			for e, err := range w.DelayedEvents(t.Context(), alice, from) {
+				require.NoError(t, err)
+				require.Equal(t, all[i], e)
+				from = e.Place
+				break
+			}
+		}
+		require.Empty(t, w.list(alice, from))
+		w.store.set(false, failing("read"))
+		n := 0
+		for _, err := range w.DelayedEvents(t.Context(), alice, "") {
+			require.Error(t, err)
+			n++
+		}
+		require.Equal(t, 1, n)
+		w.store.set(false, nil)
+	})
+}
+
+// list returns what a user has scheduled, from behind a place in the list.
+func (w *world) list(owner, after string) (events []DelayedEvent) {
+	w.t.Helper()
+	events = []DelayedEvent{}
+	for e, err := range w.DelayedEvents(w.t.Context(), owner, after) {
+		require.NoError(w.t, err)
+		events = append(events, e)
+	}
+	return events
+}
+
+// An application service's event that expires once it is sent is exempt from the limit of running ones, after a restart too.
+func TestExemptDelayedEventThatExpires(t *testing.T) {
+	inWorld(t, Config{MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
+		w.message("!room", time.Hour)
+		for _, exempt := range []bool{true, false} {
+			d := Delayed{Content: []byte("here"), Expires: time.Hour}
+			_, err := w.Schedule(t.Context(), later("!room"), d, 10*time.Second, exempt)
+			require.NoError(t, err)
+		}
+		w.restart(0)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		w.wantSent("here")
 	})
 }
 

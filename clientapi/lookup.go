@@ -1,0 +1,135 @@
+package clientapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"sync"
+
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/util"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+const (
+	// maxPageSize is from what size on a page of the list of delayed events is at its end, in bytes as the clients wrote
+	// them; the last event of a page may exceed it. JSON writes a byte with up to six.
+	maxPageSize = 256 << 10
+	// delayedEventSize is about what an event in the list takes beside what the client wrote, in bytes.
+	delayedEventSize = 512
+)
+
+// delayedEvent is a delayed event as its owner sees it. The older names are for the clients of today.
+type delayedEvent struct {
+	DelayID      string          `json:"delay_id"`
+	RoomID       string          `json:"room_id"`
+	Type         string          `json:"type"`
+	StateKey     *string         `json:"state_key,omitempty"`
+	Content      json.RawMessage `json:"content"`
+	Delay        int64           `json:"delay_ms"`
+	ScheduledAt  int64           `json:"scheduled_at"`
+	OldDelay     int64           `json:"delay,omitempty"`
+	RunningSince int64           `json:"running_since,omitempty"`
+	FinalisedAt  int64           `json:"finalised_ts,omitempty"`
+	EventID      string          `json:"event_id,omitempty"`
+	Error        json.RawMessage `json:"error,omitempty"`
+}
+
+func newDelayedEvent(e expiration.DelayedEvent, d dialect) delayedEvent {
+	shown := delayedEvent{
+		DelayID: e.DelayID, RoomID: e.Timer.Event.RoomID, Type: e.Timer.Event.Type, StateKey: e.Timer.Event.StateKey,
+		Content: e.Timer.Delayed.Content, Delay: e.Timer.Duration.Milliseconds(), ScheduledAt: e.ScheduledAt().UnixMilli(),
+	}
+	if d == unstable {
+		shown.OldDelay, shown.RunningSince = shown.Delay, shown.ScheduledAt
+	}
+	if e.Final != nil {
+		shown.FinalisedAt, shown.EventID, shown.Error = e.Final.At.UnixMilli(), e.Final.EventID, e.Final.Error
+	}
+	return shown
+}
+
+// list answers with a page of what a user has scheduled.
+func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JSONResponse {
+	done, err := a.lookups.begin(req.Context(), device.UserID)
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	defer done()
+	page := struct {
+		Events    []delayedEvent `json:"delayed_events"`
+		NextBatch string         `json:"next_batch,omitempty"`
+	}{Events: []delayedEvent{}}
+	size, last := 0, ""
+	for e, err := range a.timers.DelayedEvents(req.Context(), device.UserID, req.URL.Query().Get("from")) {
+		if err != nil {
+			return errorResponse(req, err)
+		}
+		if size >= maxPageSize {
+			page.NextBatch = last
+			break
+		}
+		shown := newDelayedEvent(e, d)
+		size += len(shown.Content) + len(shown.Type) + len(shown.RoomID) + delayedEventSize
+		page.Events, last = append(page.Events, shown), e.Place
+	}
+	return util.JSONResponse{Code: http.StatusOK, JSON: page}
+}
+
+// look answers with one delayed event of a user.
+func (a *API) look(req *http.Request, device *userapi.Device, d dialect, delayID string) util.JSONResponse {
+	done, err := a.lookups.begin(req.Context(), device.UserID)
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	defer done()
+	e, err := a.timers.DelayedEvent(req.Context(), delayID, device.UserID)
+	switch {
+	case errors.Is(err, expiration.ErrNotFound):
+		return noDelayedEvent()
+	case err != nil:
+		return errorResponse(req, err)
+	}
+	return util.JSONResponse{Code: http.StatusOK, JSON: newDelayedEvent(e, d)}
+}
+
+// queues lets one request of each user begin when the one before it is done, so that many at once hold no more in memory
+// than one does.
+type queues struct {
+	mu    sync.Mutex // guards users, and the counts of the queues; a leaf
+	users map[string]*queue
+}
+
+type queue struct {
+	free     chan struct{} // has a value while nobody has begun
+	requests int           // that wait, or have begun
+}
+
+// begin waits for the user's earlier requests. Its error is that of the context.
+func (q *queues) begin(ctx context.Context, userID string) (done func(), err error) {
+	q.mu.Lock()
+	user := q.users[userID]
+	if user == nil {
+		user = &queue{free: make(chan struct{}, 1)}
+		user.free <- struct{}{}
+		q.users[userID] = user
+	}
+	user.requests++
+	q.mu.Unlock()
+	leave := func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if user.requests--; user.requests == 0 {
+			delete(q.users, userID)
+		}
+	}
+	select {
+	case <-user.free:
+		return func() { user.free <- struct{}{}; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
+}
