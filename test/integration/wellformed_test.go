@@ -1,0 +1,237 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// What nothing could ever make sendable is refused when it is scheduled, or sent as an expiring event, with a clear word; and
+// no look-up fails afterwards.
+
+// deep returns a JSON object that is nested so deeply.
+func deep(levels int) []byte {
+	return []byte(strings.Repeat(`{"a":`, levels-1) + `{}` + strings.Repeat(`}`, levels-1))
+}
+
+func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
+	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+		alice := s.newUser(t)
+		rooms := map[string]string{}
+		for _, version := range []string{"10", "11", "org.matrix.msc4014"} {
+			roomID, err := alice.CreateRoom(t.Context(), JSON{"room_version": version})
+			require.NoError(t, err)
+			rooms[version] = roomID
+		}
+		const long = "/_matrix/client/v3/rooms/"
+		room := long + url.PathEscape(rooms["10"])
+		pseudo := long + url.PathEscape(rooms["org.matrix.msc4014"])
+		for name, test := range map[string]struct {
+			path    string // behind which the delay comes
+			body    any
+			code    int
+			errcode string
+		}{
+			"long type":       {room + "/state/" + strings.Repeat("t", 256) + "/", JSON{}, 413, "M_BAD_JSON"},
+			"1 MB of type":    {room + "/send/" + strings.Repeat("t", 900_000) + "/txn1", JSON{}, 413, "M_BAD_JSON"},
+			"long key":        {room + "/state/m/" + strings.Repeat("k", 200_000), JSON{}, 413, "M_BAD_JSON"},
+			"type no UTF-8":   {room + "/state/%ff/key", JSON{}, 400, "M_INVALID_PARAM"},
+			"type with NUL":   {room + "/send/m%00/txn2", JSON{}, 400, "M_INVALID_PARAM"},
+			"key no UTF-8":    {room + "/state/m/%ff", JSON{}, 400, "M_INVALID_PARAM"},
+			"key with NUL":    {room + "/state/m/%00", JSON{}, 400, "M_INVALID_PARAM"},
+			"room nope":       {long + "nope/state/m/key", JSON{}, 400, "M_INVALID_PARAM"},
+			"room with NUL":   {long + "%21r%00:localhost/state/m/key", JSON{}, 400, "M_INVALID_PARAM"},
+			"room no UTF-8":   {long + "%21%ff:localhost/send/m/txn3", JSON{}, 400, "M_INVALID_PARAM"},
+			"too deep":        {room + "/state/m/key", deep(201), 400, "M_BAD_JSON"},
+			"much too deep":   {room + "/state/m/key", deep(15_000), 400, "M_BAD_JSON"},
+			"fraction":        {room + "/state/m/key", JSON{"a": 0.5}, 400, "M_BAD_JSON"},
+			"create":          {room + "/state/m.room.create/", JSON{"room_version": "10"}, 403, "M_FORBIDDEN"},
+			"membership 1":    {room + "/state/m.room.member/" + alice.UserID, JSON{"membership": 1}, 400, "M_BAD_JSON"},
+			"member of bob":   {room + "/state/m.room.member/bob", JSON{"membership": "invite"}, 400, "M_INVALID_PARAM"},
+			"alias 1":         {room + "/state/m.room.canonical_alias/", JSON{"alias": 1}, 400, "M_BAD_JSON"},
+			"levels 1":        {room + "/state/m.room.power_levels/", JSON{"users": 1}, 403, "M_FORBIDDEN"},
+			"pseudo levels 1": {pseudo + "/state/m.room.power_levels/", JSON{"users": 1}, 400, "M_BAD_JSON"},
+			"pseudo bad key":  {pseudo + "/state/m/@bob", JSON{}, 400, "M_BAD_JSON"},
+		} {
+			for _, expiring := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, expiring %v", name, expiring), func(t *testing.T) {
+					path, body := test.path+delayParameter+"3600000", test.body
+					if expiring {
+						path = test.path
+						switch b := test.body.(type) {
+						case JSON:
+							b["m.will_expire"] = 30
+						case []byte:
+							body = []byte(`{"m.will_expire":30,` + string(b[1:]))
+						}
+					}
+					res := alice.do(t, http.MethodPut, path, body)
+					require.Equal(t, test.code, res.Code, res)
+					require.Equal(t, test.errcode, res.Get("errcode").Str, res)
+					require.NotEmpty(t, res.Get("error").Str)
+				})
+			}
+		}
+		require.Empty(t, alice.scheduled(t))
+		for _, delay := range []string{"%2B1000", "%201000", "1e3", "1000.0", "0x10", "-1"} {
+			res := alice.do(t, http.MethodPut, room+"/state/m/key"+delayParameter+delay, JSON{})
+			require.Equal(t, http.StatusBadRequest, res.Code, delay)
+			require.Equal(t, "M_INVALID_PARAM", res.Get("errcode").Str)
+		}
+		for _, ts := range []string{"-1", "9223372036855", "soon"} {
+			res := alice.do(t, http.MethodPut, room+"/state/m/key"+delayParameter+"1&ts="+ts, JSON{})
+			require.Equal(t, http.StatusBadRequest, res.Code, ts)
+		}
+		// What is at the limits can be scheduled, looked up and sent.
+		for _, roomID := range rooms {
+			path := long + url.PathEscape(roomID) + "/state/" + strings.Repeat("t", 255) + "/" + strings.Repeat("k", 255)
+			id := delayID(t, alice.must(t, http.MethodPut, path+delayParameter+"3600000", deep(200)))
+			require.Equal(t, []string{id}, alice.scheduled(t))
+			alice.acted(t, stableDelayed, id, "send")
+			require.NotEmpty(t, alice.finalised(t, id).Get("event_id").Str)
+		}
+		first := delayID(t, alice.must(t, http.MethodPut, homeserver.SendPath(rooms["10"], "m.room.message")+delayParameter+"1&ts=0", JSON{"body": "x"}))
+		e := alice.event(t, rooms["10"], alice.finalised(t, first).Get("event_id").Str)
+		require.Zero(t, e.Get("origin_server_ts").Int(), "the time 0 is kept")
+	})
+}
+
+// However a request brings it, JSON that is nested too deeply does not come into Dendrite.
+func TestDeepRequestsAreRefused(t *testing.T) {
+	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+		alice, bob := s.newUser(t), s.newUser(t)
+		roomID := s.room(t, alice, bob)
+		f := bob.follow(t, roomID)
+		content := string(deep(9_993))
+		for method, paths := range map[string]map[string]string{
+			http.MethodPut: {
+				homeserver.SendPath(roomID, "m.room.message"):                            content,
+				homeserver.StatePath(roomID, memberType, ""):                             content,
+				"/_matrix/client/v3/sendToDevice/m.x/1":                                  `{"messages":{"` + bob.UserID + `":{"*":` + content + `}}}`,
+				"/_matrix/client/v3/user/" + alice.UserID + "/account_data/m.x":          content,
+				homeserver.SendPath(roomID, "m.room.message") + delayParameter + "60000": content,
+			},
+			http.MethodPost: {
+				"/_matrix/client/v3/createRoom": `{"initial_state":[{"type":"m.x","state_key":"","content":` + content + `}]}`,
+				"/_matrix/client/v3/keys/query": `{"device_keys":` + content + `}`,
+			},
+		} {
+			for path, body := range paths {
+				res := alice.do(t, method, path, []byte(body))
+				require.Equal(t, http.StatusBadRequest, res.Code, "%s: %s", path, res)
+				require.Equal(t, "M_BAD_JSON", res.Get("errcode").Str, path)
+				require.Equal(t, "*", res.Header.Get("Access-Control-Allow-Origin"), path)
+			}
+		}
+		// Nothing of it is anywhere, and what is at the limit goes on to everybody.
+		id := alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), deep(200)).Get("event_id").Str
+		f.awaitEvent(t, id)
+	})
+}
+
+// A list of many large events comes in pages, to several requests at once.
+func TestListIsPaginated(t *testing.T) {
+	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+		alice := s.newUser(t)
+		roomID := s.room(t, alice)
+		const count = 40
+		for i := range count {
+			alice.delayMessage(t, roomID, time.Hour+time.Duration(i)*time.Second, strings.Repeat("x", 60_000))
+		}
+		var lists sync.WaitGroup
+		for range 10 {
+			lists.Go(func() {
+				seen := 0
+				for from := ""; ; {
+					ctx, cancel := context.WithTimeout(t.Context(), afterQueue)
+					res, err := alice.Do(ctx, http.MethodGet, unstableDelayed+"?from="+url.QueryEscape(from), nil)
+					cancel()
+					if err != nil || res.Code != http.StatusOK || len(res.Body) > 1<<20 {
+						t.Errorf("a page of %d bytes: HTTP %d, %v", len(res.Body), res.Code, err)
+						return
+					}
+					seen += len(res.Get("delayed_events").Array())
+					if from = res.Get("next_batch").Str; from == "" {
+						break
+					}
+				}
+				if seen != count {
+					t.Errorf("the list has %d events", seen)
+				}
+			})
+		}
+		lists.Wait()
+	})
+}
+
+// No spelling of a delay ID brings it into the log, which is searched for it when the test ends.
+func TestSpelledDelayIDsAreNotLogged(t *testing.T) {
+	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+		alice := s.newUser(t)
+		id := alice.delayMessage(t, s.room(t, alice), time.Hour, "x")
+		spelled := fmt.Sprintf("%%%02X", id[0]) + id[1:]
+		for _, path := range []string{stableDelayed, unstableDelayed} {
+			for _, request := range []struct {
+				method, path string
+				body         any
+				code         int
+			}{
+				{http.MethodGet, "/" + spelled, nil, 200},
+				{http.MethodPost, "/" + spelled + "/restart", JSON{}, 200},
+				{http.MethodPost, "/" + spelled + "/re%73tart", JSON{}, 200},
+				{http.MethodGet, "?delay_id=" + id, nil, 200},
+				{http.MethodPost, "/restart/" + id, JSON{}, 404},
+				{http.MethodGet, "/" + id + "/restart", nil, 405},
+				{http.MethodGet, "/" + id + "%00", nil, 404},
+				{http.MethodGet, "/%ff", nil, 404},
+				{http.MethodGet, "/%00", nil, 404},
+				{http.MethodPost, "/%00/send", JSON{}, 404},
+				{http.MethodPost, "/%ff/cancel", JSON{}, 404},
+			} {
+				res, err := alice.Do(t.Context(), request.method, path+request.path, request.body, "Referer", s.URL+path+"/"+id)
+				require.NoError(t, err)
+				require.Equal(t, request.code, res.Code, "%s %s: %s", request.method, path+request.path, res)
+			}
+		}
+	})
+}
+
+// What an application service delays and lets expire is exempt from the limit of running events, as what it sends at once is.
+func TestDelayedEventsOfApplicationServicesAreExempt(t *testing.T) {
+	registration := filepath.Join(t.TempDir(), "bridge.yaml")
+	require.NoError(t, os.WriteFile(registration, []byte(`
+id: bridge
+url: null
+as_token: as-token
+hs_token: hs-token
+sender_localpart: bridge
+namespaces: {users: [{exclusive: true, regex: "@bridge.*"}]}
+rate_limited: true
+`), 0o600))
+	for _, db := range databases {
+		t.Run(db.name, func(t *testing.T) {
+			t.Parallel()
+			s := start(t, homeserver.Config{
+				Postgres: db.open(t), Expiration: JSON{"max_running_per_user": 1}, AppServices: []string{registration},
+			})
+			bridge := &user{&homeserver.Client{URL: s.URL, UserID: "@bridge:localhost", Token: "as-token"}, s}
+			roomID, err := bridge.CreateRoom(t.Context(), nil)
+			require.NoError(t, err)
+			bridge.sendMessage(t, roomID, 3600)
+			id := delayID(t, bridge.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"1",
+				JSON{"m.will_expire": 3600, "body": "x"}))
+			require.NotEmpty(t, bridge.finalised(t, id).Get("event_id").Str)
+		})
+	}
+}
