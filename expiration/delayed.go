@@ -383,8 +383,13 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 		row.Claim = &Claim{Outcome: o, Event: SignedEvent{EventID: eventID}}
 		err = t.claim(ctx, r, due, *row.Claim)
 	}
-	if refused := (*RefusedError)(nil); errors.As(err, &refused) && o == Expired {
-		return &DropError{Reason: Forbidden, Cause: err}
+	if o == Expired { // and nobody waits for the answer
+		if errors.As(err, new(*LimitError)) {
+			err = &RefusedError{Code: 429, Response: tooMany}
+		}
+		if errors.As(err, new(*RefusedError)) {
+			return &DropError{Reason: Forbidden, Cause: err}
+		}
 	}
 	return err
 }
@@ -399,7 +404,11 @@ func (t *Timers) noteClaimed(r ref, row Timer) {
 	t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
 }
 
-var tooLarge = json.RawMessage(`{"errcode":"M_TOO_LARGE","error":"The closing event would be too large"}`)
+// What an event with a duration is refused with when it is due.
+var (
+	tooLarge = json.RawMessage(`{"errcode":"M_TOO_LARGE","error":"The closing event would be too large"}`)
+	tooMany  = json.RawMessage(`{"errcode":"M_LIMIT_EXCEEDED","error":"Too many of your events are running"}`)
+)
 
 // finalOf returns what becomes of a delayed event that will never be sent.
 func finalOf(dropped *DropError) (f Final) {

@@ -237,13 +237,12 @@ func (m *delayedMachine) list() {
 			told = append(told, l)
 		}
 	}
-	events, err := m.w.DelayedEvents(m.w.t.Context(), alice)
-	if err != nil {
-		m.failed(err)
-		return
-	}
 	listed := map[string]bool{}
-	for _, e := range events {
+	for e, err := range m.w.DelayedEvents(m.w.t.Context(), alice, "") {
+		if err != nil {
+			m.failed(err)
+			return
+		}
 		listed[e.DelayID] = true
 	}
 	for _, l := range told {

@@ -3,6 +3,7 @@ package expiration
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -710,18 +711,18 @@ func TestDelayedEventThatExpires(t *testing.T) {
 		time.Sleep(21 * time.Second)
 		w.wantClosings(sent(w))
 	})
-	// Who has too many running is told so, and one that is due waits.
+	// Who has too many running is told so, and one that is due is refused.
 	inWorld(t, Config{MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
 		e := w.message("!room", time.Minute)
 		delayID := schedule(w, 10*time.Second)
 		var limit *LimitError
 		require.ErrorAs(t, w.SendDelayed(t.Context(), delayID, alice), &limit)
 		require.Nil(t, w.final(delayID))
-		time.Sleep(59 * time.Second)
-		w.wantSent()
+		time.Sleep(10 * time.Second)
+		w.wantFinal(delayID, func(f Final) bool { return strings.Contains(string(f.Error), "M_LIMIT_EXCEEDED") })
 		time.Sleep(time.Minute)
-		w.wantSent("here")
-		w.wantClosings(e, sent(w))
+		w.wantSent()
+		w.wantClosings(e)
 	})
 }
 
@@ -895,6 +896,16 @@ func TestPlacesInTheList(t *testing.T) {
 		require.Equal(t, 1, n)
 		w.store.set(false, nil)
 	})
+}
+
+// lists goes through what Alice has scheduled, and returns the first error.
+func (w *world) lists(ctx context.Context) error {
+	for _, err := range w.DelayedEvents(ctx, alice, "") {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // list returns what a user has scheduled, from behind a place in the list.
