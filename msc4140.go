@@ -4,10 +4,11 @@
 // homeserver sends it. One component keeps the timers of both.
 //
 // This package is the door: it has the configuration, and joins the rooms of the house behind it, which ARCHITECTURE.md
-// shows. A Dendrite that wants the feature does three things, in this order:
+// shows. A Dendrite that wants the feature does five things, in this order:
 //
 //	ext, err := msc4140.New(...)            // with the roomserver API, before any other component is given it
 //	rsAPI = ext.RoomserverAPI()             // to be used in its place from here on
+//	monolith.UserAPI = ext.UserAPI(userAPI) // before Dendrite's routes are registered
 //	ext.AddPublicRoutes(routers, userAPI)   // before Dendrite's own routes
 //	err = ext.Start()                       // when all components stand, before HTTP is served
 package msc4140
@@ -25,7 +26,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/matrix-org/dendrite/setup/jetstream"
 	"github.com/matrix-org/dendrite/setup/process"
-	userapi "github.com/matrix-org/dendrite/userapi/api"
+	dendriteuserapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 
@@ -35,6 +36,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/roomserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/userapi"
 )
 
 // healthTimeout is how long the health check waits for the database.
@@ -44,6 +46,7 @@ const healthTimeout = 2 * time.Second
 type Extension struct {
 	process  *process.ProcessContext
 	rsAPI    *roomserver.API
+	accounts *userapi.Accounts
 	timers   *expiration.Timers
 	client   *clientapi.API
 	consumer *syncapi.Consumer
@@ -75,7 +78,12 @@ func New(
 	}
 	componentCfg, clientCfg := cfg.component()
 	wrapper := roomserver.NewAPI(rsAPI)
-	timers := expiration.New(componentCfg, store, roomserver.NewCloser(&dendriteCfg.ClientAPI, wrapper), tokens)
+	accounts, err := userapi.NewAccounts(cm, &dendriteCfg.UserAPI.AccountDatabase, dendriteCfg.Global.ServerName)
+	if err != nil {
+		return nil, err
+	}
+	sender := roomserver.NewGuard(roomserver.NewCloser(&dendriteCfg.ClientAPI, wrapper), accounts)
+	timers := expiration.New(componentCfg, store, sender, tokens)
 	wrapper.Watch(timers)
 	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, timers)
 	if enableMetrics {
@@ -90,7 +98,7 @@ func New(
 		return nil, err
 	}
 	return &Extension{
-		process: processCtx, rsAPI: wrapper, timers: timers, client: client,
+		process: processCtx, rsAPI: wrapper, timers: timers, client: client, accounts: accounts,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
 		rtc:      cfg.MatrixRTC,
@@ -102,8 +110,13 @@ func New(
 // RoomserverAPI returns the roomserver API that all of Dendrite's components must be given.
 func (e *Extension) RoomserverAPI() api.RoomserverInternalAPI { return e.rsAPI }
 
+// UserAPI returns the user API that Dendrite's client API must be given in place of Dendrite's own.
+func (e *Extension) UserAPI(userAPI dendriteuserapi.UserInternalAPI) dendriteuserapi.UserInternalAPI {
+	return userapi.New(userAPI, e.accounts, e.timers)
+}
+
 // AddPublicRoutes registers the routes. Dendrite's own must come after them.
-func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI) {
+func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteuserapi.QueryAcccessTokenAPI) {
 	routers.Client.Use(dendritefix.BoundDepth, syncapi.AddDelayIDs(e.timers, userAPI))
 	e.client.AddRoutes(routers.Client, userAPI)
 	e.sync.AddRoutes(routers.Client, userAPI)

@@ -414,7 +414,7 @@ var (
 func finalOf(dropped *DropError) (f Final) {
 	var refused *RefusedError
 	switch {
-	case dropped.Reason == Replaced: // which cancels it
+	case dropped.Reason == Replaced, dropped.Reason == Deactivated: // which cancels it
 	case errors.As(dropped, &refused):
 		f.Error = refused.Response
 	case dropped.Reason == Unsendable, dropped.Reason == Unanswered:

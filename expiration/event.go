@@ -210,6 +210,8 @@ const (
 	Unsendable DropReason = "unsendable"
 	// Unanswered: the roomserver has the closing event, and for more than an hour has not said what became of it.
 	Unanswered DropReason = "unanswered"
+	// Deactivated: the sender's account is deactivated. Only a delayed event is dropped for this reason.
+	Deactivated DropReason = "deactivated"
 )
 
 // DropError is the final reason why no closing event was sent.

@@ -13,9 +13,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/matrix-org/dendrite/setup/jetstream"
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -45,6 +47,7 @@ type Timers interface {
 	StateChanged(ctx context.Context, s expiration.StateKey, eventID string) error
 	DropEvent(ctx context.Context, eventID string, reason expiration.DropReason)
 	DropSender(ctx context.Context, roomID, userID string, before time.Time)
+	CancelState(ctx context.Context, s expiration.StateKey, owner string, before time.Time) error
 	DropRoom(ctx context.Context, roomID string)
 	RoomChanged(ctx context.Context, roomID string) error
 	Settle(ctx context.Context) error
@@ -150,5 +153,17 @@ func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoom
 	}
 	// The message may come late, or again, when the user has long joined once more.
 	c.timers.DropSender(ctx, event.RoomID().String(), userID.String(), sent)
+	return errors.Join(failed, c.cancelMembership(ctx, event, userID.String(), sent))
+}
+
+// cancelMembership cancels the membership events that a user who is out of a room scheduled there before, about the user: a delayed
+// join must not undo the leave. Membership events about others stay: the sender may be back when they are due.
+func (c *Consumer) cancelMembership(ctx context.Context, event *types.HeaderedEvent, userID string, sent time.Time) (failed error) {
+	// In rooms with pseudo IDs a client may name either ID.
+	for _, key := range slices.Compact([]string{userID, *event.StateKey()}) {
+		failed = errors.Join(failed, c.timers.CancelState(ctx, expiration.StateKey{
+			RoomID: event.RoomID().String(), Type: spec.MRoomMember, Key: key,
+		}, userID, sent))
+	}
 	return failed
 }

@@ -98,7 +98,7 @@ func build(cfg *config.Dendrite, extensionCfg *msc4140.Config, h *home) (s *serv
 	monolith := setup.Monolith{
 		Config: cfg, KeyRing: keyRing,
 		Client: base.CreateClient(cfg, dnsCache), FedClient: federationClient,
-		AppserviceAPI: asAPI, FederationAPI: fsAPI, RoomserverAPI: rsAPI, UserAPI: userAPI,
+		AppserviceAPI: asAPI, FederationAPI: fsAPI, RoomserverAPI: rsAPI, UserAPI: s.extension.UserAPI(userAPI),
 	}
 	s.extension.AddPublicRoutes(s.routers, userAPI)
 	monolith.AddAllPublicRoutes(s.process, cfg, s.routers, connections, s.nats, caches, caching.EnableMetrics)
