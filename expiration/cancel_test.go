@@ -1,0 +1,138 @@
+package expiration
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestCancelAll(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		bobs := later("!room")
+		bobs.Sender = bob
+		cancelled := []string{
+			w.schedule(leave("key"), "state", 10*time.Second), w.schedule(later("!other"), "message", 10*time.Second),
+		}
+		bobsID, err := w.Schedule(t.Context(), bobs, Delayed{Content: []byte("bob's")}, 10*time.Second, false)
+		require.NoError(t, err)
+		expiring := w.state("expiring", time.Hour)
+
+		w.store.set(false, failing("finalise"))
+		require.ErrorIs(t, w.CancelAll(t.Context(), alice), errFault)
+		w.store.set(false, nil)
+		require.NoError(t, w.CancelAll(t.Context(), alice))
+		require.NoError(t, w.CancelAll(t.Context(), alice), "a second time there is nothing to be done")
+		for _, delayID := range cancelled {
+			w.wantFinal(delayID, Final.Cancelled)
+		}
+		require.NoError(t, w.RestartDelayed(t.Context(), bobsID, bob), "somebody else's")
+		require.True(t, w.Running(expiring.ID, expiring.Sender), "it is in the room")
+		w.restart(time.Second)
+		time.Sleep(time.Minute)
+		w.wantSent("bob's")
+	})
+}
+
+// What is being sent is in the room when CancelAll returns: it comes before what its caller does next.
+func TestCancelAllWaitsForWhatIsBeingSent(t *testing.T) {
+	for name, test := range map[string]struct {
+		takes, waits time.Duration
+	}{
+		"it is sent":    {3 * time.Second, 3 * time.Second},
+		"it never ends": {time.Hour, cancelPatience},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, Config{}, func(t *testing.T, w *world) {
+				w.schedule(later("!room"), "being sent", time.Second)
+				w.roomserver.set(hooks{afterClaim: takes(test.takes)})
+				time.Sleep(time.Second)
+				synctest.Wait()
+				start := time.Now()
+				require.NoError(t, w.CancelAll(t.Context(), alice))
+				require.Equal(t, test.waits, time.Since(start))
+				if test.waits == test.takes {
+					w.wantSent("being sent")
+				}
+				time.Sleep(2 * time.Hour)
+				w.wantSent("being sent")
+			})
+		})
+	}
+}
+
+// What is built while it is cancelled is not sent.
+func TestCancelAllWhileAnEventIsBuilt(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := w.schedule(leave("key"), "left", time.Second)
+		w.roomserver.set(hooks{beforeClaim: takes(2 * time.Second)})
+		time.Sleep(2 * time.Second)
+		require.NoError(t, w.CancelAll(t.Context(), alice))
+		w.wantFinal(delayID, Final.Cancelled)
+		time.Sleep(time.Hour)
+		w.wantSent()
+	})
+}
+
+func TestCancelState(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		s, _ := leave("key").State()
+		bobs := leave("key")
+		bobs.Sender = bob
+		early := w.schedule(leave("key"), "early", time.Hour)
+		bobsID, err := w.Schedule(t.Context(), bobs, Delayed{Content: []byte("bob's")}, time.Hour, false)
+		require.NoError(t, err)
+		other := w.schedule(leave("other"), "another key", time.Hour)
+		time.Sleep(time.Second)
+		left := time.Now()
+		time.Sleep(time.Second)
+		late := w.schedule(leave("key"), "late", time.Hour)
+
+		w.store.set(false, failing("finalise"))
+		require.ErrorIs(t, w.CancelState(t.Context(), s, alice, left), errFault)
+		w.store.set(false, nil)
+		require.NoError(t, w.CancelState(t.Context(), s, alice, left))
+		w.wantFinal(early, Final.Cancelled)
+		for _, delayID := range []string{other, late} {
+			require.Nil(t, w.final(delayID))
+		}
+		require.NoError(t, w.CancelDelayed(t.Context(), bobsID, bob))
+	})
+}
+
+// An event of a deactivated account is cancelled when it is due, or when somebody would have it sent.
+func TestDelayedEventOfADeactivatedAccount(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		due, asked := w.schedule(leave("due"), "due", time.Second), w.schedule(leave("asked"), "asked", time.Hour)
+		w.roomserver.set(hooks{beforeClaim: func(Event) error { return &DropError{Reason: Deactivated} }})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.wantFinal(due, Final.Cancelled)
+		wantFinalised(t, w.SendDelayed(t.Context(), asked, ""), Final.Cancelled)
+		w.wantSent()
+	})
+}
+
+// A request that is storing an event is not disturbed.
+func TestCancelWhileAnEventIsStored(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		s, _ := leave("key").State()
+		var failed error
+		w.store.set(false, func(operation string) error {
+			if operation == "insert" {
+				w.store.fail = nil
+				w.store.mu.Unlock()
+				failed = errors.Join(w.CancelAll(t.Context(), alice), w.CancelState(t.Context(), s, alice, time.Now().Add(time.Hour)))
+				w.store.mu.Lock()
+			}
+			return nil
+		})
+		delayID := w.schedule(leave("key"), "left", time.Second)
+		require.NoError(t, failed)
+		require.Nil(t, w.final(delayID))
+		time.Sleep(time.Second)
+		w.wantSent("left")
+	})
+}
