@@ -1,0 +1,81 @@
+package syncapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/roomserver/types"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// told writes down which membership events are cancelled, and who is dropped. It knows the users of a room with pseudo IDs.
+type told struct {
+	Timers
+	cancelled []string
+	dropped   []string
+	failed    error
+	users     map[spec.SenderID]string
+}
+
+func (d *told) StateChanged(context.Context, expiration.StateKey, string) error { return nil }
+
+func (d *told) DropSender(_ context.Context, roomID, userID string, before time.Time) {
+	d.dropped = append(d.dropped, fmt.Sprint(roomID, userID, before.Unix()))
+}
+
+func (d *told) CancelState(_ context.Context, s expiration.StateKey, owner string, before time.Time) error {
+	d.cancelled = append(d.cancelled, fmt.Sprint(s.RoomID, s.Type, s.Key, owner, before.Unix()))
+	return d.failed
+}
+
+func (d *told) QuerySenderIDForUser(context.Context, spec.RoomID, spec.UserID) (*spec.SenderID, error) {
+	panic("not needed")
+}
+
+func (d *told) QueryUserIDForSender(_ context.Context, _ spec.RoomID, id spec.SenderID) (*spec.UserID, error) {
+	if userID := d.users[id]; userID != "" {
+		return spec.NewUserID(userID, true)
+	}
+	return spec.NewUserID(string(id), true)
+}
+
+// Whoever is out of a room loses what he scheduled about himself there before, and nobody else does.
+func TestMembershipEventsOfWhoIsOut(t *testing.T) {
+	const room, alice = "!room:example.org", "@alice:example.org"
+	failed := errors.New("disk full")
+	for name, test := range map[string]struct {
+		eventType, key, membership string
+		failed                     error
+		want                       []string
+	}{
+		"left":                {"m.room.member", alice, "leave", nil, []string{room + "m.room.member" + alice + alice + "7"}},
+		"banned":              {"m.room.member", alice, "ban", failed, []string{room + "m.room.member" + alice + alice + "7"}},
+		"joined":              {"m.room.member", alice, "join", nil, nil},
+		"no membership event": {"m.call.member", alice, "leave", nil, nil},
+		"pseudo ID": {"m.room.member", "pseudo", "leave", nil, []string{
+			room + "m.room.member" + alice + alice + "7", room + "m.room.member" + "pseudo" + alice + "7",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &told{failed: test.failed, users: map[spec.SenderID]string{"pseudo": alice}}
+			c := &Consumer{rsAPI: d, timers: d}
+			pdu, err := gomatrixserverlib.MustGetRoomVersion(gomatrixserverlib.RoomVersionV10).NewEventFromTrustedJSON([]byte(fmt.Sprintf(
+				`{"auth_events":[],"content":{"membership":%q},"depth":5,"hashes":{"sha256":"x"},"origin_server_ts":1,"prev_events":[],`+
+					`"room_id":%q,"sender":%q,"signatures":{},"type":%q,"state_key":%q}`, test.membership, room, alice, test.eventType, test.key,
+			)), false)
+			require.NoError(t, err)
+			err = c.onNewRoomEvent(t.Context(), &api.OutputNewRoomEvent{Event: &types.HeaderedEvent{PDU: pdu}}, time.Unix(7, 0))
+			require.ErrorIs(t, err, test.failed)
+			require.Equal(t, test.want, d.cancelled)
+			require.Equal(t, test.want != nil, d.dropped != nil)
+		})
+	}
+}

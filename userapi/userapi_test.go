@@ -1,0 +1,138 @@
+package userapi
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/dendrite/userapi/storage"
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
+)
+
+func TestMain(m *testing.M) { postgres.Main(m) }
+
+const server = "example.org"
+
+// open makes a database as Dendrite does, with our eyes on it.
+func open(t *testing.T, dsn string) (storage.UserDatabase, *Accounts) {
+	t.Helper()
+	options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
+	options.Defaults(10)
+	cm := sqlutil.NewConnectionManager(nil, config.DatabaseOptions{})
+	accounts, err := NewAccounts(cm, options, server)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, accounts.db.Close()) })
+	db, err := storage.NewUserDatabase(t.Context(), cm, options, server, 4, 1000, time.Minute, "notices")
+	require.NoError(t, err)
+	return db, accounts
+}
+
+// An account of any kind is told to be deactivated if it is, and not before.
+func TestAccounts(t *testing.T) {
+	for name, dsn := range map[string]func() string{
+		"SQLite":     func() string { return "file:" + filepath.Join(t.TempDir(), "accounts.db") },
+		"PostgreSQL": func() string { return postgres.NewDatabase(t) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			db, accounts := open(t, dsn())
+			is := func(userID string) bool {
+				deactivated, err := accounts.Deactivated(t.Context(), userID)
+				require.NoError(t, err)
+				return deactivated
+			}
+			for localpart, kind := range map[string]api.AccountType{
+				"user": api.AccountTypeUser, "admin": api.AccountTypeAdmin, "guest": api.AccountTypeGuest, "bridge_x": api.AccountTypeAppService,
+			} {
+				account, err := db.CreateAccount(t.Context(), localpart, server, "", "", kind)
+				require.NoError(t, err)
+				localpart, userID := account.Localpart, account.UserID // a guest's is another
+				require.False(t, is(userID))
+				done := accounts.end(userID)
+				doneAgain := accounts.end(userID)
+				done()
+				require.True(t, is(userID), "about to be")
+				doneAgain()
+				require.False(t, is(userID), "it failed")
+				require.NoError(t, db.DeactivateAccount(t.Context(), localpart, server))
+				require.True(t, is(userID))
+				require.False(t, is("@"+localpart+":elsewhere.example.org"))
+			}
+			require.False(t, is("@nobody:"+server))
+			_, err := accounts.Deactivated(t.Context(), "nobody")
+			require.Error(t, err)
+			require.Empty(t, accounts.ending)
+			gone, cancel := context.WithCancel(t.Context())
+			cancel()
+			_, err = accounts.Deactivated(gone, "@user:"+server)
+			require.ErrorIs(t, err, context.Canceled)
+		})
+	}
+}
+
+// steps is a user API and what cancels, and writes down what is called.
+type steps struct {
+	api.UserInternalAPI
+	t                 *testing.T
+	accounts          *Accounts
+	cancels, failedAt int // how often something was cancelled, and which of them fails
+	calls             []string
+	failed            error
+}
+
+var errFault = errors.New("disk full")
+
+func (s *steps) CancelAll(ctx context.Context, userID string) error {
+	require.NoError(s.t, ctx.Err())
+	s.calls = append(s.calls, "cancel "+userID)
+	if s.cancels++; s.cancels == s.failedAt {
+		return errFault
+	}
+	return nil
+}
+
+func (s *steps) PerformAccountDeactivation(
+	ctx context.Context, req *api.PerformAccountDeactivationRequest, res *api.PerformAccountDeactivationResponse,
+) error {
+	require.NoError(s.t, ctx.Err())
+	s.calls = append(s.calls, "deactivate "+req.Localpart)
+	deactivated, err := s.accounts.Deactivated(ctx, "@alice:"+server)
+	require.NoError(s.t, err)
+	require.True(s.t, deactivated, "what is due meanwhile is not sent")
+	res.AccountDeactivated = s.failed == nil
+	return s.failed
+}
+
+func TestDeactivation(t *testing.T) {
+	cancel, deactivate := "cancel @alice:"+server, "deactivate alice"
+	for name, test := range map[string]struct {
+		failedAt int
+		failed   error
+		want     []string
+		err      error
+	}{
+		"all is well":              {0, nil, []string{cancel, deactivate, cancel}, nil},
+		"cannot be cancelled":      {1, nil, []string{cancel}, errFault},
+		"cannot be deactivated":    {0, errFault, []string{cancel, deactivate}, errFault},
+		"more cannot be cancelled": {2, nil, []string{cancel, deactivate, cancel}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, accounts := open(t, "file:"+filepath.Join(t.TempDir(), "accounts.db"))
+			s := &steps{t: t, accounts: accounts, failedAt: test.failedAt, failed: test.failed}
+			hungUp, cancel := context.WithCancel(t.Context())
+			cancel()
+			var res api.PerformAccountDeactivationResponse
+			err := New(s, accounts, s).PerformAccountDeactivation(hungUp, &api.PerformAccountDeactivationRequest{Localpart: "alice"}, &res)
+			require.ErrorIs(t, err, test.err)
+			require.Equal(t, test.err == nil, res.AccountDeactivated)
+			require.Equal(t, test.want, s.calls)
+			require.Empty(t, accounts.ending)
+		})
+	}
+}
