@@ -12,13 +12,13 @@ const cancelPatience = 5 * time.Second
 
 // CancelAll cancels the delayed events that a user has scheduled, in all rooms. It waits, within bounds, for those that are being
 // sent: when it returns nil, they are in their rooms. The error says that some may still be scheduled; CancelAll may be called
-// again. An event that a request is storing at the same time is left alone, so the Roomserver must refuse to send it.
+// again. An event that a request schedules after it has looked is left alone, so the Roomserver must refuse to send it.
 func (t *Timers) CancelAll(ctx context.Context, owner string) error {
 	var timers []ref
 	sender := t.tokens.names.hash(owner)
 	t.mu.Lock()
 	t.index.ofSender(sender, func(r ref, tm *timer) {
-		if tm.delayed && !tm.gone && !tm.pending {
+		if tm.delayed && !tm.gone {
 			timers = append(timers, r)
 		}
 	})
@@ -39,7 +39,7 @@ func (t *Timers) CancelState(ctx context.Context, s StateKey, owner string, befo
 	state, sender := t.tokens.names.state(s), t.tokens.names.hash(owner)
 	t.mu.Lock()
 	t.index.ofState(state, func(r ref, tm *timer) {
-		if tm.delayed && tm.running() && !tm.pending && tm.sender == sender && time.UnixMilli(tm.received).Before(before) {
+		if tm.delayed && tm.running() && tm.sender == sender && time.UnixMilli(tm.received).Before(before) {
 			timers = append(timers, r)
 		}
 	})

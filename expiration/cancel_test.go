@@ -1,7 +1,6 @@
 package expiration
 
 import (
-	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -115,24 +114,19 @@ func TestDelayedEventOfADeactivatedAccount(t *testing.T) {
 	})
 }
 
-// A request that is storing an event is not disturbed.
+// What is being stored while its sender's events are cancelled is cancelled when it is stored.
 func TestCancelWhileAnEventIsStored(t *testing.T) {
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		s, _ := leave("key").State()
-		var failed error
-		w.store.set(false, func(operation string) error {
-			if operation == "insert" {
-				w.store.fail = nil
-				w.store.mu.Unlock()
-				failed = errors.Join(w.CancelAll(t.Context(), alice), w.CancelState(t.Context(), s, alice, time.Now().Add(time.Hour)))
-				w.store.mu.Lock()
-			}
-			return nil
+	s, _ := leave("key").State()
+	for name, cancel := range map[string]func(w *world) error{
+		"all":   func(w *world) error { return w.CancelAll(w.t.Context(), alice) },
+		"state": func(w *world) error { return w.CancelState(w.t.Context(), s, alice, time.Now().Add(time.Hour)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			whilePending(t, func(t *testing.T, w *world) {
+				done := w.scheduleBehind(leave("key"), "left", time.Hour)
+				require.NoError(t, cancel(w))
+				w.wantFinal((<-done).delayID, Final.Cancelled)
+			})
 		})
-		delayID := w.schedule(leave("key"), "left", time.Second)
-		require.NoError(t, failed)
-		require.Nil(t, w.final(delayID))
-		time.Sleep(time.Second)
-		w.wantSent("left")
-	})
+	}
 }
