@@ -23,8 +23,8 @@ type Config struct {
 	Database config.DatabaseOptions `yaml:"database"`
 	// MaxDuration is the longest duration that a client may ask for, from 1s to 8760h, in whole seconds. Default 24h.
 	MaxDuration time.Duration `yaml:"max_duration"`
-	// MaxRunningPerUser is how many expiring events of one user may run at the same time, at least 1. Application services
-	// are exempt. Default 100.
+	// MaxRunningPerUser is how many expiring events of one user may run at the same time, from 1 to 1000000. Application
+	// services are exempt. Default 100.
 	MaxRunningPerUser int `yaml:"max_running_per_user"`
 	// DelayedEvents limits delayed events.
 	DelayedEvents DelayedEvents `yaml:"delayed_events"`
@@ -41,8 +41,8 @@ type Config struct {
 type DelayedEvents struct {
 	// MaxDelay is the longest delay that a client may ask for, from 1s to 8760h, in whole milliseconds. Default 24h.
 	MaxDelay time.Duration `yaml:"max_delay"`
-	// MaxScheduledPerUser is how many delayed events of one user may be scheduled at the same time; 0 switches them off.
-	// Application services are exempt. Default 100.
+	// MaxScheduledPerUser is how many delayed events of one user may be scheduled at the same time, from 0 to
+	// 1000000; 0 switches them off. Application services are exempt. Default 100.
 	MaxScheduledPerUser int `yaml:"max_scheduled_per_user"`
 	// KeepFinalised is for how long, from 1m to 8760h, and MaxFinalisedPerUser for how many of one user, from 1 to 10000, it
 	// can be looked up what became of a delayed event. Default 168h and 1000.
@@ -65,18 +65,27 @@ type RateLimiting struct {
 
 // RateLimit has the keys and the meaning of Dendrite's client_api.rate_limiting.
 type RateLimit struct {
-	// Threshold is how many requests are allowed at once, at least 1.
+	// Threshold is how many requests are allowed at once, from 1 to 1000000.
 	Threshold int `yaml:"threshold"`
 	// CooloffMS is the time in milliseconds, from 1 to 3600000, after which as many are allowed again.
 	CooloffMS int64 `yaml:"cooloff_ms"`
 }
 
 const (
+	// maxPerUser is the most that one user may be allowed of anything, and maxThreshold the most requests at once. With more, the
+	// product with a factor of the component could overflow, and a request would cost less than the nanosecond that is the least that a
+	// bucket can count.
+	maxPerUser   = 1_000_000
+	maxThreshold = 1_000_000
+	// maxMaxFinalised is less, because a look-up without an ID reads all of them.
 	maxMaxFinalised = 10_000
 	minKeep         = time.Minute
 	maxMaxDuration  = 365 * 24 * time.Hour
 	maxRestartGrace = time.Hour
 	maxCooloffMS    = int64(time.Hour / time.Millisecond)
+	// maxConnections and maxLifetime bound the numbers of the database. PostgreSQL itself allows at most 262,143 connections.
+	maxConnections = 10_000
+	maxLifetime    = int64(maxMaxDuration / time.Second)
 )
 
 // Defaults sets every value as it is when the section is absent.
@@ -101,32 +110,50 @@ func (c *Config) Defaults() {
 // batches in package expiration. With fewer of them kept, a mass expiry would open new ones all the time.
 const idleConnections = 5
 
+// bounds is which values a key allows: from least to most, in steps. Durations are in nanoseconds.
+type bounds struct {
+	key               string
+	value             any // int, int64 or time.Duration
+	least, most, step int64
+	// allowed is the same for people.
+	allowed string
+}
+
+// bounds returns the bounds of every number and every duration. docs/configuration.md has the same table, and a test holds the two
+// against each other.
+func (c *Config) bounds() []bounds {
+	number := func(key string, value any, least, most int64) bounds {
+		return bounds{key, value, least, most, 1, fmt.Sprintf("from %d to %d", least, most)}
+	}
+	duration := func(key string, value, least, most, step time.Duration, allowed string) bounds {
+		return bounds{key, value, int64(least), int64(most), int64(step), allowed}
+	}
+	database, delayed, limits := &c.Database, &c.DelayedEvents, &c.RateLimiting
+	return []bounds{
+		number("database.max_open_conns", database.MaxOpenConnections, -1, maxConnections),
+		number("database.max_idle_conns", database.MaxIdleConnections, -1, maxConnections),
+		number("database.conn_max_lifetime", database.ConnMaxLifetimeSeconds, -1, maxLifetime),
+		duration("max_duration", c.MaxDuration, time.Second, maxMaxDuration, time.Second, "whole seconds from 1s to 8760h"),
+		number("max_running_per_user", c.MaxRunningPerUser, 1, maxPerUser),
+		duration("delayed_events.max_delay", delayed.MaxDelay, time.Second, maxMaxDuration, time.Millisecond,
+			"whole milliseconds from 1s to 8760h"),
+		number("delayed_events.max_scheduled_per_user", delayed.MaxScheduledPerUser, 0, maxPerUser),
+		duration("delayed_events.keep_finalised", delayed.KeepFinalised, minKeep, maxMaxDuration, 1, "from 1m to 8760h"),
+		number("delayed_events.max_finalised_per_user", delayed.MaxFinalisedPerUser, 1, maxMaxFinalised),
+		duration("restart_grace", c.RestartGrace, 0, maxRestartGrace, 1, "from 0s to 1h"),
+		number("rate_limiting.token.threshold", limits.Token.Threshold, 1, maxThreshold),
+		number("rate_limiting.token.cooloff_ms", limits.Token.CooloffMS, 1, maxCooloffMS),
+		number("rate_limiting.unknown_token.threshold", limits.UnknownToken.Threshold, 1, maxThreshold),
+		number("rate_limiting.unknown_token.cooloff_ms", limits.UnknownToken.CooloffMS, 1, maxCooloffMS),
+	}
+}
+
 // Verify adds to configErrs what is impossible, naming the key.
 func (c *Config) Verify(configErrs *config.ConfigErrors) {
-	check := func(ok bool, key string, value any, allowed string) {
-		if !ok {
-			configErrs.Add(fmt.Sprintf("invalid value for config key %q: %v (must be %s)", "expiration."+key, value, allowed))
+	for _, b := range c.bounds() {
+		if value := reflect.ValueOf(b.value).Int(); value < b.least || value > b.most || value%b.step != 0 {
+			configErrs.Add(fmt.Sprintf("invalid value for config key %q: %v (must be %s)", "expiration."+b.key, b.value, b.allowed))
 		}
-	}
-	check(c.MaxDuration >= time.Second && c.MaxDuration <= maxMaxDuration && c.MaxDuration%time.Second == 0,
-		"max_duration", c.MaxDuration, "whole seconds from 1s to 8760h")
-	check(c.MaxRunningPerUser >= 1, "max_running_per_user", c.MaxRunningPerUser, "at least 1")
-	check(c.RestartGrace >= 0 && c.RestartGrace <= maxRestartGrace, "restart_grace", c.RestartGrace, "from 0s to 1h")
-	delayed := c.DelayedEvents
-	check(delayed.MaxDelay >= time.Second && delayed.MaxDelay <= maxMaxDuration && delayed.MaxDelay%time.Millisecond == 0,
-		"delayed_events.max_delay", delayed.MaxDelay, "whole milliseconds from 1s to 8760h")
-	check(delayed.MaxScheduledPerUser >= 0, "delayed_events.max_scheduled_per_user", delayed.MaxScheduledPerUser, "at least 0")
-	check(delayed.KeepFinalised >= minKeep && delayed.KeepFinalised <= maxMaxDuration,
-		"delayed_events.keep_finalised", delayed.KeepFinalised, "from 1m to 8760h")
-	check(delayed.MaxFinalisedPerUser >= 1 && delayed.MaxFinalisedPerUser <= maxMaxFinalised,
-		"delayed_events.max_finalised_per_user", delayed.MaxFinalisedPerUser, "from 1 to 10000")
-	for _, limit := range []struct {
-		key string
-		RateLimit
-	}{{"token", c.RateLimiting.Token}, {"unknown_token", c.RateLimiting.UnknownToken}} {
-		key := "rate_limiting." + limit.key
-		check(limit.Threshold >= 1, key+".threshold", limit.Threshold, "at least 1")
-		check(limit.CooloffMS >= 1 && limit.CooloffMS <= maxCooloffMS, key+".cooloff_ms", limit.CooloffMS, "from 1 to 3600000")
 	}
 }
 

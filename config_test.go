@@ -2,10 +2,14 @@ package msc4140
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,6 +64,69 @@ func TestDocumentedExample(t *testing.T) {
 	defaults.Defaults()
 	defaults.Database.ConnectionString = "file:dendrite_expiration.db"
 	require.Equal(t, &defaults, c)
+}
+
+// Every number and every duration has bounds. The table in the documentation names them, and each is reached from both sides.
+func TestBounds(t *testing.T) {
+	doc, err := os.ReadFile(filepath.Join("docs", "configuration.md"))
+	require.NoError(t, err)
+	rows := regexp.MustCompile("(?m)^\\| `(.*)` \\| (\\S+)(?: \\(.*\\))? \\| (\\S+) \\| (\\S+) \\|$").FindAllStringSubmatch(string(doc), -1)
+	var documented []string
+	for _, row := range rows {
+		key, isDuration := row[1], false
+		documented = append(documented, key)
+		number := func(text string) int64 {
+			if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+				return n
+			}
+			isDuration = true
+			d, err := time.ParseDuration(text)
+			require.NoError(t, err, key)
+			return int64(d)
+		}
+		least, most, step := number(row[2]), number(row[3]), number(row[4])
+		set := func(value int64) error {
+			text := strconv.FormatInt(value, 10)
+			if isDuration {
+				text = time.Duration(value).String()
+			}
+			for _, part := range slices.Backward(strings.Split("expiration."+key, ".")) {
+				text = "{" + part + ": " + text + "}"
+			}
+			_, err := parseConfig([]byte(text))
+			return err
+		}
+		require.NoError(t, set(least), key)
+		require.NoError(t, set(most), key)
+		refused := []int64{least - step, most + step, math.MaxInt64, math.MinInt64}
+		if step > 1 {
+			refused = append(refused, least+1, most-1)
+		}
+		for _, value := range refused {
+			err := set(value)
+			require.ErrorContains(t, err, `"expiration.`+key+`"`, "%d", value)
+			require.ErrorContains(t, err, "from "+row[2]+" to "+row[3], "the error says what is allowed")
+		}
+	}
+	slices.Sort(documented)
+	numbers := numbersOf("", reflect.TypeFor[Config]())
+	slices.Sort(numbers)
+	require.Equal(t, numbers, documented)
+}
+
+// numbersOf returns the keys of all numbers and durations in a section.
+func numbersOf(prefix string, section reflect.Type) (keys []string) {
+	for i := range section.NumField() {
+		field := section.Field(i)
+		switch key := prefix + field.Tag.Get("yaml"); {
+		case field.Tag.Get("yaml") == "-":
+		case field.Type.Kind() == reflect.Struct:
+			keys = append(keys, numbersOf(key+".", field.Type)...)
+		case field.Type.Kind() == reflect.Int, field.Type.Kind() == reflect.Int64:
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
 
 // So is the example of the transports, but for their defaults: there are none.

@@ -143,6 +143,7 @@ func TestStartFailures(t *testing.T) {
 		"{max_duration: 10000h}":                            `"expiration.max_duration"`,
 		"{max_duration: long}":                              `"expiration.max_duration"`,
 		"{max_running_per_user: 0}":                         `"expiration.max_running_per_user"`,
+		"{max_running_per_user: 1000000000000000000}":       `"expiration.max_running_per_user": 1000000000000000000 (must be from 1 to 1000000)`,
 		"{restart_grace: -1s}":                              `"expiration.restart_grace"`,
 		"{restart_grace: 2h}":                               `"expiration.restart_grace"`,
 		"{rate_limiting: {token: {threshold: 0}}}":          `"expiration.rate_limiting.token.threshold"`,
