@@ -17,6 +17,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"time"
 
@@ -45,6 +46,7 @@ const healthTimeout = 2 * time.Second
 // Extension is the feature, wired into one Dendrite.
 type Extension struct {
 	process  *process.ProcessContext
+	store    io.Closer
 	rsAPI    *roomserver.API
 	accounts *userapi.Accounts
 	timers   *expiration.Timers
@@ -98,7 +100,7 @@ func New(
 		return nil, err
 	}
 	return &Extension{
-		process: processCtx, rsAPI: wrapper, timers: timers, client: client, accounts: accounts,
+		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
 		rtc:      cfg.MatrixRTC,
@@ -144,7 +146,8 @@ func (e *Extension) KeepAlivesFirst(next http.Handler) http.Handler {
 	return e.client.KeepAlivesFirst(next)
 }
 
-// Start loads the timers and starts to watch deadlines and the output stream. Both stop when Dendrite shuts down.
+// Start loads the timers and starts to watch deadlines and the output stream. Both stop when Dendrite shuts down, and the database is
+// made whole for whoever copies its file then.
 func (e *Extension) Start() error {
 	ctx := e.process.Context()
 	if err := e.timers.Start(ctx); err != nil {
@@ -155,6 +158,10 @@ func (e *Extension) Start() error {
 		defer e.process.ComponentFinished()
 		<-e.process.WaitForShutdown()
 		e.timers.Stop()
+		// The consumer may still be reading. What it can no longer write it does not acknowledge, and gets again at the next start.
+		if err := e.store.Close(); err != nil {
+			logrus.WithError(err).Warn("Failed to write back the log of the database of expiring events: copy it with the database")
+		}
 	}()
 	if err := e.consumer.Start(ctx); err != nil {
 		return fmt.Errorf("failed to start the output stream consumer of expiring events: %w", err)
@@ -173,8 +180,8 @@ func (e *Extension) health(w http.ResponseWriter, req *http.Request) {
 	ctx, cancel := context.WithTimeout(req.Context(), healthTimeout)
 	defer cancel()
 	if err := e.timers.Ping(ctx); err != nil {
-		logrus.WithError(err).Warn("Failed to reach the database of expiring events")
-		warnings = append(warnings, "expiration: cannot reach the database")
+		logrus.WithError(err).Warn("Failed to reach, or to write, the database of expiring events")
+		warnings = append(warnings, "expiration: cannot reach the database, or cannot write it")
 	}
 	if len(warnings) == 0 {
 		w.WriteHeader(http.StatusOK)

@@ -156,7 +156,7 @@ type Store interface {
 	Read(ctx context.Context, nids []int64) ([]*Timer, error)
 	// Index calls f for each timer, in any order, until f returns an error, which it returns.
 	Index(ctx context.Context, f func(Indexed) error) error
-	// Ping reports whether the timers can be read.
+	// Ping returns an error if timers cannot be read or cannot be written now.
 	Ping(ctx context.Context) error
 }
 

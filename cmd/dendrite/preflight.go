@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -42,7 +44,7 @@ func listenAddresses() (addresses, error) {
 }
 
 // preflight looks for what would make the components fail one by one, in many words and half started: ports that are
-// taken, folders that cannot be written, and a second server on the same data. The lock that it takes is held until
+// taken, files and folders that cannot be written, and a second server on the same data. The locks that it takes are held until
 // unlock is called, or the process ends in whatever way.
 func preflight(cfg *config.Dendrite, extension *msc4140.Config, listen addresses) (unlock func(), err error) {
 	for _, address := range []config.ServerAddress{listen.http, listen.https} {
@@ -55,7 +57,7 @@ func preflight(cfg *config.Dendrite, extension *msc4140.Config, listen addresses
 		}
 		_ = l.Close()
 	}
-	unlock, err = lockStorage(cfg)
+	unlockStreams, err := lockStreams(&cfg.Global.JetStream)
 	if err != nil {
 		return nil, err
 	}
@@ -65,34 +67,70 @@ func preflight(cfg *config.Dendrite, extension *msc4140.Config, listen addresses
 		&cfg.MSCs.Database, &extension.Database,
 	} {
 		if err = checkSQLite(database.ConnectionString); err != nil {
-			unlock()
+			unlockStreams()
 			return nil, err
 		}
 	}
-	return unlock, nil
+	unlockTimers, err := lockTimers(extension.Database.ConnectionString)
+	if err != nil {
+		unlockStreams()
+		return nil, err
+	}
+	return func() { unlockTimers(); unlockStreams() }, nil
 }
 
-// lockStorage makes the folder of the embedded NATS server and locks it: two servers would destroy each other's streams.
-func lockStorage(cfg *config.Dendrite) (unlock func(), err error) {
-	if len(cfg.Global.JetStream.Addresses) > 0 {
+// lockStreams makes the folder of the embedded NATS server and locks it: two servers would destroy each other's streams. NATS has a
+// folder even if all streams are in memory. Its own choice is one that all servers of the machine share, and that another user may
+// own; then this server gets one for itself, which goes at its end.
+func lockStreams(cfg *config.JetStream) (unlock func(), err error) {
+	if len(cfg.Addresses) > 0 {
 		return func() {}, nil
 	}
-	dir := string(cfg.Global.JetStream.StoragePath)
-	if err = os.MkdirAll(dir, 0o700); err != nil {
+	if cfg.StoragePath == "" && !cfg.InMemory {
+		return nil, errors.New(`configuration error: config key "global.jetstream.storage_path" is missing`)
+	}
+	if cfg.StoragePath == "" {
+		dir, err := os.MkdirTemp("", "dendrite-jetstream-")
+		if err != nil {
+			return nil, fmt.Errorf("cannot make a folder for JetStream: %w", err)
+		}
+		cfg.StoragePath = config.Path(dir)
+		return func() { _ = os.RemoveAll(dir) }, nil
+	}
+	if err = os.MkdirAll(string(cfg.StoragePath), 0o700); err != nil {
 		return nil, fmt.Errorf("cannot write the data folder: %w", err)
 	}
-	lock := flock.New(filepath.Join(dir, "dendrite.lock"))
+	return lock(filepath.Join(string(cfg.StoragePath), "dendrite.lock"))
+}
+
+// lockTimers locks an SQLite database of timers against a second server, which may have streams of its own, or all in memory: each
+// would send what the other has.
+func lockTimers(source config.DataSource) (unlock func(), err error) {
+	if !source.IsSQLite() {
+		return func() {}, nil
+	}
+	name, err := sqlutil.ParseFileURI(source)
+	if err != nil {
+		return nil, fmt.Errorf("bad database %q: %w", source, err)
+	}
+	return lock(name + ".lock")
+}
+
+func lock(name string) (unlock func(), err error) {
+	lock := flock.New(name, flock.SetPermissions(0o600))
 	locked, err := lock.TryLock()
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("cannot write the data folder: %w", err)
 	case !locked:
-		return nil, fmt.Errorf("the data folder is in use by another server: %s is locked", lock.Path())
+		return nil, fmt.Errorf("the data folder is in use by another server: %s is locked", name)
 	}
 	return func() { _ = lock.Unlock() }, nil
 }
 
-// checkSQLite opens a database file for writing, which makes it if need be, as opening the database would.
+// checkSQLite opens a database file for writing, which makes it if need be, as opening the database would. It does the same with the
+// files that SQLite keeps beside it and with their folder: if one of these cannot be written, SQLite lets everybody read, and nobody
+// write.
 func checkSQLite(source config.DataSource) error {
 	if !source.IsSQLite() {
 		return nil
@@ -101,9 +139,24 @@ func checkSQLite(source config.DataSource) error {
 	if err != nil {
 		return fmt.Errorf("bad database %q: %w", source, err)
 	}
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+	open := func(name string, flags int) error {
+		f, err := os.OpenFile(name, os.O_RDWR|flags, 0o600)
+		if err == nil {
+			err = f.Close()
+		}
+		return err
+	}
+	if err = open(name, os.O_CREATE); err != nil {
 		return fmt.Errorf("cannot write a database: %w", err)
 	}
-	return f.Close()
+	for _, beside := range []string{"-wal", "-shm", "-journal"} {
+		if err = open(name+beside, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cannot write a database: %w", err)
+		}
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+"-check-*")
+	if err != nil {
+		return fmt.Errorf("cannot write the folder of a database: %w", err)
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
 }

@@ -8,13 +8,13 @@ import (
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/setup/config"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/postgres"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/shared"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/sqlite3"
 )
 
 // Open opens the database that the options name, or the global one, and brings it up to date.
-func Open(ctx context.Context, cm *sqlutil.Connections, options *config.DatabaseOptions) (expiration.Store, error) {
+func Open(ctx context.Context, cm *sqlutil.Connections, options *config.DatabaseOptions) (*shared.Store, error) {
 	db, writer, err := cm.Connection(options)
 	if err != nil {
 		return nil, err

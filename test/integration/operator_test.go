@@ -3,12 +3,17 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
@@ -79,4 +84,53 @@ func TestMetrics(t *testing.T) {
 			require.NotContains(t, line, "expiration/refresh", "a line for each keep-alive")
 		}
 	}
+}
+
+// What a server leaves that was told to stop is whole in the files that the documentation names: the timers are in a copy of them.
+func TestCopyOfAStoppedServer(t *testing.T) {
+	s := start(t, homeserver.Config{})
+	alice := s.newUser(t)
+	roomID := s.room(t, alice)
+	expiring := alice.sendState(t, roomID, "x", 600, nil)
+	due := alice.sendMessage(t, roomID, 20)
+	res := alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"600000",
+		JSON{"msgtype": "m.text", "body": "later"})
+	delayID := res.Get("delay_id").Str
+	require.NotEmpty(t, delayID)
+	// Requests that are under way when the server stops are not in its way.
+	since := alice.follow(t, roomID).since
+	for range 4 {
+		go func() {
+			_, _ = alice.Do(context.Background(), http.MethodGet, syncPath+"?timeout=30000&since="+url.QueryEscape(since), nil)
+		}()
+	}
+	require.NoError(t, s.Stop())
+	for _, pattern := range []string{"*-wal", "*-shm", "*-journal"} {
+		left, err := filepath.Glob(filepath.Join(s.Dir, pattern))
+		require.NoError(t, err)
+		require.Empty(t, left)
+	}
+
+	hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
+	require.NoError(t, err)
+	databases, err := filepath.Glob(filepath.Join(s.Dir, "*.db"))
+	require.NoError(t, err)
+	require.Greater(t, len(databases), 5)
+	for _, name := range append(databases, filepath.Join(s.Dir, "matrix_key.pem")) {
+		data, err := os.ReadFile(name)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(hs.Dir, filepath.Base(name)), data, 0o600))
+	}
+	require.NoError(t, os.CopyFS(filepath.Join(hs.Dir, "jetstream"), os.DirFS(filepath.Join(s.Dir, "jetstream"))))
+	require.NoError(t, hs.Start(t.Context()))
+	t.Cleanup(hs.Kill)
+	copied := &server{Server: hs}
+	there := &user{&homeserver.Client{URL: hs.URL, Token: alice.Token, UserID: alice.UserID}, copied}
+	copied.refreshed(t, expiring.token)
+	there.must(t, http.MethodPost, "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/"+delayID, JSON{"action": "send"})
+	f := there.follow(t, roomID)
+	f.patience = 2 * soon
+	f.awaitClosing(t, due.eventID, "expired")
+	f.await(t, "the delayed event", func(e gjson.Result) bool { return e.Get("content.body").Str == "later" })
+	require.NoError(t, hs.Stop())
 }

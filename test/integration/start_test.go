@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -162,6 +163,69 @@ func TestStartFailures(t *testing.T) {
 			})...)
 		})
 	}
+}
+
+// With all streams in memory there is no folder to name, and still no second server on the same timers.
+func TestStreamsInMemory(t *testing.T) {
+	hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
+	require.NoError(t, err)
+	name := filepath.Join(hs.Dir, "dendrite.yaml")
+	config, err := os.ReadFile(name)
+	require.NoError(t, err)
+	config = regexp.MustCompile(`storage_path: .*jetstream`).ReplaceAll(config, []byte("in_memory: true"))
+	require.Contains(t, string(config), "in_memory: true")
+	require.NoError(t, os.WriteFile(name, config, 0o600))
+	require.NoError(t, hs.Start(t.Context()))
+	t.Cleanup(hs.Kill)
+	s := &server{Server: hs}
+	alice := s.newUser(t)
+	sent := alice.sendMessage(t, s.room(t, alice), 600)
+	s.refreshed(t, sent.token)
+	requireFails(t, "in use by another server",
+		"--config", name, "--really-enable-open-registration", "--http-bind-address", "127.0.0.1:0")
+	require.NoError(t, hs.Stop())
+}
+
+// A log that somebody else has left behind lets everybody read and nobody write: that is noticed before anything is promised.
+func TestLogOfSomebodyElse(t *testing.T) {
+	for _, beside := range []string{"-wal", "-shm"} {
+		t.Run(beside, func(t *testing.T) {
+			hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
+			require.NoError(t, err)
+			name := filepath.Join(hs.Dir, "dendrite_expiration.db"+beside)
+			require.NoError(t, os.WriteFile(name, nil, 0o400))
+			run := exec.CommandContext(t.Context(), binary,
+				"--config", filepath.Join(hs.Dir, "dendrite.yaml"), "--really-enable-open-registration", "--http-bind-address", "127.0.0.1:0")
+			if os.Geteuid() == 0 { // who may write everything
+				asNobody(t, run, hs.Dir)
+				require.NoError(t, os.Chown(name, 0, 0))
+			}
+			out, err := run.CombinedOutput()
+			require.Error(t, err, "%s", out)
+			require.Equal(t, 1, run.ProcessState.ExitCode(), "%s", out)
+			require.Contains(t, string(out), "cannot write a database: open "+name+": permission denied")
+		})
+	}
+}
+
+// asNobody has a command run as a user who owns a folder with its files and nothing else.
+func asNobody(t *testing.T, cmd *exec.Cmd, dir string) {
+	t.Helper()
+	const nobody = 65534
+	require.NoError(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		if err == nil {
+			err = os.Chown(path, nobody, nobody)
+		}
+		return err
+	}))
+	// The folders above are root's own, and so is the binary's.
+	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o711))
+	program, err := os.ReadFile(cmd.Path)
+	require.NoError(t, err)
+	cmd.Path = filepath.Join(dir, "program")
+	require.NoError(t, os.WriteFile(cmd.Path, program, 0o755))
+	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 }
 
 // The flags of stock work: a certificate, and a unix socket.

@@ -4,6 +4,7 @@ package postgres
 import (
 	"context"
 	"database/sql"
+	"errors"
 
 	"github.com/lib/pq"
 
@@ -209,6 +210,24 @@ func (w writer) Transaction(ctx context.Context, f func(*sql.Tx) error) error {
 	}
 	return shared.Commit(txn, f)
 }
+
+// errReadOnly is the error of a server in recovery, and of one that was told so.
+var errReadOnly = errors.New("the database is read-only")
+
+// Ping implements shared.Writer.
+func (w writer) Ping(ctx context.Context) error {
+	var readOnly string
+	if err := w.db.QueryRowContext(ctx, "SHOW transaction_read_only").Scan(&readOnly); err != nil {
+		return err
+	}
+	if readOnly != "off" {
+		return errReadOnly
+	}
+	return nil
+}
+
+// Close implements shared.Writer. There is nothing to do: what is committed is in PostgreSQL's hands.
+func (w writer) Close() error { return nil }
 
 func (w writer) Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error {
 	nids, durations, deadlines := make([]int64, len(refreshes)), make([]int64, len(refreshes)), make([]int64, len(refreshes))

@@ -40,3 +40,15 @@ func TestRefreshedRowsLeaveRoom(t *testing.T) {
 	require.Less(t, taken(), 0.7)
 	require.Greater(t, taken(), 0.6, "the rows have moved to other pages")
 }
+
+// A server that has become a standby, or was told to write nothing, can still be read.
+func TestPingNoticesThatNothingCanBeWritten(t *testing.T) {
+	db := newDatabase(t)
+	store, err := Open(t.Context(), db)
+	require.NoError(t, err)
+	require.NoError(t, store.Ping(t.Context()))
+	db.SetMaxOpenConns(1) // what one connection was told, no other knows
+	_, err = db.ExecContext(t.Context(), "SET default_transaction_read_only = on")
+	require.NoError(t, err)
+	require.ErrorIs(t, store.Ping(t.Context()), errReadOnly)
+}

@@ -57,6 +57,10 @@ type Writer interface {
 	// Refresh and Claim change timers that are as they must be, and call found for each of them.
 	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error
 	Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error
+	// Ping returns an error if nothing can be written now. It writes nothing.
+	Ping(ctx context.Context) error
+	// Close makes the database whole for whoever copies it. After that nothing can be written.
+	Close() error
 }
 
 // Many is how a database is given any number of values as one parameter.
@@ -294,7 +298,15 @@ func (s *Store) indexRange(ctx context.Context, first, last int64, f func([]expi
 	return f(batch)
 }
 
+// Ping implements expiration.Store. A database that can only be read answers every query, and fails every send.
 func (s *Store) Ping(ctx context.Context) error {
 	var n int
-	return s.DB.QueryRowContext(ctx, pingSQL).Scan(&n)
+	if err := s.DB.QueryRowContext(ctx, pingSQL).Scan(&n); err != nil {
+		return err
+	}
+	return s.Writer.Ping(ctx)
 }
+
+// Close ends all writing, and makes the database whole for whoever copies it afterwards. What comes later fails, and is done at the next
+// start. The connections themselves are Dendrite's to close.
+func (s *Store) Close() error { return s.Writer.Close() }

@@ -5,7 +5,9 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 
@@ -150,7 +152,7 @@ func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store
 	if err := shared.Migrate(ctx, db, migrations...); err != nil {
 		return nil, err
 	}
-	return &shared.Store{DB: db, Statements: &shared.Statements{DB: db}, Writer: &connection{db: db, writer: writer}, Many: shared.Many{
+	return &shared.Store{DB: db, Statements: &shared.Statements{DB: db}, Writer: newConnection(db, writer), Many: shared.Many{
 		Among: func(column, parameter string) string {
 			return column + " IN (SELECT value FROM json_each(" + parameter + "))"
 		},
@@ -187,14 +189,28 @@ type connection struct {
 	db     *sql.DB
 	writer sqlutil.Writer // runs one function at a time
 
+	// pinging is held by the one Ping that is waiting for writer.
+	pinging chan struct{}
+
 	// Used only inside writer, and nil before the first write and after an error.
 	conn    *sql.Conn
 	refresh *sql.Stmt // refreshTimersSQL, which goes with conn
+	closed  bool      // used only inside writer
 }
+
+func newConnection(db *sql.DB, writer sqlutil.Writer) *connection {
+	return &connection{db: db, writer: writer, pinging: make(chan struct{}, 1)}
+}
+
+// errClosed is the error of a write after Close. What was to be written is not acknowledged by whoever wanted it.
+var errClosed = errors.New("the database of the timers is closed")
 
 // use calls f with the connection, one function at a time.
 func (c *connection) use(ctx context.Context, f func(*sql.Conn) error) error {
 	return c.writer.Do(nil, nil, func(*sql.Tx) (err error) {
+		if c.closed {
+			return errClosed
+		}
 		if c.conn == nil {
 			if err = c.open(ctx); err != nil {
 				return err
@@ -371,6 +387,68 @@ func (c *connection) open(ctx context.Context) (err error) {
 	}
 	c.refresh, err = c.conn.PrepareContext(ctx, refreshTimersSQL)
 	return err
+}
+
+// Ping implements shared.Writer. It takes the lock for writing, in its turn, and gives it back. A writer that hangs cannot be
+// interrupted: no more than one Ping waits for it, and the others for that one, until they lose patience.
+func (c *connection) Ping(ctx context.Context) error {
+	select {
+	case c.pinging <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer func() { <-c.pinging }()
+		// If the context could end between the two, the transaction would stay open.
+		ctx := context.WithoutCancel(ctx)
+		done <- c.use(ctx, func(conn *sql.Conn) error {
+			if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+				return err
+			}
+			_, err := conn.ExecContext(ctx, "ROLLBACK")
+			return err
+		})
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// closePatience is how long Close waits for what is being written and read.
+const closePatience = 10 * time.Second
+
+// Close implements shared.Writer. It moves everything from the log into the database file, so that a copy of that file alone has all
+// timers. SQLite does so by itself when the last connection is closed; but the pool cannot close this one, which is in use, and the
+// process could end before the others are closed.
+func (c *connection) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		done <- c.writer.Do(nil, nil, func(*sql.Tx) error {
+			c.closed = true
+			if c.conn == nil {
+				return nil // nothing was written, and whatever an earlier process left goes with the pool's last connection
+			}
+			defer c.close()
+			var busy, logged, moved int // pages, but for the first
+			err := c.conn.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &logged, &moved)
+			if err == nil && busy != 0 {
+				err = fmt.Errorf("somebody is still reading: %d of %d pages are in the database file", moved, logged)
+			}
+			return err
+		})
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (c *connection) close() {

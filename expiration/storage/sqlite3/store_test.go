@@ -3,13 +3,17 @@ package sqlite3
 import (
 	"context"
 	"database/sql"
+	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/shared"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/storagetest"
 )
@@ -61,7 +65,7 @@ func TestPages(t *testing.T) {
 func TestEachCommitIsSynced(t *testing.T) {
 	db, writer := openDatabase(t)
 	require.NoError(t, shared.Migrate(t.Context(), db, migrations...))
-	c := &connection{db: db, writer: writer}
+	c := newConnection(db, writer)
 	exec := func(query string) error {
 		return c.Transaction(t.Context(), func(txn *sql.Tx) error {
 			_, err := txn.ExecContext(t.Context(), query)
@@ -83,4 +87,86 @@ func pragma(t *testing.T, c *connection, name string) (value string) {
 	t.Helper()
 	require.NoError(t, c.conn.QueryRowContext(context.Background(), "PRAGMA "+name).Scan(&value))
 	return value
+}
+
+// Once it is closed, the file alone has all timers, and nothing else is left of the database.
+func TestClose(t *testing.T) {
+	db, writer := openDatabase(t)
+	store, err := Open(t.Context(), db, writer)
+	require.NoError(t, err)
+	insert := func() error {
+		return store.Insert(t.Context(), expiration.Timer{NID: 1, Event: expiration.Event{ID: "$event"}, Duration: time.Hour}, expiration.Digest{})
+	}
+	require.NoError(t, insert())
+	name := path(t, db)
+	require.NotEqual(t, 1, timersIn(t, name), "a timer that is in the log alone, or the test shows nothing")
+
+	require.NoError(t, store.Close())
+	require.Equal(t, 1, timersIn(t, name))
+	require.ErrorIs(t, insert(), errClosed)
+	require.ErrorIs(t, store.Ping(t.Context()), errClosed)
+	require.NoError(t, store.Close(), "twice")
+	require.NoError(t, db.Close())
+	left, err := filepath.Glob(name + "*")
+	require.NoError(t, err)
+	require.Equal(t, []string{name}, left)
+}
+
+// Whoever cannot wait for a writer that hangs does not, and leaves nothing behind however often it happens.
+func TestPingGivesUp(t *testing.T) {
+	db, writer := openDatabase(t)
+	store, err := Open(t.Context(), db, writer)
+	require.NoError(t, err)
+	hung, held := make(chan struct{}), make(chan struct{})
+	go func() {
+		_ = writer.Do(nil, nil, func(*sql.Tx) error {
+			close(held)
+			<-hung
+			return nil
+		})
+	}()
+	<-held
+	before := runtime.NumGoroutine()
+	for range 20 {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		require.ErrorIs(t, store.Ping(ctx), context.DeadlineExceeded)
+		cancel()
+	}
+	require.Less(t, runtime.NumGoroutine()-before, 10)
+	close(hung)
+	require.NoError(t, store.Ping(t.Context()))
+}
+
+// What can only be read is noticed.
+func TestPingNoticesThatNothingCanBeWritten(t *testing.T) {
+	db, writer := openDatabase(t)
+	store, err := Open(t.Context(), db, writer)
+	require.NoError(t, err)
+	require.NoError(t, store.Ping(t.Context()))
+	c := store.Writer.(*connection)
+	require.NoError(t, c.use(t.Context(), func(conn *sql.Conn) error { return set(t.Context(), conn, "query_only = ON") }))
+	require.Error(t, store.Ping(t.Context()))
+}
+
+// path returns the database's file.
+func path(t *testing.T, db *sql.DB) (name string) {
+	t.Helper()
+	require.NoError(t, db.QueryRow("SELECT file FROM pragma_database_list").Scan(&name))
+	return name
+}
+
+// timersIn returns how many timers there are in a copy of the database file alone, or -1 if it has no tables.
+func timersIn(t *testing.T, name string) (n int) {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	require.NoError(t, err)
+	copied := filepath.Join(t.TempDir(), "copy.db")
+	require.NoError(t, os.WriteFile(copied, data, 0o600))
+	db, err := sql.Open(sqlutil.SQLITE_DRIVER_NAME, copied)
+	require.NoError(t, err)
+	defer db.Close()
+	if db.QueryRow("SELECT COUNT(*) FROM expiration_timers").Scan(&n) != nil {
+		return -1
+	}
+	return n
 }
