@@ -36,6 +36,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/roomserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/summary"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/userapi"
 )
@@ -55,7 +56,7 @@ type Extension struct {
 	sync     *syncapi.StateAfter
 	rtc      MatrixRTC
 	delayed  bool // delayed events are not switched off
-	rooms    *clientapi.Summaries
+	rooms    *summary.Summaries
 }
 
 // New opens the database and wires the component to Dendrite's. It starts nothing. It mends what a crash broke in JetStream,
@@ -105,7 +106,7 @@ func New(
 		sync:     stateAfter,
 		rtc:      cfg.MatrixRTC,
 		delayed:  cfg.DelayedEvents.MaxScheduledPerUser > 0,
-		rooms:    clientapi.NewSummaries(&dendriteCfg.ClientAPI, wrapper),
+		rooms:    summary.NewSummaries(&dendriteCfg.ClientAPI, wrapper),
 	}, nil
 }
 

@@ -1,4 +1,5 @@
-package clientapi
+// Package summary tells what kind of room it is that somebody may want to join or to knock at (MSC3266).
+package summary
 
 import (
 	"context"
