@@ -3,13 +3,13 @@ package clientapi
 import (
 	"errors"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 // errTooLarge is M_TOO_LARGE, which gomatrixserverlib does not name.
@@ -41,7 +41,7 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 	case errors.As(err, &request):
 		return util.JSONResponse{Code: request.code, JSON: request.MatrixError}
 	case errors.As(err, &rate):
-		return limitExceeded("Too many requests", rate.retryAfter)
+		return limits.Exceeded("Too many requests", rate.retryAfter)
 	case errors.As(err, &delay):
 		return delay.response()
 	case errors.As(err, &field):
@@ -53,7 +53,7 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 			ErrCode: errTooLarge, Err: "The event fits, but its closing event would be too large",
 		}}
 	case errors.As(err, &limit):
-		return limitExceeded("Too many of your events are running, or scheduled", limit.RetryAfter)
+		return limits.Exceeded("Too many of your events are running, or scheduled", limit.RetryAfter)
 	case errors.As(err, &dropped): // whatever its cause is
 		return util.JSONResponse{Code: http.StatusForbidden, JSON: spec.Forbidden("The sender may no longer send this event")}
 	case errors.As(err, &refused):
@@ -61,14 +61,4 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 	}
 	util.GetLogger(req.Context()).WithError(err).Error("Failed to handle an expiring or delayed event")
 	return util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.Unknown("Internal server error")}
-}
-
-// limitExceeded says when to come again twice: browsers cannot read the header through Dendrite's CORS settings.
-func limitExceeded(msg string, after time.Duration) util.JSONResponse {
-	ms := max((after + time.Millisecond - 1).Milliseconds(), 1)
-	return util.JSONResponse{
-		Code:    http.StatusTooManyRequests,
-		JSON:    spec.LimitExceeded(msg, ms),
-		Headers: map[string]string{"Retry-After": strconv.FormatInt((ms+999)/1000, 10)},
-	}
 }

@@ -1,4 +1,4 @@
-package clientapi
+package limits
 
 import (
 	"fmt"
@@ -23,39 +23,22 @@ func TestMemoryIsBounded(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return int64(m.HeapAlloc)
 	}
-	g, now := newGuesses(once, ""), time.Now()
+	g, now := New[netip.Prefix](once), time.Now()
 	req, next := &http.Request{}, 0
 	guess := func(n int) {
 		for range n {
 			next++
 			req.RemoteAddr = fmt.Sprintf("[2001:db8:%x:%x::1]:1", next>>16, next&0xffff)
-			require.Zero(t, g.wait(req, now))
+			require.Zero(t, g.Wait(ClientNetwork(req, ""), now))
 		}
 	}
 	empty := heap()
-	guess(rememberedAddresses * 2)
+	guess(remembered * 2)
 	full := heap()
-	guess(rememberedAddresses * 2)
+	guess(remembered * 2)
 	require.Less(t, heap()-full, (full-empty)/10)
 	require.Less(t, full-empty, int64(16<<20))
 	runtime.KeepAlive(g)
-}
-
-func TestKnownTokensAreNotLimitedByAddress(t *testing.T) {
-	g := newGuesses(once, "")
-	req := &http.Request{RemoteAddr: "192.0.2.1:1"}
-	require.NoError(t, g.mayAsk(req, false, 0))
-	var limited *rateError
-	require.ErrorAs(t, g.mayAsk(req, false, 0), &limited)
-	require.InDelta(t, time.Hour, limited.retryAfter, float64(time.Minute))
-	require.NoError(t, g.mayAsk(req, true, 0))
-	require.ErrorAs(t, g.mayAsk(req, true, time.Second), &limited)
-	require.Equal(t, time.Second, limited.retryAfter)
-	require.NoError(t, g.mayAsk(&http.Request{RemoteAddr: "192.0.2.2:1"}, false, 0), "somebody else")
-	off := newGuesses(expiration.RateLimit{}, "")
-	for range 2 {
-		require.NoError(t, off.mayAsk(req, false, 0), "switched off")
-	}
 }
 
 func TestClientNetwork(t *testing.T) {
@@ -76,7 +59,7 @@ func TestClientNetwork(t *testing.T) {
 			req.Header.Add("X-Forwarded-For", "198.51.100.1")
 			req.Header.Add("X-Forwarded-For", test.value)
 		}
-		got := clientNetwork(req, test.header)
+		got := ClientNetwork(req, test.header)
 		require.Equal(t, test.want, got.String(), test)
 		require.IsType(t, netip.Prefix{}, got)
 	}

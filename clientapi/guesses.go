@@ -1,0 +1,34 @@
+package clientapi
+
+import (
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
+)
+
+// guesses limits the requests with unknown tokens from each address (contract, section 2). How many there are with one that is
+// known, the component counts.
+type guesses struct {
+	limiter *limits.Limiter[netip.Prefix]
+	// realIPHeader is the header in which a trusted reverse proxy names the client's address, or "" if there is none.
+	realIPHeader string
+}
+
+func newGuesses(limit expiration.RateLimit, realIPHeader string) *guesses {
+	return &guesses{limits.New[netip.Prefix](limit), realIPHeader}
+}
+
+// mayAsk returns a *rateError if there are too many requests with a token or delay ID, of which the component says whether it
+// is known and how long to wait, or too many with unknown ones from this address.
+func (g *guesses) mayAsk(req *http.Request, known bool, wait time.Duration) error {
+	if !known {
+		wait = g.limiter.Wait(limits.ClientNetwork(req, g.realIPHeader), time.Now())
+	}
+	if wait > 0 {
+		return &rateError{retryAfter: wait}
+	}
+	return nil
+}
