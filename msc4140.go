@@ -106,7 +106,7 @@ func New(
 		sync:     stateAfter,
 		rtc:      cfg.MatrixRTC,
 		delayed:  cfg.DelayedEvents.MaxScheduledPerUser > 0,
-		rooms:    summary.NewSummaries(&dendriteCfg.ClientAPI, wrapper),
+		rooms:    summary.New(summary.Config{Limit: clientCfg.UnknownTokens, RealIPHeader: clientCfg.RealIPHeader}, &dendriteCfg.ClientAPI, wrapper),
 	}, nil
 }
 

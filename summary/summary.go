@@ -4,6 +4,7 @@ package summary
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -21,20 +22,35 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
 	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 // Summaries tells what kind of room it is that somebody may want to join or to knock at (MSC3266): of rooms that this server is
-// in, and of others by asking servers that are. Rooms that whoever asks may not know of are not found.
+// in, and of others by asking servers that are. A room that the requester may not see is answered as one that does not exist: with the
+// same words, after the same work, at the same time.
 type Summaries struct {
-	dendrite *config.ClientAPI
-	rsAPI    SummaryRoomserverAPI
-	limits   *httputil.RateLimits
+	dendrite  *config.ClientAPI
+	rsAPI     RoomserverAPI
+	cfg       Config
+	users     *limits.Limiter[string]
+	addresses *limits.Limiter[netip.Prefix]
 }
 
-// SummaryRoomserverAPI is what summaries are made of.
-type SummaryRoomserverAPI interface {
+// Config is what the routes can be told.
+type Config struct {
+	// Limit is how often a user may ask, and how often an address without a login. The zero value allows everything.
+	Limit expiration.RateLimit
+	// RealIPHeader is the header in which a trusted reverse proxy names the client's address, or "" if there is none.
+	RealIPHeader string
+}
+
+// RoomserverAPI is what summaries are made of.
+type RoomserverAPI interface {
 	api.QueryEventsAPI
 	api.QuerySenderIDAPI
+	api.QueryBulkStateContentAPI
 	GetRoomIDForAlias(ctx context.Context, req *api.GetRoomIDForAliasRequest, res *api.GetRoomIDForAliasResponse) error
 	QueryServerJoinedToRoom(ctx context.Context, req *api.QueryServerJoinedToRoomRequest, res *api.QueryServerJoinedToRoomResponse) error
 	QueryRoomsForUser(ctx context.Context, userID spec.UserID, membership string) ([]spec.RoomID, error)
@@ -47,11 +63,17 @@ const (
 	maxVias = 5
 	// viasTimeout is how long they may take together.
 	viasTimeout = 20 * time.Second
+	// notFoundStep is the grid on which "not found" is answered. How long the database takes tells how much state a room has, and so
+	// that there is one; what is answered at the next of these moments tells nothing.
+	notFoundStep = 50 * time.Millisecond
 )
 
-// NewSummaries returns the routes, with the limits that Dendrite has for its own.
-func NewSummaries(dendrite *config.ClientAPI, rsAPI SummaryRoomserverAPI) *Summaries {
-	return &Summaries{dendrite: dendrite, rsAPI: rsAPI, limits: httputil.NewRateLimits(&dendrite.RateLimiting)}
+// New returns the routes.
+func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI) *Summaries {
+	return &Summaries{
+		dendrite: dendrite, rsAPI: rsAPI, cfg: cfg,
+		users: limits.New[string](cfg.Limit), addresses: limits.New[netip.Prefix](cfg.Limit),
+	}
 }
 
 // summary is the answer.
@@ -104,8 +126,10 @@ func (s *Summaries) answer(req *http.Request, userAPI userapi.QueryAcccessTokenA
 			return nil, failed
 		}
 	}
-	if limited := s.limits.Limit(req, device); limited != nil {
-		return nil, limited
+	asked := time.Now()
+	if wait := s.wait(req, device, asked); wait > 0 {
+		limited := limits.Exceeded("Too many requests", wait)
+		return nil, &limited
 	}
 	vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
 	if err != nil {
@@ -121,9 +145,31 @@ func (s *Summaries) answer(req *http.Request, userAPI userapi.QueryAcccessTokenA
 		util.GetLogger(req.Context()).WithError(err).Error("Failed to summarise a room")
 		return nil, &util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.InternalServerError{}}
 	case room == nil:
+		onGrid(req.Context(), asked)
 		return nil, &util.JSONResponse{Code: http.StatusNotFound, JSON: spec.NotFound("there is no such room, or you may not know of it")}
 	}
 	return room, nil
+}
+
+// wait returns 0 if a request is allowed now, and else after how long it will be. Users who are logged in count for themselves,
+// wherever they are; everybody else by the network. The same users are exempt as from Dendrite's own limits.
+func (s *Summaries) wait(req *http.Request, device *userapi.Device, now time.Time) time.Duration {
+	switch {
+	case device == nil:
+		return s.addresses.Wait(limits.ClientNetwork(req, s.cfg.RealIPHeader), now)
+	case device.AccountType == userapi.AccountTypeAdmin, device.AccountType == userapi.AccountTypeAppService,
+		slices.Contains(s.dendrite.RateLimiting.ExemptUserIDs, device.UserID):
+		return 0
+	}
+	return s.users.Wait(device.UserID, now)
+}
+
+// onGrid waits until a whole number of steps has gone by.
+func onGrid(ctx context.Context, since time.Time) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(notFoundStep - time.Since(since)%notFoundStep):
+	}
 }
 
 // whoAsks is somebody who asks: nil is anybody.
@@ -158,28 +204,16 @@ func (s *Summaries) find(ctx context.Context, who *whoAsks, roomIDOrAlias string
 			vias = append(vias, string(server))
 		}
 	}
-	if _, err := spec.NewRoomID(roomID); err != nil {
+	id, err := spec.NewRoomID(roomID)
+	if err != nil {
 		return nil, nil
 	}
-	var joined api.QueryServerJoinedToRoomResponse
-	err := s.rsAPI.QueryServerJoinedToRoom(ctx, &api.QueryServerJoinedToRoomRequest{RoomID: roomID}, &joined)
-	if err != nil {
-		return nil, err
+	room, err := s.local(ctx, who, *id)
+	if err != nil || room != nil || !remotely {
+		return room, err
 	}
-	var room *summary
-	switch {
-	case joined.IsInRoom:
-		room, err = s.local(ctx, who, roomID)
-	case remotely:
-		room, err = s.remote(ctx, who, roomID, vias)
-	}
-	if err != nil || room == nil {
-		return nil, err
-	}
-	if allowed, err := s.allowed(ctx, who, room); err != nil || !allowed {
-		return nil, err
-	}
-	return room, nil
+	// Also if this server is in the room: else the servers that are named could tell by not being asked.
+	return s.remote(ctx, who, roomID, vias)
 }
 
 // resolve returns the room that an alias stands for, or "", and servers that are in it, if another one had to be asked.
@@ -204,8 +238,13 @@ func (s *Summaries) resolve(ctx context.Context, alias string, remotely bool) (r
 	return found.RoomID, append(found.ServerNames, domain), nil
 }
 
-// local summarises a room that this server is in.
-func (s *Summaries) local(ctx context.Context, who *whoAsks, roomID string) (*summary, error) {
+// local summarises a room that this server is in, or returns nil if there is none or who asks may not know of it.
+func (s *Summaries) local(ctx context.Context, who *whoAsks, id spec.RoomID) (*summary, error) {
+	roomID := id.String()
+	a, err := s.access(ctx, who, id)
+	if err != nil || !a.allows() {
+		return nil, err
+	}
 	state, err := s.state(ctx, roomID, spec.MRoomCreate, spec.MRoomName, spec.MRoomTopic, spec.MRoomAvatar,
 		spec.MRoomCanonicalAlias, spec.MRoomGuestAccess, spec.MRoomHistoryVisibility, spec.MRoomJoinRules, spec.MRoomEncryption)
 	if err != nil {
@@ -229,22 +268,16 @@ func (s *Summaries) local(ctx context.Context, who *whoAsks, roomID string) (*su
 		CanonicalAlias: content(spec.MRoomCanonicalAlias, "alias"),
 		GuestCanJoin:   content(spec.MRoomGuestAccess, "guest_access") == "can_join",
 		WorldReadable:  content(spec.MRoomHistoryVisibility, "history_visibility") == string(gomatrixserverlib.HistoryVisibilityWorldReadable),
-		JoinRule:       content(spec.MRoomJoinRules, "join_rule"),
+		JoinRule:       a.joinRule,
 		RoomType:       content(spec.MRoomCreate, "type"),
 		Encryption:     content(spec.MRoomEncryption, "algorithm"),
 		RoomVersion:    string(create.Version()),
 	}
 	if isRestricted(room.JoinRule) {
-		for _, allow := range gjson.GetBytes(state[spec.MRoomJoinRules].Content(), "allow").Array() {
-			if allow.Get("type").Str == spec.MRoomMembership {
-				room.AllowedRoomIDs = append(room.AllowedRoomIDs, allow.Get("room_id").Str)
-			}
-		}
+		room.AllowedRoomIDs = allowedRooms(state[spec.MRoomJoinRules])
 	}
 	if who != nil {
-		if room.Membership, err = s.membership(ctx, who, roomID); err != nil {
-			return nil, err
-		}
+		room.Membership = a.membership
 	}
 	room.JoinedMembers, err = s.rsAPI.JoinedUserCount(ctx, roomID)
 	return room, err
@@ -278,6 +311,17 @@ func (s *Summaries) remote(ctx context.Context, who *whoAsks, roomID string, via
 		if slices.ContainsFunc(invited, func(id spec.RoomID) bool { return id.String() == roomID }) {
 			room.Membership = spec.Invite
 		}
+		// The answer does not tell the room's version: what its join rule means there is for the other server to know.
+		a := access{known: true, who: who, membership: room.Membership, joinRule: room.JoinRule, worldReadable: room.WorldReadable,
+			allowedRooms: room.AllowedRoomIDs}
+		if isRestricted(room.JoinRule) {
+			if a.joinedRooms, err = s.rsAPI.QueryRoomsForUser(ctx, who.userID, spec.Join); err != nil {
+				return nil, err
+			}
+		}
+		if !a.allows() {
+			return nil, nil
+		}
 		return room, nil
 	}
 	return nil, nil
@@ -289,60 +333,6 @@ func fromHierarchy(room *fclient.RoomHierarchyRoom) *summary {
 		JoinedMembers: room.JoinedMembersCount, GuestCanJoin: room.GuestCanJoin, WorldReadable: room.WorldReadable,
 		JoinRule: room.JoinRule, AllowedRoomIDs: room.AllowedRoomIDs, RoomType: room.RoomType,
 	}
-}
-
-// allowed reports whether who asks may know of a room: it can be read by all, joined or knocked at by all, or by who asks.
-func (s *Summaries) allowed(ctx context.Context, who *whoAsks, room *summary) (bool, error) {
-	switch room.JoinRule {
-	case spec.Public, spec.Knock, spec.KnockRestricted:
-		return true, nil
-	}
-	switch {
-	case room.WorldReadable:
-		return true, nil
-	case who == nil:
-		return false, nil
-	}
-	switch room.Membership {
-	case spec.Join, spec.Invite, spec.Knock:
-		return true, nil
-	}
-	if room.JoinRule != spec.Restricted || room.Membership == spec.Ban {
-		return false, nil
-	}
-	for _, roomID := range room.AllowedRoomIDs {
-		if membership, err := s.membership(ctx, who, roomID); err != nil || membership == spec.Join {
-			return err == nil, err
-		}
-	}
-	return false, nil
-}
-
-func isRestricted(joinRule string) bool {
-	return joinRule == spec.Restricted || joinRule == spec.KnockRestricted
-}
-
-// membership returns a user's membership in a room: of one that never had any it is leave.
-func (s *Summaries) membership(ctx context.Context, who *whoAsks, roomID string) (string, error) {
-	id, err := spec.NewRoomID(roomID)
-	if err != nil {
-		return spec.Leave, nil
-	}
-	var joined api.QueryServerJoinedToRoomResponse
-	err = s.rsAPI.QueryServerJoinedToRoom(ctx, &api.QueryServerJoinedToRoomRequest{RoomID: roomID}, &joined)
-	if err != nil || !joined.IsInRoom {
-		return spec.Leave, err
-	}
-	sender, err := s.rsAPI.QuerySenderIDForUser(ctx, *id, who.userID)
-	if err != nil || sender == nil {
-		return spec.Leave, err
-	}
-	tuple := gomatrixserverlib.StateKeyTuple{EventType: spec.MRoomMember, StateKey: string(*sender)}
-	event, err := s.current(ctx, roomID, tuple)
-	if err != nil || event[tuple] == nil {
-		return spec.Leave, err
-	}
-	return event[tuple].Membership()
 }
 
 // state returns a room's state events of these types with an empty state key.

@@ -1,10 +1,12 @@
 package integration
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -20,9 +22,15 @@ func summaryPath(roomIDOrAlias string, vias ...string) string {
 // roomWith makes a room with a join rule.
 func (u *user) roomWith(t *testing.T, joinRule JSON, more ...JSON) string {
 	t.Helper()
+	return u.roomOf(t, "10", joinRule, more...)
+}
+
+// roomOf makes a room of a version with a join rule.
+func (u *user) roomOf(t *testing.T, version string, joinRule JSON, more ...JSON) string {
+	t.Helper()
 	state := []JSON{{"type": "m.room.join_rules", "content": joinRule}}
 	roomID, err := u.CreateRoom(t.Context(), JSON{
-		"preset": "private_chat", "room_version": "10", "initial_state": append(state, more...),
+		"preset": "private_chat", "room_version": version, "initial_state": append(state, more...),
 	})
 	require.NoError(t, err)
 	return roomID
@@ -39,6 +47,7 @@ func TestRoomSummary(t *testing.T) {
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		t.Run("Content", func(t *testing.T) { testSummaryContent(t, s) })
 		t.Run("Access", func(t *testing.T) { testSummaryAccess(t, s) })
+		t.Run("Timing", func(t *testing.T) { testSummaryTiming(t, s) })
 	})
 }
 
@@ -103,6 +112,9 @@ func testSummaryAccess(t *testing.T, s *server) {
 		{"readable", alice.roomWith(t, JSON{"join_rule": "invite"}, readable), all},
 		{"invite", alice.roomWith(t, JSON{"join_rule": "invite"}), []string{"alice", "carol"}},
 		{"restricted", alice.roomWith(t, JSON{"join_rule": "restricted", "allow": allow("!none:localhost", club)}), []string{"alice", "bob", "carol"}},
+		{"knock before 7", alice.roomOf(t, "6", JSON{"join_rule": "knock"}), []string{"alice"}},
+		{"restricted before 8", alice.roomOf(t, "7", JSON{"join_rule": "restricted", "allow": allow(club)}), []string{"alice"}},
+		{"knock_restricted before 10", alice.roomOf(t, "9", JSON{"join_rule": "knock_restricted", "allow": allow(club)}), []string{"alice"}},
 	} {
 		if test.what == "invite" || test.what == "restricted" {
 			alice.act(t, test.room, "invite", JSON{"user_id": carol.UserID})
@@ -133,6 +145,51 @@ func testSummaryAccess(t *testing.T, s *server) {
 	left := alice.roomWith(t, JSON{"join_rule": "public"})
 	alice.act(t, left, "leave", JSON{})
 	require.Equal(t, http.StatusNotFound, alice.do(t, http.MethodGet, summaryPath(left), nil).Code)
+}
+
+// How long it takes to be told that there is no room does not tell whether there is one.
+func testSummaryTiming(t *testing.T, s *server) {
+	alice, bob := s.newUser(t), s.newUser(t)
+	private := alice.roomWith(t, JSON{"join_rule": "invite"})
+	for name, u := range map[string]*user{"bob": bob, "anybody": {s.Anonymous(), s}} {
+		const rounds, requests = 3, 25 // others use the machine: that is noise, and never there all the time
+		var ratio float64
+		for range rounds {
+			var took [2][]time.Duration
+			for range requests {
+				for i, roomID := range []string{private, "!none:localhost"} {
+					start := time.Now()
+					require.Equal(t, http.StatusNotFound, u.do(t, http.MethodGet, summaryPath(roomID), nil).Code)
+					took[i] = append(took[i], time.Since(start))
+				}
+			}
+			for _, all := range took {
+				slices.Sort(all)
+			}
+			ratio = float64(took[0][requests/2]) / float64(took[1][requests/2])
+			t.Logf("%s: a private room after %v, none after %v", name, took[0][requests/2], took[1][requests/2])
+			if ratio > 0.8 && ratio < 1.2 {
+				break
+			}
+		}
+		require.InDelta(t, 1, ratio, 0.2, name)
+	}
+}
+
+// Whoever asks without a login is limited by the address, whatever headers there are, on a connection each or on one; who is logged in,
+// by the account.
+func TestSummaryLimits(t *testing.T) {
+	s := start(t, homeserver.Config{Expiration: JSON{"rate_limiting": JSON{"unknown_token": JSON{"threshold": 3, "cooloff_ms": 3600000}}}})
+	alice := s.newUser(t)
+	roomID := alice.roomWith(t, JSON{"join_rule": "public"})
+	for name, u := range map[string]*user{"anybody": {s.Anonymous(), s}, "alice": alice} {
+		var codes []int
+		for i := range 6 {
+			u.HTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+			codes = append(codes, u.do(t, http.MethodGet, summaryPath(roomID), nil, "X-Forwarded-For", fmt.Sprintf("203.0.113.%d", i)).Code)
+		}
+		require.Equal(t, []int{200, 200, 200, 429, 429, 429}, codes, name)
+	}
 }
 
 // Of a room that this server is not in, another one is asked that is named or has the alias: for who has an account.
