@@ -63,10 +63,10 @@ func delayedTimer(eventType string) expiration.Timer {
 func TestGuardLooksAtTheAccount(t *testing.T) {
 	failed := errors.New("disk full")
 	var dropped *expiration.DropError
-	_, err := newGuard(&membership{}, accounts{deactivated: true}).Send(t.Context(), delayedTimer("m.room.message"), nil)
+	_, err := newGuard(&membership{}, accounts{deactivated: true}).Send(t.Context(), delayedTimer("m.room.message"), expiration.Expired, nil)
 	require.ErrorAs(t, err, &dropped)
 	require.Equal(t, expiration.Deactivated, dropped.Reason)
-	_, err = newGuard(&membership{}, accounts{failed: failed}).Send(t.Context(), delayedTimer("m.room.message"), nil)
+	_, err = newGuard(&membership{}, accounts{failed: failed}).Send(t.Context(), delayedTimer("m.room.message"), expiration.Expired, nil)
 	require.ErrorIs(t, err, failed)
 	require.False(t, errors.As(err, &dropped), "a passing fault")
 }

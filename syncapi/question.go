@@ -29,9 +29,8 @@ type question struct {
 	// whole is whether the client knows nothing, or wants to be told everything again.
 	whole bool
 
-	// changed and events are the changes of all rooms, as record.net has them.
+	// changed are the changes of all rooms, as record.net has them.
 	changed map[string]map[string]bool
-	events  map[string]types.StreamEvent
 	// unmentioned are rooms with the user in them that changed and are not in the answer.
 	unmentioned []string
 }
@@ -85,7 +84,7 @@ func (q *question) look(ctx context.Context, mentioned []string) error {
 	}
 	all := slices.Concat(mentioned, joined)
 	slices.Sort(all)
-	if q.changed, q.events, err = q.record.net(ctx, q.from, q.to, slices.Compact(all)); err != nil {
+	if q.changed, err = q.record.net(ctx, q.from, q.to, slices.Compact(all)); err != nil {
 		return err
 	}
 	for _, roomID := range joined {
@@ -106,11 +105,7 @@ func (q *question) joined(ctx context.Context, roomID string, m members) ([]*rst
 		return nil, err
 	}
 	if slices.ContainsFunc(delta, q.own(ctx)) {
-		changes, err := q.record.changes(ctx, roomID, q.from, q.to)
-		if err != nil {
-			return nil, err
-		}
-		stay, err := q.record.stay(ctx, roomID, q.userID, changes)
+		stay, err := q.record.stay(ctx, roomID, q.userID, q.from, q.to)
 		if err != nil {
 			return nil, err
 		}
@@ -124,11 +119,7 @@ func (q *question) joined(ctx context.Context, roomID string, m members) ([]*rst
 // left returns the state of a room that is to be told to a user who went out of it, or was never in it: nothing that came
 // afterwards but the user's own membership.
 func (q *question) left(ctx context.Context, roomID string, m members) ([]*rstypes.HeaderedEvent, error) {
-	changes, err := q.record.changes(ctx, roomID, q.from, q.to)
-	if err != nil {
-		return nil, err
-	}
-	stay, err := q.record.stay(ctx, roomID, q.userID, changes)
+	stay, err := q.record.stay(ctx, roomID, q.userID, q.from, q.to)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +130,7 @@ func (q *question) left(ctx context.Context, roomID string, m members) ([]*rstyp
 		state, err = q.all(ctx, roomID, stay.left, m)
 	default:
 		var net map[string]map[string]bool
-		if net, _, err = q.record.net(ctx, q.from, stay.left, []string{roomID}); err != nil {
+		if net, err = q.record.net(ctx, q.from, stay.left, []string{roomID}); err != nil {
 			return nil, err
 		}
 		if state, err = q.added(ctx, roomID, net[roomID]); err != nil {
@@ -188,7 +179,7 @@ func (q *question) added(ctx context.Context, roomID string, net map[string]bool
 			ids = append(ids, eventID)
 		}
 	}
-	return q.record.events(ctx, roomID, ids, q.events)
+	return q.record.events(ctx, roomID, ids)
 }
 
 // all returns the whole state of a room at a position, but of the members only those that are needed, if the client wants to

@@ -25,6 +25,8 @@ import (
 // changes that came later, and so can be taken back to any position.
 type record struct {
 	db    *shared.Database
+	sql   querier // the same database
+	lists lists
 	rsAPI roomserverAPI
 }
 
@@ -50,53 +52,16 @@ func openRecord(ctx context.Context, cm *sqlutil.Connections, options *config.Da
 	if err != nil {
 		return nil, err
 	}
-	return &record{db: snapshot.Database, rsAPI: rsAPI}, snapshot.Rollback()
-}
-
-// change is what one event changed in the state of its room.
-type change struct {
-	event          *rstypes.HeaderedEvent
-	position       types.StreamPosition
-	added, removed []string
-}
-
-// net returns for each room that changed after one position, and not after the other, which events came into its state (true)
-// or went out of it in the end, and the events with which that happened, by their IDs.
-func (r *record) net(
-	ctx context.Context, from, to types.StreamPosition, roomIDs []string,
-) (map[string]map[string]bool, map[string]types.StreamEvent, error) {
-	if from >= to || len(roomIDs) == 0 {
-		return nil, nil, nil
+	if err = snapshot.Rollback(); err != nil {
+		return nil, err
 	}
-	return r.db.OutputEvents.SelectStateInRange(ctx, nil, types.Range{From: from, To: to}, nil, roomIDs)
-}
-
-// changes returns one by one, and in order, the changes of a room.
-func (r *record) changes(ctx context.Context, roomID string, from, to types.StreamPosition) ([]change, error) {
-	_, events, err := r.net(ctx, from, to, []string{roomID})
+	connections, _, err := cm.Connection(options)
 	if err != nil {
 		return nil, err
 	}
-	changes := make([]change, 0, len(events))
-	for _, event := range events {
-		changes = append(changes, change{event: event.HeaderedEvent, position: event.StreamPosition})
-	}
-	slices.SortFunc(changes, func(a, b change) int { return int(a.position - b.position) })
-	for i := range changes {
-		c := &changes[i]
-		net, _, err := r.net(ctx, c.position-1, c.position, []string{roomID})
-		if err != nil {
-			return nil, err
-		}
-		for eventID, added := range net[roomID] {
-			if added {
-				c.added = append(c.added, eventID)
-			} else {
-				c.removed = append(c.removed, eventID)
-			}
-		}
-	}
-	return changes, nil
+	return &record{
+		db: snapshot.Database, sql: connections, lists: lists{sqlite: options.ConnectionString.IsSQLite()}, rsAPI: rsAPI,
+	}, nil
 }
 
 // rewind takes state back that is, or was a moment ago, the current state, or some of it: to what it was at a position. What
@@ -105,15 +70,18 @@ func (r *record) changes(ctx context.Context, roomID string, from, to types.Stre
 func (r *record) rewind(
 	ctx context.Context, roomID string, state []*rstypes.HeaderedEvent, to types.StreamPosition,
 ) ([]*rstypes.HeaderedEvent, error) {
-	changes, err := r.changes(ctx, roomID, to, end)
-	if err != nil || len(changes) == 0 {
-		return state, err
-	}
 	ids := make(map[string]bool, len(state))
 	for _, event := range state {
 		ids[event.EventID()] = true
 	}
-	undo(ids, changes)
+	changed := false
+	err := r.changes(ctx, []string{roomID}, to, end, newestFirst, func(c change) {
+		changed = true
+		c.undo(ids)
+	})
+	if err != nil || !changed {
+		return state, err
+	}
 	before := make([]*rstypes.HeaderedEvent, 0, len(ids))
 	for _, event := range state {
 		if ids[event.EventID()] {
@@ -124,33 +92,15 @@ func (r *record) rewind(
 	if slices.ContainsFunc(state, isCreate) && !slices.ContainsFunc(before, isCreate) {
 		return state, nil
 	}
-	others, err := r.events(ctx, roomID, slices.Collect(maps.Keys(ids)), nil)
+	others, err := r.events(ctx, roomID, slices.Collect(maps.Keys(ids)))
 	return append(before, others...), err
 }
 
-// undo takes changes back, which may be in the state already or not.
-func undo(state map[string]bool, changes []change) {
-	for _, c := range slices.Backward(changes) {
-		for _, eventID := range c.added {
-			delete(state, eventID)
-		}
-		for _, eventID := range c.removed {
-			state[eventID] = true
-		}
-	}
-}
-
 // events returns events by their IDs: as they are now, if they were redacted.
-func (r *record) events(
-	ctx context.Context, roomID string, eventIDs []string, known map[string]types.StreamEvent,
-) (events []*rstypes.HeaderedEvent, err error) {
+func (r *record) events(ctx context.Context, roomID string, eventIDs []string) (events []*rstypes.HeaderedEvent, err error) {
 	missing := map[string]bool{}
 	for _, eventID := range eventIDs {
-		if event, ok := known[eventID]; ok {
-			events = append(events, event.HeaderedEvent)
-		} else {
-			missing[eventID] = true
-		}
+		missing[eventID] = true
 	}
 	found := func(event *rstypes.HeaderedEvent) {
 		if missing[event.EventID()] {
@@ -201,20 +151,6 @@ func (r *record) current(ctx context.Context, roomID string, members bool) ([]*r
 		filter.NotTypes = &[]string{spec.MRoomMember}
 	}
 	return r.db.CurrentRoomState.SelectCurrentState(ctx, nil, roomID, &filter, nil)
-}
-
-// members returns the current member events of users.
-func (r *record) members(ctx context.Context, roomID string, userIDs []string) (events []*rstypes.HeaderedEvent, err error) {
-	for _, userID := range userIDs {
-		event, err := r.db.CurrentRoomState.SelectStateEvent(ctx, nil, roomID, spec.MRoomMember, userID)
-		if err != nil {
-			return nil, err
-		}
-		if event != nil {
-			events = append(events, event)
-		}
-	}
-	return events, nil
 }
 
 // redacted returns the same events, as they are now if they were redacted: the current state keeps them as they were.

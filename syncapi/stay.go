@@ -20,17 +20,21 @@ type stay struct {
 	last *rstypes.HeaderedEvent
 }
 
-// stay follows a user's membership through changes.
-func (r *record) stay(ctx context.Context, roomID string, userID string, changes []change) (s stay, err error) {
-	var ids []string
-	for _, c := range changes {
-		// Most changes are one event that takes the place of another of its kind.
-		if len(c.added) == 1 && c.added[0] == c.event.EventID() && r.memberOf(ctx, c.event) != userID {
-			continue
+// stay follows a user's membership through the changes between two positions.
+func (r *record) stay(ctx context.Context, roomID string, userID string, from, to types.StreamPosition) (s stay, err error) {
+	var (
+		changes []change
+		ids     []string
+	)
+	if err = r.changes(ctx, []string{roomID}, from, to, oldestFirst, func(c change) {
+		if c.mayConcern(userID) {
+			changes = append(changes, c)
+			ids = append(append(ids, c.added...), c.removed...)
 		}
-		ids = append(append(ids, c.added...), c.removed...)
+	}); err != nil {
+		return stay{}, err
 	}
-	events, err := r.events(ctx, roomID, ids, nil)
+	events, err := r.events(ctx, roomID, ids)
 	if err != nil {
 		return stay{}, err
 	}
@@ -41,6 +45,15 @@ func (r *record) stay(ctx context.Context, roomID string, userID string, changes
 		}
 	}
 	return follow(changes, own), nil
+}
+
+// mayConcern reports whether a change may be one of a user's membership. Most are one event that takes the place of another of its
+// kind, and so are known by that event. The state keys of some rooms are no user IDs.
+func (c *change) mayConcern(userID string) bool {
+	if len(c.added) != 1 || c.added[0] != c.eventID || len(c.removed) > 1 {
+		return true
+	}
+	return c.member != "" && (c.member == userID || c.member[0] != '@')
 }
 
 // follow is stay, given the user's member events among those that came or went.
