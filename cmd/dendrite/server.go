@@ -31,8 +31,13 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140"
 )
 
-// drainTimeout is how long a server that stops waits for its streams.
-const drainTimeout = 5 * time.Second
+const (
+	// requestTimeout is how long a server that stops waits for the requests that are under way. They are told at once; but nobody can
+	// tell a client that sends its body byte by byte.
+	requestTimeout = 10 * time.Second
+	// drainTimeout is how long it waits for its streams then.
+	drainTimeout = 5 * time.Second
+)
 
 // server is a Dendrite that is ready to serve.
 type server struct {
@@ -179,7 +184,13 @@ func (s *server) serve(listen addresses, h *home) error {
 	base.WaitForShutdown(web)
 	var stopping sync.WaitGroup
 	for _, listening := range servers {
-		stopping.Go(func() { _ = listening.Shutdown(context.Background()) })
+		stopping.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+			defer cancel()
+			if listening.Shutdown(ctx) != nil {
+				_ = listening.Close()
+			}
+		})
 	}
 	stopping.Wait()
 	s.extension.Stop()

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -161,4 +163,23 @@ func testBackup(t *testing.T, commands string, stopped bool) {
 	f.awaitClosing(t, due.eventID, "expired")
 	f.await(t, "the delayed event", func(e gjson.Result) bool { return e.Get("content.body").Str == "later" })
 	require.NoError(t, hs.Stop())
+}
+
+// A client whose request never comes to its end does not keep the server from stopping, nor its files from being whole.
+func TestStopDespiteAnEndlessRequest(t *testing.T) {
+	s := start(t, homeserver.Config{})
+	alice := s.newUser(t)
+	roomID := s.room(t, alice)
+	alice.sendMessage(t, roomID, 600)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "http://"))
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = fmt.Fprintf(conn, "PUT %s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Length: 100\r\n\r\n{",
+		homeserver.SendPath(roomID, "m.room.message"), alice.Token)
+	require.NoError(t, err)
+	alice.must(t, http.MethodGet, syncPath, nil) // the request before is being handled
+	require.NoError(t, s.Stop())
+	left, err := filepath.Glob(filepath.Join(s.Dir, "*.db-*"))
+	require.NoError(t, err)
+	require.Empty(t, left)
 }
