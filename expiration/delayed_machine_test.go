@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,12 +16,15 @@ import (
 
 // TestDelayedMachine is TestMachine for delayed events: all are Alice's, and of three pieces of state or none.
 func TestDelayedMachine(t *testing.T) {
-	for _, calm := range []bool{true, false} {
-		t.Run(map[bool]string{true: "Calm", false: "WithFaults"}[calm], func(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode.name, func(t *testing.T) {
 			rapid.Check(t, func(rt *rapid.T) {
-				script := rapid.SliceOfN(delayedActions(calm), 1, 30).Draw(rt, "script")
+				script := rapid.SliceOfN(delayedActions(mode.calm), 1, 30).Draw(rt, "script")
+				if mode.slow {
+					script = slices.Insert(script, 0, slowInsert(rt))
+				}
 				var problems []string
-				synctest.Test(t, func(t *testing.T) { problems = playDelayed(t, calm, script) })
+				synctest.Test(t, func(t *testing.T) { problems = playDelayed(t, mode.calm && !mode.slow, script) })
 				if len(problems) > 0 {
 					rt.Log(strings.Join(problems, "\n"))
 					rt.Fatalf("a promise was not kept")
@@ -36,9 +40,9 @@ func delayedActions(calm bool) *rapid.Generator[action] {
 		"schedule", "schedule", "restart", "restart", "sleep", "sleep", "send", "cancel", "repeat", "refuse", "accept",
 		"set", "replace", "replace silently", "list", "change", "purge", "leave", "redact",
 	}
-	operations := []string{"insert", "slow insert", "slow insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "build", "input", "look", "slow build", "slow input"}
+	operations := []string{"insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "build", "input", "look", "slow build", "slow input"}
 	if !calm {
-		todo = append(todo, "faults", "faults", "heal", "crash", "overtake", "overtake")
+		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "overtake", "overtake")
 	}
 	return rapid.Custom(func(t *rapid.T) action {
 		a := action{
@@ -48,6 +52,8 @@ func delayedActions(calm bool) *rapid.Generator[action] {
 		}
 		if a.do == "faults" {
 			a.fault = rapid.SampledFrom(operations).Draw(t, "fault")
+		}
+		if a.do == "faults" || a.do == "slow insert" {
 			a.written = rapid.Bool().Draw(t, "written")
 		}
 		return a
@@ -126,6 +132,9 @@ func (m *delayedMachine) act(a action) {
 		m.schedule(l)
 	case "faults":
 		m.broken[a.fault] = a
+		m.setFaults()
+	case "slow insert":
+		m.broken[a.do] = a
 		m.setFaults()
 	case "heal":
 		clear(m.broken)

@@ -16,18 +16,35 @@ import (
 // TestMachine plays scripts that nobody would think of, and compares what the component does with what package doc.go
 // promises. A script that fails is made as short as possible before it is shown.
 func TestMachine(t *testing.T) {
-	for _, calm := range []bool{true, false} {
-		t.Run(map[bool]string{true: "Calm", false: "WithFaults"}[calm], func(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode.name, func(t *testing.T) {
 			rapid.Check(t, func(rt *rapid.T) {
-				script := rapid.SliceOfN(actions(calm), 1, 30).Draw(rt, "script")
+				script := rapid.SliceOfN(actions(mode.calm), 1, 30).Draw(rt, "script")
+				if mode.slow {
+					script = slices.Insert(script, 0, slowInsert(rt))
+				}
 				var problems []string
-				synctest.Test(t, func(t *testing.T) { problems = play(t, calm, script) })
+				synctest.Test(t, func(t *testing.T) { problems = play(t, mode.calm && !mode.slow, script) })
 				if len(problems) > 0 {
 					rt.Log(strings.Join(problems, "\n"))
 					rt.Fatalf("a promise was not kept") // always the same: a shorter script must fail as the longer one did
 				}
 			})
 		})
+	}
+}
+
+// modes are how scripts are played: in a calm one nothing fails, and nothing takes time but, in a slow one, insertions.
+var modes = []struct {
+	name       string
+	calm, slow bool
+}{{"Calm", true, false}, {"Slow", true, true}, {"WithFaults", false, false}}
+
+// slowInsert draws how slow insertions are.
+func slowInsert(t *rapid.T) action {
+	return action{
+		do: "slow insert", long: time.Duration(rapid.IntRange(1, 5000).Draw(t, "insertion")) * time.Millisecond,
+		written: rapid.Bool().Draw(t, "written"),
 	}
 }
 
@@ -38,7 +55,7 @@ type action struct {
 	which int
 	// long is how long something takes, or lasts.
 	long time.Duration
-	// fault is, for "faults", what fails, and written whether the store fails after it has done what it was asked.
+	// fault is, for "faults", what fails, and written whether the store fails, or takes long, after it has done what it was asked.
 	fault   string
 	written bool
 }
@@ -52,13 +69,13 @@ func (a action) String() string {
 }
 
 // The things that can go wrong: operations of the store, and moments in the roomserver.
-var faults = []string{"insert", "slow insert", "slow insert", "refresh", "claim", "read", "drop", "delete", "doubt", "build", "input", "slow build", "slow input"}
+var faults = []string{"insert", "refresh", "claim", "read", "drop", "delete", "doubt", "build", "input", "slow build", "slow input"}
 
 // actions draws lines of scripts. In a calm one nothing fails and nothing takes time.
 func actions(calm bool) *rapid.Generator[action] {
 	todo := []string{"send", "send", "refresh", "refresh", "sleep", "sleep", "end", "repeat", "replace", "replace remotely", "tell", "redact", "leave", "purge", "change"}
 	if !calm {
-		todo = append(todo, "faults", "faults", "heal", "crash", "lose", "store", "overtake", "overtake")
+		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "lose", "store", "overtake", "overtake")
 	}
 	return rapid.Custom(func(t *rapid.T) action {
 		a := action{
@@ -68,6 +85,8 @@ func actions(calm bool) *rapid.Generator[action] {
 		}
 		if a.do == "faults" {
 			a.fault = rapid.SampledFrom(faults).Draw(t, "fault")
+		}
+		if a.do == "faults" || a.do == "slow insert" {
 			a.written = rapid.Bool().Draw(t, "written")
 		}
 		return a
@@ -157,6 +176,9 @@ func (m *machine) act(a action) {
 		m.send(a, m.place(a))
 	case "faults":
 		m.broken[a.fault] = a
+		m.setFaults()
+	case "slow insert":
+		m.broken[a.do] = a
 		m.setFaults()
 	case "heal":
 		clear(m.broken)
