@@ -29,8 +29,10 @@
 // What is promised to users, and which test shows it, stands in docs/guarantees.md. In short:
 //
 // Durability: Begin returns after the row is committed, and before the event is given to the roomserver; Schedule returns
-// after the row is committed; Refresh, Restart and RestartDelayed return after the new deadline is committed, together with
-// those of others that came meanwhile. A row whose event never came into the room is found out when its deadline passes,
+// after the row is committed. A timer can be found before that, and whoever finds it waits until it is decided whether there is
+// a row: so none is taken for one that has no row any more, and none is dropped before its row comes. Refresh, Restart and
+// RestartDelayed return after the new deadline is committed, together with those of others that came meanwhile. A row whose event
+// never came into the room is found out when its deadline passes,
 // because the roomserver does not know the event. An event that the roomserver had when the process died, but had not yet
 // finished with, is given to it again before anything is concluded from what is in the room. Which timers a state event may
 // replace is written down before the roomserver gets it (StateComes): the next process looks before it believes in their tokens.
@@ -77,7 +79,14 @@
 //
 // All methods of [Timers] may be called from any goroutine. [Timers.Start] starts one goroutine that watches the
 // deadlines, one that prunes, and a fixed number of workers that close. A worker starts one that deletes the rows of all that was
-// closed within a second, and ends by itself. [Timers.Stop] ends them all and waits for them.
+// closed within a second, and ends by itself. [Timers.Stop] ends them all and waits for them. A panic in any of them is logged with its
+// stack, and the goroutine goes on; one while a batch is written is an error for all who wait for that batch.
+//
+// Waiting ends with the caller's context until the database is asked, whether for a lock or for the turn of a batch: a question that
+// was not asked yet is taken back, and then certainly nothing was written (errNotAsked). After that the caller waits for the answer,
+// however long: what may still be written must not be overtaken. So of clients who hang up and try again while the database hangs,
+// only those wait on whose question it was asked, at most one batch of each kind.
+//
 // Locks are taken in this order, any of them may be left out, and none is taken while a later one is held:
 //
 //  1. the lock of a request in Timers.requests, see [Timers.LockRequest]: requests with one transaction come one by one
@@ -85,10 +94,11 @@
 //  3. the lock of a (room, type, state key) in Timers.states, see [Timers.LockState]; under it the roomserver's own lock
 //     for sends of one user in one room is taken
 //  4. the timer's lock in Timers.rows: one write to its row at a time, and memory says what was written last; under it a
-//     read or write waits for the turn of its batch, or for whoever has it, who takes no other lock meanwhile
+//     read or write waits for the turn of its batch, or for whoever has it, who takes no other lock meanwhile. A new timer's row is
+//     inserted under it: only for that is it taken under Timers.mu, where nobody else can have the lock of a number that is new
 //  5. Timers.mu: the index in memory; held while nothing is waited for, but by [Timers.Start] for the database, and for those who
 //     make the index
-//  6. leaves: lanes.mu, batches.mu, and the locks inside keyedLocks
+//  6. leaves: lanes.mu, the mu of each batches, and the locks inside keyedLocks
 //
 // The package knows nothing of Dendrite. What it needs it asks of a [Store] and a [Roomserver].
 package expiration
