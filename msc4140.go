@@ -120,7 +120,7 @@ func (e *Extension) UserAPI(userAPI dendriteuserapi.UserInternalAPI) dendriteuse
 
 // AddPublicRoutes registers the routes. Dendrite's own must come after them.
 func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteuserapi.QueryAcccessTokenAPI) {
-	routers.Client.Use(dendritefix.BoundDepth, syncapi.AddDelayIDs(e.timers, userAPI))
+	routers.Client.Use(dendritefix.BoundDepth, dendritefix.RefuseNUL, syncapi.AddDelayIDs(e.timers, userAPI))
 	e.client.AddRoutes(routers.Client, userAPI)
 	e.sync.AddRoutes(routers.Client, userAPI)
 	clientapi.AddRTCRoutes(routers, userAPI, e.rtc.Transports)

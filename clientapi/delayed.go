@@ -196,7 +196,7 @@ func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Dela
 	if len(content) > maxContentSize {
 		return d, nil, tooLarge("The content must be at most 65536 bytes")
 	}
-	if err = checkDepth(content); err != nil {
+	if err = checkContent(content); err != nil {
 		return d, nil, err
 	}
 	if err = checkObject(content, "The content"); err != nil {

@@ -55,6 +55,9 @@ func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JS
 	}
 	body, readErr := io.ReadAll(req.Body)
 	content, duration, err := parseContent(body, a.cfg.MaxDuration)
+	if err == nil && readErr == nil {
+		err = checkContent(body)
+	}
 	if err == nil && readErr == nil && duration > 0 {
 		err = a.checkExpiring(req.Context(), device, to, content)
 	}

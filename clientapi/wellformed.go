@@ -16,6 +16,7 @@ import (
 	"github.com/matrix-org/util"
 	"github.com/tidwall/gjson"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/eventsize"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
@@ -53,8 +54,11 @@ func checkNames(to target) error {
 	return nil
 }
 
-// checkDepth returns an error if content is nested too deeply to be carried through all that comes after us.
-func checkDepth(content []byte) error {
+// checkContent returns an error if content cannot be carried through all that comes after us, which Dendrite does not see.
+func checkContent(content []byte) error {
+	if dendritefix.Unstorable(content) {
+		return badRequest(spec.BadJSON("redacts, and event_id and rel_type in m.relates_to, must not have NUL characters"))
+	}
 	if jsondepth.TooDeep(content) {
 		return badRequest(spec.BadJSON(fmt.Sprintf("The content must not be nested deeper than %d levels", jsondepth.Max)))
 	}
@@ -88,9 +92,6 @@ func (a *API) checkSendable(
 // the same: that is all but what makes Dendrite fail.
 func (a *API) checkExpiring(ctx context.Context, device *userapi.Device, to target, content []byte) error {
 	if err := checkNames(to); err != nil {
-		return err
-	}
-	if err := checkDepth(content); err != nil {
 		return err
 	}
 	version, err := a.rsAPI.QueryRoomVersionForRoom(ctx, to.roomID)

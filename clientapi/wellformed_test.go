@@ -2,7 +2,11 @@ package clientapi
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,8 +15,10 @@ import (
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/stretchr/testify/require"
+	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/eventsize"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
 
@@ -34,7 +40,7 @@ func check(version gomatrixserverlib.RoomVersion, to target, content string, tim
 		err = checkObject([]byte(content), "The content")
 	}
 	if err == nil {
-		err = checkDepth([]byte(content))
+		err = checkContent([]byte(content))
 	}
 	if err != nil {
 		return err
@@ -129,6 +135,8 @@ func TestNeverSendable(t *testing.T) {
 		"long room ID":           {"10", target{roomID: "!" + strings.Repeat("r", 255) + ":x", eventType: "m"}, `{}`, 400, "M_INVALID_PARAM", "room ID"},
 		"too deep":               {"10", message, deep(jsondepth.Max + 1), 400, "M_BAD_JSON", "200 levels"},
 		"much too deep":          {"10", message, deep(15_000), 400, "M_BAD_JSON", "200 levels"},
+		"NUL in a relation":      {"10", message, `{"m.relates_to":{"event_id":"$x","rel_type":"\u0000"}}`, 400, "M_BAD_JSON", "NUL"},
+		"NUL in a redaction":     {"11", message, `{"redacts":"\u0000"}`, 400, "M_BAD_JSON", "NUL"},
 		"fraction":               {"10", message, `{"a":0.5}`, 400, "M_BAD_JSON", ""},
 		"greater than integers":  {"10", message, `{"a":9007199254740993}`, 400, "M_BAD_JSON", ""},
 		"less than integers":     {"6", message, `{"a":[{"b":-9007199254740992}]}`, 400, "M_BAD_JSON", ""},
@@ -183,4 +191,70 @@ func BenchmarkRehearsal(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// FuzzWellFormed: whatever is to be scheduled is accepted or refused with a Matrix error of the client's, never a fault of the
+// server's; and what is accepted can be built, with its closing event.
+func FuzzWellFormed(f *testing.F) {
+	for _, content := range []string{
+		`{}`, `{"membership":"join"}`, `{"membership":1}`, `{"users":1}`, `{"users":{"@bob:localhost":50},"events":{"m":"5"}}`,
+		`{"alias":"#a:localhost","alt_aliases":[1]}`, thirdPartyInvite("token"), `{"membership":"join","mxid_mapping":{"user_id":"bob"}}`,
+		`{"a":[1e3,-0,0.5,9007199254740993]}`, `{"m.relates_to":1,"m.will_expire":30}`, `{"redacts":1}`, `{"replacement_room":[]}`,
+	} {
+		for i, eventType := range []string{
+			"m.room.member", "m.room.power_levels", "m.room.canonical_alias", "m.room.aliases", "m.room.redaction", "m.room.create",
+			"m.room.third_party_invite", "m.room.join_rules", "m.room.tombstone", "m.call.member",
+		} {
+			f.Add(uint8(i), eventType, alice, i%3 > 0, content, int64(i-1))
+		}
+	}
+	var versions []gomatrixserverlib.RoomVersion
+	for version := range gomatrixserverlib.RoomVersions() {
+		versions = append(versions, version)
+	}
+	slices.Sort(versions)
+	f.Fuzz(func(t *testing.T, version uint8, eventType, key string, isState bool, content string, ms int64) {
+		to := target{roomID: "!room:localhost", eventType: eventType}
+		if isState {
+			to.stateKey = &key
+		}
+		a := &API{cfg: Config{MaxDuration: time.Hour}, dendrite: &config.ClientAPI{}}
+		err := checkNames(to)
+		var d expiration.Delayed
+		var sent []byte
+		if err == nil {
+			req := httptest.NewRequest(http.MethodPut, fmt.Sprintf("/?ts=%d", ms), nil)
+			d, sent, err = a.parseDelayed(req, []byte(content))
+		}
+		var built gomatrixserverlib.PDU
+		roomVersion := versions[int(version)%len(versions)]
+		if err == nil {
+			built, err = a.checkSendable(t.Context(), &userapi.Device{UserID: alice}, roomVersion, to, sent, d.Timestamp)
+		}
+		if err == nil && built != nil {
+			err = checkSize(built, to, true)
+		}
+		if err != nil {
+			res := errorResponse(httptest.NewRequest(http.MethodPut, "/", nil), err)
+			require.GreaterOrEqual(t, res.Code, 400, err)
+			require.Less(t, res.Code, 500, err)
+			answer, err := json.Marshal(res.JSON)
+			require.NoError(t, err)
+			require.NotEmpty(t, gjson.GetBytes(answer, "errcode").Str)
+			return
+		}
+		if built == nil {
+			return
+		}
+		require.LessOrEqual(t, len(built.JSON()), eventsize.Max)
+		require.Equal(t, eventType, built.Type())
+		var fields map[string]json.RawMessage
+		require.NoError(t, json.Unmarshal(built.Content(), &fields))
+		fields["m.will_expire"] = json.RawMessage(`"expired"`)
+		fields["m.relates_to"] = json.RawMessage(`{"event_id":"` + built.EventID() + `","rel_type":"m.expire.relationship"}`)
+		closing, err := json.Marshal(fields)
+		require.NoError(t, err)
+		_, err = a.checkSendable(t.Context(), &userapi.Device{UserID: alice}, roomVersion, to, closing, time.UnixMilli(1_700_000_000_000))
+		require.NoError(t, err)
+	})
 }

@@ -235,3 +235,32 @@ rate_limited: true
 		})
 	}
 }
+
+// A NUL character that PostgreSQL would not store ends no process, and keeps nobody's /sync from going on.
+func TestNULs(t *testing.T) {
+	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+		alice, bob := s.newUser(t), s.newUser(t)
+		roomID := s.room(t, alice, bob)
+		f := bob.follow(t, roomID)
+		room := "/_matrix/client/v3/rooms/" + url.PathEscape(roomID)
+		relation := JSON{"m.relates_to": JSON{"event_id": "$x", "rel_type": "\x00"}}
+		hello := alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{"body": "\x00"}).Get("event_id").Str
+		for _, test := range []struct {
+			path string
+			body JSON
+		}{
+			{room + "/send/m.room.message/%00", JSON{"body": "x"}},
+			{room + "/send/m.room.message/%00", JSON{"m.will_expire": 30}},
+			{room + "/redact/" + url.PathEscape(hello) + "/%00", JSON{}},
+			{room + "/send/m.room.message/txn1", relation},
+			{room + "/state/m.x/key", relation},
+			{room + "/state/m.x/key" + delayParameter + "1", relation},
+			{room + "/send/m.room.redaction/txn2", JSON{"redacts": "\x00"}},
+		} {
+			res := alice.do(t, http.MethodPut, test.path, test.body)
+			require.Equal(t, http.StatusBadRequest, res.Code, "%s: %s", test.path, res)
+			require.NotEmpty(t, res.Get("errcode").Str)
+		}
+		f.awaitEvent(t, alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{"body": "y"}).Get("event_id").Str)
+	})
+}

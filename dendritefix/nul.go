@@ -1,0 +1,62 @@
+package dendritefix
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/gorilla/mux"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/matrix-org/util"
+)
+
+// RefuseNUL is a middleware for routes of clients: it refuses a transaction ID with a NUL character.
+//
+// PostgreSQL stores no NUL in a text, and Dendrite writes the transaction ID of an event into its sync database. If that
+// fails, the process ends, and after each start JetStream brings it the same event.
+//
+// This file can go when Dendrite refuses such transaction IDs and ignores such relations and redactions.
+func RefuseNUL(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		vars := mux.Vars(req)
+		// Dendrite has both names for it. The path is still as it was written.
+		if !strings.Contains(vars["txnID"], "%00") && !strings.Contains(vars["txnId"], "%00") {
+			next.ServeHTTP(w, req)
+			return
+		}
+		util.SetCORSHeaders(w)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadRequest)
+		text, _ := json.Marshal(spec.InvalidParam("The transaction ID must not have a NUL character")) // never fails
+		_, _ = w.Write(text)
+	})
+}
+
+// Unstorable reports whether an event's content has a NUL character in what Dendrite writes into columns of its own: the
+// relation of the event, and what it redacts. PostgreSQL does not store it. The sync API then tries the same event for ever,
+// and nobody's /sync has anything new; the roomserver does not answer.
+func Unstorable(content []byte) bool {
+	if !bytes.Contains(content, []byte(`\u0000`)) { // there is no other spelling in JSON
+		return false
+	}
+	var relation gomatrixserverlib.RelationContent
+	if json.Unmarshal(content, &relation) == nil && relation.Relations != nil &&
+		hasNUL(relation.Relations.EventID, relation.Relations.RelationType) {
+		return true
+	}
+	var redaction struct {
+		Redacts string `json:"redacts"`
+	}
+	return json.Unmarshal(content, &redaction) == nil && hasNUL(redaction.Redacts)
+}
+
+func hasNUL(texts ...string) bool {
+	for _, text := range texts {
+		if strings.ContainsRune(text, 0) {
+			return true
+		}
+	}
+	return false
+}
