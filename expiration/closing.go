@@ -65,7 +65,7 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 		}
 		t.index.unschedule(r)
 		if !tm.gone || tm.left {
-			t.lanes.add(r, tm.room, tm.due)
+			t.lanes.add(waiting{r, tm.sender, tm.due}, tm.room, tm.failures > 0)
 		}
 		if tm.refused {
 			t.index.forgetToken(r)
@@ -74,13 +74,15 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 	return pollInterval
 }
 
-// closeDue is what a worker does with a timer. When many run out at once, nobody waits for the rows to be deleted.
-func (t *Timers) closeDue(r ref, w *turn) {
+// closeDue is an attempt in the timer's turn, and reports whether it failed in passing. When many run out at once, nobody waits for
+// the rows to be deleted.
+func (t *Timers) closeDue(r ref, w *turn) (failed bool) {
 	ctx, cancel := context.WithTimeout(t.ctx, t.patience(r))
 	defer cancel()
 	// close schedules the next attempt and has said what there is to say.
-	_ = t.close(ctx, r, Expired, w)
+	err := t.close(ctx, r, Expired, w)
 	t.removeRowBehind(r)
+	return err != nil && !isFinal(err) && !errors.Is(err, errNotDue)
 }
 
 // recover finishes what an earlier process claimed, and in the same rooms what comes before that: room by room in the order of the

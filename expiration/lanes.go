@@ -2,12 +2,15 @@ package expiration
 
 import (
 	"cmp"
-	"container/heap"
 	"context"
 	"fmt"
+	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/sirupsen/logrus"
 )
 
 // Some turns of a room may begin before the one before is over. Two events that are built beside one another are joined by the next:
@@ -24,40 +27,95 @@ const (
 // turnsPerRoom is how many turns of a room there can be at the same time.
 const turnsPerRoom = 2
 
-// lanes hands due timers to workers: for each room in the order of their deadlines, and one at a time, but that now and then a
-// turn can begin before the one before is over, see earlyEvery and turn. Of the rooms whose next timer may have its turn, the one with the
-// earliest deadline is served first, so a slow room holds up nobody but itself.
+// lanes decides when each due timer is attempted, and runs the attempts. It is built so that attempts that hang take little from
+// others; its bounds stand in lanes_places.go.
+//
+//   - The first attempts of a room come in the order of the deadlines, and one at a time, but that now and then a turn can begin
+//     before the one before is over, see earlyEvery and turn. Of the rooms that wait, the one with the earliest deadline is next.
+//   - A first attempt that overruns placePatience gives its place to another room. Its own room still waits for it.
+//   - A sender has few places when others need them.
+//   - Retries have few places of their own, which the senders get in turns. In a room they come after the first attempts. The timers
+//     of a sender whose attempt hung count as retries for a while, wherever they are: that is what the attempts of all of them may do.
 type lanes struct {
-	mu      sync.Mutex // guards everything below; a leaf, see the lock order in doc.go
-	changed *sync.Cond
-	rooms   map[uint64]*lane // the rooms that have timers waiting or in work
-	ready   laneHeap         // those that have one waiting, which may have its turn, and none in work
-	early   laneHeap         // those that have one waiting, which may have its turn early
-	free    int              // how many more rooms may have timers in work
-	stopped bool
+	attempt func(r ref, w *turn) (failed bool)
+	working sync.WaitGroup // the turns; after stop there are no new ones
+
+	mu       sync.Mutex       // guards everything below; a leaf, see the lock order in doc.go
+	rooms    map[uint64]*lane // the rooms that have timers waiting or in work
+	first    class
+	again    class
+	overtime int                  // how many rooms are in progress without a place
+	hung     map[uint64]time.Time // until when the timers of these senders count as retries
+	stopped  bool
 
 	earlyEvery int // is the constant, but for tests
 }
 
-// lane is one room's waiting timers.
+// lane is one room's due timers.
 type lane struct {
-	room    uint64 // its hash
-	waiting []waiting
+	room    uint64        // its hash
+	first   queue         // first attempts
+	again   queue         // retries
+	turns   []*turn       // in progress, the oldest first; turnsPerRoom at the most
+	class   *class        // whose place the room has, or had before it overran
+	placed  bool          // it has it
+	holder  *sender       // whom the place is counted for: the sender of the oldest turn
 	busy    bool          // the next one may not have its turn yet
-	early   bool          // it is in lanes.early
-	working int           // how many have theirs, turnsPerRoom at the most
+	passed  int           // how many first attempts there were while a retry waited
 	last    chan struct{} // closed when the turn that began last is over, and all before it
 	eventID string        // of the event that was built last
 	alone   int           // how many were built since the last one that was built beside the one before
 }
 
-// turn is the turn of a timer in its room's lane. Whoever closes an event otherwise has none, and waits for nobody. Its worker owns it.
+// queue is a room's timers that wait in one class, in the order of their deadlines.
+type queue struct {
+	lane    *lane
+	waiting []waiting
+	offered *sender // in whose heap the queue is, or nil
+	at      int     // the index in it
+}
+
+// waiting is a timer with its deadline as it was when it became due: the order must not change under the heap.
+type waiting struct {
+	timer  ref
+	sender uint64 // the hash
+	due    time.Duration
+}
+
+func (q *queue) due() time.Duration { return q.waiting[0].due }
+
+// add puts a timer in, behind those with the same deadline, and returns its index.
+func (q *queue) add(w waiting) int {
+	at, _ := slices.BinarySearchFunc(q.waiting, w.due, func(w waiting, due time.Duration) int {
+		return cmp.Or(cmp.Compare(w.due, due), -1)
+	})
+	q.waiting = slices.Insert(q.waiting, at, w)
+	return at
+}
+
+// take takes the first timer out.
+func (q *queue) take() waiting {
+	w := q.waiting[0]
+	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
+		q.waiting = nil
+	}
+	return w
+}
+
+// turn is the turn of a timer in its room's lane. Whoever closes an event otherwise has none, and waits for nobody. Its worker owns it,
+// but for what lanes.mu guards.
 type turn struct {
-	lanes    *lanes
-	room     *lane
-	before   <-chan struct{} // closed when the turn before is over
-	early    bool            // it began before that
-	released bool            // the room's next timer may have its turn
+	lanes  *lanes
+	room   *lane
+	timer  waiting
+	before <-chan struct{} // closed when the turn before is over
+	done   chan struct{}   // closed when this one is, and all before it
+	early  bool            // it began before that
+
+	// Guarded by lanes.mu.
+	released bool        // the room's next timer may have its turn
+	since    time.Time   // when it became the room's oldest turn
+	patience *time.Timer // calls overrun
 }
 
 // follow is called when the turn's event is built, and waits until the turn before is over. Then the turn of the room's next timer can
@@ -77,8 +135,9 @@ func (w *turn) follow(ctx context.Context, e SignedEvent, early bool) error {
 		w.room.alone = 0
 	}
 	w.room.eventID = e.EventID
-	if early && w.room.alone+1 >= w.lanes.spacing(len(w.room.waiting)) {
+	if early && w.room.alone+1 >= w.lanes.spacing(len(w.room.first.waiting)) {
 		w.release()
+		w.lanes.arrange(w.room)
 	}
 	return nil
 }
@@ -88,103 +147,204 @@ func (w *turn) release() {
 	if !w.released {
 		w.released = true
 		w.room.busy = false
-		if len(w.room.waiting) > 0 {
-			w.lanes.offer(w.room)
-		}
 	}
-}
-
-// waiting is a timer with its deadline as it was when it became due: the order must not change under the heap.
-type waiting struct {
-	timer ref
-	due   time.Duration
 }
 
 // over is a turn that is over.
 var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-// newLanes returns lanes for workers that serve so many rooms at the same time. There are to be turnsPerRoom
-// workers for each of them, so that an early turn always finds one.
-func newLanes(rooms int) *lanes {
-	l := &lanes{rooms: map[uint64]*lane{}, free: rooms, earlyEvery: earlyEvery}
-	l.changed = sync.NewCond(&l.mu)
+// newLanes returns lanes that make attempts by calling a function, which reports whether the attempt failed and is to be made again.
+func newLanes(attempt func(r ref, w *turn) (failed bool)) *lanes {
+	l := &lanes{
+		attempt: attempt, rooms: map[uint64]*lane{}, hung: map[uint64]time.Time{}, earlyEvery: earlyEvery,
+		first: newClass(closers, senderShare, maxLoans),
+		again: newClass(retryPlaces, retryShare, maxRetryLoans),
+	}
+	// By deadlines, a sender with many timers that always fail would be first for ever.
+	l.again.inTurns = true
 	return l
 }
 
-// add puts a timer into its room's lane.
-func (l *lanes) add(r ref, inRoom uint64, due time.Duration) {
+// add puts a timer into its room's lane. It is a retry if its last attempt failed.
+func (l *lanes) add(w waiting, inRoom uint64, retry bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	room := l.rooms[inRoom]
 	if room == nil {
 		room = &lane{room: inRoom, last: over, alone: l.earlyEvery}
+		room.first.lane, room.again.lane = room, room
 		l.rooms[inRoom] = room
 	}
-	at, _ := slices.BinarySearchFunc(room.waiting, due, func(w waiting, due time.Duration) int {
-		return cmp.Or(cmp.Compare(w.due, due), -1) // behind those with the same deadline
-	})
-	room.waiting = slices.Insert(room.waiting, at, waiting{r, due})
+	q := &room.first
+	if retry || l.isHung(w.sender) {
+		q = &room.again
+	}
+	if q.add(w) == 0 { // else nothing changes for the room
+		l.arrange(room)
+		l.serve()
+	}
+}
+
+// arrange sees to it that a room waits for what it may have, after any change, or begins an early turn, which needs no place, or that
+// the room is forgotten. lanes.mu is held.
+func (l *lanes) arrange(room *lane) {
+	l.withdraw(room)
+	for len(room.first.waiting) > 0 && l.isHung(room.first.waiting[0].sender) {
+		room.again.add(room.first.take())
+	}
+	first, again := len(room.first.waiting) > 0, len(room.again.waiting) > 0
 	switch {
-	case room.busy:
-	case len(room.waiting) == 1:
-		l.offer(room)
-	case at == 0: // the room's place may have changed; rare, as timers mostly come in order
-		heap.Init(&l.ready)
-		heap.Init(&l.early)
+	case l.stopped:
+	case len(room.turns) > 0:
+		// Not in a room that has overrun: it would never give back what it has no place for.
+		if first && !room.busy && len(room.turns) < turnsPerRoom && room.placed && room.class == &l.first {
+			l.begin(&room.first)
+		}
+	case first || again:
+		if first {
+			l.first.offer(&room.first)
+		}
+		if again && (!first || room.passed >= retryEvery) {
+			l.again.offer(&room.again)
+		}
+	default:
+		delete(l.rooms, room.room)
 	}
 }
 
-// offer lets workers take the room's next timer. lanes.mu is held.
-func (l *lanes) offer(room *lane) {
-	if room.early = room.working > 0; room.early {
-		heap.Push(&l.early, room)
-	} else {
-		heap.Push(&l.ready, room)
-	}
-	l.changed.Signal()
+// withdraw ends the waiting of a room's queues for places. lanes.mu is held.
+func (l *lanes) withdraw(room *lane) {
+	l.first.withdraw(&room.first)
+	l.again.withdraw(&room.again)
 }
 
-// take returns the room that is to be served next, or nil if there is none. lanes.mu is held.
-func (l *lanes) take() *lane {
-	switch {
-	case len(l.early) > 0:
-		room := heap.Pop(&l.early).(*lane)
-		room.early = false
-		return room
-	case len(l.ready) > 0 && l.free > 0:
-		l.free--
-		return heap.Pop(&l.ready).(*lane)
+// serve begins as many turns as there are places for. lanes.mu is held.
+func (l *lanes) serve() {
+	for !l.stopped {
+		q := l.again.next()
+		if q == nil {
+			q = l.first.next()
+		}
+		if q == nil {
+			return
+		}
+		l.begin(q)
 	}
-	return nil
 }
 
-// work takes timers and calls f with them until stop is called.
-func (l *lanes) work(f func(r ref, w *turn)) {
+// begin begins the turn of a queue's first timer. lanes.mu is held.
+func (l *lanes) begin(q *queue) {
+	room := q.lane
+	l.withdraw(room)
+	w := &turn{lanes: l, room: room, timer: q.take(), before: room.last, done: make(chan struct{}), early: len(room.turns) > 0}
+	room.busy, room.last = true, w.done
+	room.turns = append(room.turns, w)
+	if q == &room.again {
+		room.passed = 0
+	} else if len(room.again.waiting) > 0 {
+		room.passed++
+	}
+	if !w.early {
+		room.class, room.placed = &l.first, true
+		if q == &room.again {
+			room.class = &l.again
+		}
+		room.class.free--
+		l.lead(room)
+	}
+	l.working.Go(func() { l.work(w) })
+}
+
+// lead makes the oldest turn of a room the one whose sender the place is counted for, and whose time it is counted by. An early
+// turn's time begins here: before, it waited for another. If its room has overrun, it gets a place again if there is one. lanes.mu is
+// held.
+func (l *lanes) lead(room *lane) {
+	w := room.turns[0]
+	room.holder = room.class.hold(w.timer.sender)
+	if !room.placed && room.class.free > 0 {
+		room.placed = true
+		room.class.free--
+		l.overtime--
+	}
+	w.since = time.Now()
+	w.patience = time.AfterFunc(placePatience, func() { l.overrun(w) })
+}
+
+// work makes an attempt. Whatever a panic, or runtime.Goexit, has left undone, the turn is over then.
+func (l *lanes) work(w *turn) {
+	failed := true
+	defer func() {
+		if p := recover(); p != nil {
+			logrus.WithFields(logrus.Fields{
+				"component": "expiration", "timer_nid": w.timer.timer.nid, "panic": p, "stack": string(debug.Stack()),
+			}).Error("Recovered a panic in an attempt to close an event")
+		}
+		<-w.before
+		l.finish(w, failed)
+	}()
+	failed = l.attempt(w.timer.timer, w)
+}
+
+// finish ends a turn, which is the room's oldest. If the room has no other, another room can have its place.
+func (l *lanes) finish(w *turn, failed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for !l.stopped {
-		room := l.take()
-		if room == nil {
-			l.changed.Wait()
-			continue
-		}
-		r := room.waiting[0].timer
-		room.waiting = slices.Delete(room.waiting, 0, 1)
-		before, done := room.last, make(chan struct{})
-		room.busy, room.last = true, done
-		w := &turn{lanes: l, room: room, before: before, early: room.working > 0}
-		room.working++
-		l.mu.Unlock()
-		f(r, w)
-		<-before
-		close(done)
-		l.mu.Lock()
-		l.leave(room)
-		w.release()
-		if room.working == 0 && len(room.waiting) == 0 {
-			delete(l.rooms, room.room)
+	room := w.room
+	close(w.done)
+	w.patience.Stop()
+	w.release()
+	room.turns = slices.Delete(room.turns, 0, 1)
+	room.class.drop(room.holder)
+	switch {
+	case len(room.turns) > 0:
+		l.lead(room)
+	case room.placed:
+		room.class.free++
+	default:
+		l.overtime--
+	}
+	if failed && time.Since(w.since) >= placePatience {
+		l.hang(w.timer.sender)
+	}
+	l.arrange(room)
+	l.serve()
+}
+
+// overrun is called when a turn has been its room's oldest for placePatience. The room goes on without its place, or, while too many
+// do so already, keeps it for as long again. Retries keep theirs: they have few, and nobody else waits for them.
+func (l *lanes) overrun(w *turn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	room := w.room
+	switch {
+	case len(room.turns) == 0 || room.turns[0] != w || !room.placed || room.class != &l.first:
+	case l.overtime >= maxOvertime:
+		w.patience.Reset(placePatience)
+	default:
+		room.placed = false
+		l.overtime++
+		l.first.free++
+		l.serve()
+	}
+}
+
+// hang makes all timers of a sender count as retries for hungFor. Those that wait behind another's do so when they are next.
+// lanes.mu is held.
+func (l *lanes) hang(sender uint64) {
+	now := time.Now()
+	maps.DeleteFunc(l.hung, func(_ uint64, until time.Time) bool { return !until.After(now) })
+	l.hung[sender] = now.Add(hungFor)
+	if s := l.first.senders[sender]; s != nil {
+		for _, q := range slices.Clone(s.queues) {
+			l.arrange(q.lane)
 		}
 	}
+}
+
+// isHung reports whether the timers of a sender count as retries. lanes.mu is held.
+func (l *lanes) isHung(sender uint64) bool {
+	until, ok := l.hung[sender]
+	return ok && time.Now().Before(until)
 }
 
 // spacing returns how many turns come to one whose event is built beside another, in a room where so many wait: what waits is what is known
@@ -193,35 +353,11 @@ func (l *lanes) spacing(waiting int) int {
 	return min(max(waiting/earlyEvery, earlyLeast), l.earlyEvery)
 }
 
-// leave ends a turn. If the room has no other, not even an early one that is about to begin, another room can be served. lanes.mu is
-// held.
-func (l *lanes) leave(room *lane) {
-	room.working--
-	if room.working == 0 && !room.early {
-		l.free++
-		l.changed.Signal()
-	}
-}
-
-// stop lets the workers return. What waits is left waiting.
+// stop lets no more turns begin, and wait waits for those that have begun. What waits is left waiting.
 func (l *lanes) stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stopped = true
-	l.changed.Broadcast()
 }
 
-// laneHeap has the lane with the earliest deadline in front.
-type laneHeap []*lane
-
-func (h laneHeap) Len() int           { return len(h) }
-func (h laneHeap) Less(i, j int) bool { return h[i].waiting[0].due < h[j].waiting[0].due }
-func (h laneHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *laneHeap) Push(x any)        { *h = append(*h, x.(*lane)) }
-func (h *laneHeap) Pop() any {
-	last := len(*h) - 1
-	room := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	return room
-}
+func (l *lanes) wait() { l.working.Wait() }

@@ -1,6 +1,7 @@
 package expiration
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -15,72 +16,70 @@ import (
 // timers have theirs, in the order of each room, and no more rooms are served at the same time than may be.
 func TestLanes(t *testing.T) {
 	const (
-		atOnce   = 3
-		rooms    = 10
-		timers   = 40 // in each room
-		patience = time.Hour
+		atOnce = 3
+		rooms  = 10
+		timers = 40 // in each room
 	)
 	for seed := range uint64(50) {
-		synctest.Test(t, func(t *testing.T) {
-			random := rand.New(rand.NewPCG(seed, 0))
-			l := newLanes(atOnce)
-			takes := map[ref][2]time.Duration{} // until the turn before is waited for, and from then on
-			events := map[ref]SignedEvent{}     // some of them upon the room's one before
-			room := func(r ref) uint64 { return uint64(r.nid) % rooms }
+		random := rand.New(rand.NewPCG(seed, 0))
+		takes := map[ref][2]time.Duration{} // until the turn before is waited for, and from then on
+		events := map[ref]SignedEvent{}     // some of them upon the room's one before
+		room := func(r ref) uint64 { return uint64(r.nid) % rooms }
+		for i := range rooms * timers {
+			r := ref{nid: int64(i)}
+			takes[r] = [2]time.Duration{time.Duration(random.IntN(3)), time.Duration(random.IntN(3))}
+			events[r] = SignedEvent{EventID: fmt.Sprint("$", i), PDU: fmt.Appendf(nil, `{"prev_events":["$%d"]}`, i-rooms*(1+random.IntN(2)))}
+		}
+		began, working, served := map[uint64]int64{}, map[uint64]int{}, 0
+		inLanes(t, func(l *lanes, r ref, w *turn) bool {
+			l.mu.Lock()
+			served++
+			working[room(r)]++
+			assert.LessOrEqual(t, working[room(r)], turnsPerRoom)
+			assert.LessOrEqual(t, len(working), atOnce, "rooms at the same time")
+			assert.Equal(t, began[room(r)]*rooms+int64(room(r)), r.nid, "the order")
+			began[room(r)]++
+			l.mu.Unlock()
+			time.Sleep(takes[r][0])
+			assert.NoError(t, w.follow(context.Background(), events[r], true))
+			time.Sleep(takes[r][1])
+			l.mu.Lock()
+			if working[room(r)]--; working[room(r)] == 0 {
+				delete(working, room(r))
+			}
+			l.mu.Unlock()
+			return false
+		}, func(l *lanes) {
+			l.first.free = atOnce
 			for i := range rooms * timers {
 				r := ref{nid: int64(i)}
-				takes[r] = [2]time.Duration{time.Duration(random.IntN(3)), time.Duration(random.IntN(3))}
-				events[r] = SignedEvent{EventID: fmt.Sprint("$", i), PDU: fmt.Appendf(nil, `{"prev_events":["$%d"]}`, i-rooms*(1+random.IntN(2)))}
-				l.add(r, room(r), time.Duration(i))
+				l.add(waiting{r, room(r), time.Duration(i)}, room(r), false)
 			}
-			began, working, served := map[uint64]int64{}, map[uint64]int{}, 0
-			for range turnsPerRoom * atOnce {
-				go l.work(func(r ref, w *turn) {
-					l.mu.Lock()
-					served++
-					working[room(r)]++
-					assert.LessOrEqual(t, working[room(r)], turnsPerRoom)
-					assert.LessOrEqual(t, len(working), atOnce, "rooms at the same time")
-					assert.Equal(t, began[room(r)]*rooms+int64(room(r)), r.nid, "the order")
-					began[room(r)]++
-					l.mu.Unlock()
-					time.Sleep(takes[r][0])
-					assert.NoError(t, w.follow(t.Context(), events[r], true))
-					time.Sleep(takes[r][1])
-					l.mu.Lock()
-					if working[room(r)]--; working[room(r)] == 0 {
-						delete(working, room(r))
-					}
-					l.mu.Unlock()
-				})
-			}
-			time.Sleep(patience)
+			time.Sleep(time.Minute)
 			synctest.Wait()
 			require.Equal(t, rooms*timers, served)
-			require.Empty(t, l.rooms)
-			require.Equal(t, atOnce, l.free)
-			l.stop()
-			synctest.Wait()
+			l.mu.Lock()
+			l.first.free += closers - atOnce
+			l.mu.Unlock()
 		})
 	}
 }
 
-// A timer that is due before those that wait in its room moves the room up, whether its turn is early or not.
+// A timer that is due before those that wait in its room moves the room up.
 func TestEarlierTimerMovesItsRoomUp(t *testing.T) {
-	for _, early := range []bool{false, true} {
-		const rooms = 3
-		l := newLanes(rooms)
-		if early {
-			for room := range uint64(rooms) {
-				l.rooms[room] = &lane{room: room, working: 1}
-			}
-		}
+	const rooms = 3
+	for _, senders := range []uint64{1, rooms} {
+		l := newLanes(nil)
+		l.first.free = 0
 		for room := range uint64(rooms) {
-			l.add(ref{}, room, 10+time.Duration(room))
+			l.add(waiting{ref{}, room % senders, 10 + time.Duration(room)}, room, false)
 		}
-		l.add(ref{}, rooms-1, 1)
+		l.add(waiting{ref{}, (rooms - 1) % senders, 1}, rooms-1, false)
+		l.first.free = rooms
 		for _, want := range []uint64{rooms - 1, 0, 1} {
-			require.Equal(t, want, l.take().room, early)
+			next := l.first.next()
+			require.Equal(t, want, next.lane.room, senders)
+			l.withdraw(next.lane)
 		}
 	}
 }

@@ -33,7 +33,7 @@ type Config struct {
 }
 
 const (
-	// closers is in how many rooms timers are closed at the same time. They mostly wait for the roomserver, or for a commit: the more
+	// closers is in how many rooms timers are closed at the same time, but for retries and attempts that overrun, see retryPlaces. They mostly wait for the roomserver, or for a commit: the more
 	// of them there are, the more is committed at once. Dendrite's sample configuration has 90 connections to PostgreSQL, of which
 	// the roomserver needs two for an event now and then: if there were as many rooms as connections, all would wait for the second.
 	closers = 64
@@ -98,8 +98,7 @@ type Timers struct {
 	wakeup  chan struct{} // of capacity 1: the first wake has come nearer
 	ctx     context.Context
 	stop    context.CancelFunc
-	workers sync.WaitGroup // started by Start, ended by Stop
-	watcher sync.WaitGroup // likewise, after the workers; and what these leave to be done behind them
+	watcher sync.WaitGroup // started by Start, ended by Stop after the lanes' turns; and what these leave to be done behind them
 
 	mu      sync.Mutex // guards what follows
 	index   *index
@@ -125,12 +124,12 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		states:    newKeyedLocks[uint64](),
 		requests:  newKeyedLocks[RequestHash](),
 		rows:      newKeyedLocks[int64](),
-		lanes:     newLanes(closers),
 		wakeup:    make(chan struct{}, 1),
 		index:     newIndex(),
 		claimed:   map[string]sentDelayed{},
 		senders:   map[uint64]struct{}{},
 	}
+	t.lanes = newLanes(t.closeDue)
 	gauge := func(read func(*index) int) func() float64 {
 		return func() float64 {
 			t.mu.Lock()
@@ -253,9 +252,6 @@ func (t *Timers) take(row Indexed, now time.Duration) (r ref, err error) {
 // run is Start when everything is loaded.
 func (t *Timers) run(ctx context.Context, u unfinished) {
 	t.ctx, t.stop = context.WithCancel(ctx)
-	for range turnsPerRoom * closers {
-		t.workers.Go(func() { t.lanes.work(t.closeDue) })
-	}
 	for _, r := range u.doubted {
 		t.supersede(r)
 	}
@@ -273,7 +269,7 @@ func (t *Timers) Stop() {
 	t.lanes.stop()
 	impatient := time.AfterFunc(stopPatience, t.stop)
 	defer impatient.Stop()
-	t.workers.Wait()
+	t.lanes.wait()
 	t.stop()
 	t.watcher.Wait()
 }

@@ -1113,7 +1113,7 @@ func TestTurnOfAnotherAttempt(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		w.roomserver.set(hooks{afterClaim: takes(time.Second)})
-		second, third := w.message("!room", firstPause-time.Millisecond), w.message("!room", firstPause+time.Millisecond)
+		second, third := w.message("!room", firstPause-time.Millisecond), w.message("!room", firstPause+time.Second) // is due when the retry has begun
 		time.Sleep(time.Minute)
 		w.wantClosings(second, first, third)
 		closings := w.roomserver.closings()
