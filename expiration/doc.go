@@ -62,10 +62,16 @@
 // later, and wins where the two cross. A delayed event for state looks, under the same lock, whether another user has set
 // that state since it was scheduled.
 //
-// Ordering: due timers of one room are closed one after the other in the order of their deadlines, of whichever kind they
-// are. Some are built and claimed while the roomserver has the one before, unless that may decide upon others, and are
-// given to it when that is done. Rooms do not wait for one another, but of the rooms that wait the one with the earliest deadline
-// is served first.
+// Ordering: the first attempts for the due timers of one room, of whichever kind they are, come one after the other in the order
+// of the deadlines. Some events are built and claimed while the roomserver has the one before, unless that may decide upon others, and are
+// given to it when that is done. What failed is tried again after the first attempts that wait in its room, but for one retry in nine attempts.
+//
+// Isolation: rooms do not wait for one another. Of the rooms that wait for a place the one with the earliest deadline is next, but
+// what hangs takes little from others. A first attempt holds its place for two seconds; then another room has it, while its own
+// still waits for it. One sender always has two places, and up to forty more are lent to all senders together. Retries have eight
+// places of their own, which their senders get in turns. When an attempt has hung and failed, all timers of its sender count as
+// retries for two minutes, also those that were not attempted yet: so in any room others wait for one attempt of such a sender, not
+// for all of them. The bounds stand in lanes_places.go, each with its reason.
 //
 // # Memory
 //
@@ -78,9 +84,10 @@
 // # Concurrency
 //
 // All methods of [Timers] may be called from any goroutine. [Timers.Start] starts one goroutine that watches the
-// deadlines, one that prunes, and a fixed number of workers that close. A worker starts one that deletes the rows of all that was
-// closed within a second, and ends by itself. [Timers.Stop] ends them all and waits for them. A panic in any of them is logged with its
-// stack, and the goroutine goes on; one while a batch is written is an error for all who wait for that batch.
+// deadlines, and one that prunes. Each attempt has a goroutine of its own, two in a room and 168 in all at the most. An attempt starts
+// one that deletes the rows of all that was closed within a second, and ends by itself. [Timers.Stop] ends them all and waits for
+// them. A panic in any of them is logged with its stack, and ends nothing else; one while a batch is written is an error for all who
+// wait for that batch.
 //
 // Waiting ends with the caller's context until the database is asked, whether for a lock or for the turn of a batch: a question that
 // was not asked yet is taken back, and then certainly nothing was written (errNotAsked). After that the caller waits for the answer,

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,15 +80,16 @@ func (l *lanes) check(t *testing.T) {
 	}
 }
 
-// attempts has what happened to timers, by the numbers of their rows.
+// attempts has which timers were attempted when, by the numbers of their rows.
 type attempts struct {
+	mu    sync.Mutex
 	begun map[int64]time.Time
 	order []int64
 }
 
-func (a *attempts) note(l *lanes, r ref) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (a *attempts) note(r ref) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.begun == nil {
 		a.begun = map[int64]time.Time{}
 	}
@@ -95,12 +97,26 @@ func (a *attempts) note(l *lanes, r ref) {
 	a.order = append(a.order, r.nid)
 }
 
+// at returns when a timer was attempted last.
+func (a *attempts) at(nid int64) time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.begun[nid]
+}
+
+// sequence returns the timers in the order of the attempts.
+func (a *attempts) sequence() []int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.order)
+}
+
 // An attempt that hangs gives its place to another room after placePatience, but not the turn of its own.
 func TestPlaceIsGivenBack(t *testing.T) {
 	const hangs, next, other = 1, 1000, 2000
 	var a attempts
 	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
-		a.note(l, r)
+		a.note(r)
 		if r.nid < next {
 			time.Sleep(time.Minute)
 		}
@@ -114,8 +130,8 @@ func TestPlaceIsGivenBack(t *testing.T) {
 		l.add(waiting{ref{nid: other}, closers, 3}, closers, false)
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		require.Equal(t, placePatience, a.begun[other].Sub(start))
-		require.Equal(t, time.Minute, a.begun[next].Sub(start), "the order of the room")
+		require.Equal(t, placePatience, a.at(other).Sub(start))
+		require.Equal(t, time.Minute, a.at(next).Sub(start), "the order of the room")
 	})
 }
 
@@ -124,7 +140,7 @@ func TestPlaceIsGivenBackLater(t *testing.T) {
 	const other = 1000
 	var a attempts
 	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
-		a.note(l, r)
+		a.note(r)
 		switch {
 		case r.nid < maxOvertime:
 			time.Sleep(2*placePatience + time.Second)
@@ -140,7 +156,8 @@ func TestPlaceIsGivenBackLater(t *testing.T) {
 		}
 		l.add(waiting{ref{nid: other}, other, 2}, other, false)
 		time.Sleep(2 * time.Minute)
-		require.InDelta(t, 3*placePatience, a.begun[other].Sub(start), float64(time.Second))
+		synctest.Wait()
+		require.InDelta(t, 3*placePatience, a.at(other).Sub(start), float64(time.Second))
 	})
 }
 
@@ -149,7 +166,7 @@ func TestNoEarlyTurnInOvertime(t *testing.T) {
 	const overruns, next, others = 1, 2, 1000
 	var a attempts
 	inLanes(t, func(l *lanes, r ref, w *turn) bool {
-		a.note(l, r)
+		a.note(r)
 		if r.nid >= others {
 			time.Sleep(time.Minute)
 			return false
@@ -168,7 +185,8 @@ func TestNoEarlyTurnInOvertime(t *testing.T) {
 			l.add(waiting{ref{nid: int64(others + i)}, others + i, 2}, others+i, false)
 		}
 		time.Sleep(10 * time.Minute)
-		require.GreaterOrEqual(t, a.begun[next].Sub(start), 4*time.Second, "when the one before is over")
+		synctest.Wait()
+		require.GreaterOrEqual(t, a.at(next).Sub(start), 4*time.Second, "when the one before is over")
 	})
 }
 
@@ -178,7 +196,7 @@ func TestOvertimeIsBounded(t *testing.T) {
 	working, most := 0, 0
 	const hangs, last = 10 * time.Second, 10 * closers
 	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
-		a.note(l, r)
+		a.note(r)
 		l.mu.Lock()
 		working++
 		most = max(most, working)
@@ -199,7 +217,7 @@ func TestOvertimeIsBounded(t *testing.T) {
 			l.check(t)
 		}
 		require.Equal(t, closers+maxOvertime, most)
-		require.Less(t, a.begun[last].Sub(start), hangs*last/closers)
+		require.Less(t, a.at(last).Sub(start), hangs*last/closers)
 	})
 }
 
@@ -213,7 +231,7 @@ func TestHostileSenders(t *testing.T) {
 	)
 	var a attempts
 	inLanes(t, func(l *lanes, r ref, w *turn) bool {
-		a.note(l, r)
+		a.note(r)
 		if r.nid >= bystander {
 			time.Sleep(100 * time.Millisecond)
 			return false
@@ -244,7 +262,7 @@ func TestHostileSenders(t *testing.T) {
 			}
 		}
 		for n, at := range due {
-			require.Less(t, a.begun[n].Sub(at), placePatience, n-bystander)
+			require.Less(t, a.at(n).Sub(at), placePatience, n-bystander)
 		}
 		l.mu.Lock() // those that are left would take very long
 		for _, room := range l.rooms {
@@ -261,7 +279,7 @@ func TestSenderShare(t *testing.T) {
 	var a attempts
 	const rooms = 200
 	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
-		a.note(l, r)
+		a.note(r)
 		time.Sleep(time.Second)
 		return false
 	}, func(l *lanes) {
@@ -270,16 +288,17 @@ func TestSenderShare(t *testing.T) {
 			l.add(waiting{ref{nid: int64(i)}, 1, time.Duration(i)}, i, false)
 		}
 		synctest.Wait()
-		require.Len(t, a.order, maxLoans+senderShare)
+		require.Len(t, a.sequence(), maxLoans+senderShare)
 		for s := range uint64(10) {
 			for i := range uint64(senderShare) {
 				l.add(waiting{ref{nid: int64(1000 + senderShare*s + i)}, 2 + s, rooms}, 1000+senderShare*s+i, false)
 			}
 		}
 		synctest.Wait()
-		require.Len(t, a.order, maxLoans+11*senderShare, "at once")
+		require.Len(t, a.sequence(), maxLoans+11*senderShare, "at once")
 		time.Sleep(time.Minute)
-		require.Less(t, a.begun[rooms-1].Sub(start), rooms/(maxLoans+senderShare)*time.Second+time.Second)
+		synctest.Wait()
+		require.Less(t, a.at(rooms-1).Sub(start), rooms/(maxLoans+senderShare)*time.Second+time.Second)
 	})
 }
 
@@ -289,7 +308,7 @@ func TestRetriesComeLast(t *testing.T) {
 	var a attempts
 	working := 0
 	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
-		a.note(l, r)
+		a.note(r)
 		if r.nid >= first {
 			return false
 		}
@@ -313,9 +332,9 @@ func TestRetriesComeLast(t *testing.T) {
 		}
 		time.Sleep(11 * time.Second)
 		synctest.Wait()
-		require.Equal(t, 10*time.Second, a.begun[one].Sub(start), "one of the others had to end")
+		require.Equal(t, 10*time.Second, a.at(one).Sub(start), "one of the others had to end")
 		for i := range int64(closers) {
-			require.Equal(t, start, a.begun[first+i])
+			require.Equal(t, start, a.at(first+i))
 		}
 	})
 }
@@ -324,7 +343,7 @@ func TestRetriesComeLast(t *testing.T) {
 func TestRetriesInARoom(t *testing.T) {
 	var a attempts
 	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
-		a.note(l, r)
+		a.note(r)
 		time.Sleep(time.Millisecond)
 		return false
 	}, func(l *lanes) {
@@ -336,8 +355,9 @@ func TestRetriesInARoom(t *testing.T) {
 			l.add(waiting{ref{nid: 2 + i}, 2, 101}, 1, false)
 		}
 		time.Sleep(time.Second)
+		synctest.Wait()
 		want := []int64{1, 2, 3, 4, 5, 6, 7, 8, 9, 100, 10, 11, 12, 13, 14, 15, 16, 17, 101, 102}
-		require.Equal(t, want, a.order)
+		require.Equal(t, want, a.sequence())
 	})
 }
 
@@ -348,7 +368,7 @@ func TestTimersOfAHungSenderComeLast(t *testing.T) {
 		const hangs = 10 * time.Second
 		var a attempts
 		inLanes(t, func(l *lanes, r ref, _ *turn) bool {
-			a.note(l, r)
+			a.note(r)
 			if r.nid < 100 {
 				time.Sleep(hangs)
 				return fails
@@ -366,9 +386,10 @@ func TestTimersOfAHungSenderComeLast(t *testing.T) {
 			time.Sleep(time.Second)
 			l.check(t)
 			time.Sleep(hangs)
+			synctest.Wait()
 			l.check(t)
 			for room := range int64(100) {
-				if at := a.begun[1000+room]; fails {
+				if at := a.at(1000 + room); fails {
 					require.NotZero(t, at, room)
 					require.LessOrEqual(t, at.Sub(start), hangs, room)
 				} else if room == 1 {
@@ -376,11 +397,11 @@ func TestTimersOfAHungSenderComeLast(t *testing.T) {
 				}
 			}
 			time.Sleep(20 * time.Minute)
-			require.Len(t, slices.Compact(slices.Sorted(slices.Values(a.order))), 200, "all have had an attempt")
+			synctest.Wait()
+			require.Len(t, slices.Compact(slices.Sorted(slices.Values(a.sequence()))), 200, "all have had an attempt")
+			require.Equal(t, fails, l.hung[1] != time.Time{})
 			time.Sleep(hungFor)
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			require.False(t, l.isHung(1))
+			require.False(t, l.isHung(1), "for ever")
 		})
 	}
 }
@@ -393,8 +414,7 @@ func TestFailureIsNotAHang(t *testing.T) {
 	}, func(l *lanes) {
 		l.add(waiting{ref{nid: 1}, 1, 0}, 1, false)
 		time.Sleep(placePatience)
-		l.mu.Lock()
-		defer l.mu.Unlock()
+		synctest.Wait()
 		require.False(t, l.isHung(1))
 	})
 }
@@ -406,7 +426,7 @@ func TestPanicEndsOnlyTheTurn(t *testing.T) {
 		for _, early := range []bool{false, true} {
 			var a attempts
 			inLanes(t, func(l *lanes, r ref, w *turn) bool {
-				a.note(l, r)
+				a.note(r)
 				if r.nid%2 == 0 {
 					exit()
 				}
@@ -421,7 +441,7 @@ func TestPanicEndsOnlyTheTurn(t *testing.T) {
 					l.add(waiting{ref{nid: int64(i)}, i, time.Duration(i)}, i%rooms, false)
 				}
 				synctest.Wait()
-				require.Len(t, a.order, rooms*timers)
+				require.Len(t, a.sequence(), rooms*timers)
 			})
 		}
 	}
@@ -431,7 +451,7 @@ func TestPanicEndsOnlyTheTurn(t *testing.T) {
 func TestPanicInFollow(t *testing.T) {
 	var a attempts
 	inLanes(t, func(l *lanes, r ref, w *turn) bool {
-		a.note(l, r)
+		a.note(r)
 		w.room = nil // as a fault in what follow calls would
 		defer func() { w.room = l.rooms[1] }()
 		return w.follow(context.Background(), SignedEvent{}, true) != nil
@@ -440,7 +460,7 @@ func TestPanicInFollow(t *testing.T) {
 			l.add(waiting{ref{nid: i}, 1, 0}, 1, false)
 		}
 		synctest.Wait()
-		require.Equal(t, []int64{0, 1, 2}, a.order)
+		require.Equal(t, []int64{0, 1, 2}, a.sequence())
 	})
 }
 
@@ -450,7 +470,7 @@ func TestLanesStop(t *testing.T) {
 		var a attempts
 		var l *lanes
 		l = newLanes(func(r ref, w *turn) bool {
-			a.note(l, r)
+			a.note(r)
 			time.Sleep(5 * time.Second)
 			_ = w.follow(context.Background(), SignedEvent{}, true)
 			return true
@@ -459,13 +479,14 @@ func TestLanesStop(t *testing.T) {
 			l.add(waiting{ref{nid: int64(i)}, i, 0}, i/2, i%5 == 0)
 		}
 		time.Sleep(time.Second)
+		synctest.Wait()
 		l.stop()
-		begun := len(a.order)
+		begun := len(a.sequence())
 		l.add(waiting{ref{nid: 5000}, 5000, 0}, 5000, false)
 		start := time.Now()
 		l.wait()
 		require.Equal(t, 4*time.Second, time.Since(start))
-		require.Len(t, a.order, begun)
+		require.Len(t, a.sequence(), begun)
 		require.Positive(t, begun)
 	})
 }
@@ -508,10 +529,13 @@ func TestAnythingInLanes(t *testing.T) {
 					l.check(t)
 				}
 			}
-			for left > 0 {
+			for waits := true; waits; {
 				time.Sleep(time.Second)
 				synctest.Wait()
 				l.check(t)
+				l.mu.Lock()
+				waits = left > 0
+				l.mu.Unlock()
 			}
 		})
 	}
