@@ -21,6 +21,8 @@ type Federation struct {
 	Host string
 	// Authority signs the server's certificate, and those of the servers that it talks to.
 	Authority *Authority
+	// Gate is what other servers find at the server's name, and leads to the server; nil means the server itself. Its host is Host.
+	Gate *Gate
 }
 
 // Authority is a certificate authority that is made for a test.

@@ -134,12 +134,17 @@ func New(binary, dir string, cfg Config) (*Server, error) {
 }
 
 // federate gives the server an address for other servers, and a certificate.
-func (s *Server) federate(f *Federation) (err error) {
-	if s.Name, err = freeAddress(f.Host); err != nil {
+func (s *Server) federate(f *Federation) error {
+	address, err := freeAddress(f.Host)
+	if err != nil {
 		return err
 	}
+	if s.Name = address; f.Gate != nil {
+		s.Name = f.Gate.listener.Addr().String()
+		f.Gate.forward(address)
+	}
 	certFile, keyFile := s.path("tls_cert.pem"), s.path("tls_key.pem")
-	s.args = append(s.args, "--https-bind-address", s.Name, "--tls-cert", certFile, "--tls-key", keyFile)
+	s.args = append(s.args, "--https-bind-address", address, "--tls-cert", certFile, "--tls-key", keyFile)
 	s.env = append(s.env, f.Authority.env()...)
 	return f.Authority.issue(f.Host, certFile, keyFile)
 }
