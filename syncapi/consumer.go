@@ -24,6 +24,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/sirupsen/logrus"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
@@ -58,18 +59,26 @@ type Consumer struct {
 	jetstream nats.JetStreamContext
 	durable   string
 	topic     string
-	rsAPI     api.QuerySenderIDAPI
+	rsAPI     Roomserver
 	timers    Timers
+	levels    *dendritefix.PowerLevels
 }
 
+// consumer is the name of the durable consumer. Dendrite adds pullSuffix to it.
+const consumer, pullSuffix = "ExpirationTimers", "Pull"
+
+// ConsumerName returns the full name that JetStream knows the consumer by.
+func ConsumerName(cfg *config.JetStream) string { return cfg.Durable(consumer) + pullSuffix }
+
 // NewConsumer returns a consumer that does nothing before Start.
-func NewConsumer(cfg *config.JetStream, js nats.JetStreamContext, rsAPI api.QuerySenderIDAPI, timers Timers) *Consumer {
+func NewConsumer(cfg *config.JetStream, js nats.JetStreamContext, rsAPI Roomserver, timers Timers) *Consumer {
 	return &Consumer{
 		jetstream: js,
-		durable:   cfg.Durable("ExpirationTimers"),
+		durable:   cfg.Durable(consumer),
 		topic:     cfg.Prefixed(jetstream.OutputRoomEvent),
 		rsAPI:     rsAPI,
 		timers:    timers,
+		levels:    dendritefix.NewPowerLevels(rsAPI),
 	}
 }
 
@@ -140,6 +149,8 @@ func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoom
 	if output.RewritesState {
 		failed = errors.Join(failed, c.timers.RoomChanged(ctx, event.RoomID().String()))
 	}
+	failed = errors.Join(failed, c.onUnseenRedaction(ctx, event))
+	c.levels.Watch(ctx, output)
 	if event.Type() != spec.MRoomMember || event.StateKey() == nil {
 		return failed
 	}

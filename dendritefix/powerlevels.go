@@ -1,0 +1,90 @@
+package dendritefix
+
+import (
+	"context"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/sirupsen/logrus"
+)
+
+const (
+	// levelsLookedAt is how long after an event its room is looked at. The output stream can be faster than the roomserver's database.
+	levelsLookedAt = 5 * time.Second
+	// maxLevelsLooks is how many rooms wait for that at most; what comes beyond is not looked at.
+	maxLevelsLooks = 1000
+)
+
+// CurrentState is what PowerLevels asks the roomserver.
+type CurrentState interface {
+	QueryCurrentState(ctx context.Context, req *api.QueryCurrentStateRequest, res *api.QueryCurrentStateResponse) error
+}
+
+// PowerLevels notices rooms that have lost their power levels, and logs an error for each.
+//
+// When two changes of power levels cross that are not the room creator's, the state resolution of Dendrite v0.13.8 can leave the
+// room with none, while other servers have one of the two. Nobody but the creator may send state here then: that of calls is
+// refused, and so are closing and delayed events. It cannot be mended from outside, but the operator is told. What is lost by an event
+// of another type, as a merge of two branches can do, is not noticed.
+//
+// This can go when Dendrite's state resolution decides as other servers' does.
+type PowerLevels struct {
+	rsAPI CurrentState
+
+	mu      sync.Mutex
+	pending map[string]bool // the rooms that are going to be looked at
+}
+
+// NewPowerLevels returns a watcher that asks rsAPI.
+func NewPowerLevels(rsAPI CurrentState) *PowerLevels {
+	return &PowerLevels{rsAPI: rsAPI, pending: map[string]bool{}}
+}
+
+// Watch looks at an event that the roomserver's output stream tells of. It costs something only if the event changes power levels
+// and did not become the current state.
+func (p *PowerLevels) Watch(ctx context.Context, output *api.OutputNewRoomEvent) {
+	e := output.Event
+	if e.Type() != spec.MRoomPowerLevels || !e.StateKeyEquals("") || slices.Contains(output.AddsStateEventIDs, e.EventID()) {
+		return
+	}
+	roomID := e.RoomID().String()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pending[roomID] || len(p.pending) >= maxLevelsLooks {
+		return
+	}
+	p.pending[roomID] = true
+	time.AfterFunc(levelsLookedAt, func() {
+		defer func() {
+			if r := recover(); r != nil {
+				logrus.WithField("room_id", roomID).Errorf("Panic while looking at power levels: %v\n%s", r, debug.Stack())
+			}
+		}()
+		p.mu.Lock()
+		delete(p.pending, roomID)
+		p.mu.Unlock()
+		if ctx.Err() == nil {
+			p.look(ctx, roomID)
+		}
+	})
+}
+
+func (p *PowerLevels) look(ctx context.Context, roomID string) {
+	tuple := gomatrixserverlib.StateKeyTuple{EventType: spec.MRoomPowerLevels}
+	create := gomatrixserverlib.StateKeyTuple{EventType: spec.MRoomCreate}
+	var res api.QueryCurrentStateResponse
+	err := p.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{
+		RoomID: roomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple, create},
+	}, &res)
+	if err != nil || res.StateEvents[tuple] != nil || res.StateEvents[create] == nil { // the last: nobody here is in the room
+		return
+	}
+	logrus.WithField("room_id", roomID).Error(
+		"Two changes of power levels crossed, and Dendrite left the room with none: see docs/operations.md",
+	)
+}
