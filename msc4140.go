@@ -50,6 +50,7 @@ type Extension struct {
 	store    io.Closer
 	rsAPI    *roomserver.API
 	accounts *userapi.Accounts
+	queue    *roomserver.Queue
 	timers   *expiration.Timers
 	client   *clientapi.API
 	consumer *syncapi.Consumer
@@ -80,13 +81,21 @@ func New(
 		return nil, fmt.Errorf("failed to derive the key of the refresh tokens: %w", err)
 	}
 	componentCfg, clientCfg := cfg.component()
-	wrapper := roomserver.NewAPI(rsAPI)
+	js, _ := natsInstance.Prepare(processCtx, &dendriteCfg.Global.JetStream)
+	if err = resetStrandedConsumers(processCtx.Context(), js, &dendriteCfg.Global.JetStream); err != nil {
+		return nil, err
+	}
+	queue := roomserver.NewQueue(
+		processCtx.Context(), rsAPI, js, &dendriteCfg.Global.JetStream, dendriteCfg.Global.ServerName,
+		syncapi.ConsumerName(&dendriteCfg.Global.JetStream),
+	)
+	wrapper := roomserver.NewAPI(queue)
 	accounts, err := userapi.NewAccounts(cm, &dendriteCfg.UserAPI.AccountDatabase, dendriteCfg.Global.ServerName)
 	if err != nil {
 		return nil, err
 	}
 	sender := roomserver.NewGuard(roomserver.NewCloser(&dendriteCfg.ClientAPI, wrapper), accounts)
-	timers := expiration.New(componentCfg, store, sender, tokens)
+	timers := expiration.New(componentCfg, store, queue.Settling(sender), tokens)
 	wrapper.Watch(timers)
 	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, timers)
 	if enableMetrics {
@@ -96,12 +105,8 @@ func New(
 	if err != nil {
 		return nil, fmt.Errorf("failed to open the syncapi's database: %w", err)
 	}
-	js, _ := natsInstance.Prepare(processCtx, &dendriteCfg.Global.JetStream)
-	if err = resetStrandedConsumers(processCtx.Context(), js, &dendriteCfg.Global.JetStream); err != nil {
-		return nil, err
-	}
 	return &Extension{
-		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, timers: timers, client: client,
+		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, queue: queue, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
 		rtc:      cfg.MatrixRTC,
@@ -154,11 +159,12 @@ func (e *Extension) Start() error {
 	if err := e.timers.Start(ctx); err != nil {
 		return err
 	}
+	e.queue.Start(ctx)
 	e.process.ComponentStarted()
 	go func() {
 		defer e.process.ComponentFinished()
 		<-e.process.WaitForShutdown()
-		e.timers.Stop()
+		e.Stop()
 		// The consumer may still be reading. What it can no longer write it does not acknowledge, and gets again at the next start.
 		if err := e.store.Close(); err != nil {
 			logrus.WithError(err).Warn("Failed to write back the log of the database of expiring events: copy it with the database")
@@ -172,7 +178,10 @@ func (e *Extension) Start() error {
 
 // Stop stops the timers and waits for the closings that are under way. Dendrite's own shutdown does it too; whoever
 // calls it before that spares the next start some work. It may be called twice.
-func (e *Extension) Stop() { e.timers.Stop() }
+func (e *Extension) Stop() {
+	e.timers.Stop()
+	e.queue.Stop()
+}
 
 // health answers what Dendrite's own health check does, and looks at our database too. Dendrite's list of reasons is
 // written once and never cleared, which does not suit a database that comes back.

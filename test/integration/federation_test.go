@@ -28,6 +28,8 @@ const longAway = 90 * time.Second
 // pair is two servers that federate, and a room with users of both.
 type pair struct {
 	near, far *server
+	// gate holds what the far server sends to the near one.
+	gate *homeserver.Gate
 	// alice and bob are users of the near server, carol is one of the far server. Alice made the room; bob and carol are
 	// moderators in it.
 	alice, bob, carol *user
@@ -39,22 +41,26 @@ func onEachPair(t *testing.T, test func(t *testing.T, p *pair)) {
 	for i, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			t.Parallel()
-			test(t, startPair(t, db, databases[(i+1)%len(databases)]))
+			test(t, startPair(t, start, db, databases[(i+1)%len(databases)]))
 		})
 	}
 }
 
-func startPair(t *testing.T, near, far database) *pair {
+// startPair starts two servers, the near one with startNear.
+func startPair(t *testing.T, startNear func(*testing.T, homeserver.Config) *server, near, far database) *pair {
 	t.Helper()
 	authority, err := homeserver.NewAuthority(t.TempDir())
 	require.NoError(t, err)
-	at := func(host string, db database) *server {
-		return start(t, homeserver.Config{
+	gate, err := homeserver.NewGate("127.0.0.2")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = gate.Close() })
+	at := func(host string, db database, gate *homeserver.Gate) homeserver.Config {
+		return homeserver.Config{
 			Postgres: db.open(t), Expiration: unlimited,
-			Federation: &homeserver.Federation{Host: host, Authority: authority},
-		})
+			Federation: &homeserver.Federation{Host: host, Authority: authority, Gate: gate},
+		}
 	}
-	p := &pair{near: at("127.0.0.2", near), far: at("127.0.0.3", far)}
+	p := &pair{near: startNear(t, at("127.0.0.2", near, gate)), far: start(t, at("127.0.0.3", far, nil)), gate: gate}
 	p.alice, p.bob, p.carol = p.near.newUser(t), p.near.newUser(t), p.far.newUser(t)
 	p.roomID = p.newRoom(t, p.alice, p.bob, p.carol)
 	return p
@@ -63,11 +69,18 @@ func startPair(t *testing.T, near, far database) *pair {
 // newRoom makes a room; its creator is the first of the users, and the others are moderators.
 func (p *pair) newRoom(t *testing.T, users ...*user) string {
 	t.Helper()
+	return p.newRoomOf(t, "10", users...)
+}
+
+// newRoomOf is newRoom with a room of a certain version.
+func (p *pair) newRoomOf(t *testing.T, version string, users ...*user) string {
+	t.Helper()
 	levels := JSON{users[0].UserID: 100}
 	for _, u := range users[1:] {
 		levels[u.UserID] = 50
 	}
 	roomID, err := users[0].CreateRoom(t.Context(), JSON{
+		"room_version":                 version,
 		"power_level_content_override": JSON{"users": levels, "events": JSON{memberType: 0}},
 	})
 	require.NoError(t, err)
@@ -200,10 +213,16 @@ func testDelayedReplacedByTheOther(t *testing.T, p *pair) {
 // stopped requires that the near server drops the timers of events, and that neither server ever has a closing event.
 func (p *pair) stopped(t *testing.T, events ...sent) {
 	t.Helper()
-	gone(t, p.near, p.alice, p.roomID, events...)
-	p.alice.arrived(t, p.roomID, p.carol)
+	p.stoppedIn(t, p.roomID, events...)
+}
+
+// stoppedIn is stopped for another room.
+func (p *pair) stoppedIn(t *testing.T, roomID string, events ...sent) {
+	t.Helper()
+	gone(t, p.near, p.alice, roomID, events...)
+	p.alice.arrived(t, roomID, p.carol)
 	for _, sent := range events {
-		require.Empty(t, p.carol.closings(t, p.roomID, sent.eventID))
+		require.Empty(t, p.carol.closings(t, roomID, sent.eventID))
 	}
 }
 

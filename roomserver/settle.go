@@ -1,0 +1,257 @@
+package roomserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/matrix-org/gomatrixserverlib"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+const (
+	// laneSettles is how long one attempt that a deadline started waits for a room's queue: it holds a place that others need. The
+	// next attempt goes on waiting.
+	laneSettles = 500 * time.Millisecond
+	// callerSettles is how long a request waits that ends or sends an event: longer than a room's worker is deaf.
+	callerSettles = 7 * time.Second
+	// settlesFor is how long all attempts together wait for a room. Another server can keep the queue busy for as long as it
+	// likes: after this time the event is sent all the same.
+	settlesFor = 10 * time.Second
+	// settleMemory is how long it is remembered that a room was waited for, from the last attempt on. It is longer than the longest
+	// pause between two attempts.
+	settleMemory = time.Minute
+	// firstPoll is the pause after the first look at a queue; it doubles with each further one up to lastPoll.
+	firstPoll = 10 * time.Millisecond
+	lastPoll  = 250 * time.Millisecond
+	// settleWake is the pause between two attempts to wake a room's worker, however many wait for it.
+	settleWake = time.Second
+	// maxSettled is how many rooms are remembered, so that memory is bounded: some ten megabytes.
+	maxSettled = 50_000
+)
+
+// errUnsettled: something lies in the room's queue. It is a passing fault.
+var errUnsettled = errors.New("the roomserver has not dealt with what came for the room before")
+
+// settled knows the rooms whose queues are empty.
+//
+// A federation transaction is answered before the roomserver has dealt with its events. What is due would be built without
+// knowledge of them, and would overwrite newer state: the other server had its answer, so the two do not cross. A room counts as
+// empty only after somebody has looked, until something comes asynchronously; so a room in which only this server's users
+// are costs one look for each start of the process.
+type settled struct {
+	queues   queues
+	versions versions
+
+	mu    sync.Mutex
+	rooms map[string]*roomQueue
+	looks uint64 // counts up, see roomQueue.look
+}
+
+// roomQueue is what is known of one room.
+type roomQueue struct {
+	// look is another number each time something has come: an attempt that began to look before that has seen nothing.
+	look  uint64
+	empty bool
+	// since is when the first attempt found something in the queue, last is when the last attempt did.
+	since, last time.Time
+	woken       time.Time
+}
+
+// versions tells which version a room has.
+type versions interface {
+	QueryRoomVersionForRoom(ctx context.Context, roomID string) (gomatrixserverlib.RoomVersion, error)
+}
+
+func newSettled(q queues, v versions) *settled {
+	return &settled{queues: q, versions: v, rooms: map[string]*roomQueue{}}
+}
+
+// forget notes that something has come for a room.
+func (s *settled) forget(roomID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.rooms[roomID]; r != nil {
+		s.looks++
+		r.look, r.empty = s.looks, false
+	}
+}
+
+// begin begins to look at a room's queue, unless nothing has come since it was seen to be empty.
+func (s *settled) begin(roomID string) (look uint64, empty bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rooms[roomID]
+	if r == nil {
+		for other := range s.rooms { // what is forgotten is looked up again
+			if len(s.rooms) < maxSettled {
+				break
+			}
+			delete(s.rooms, other)
+		}
+		s.looks++
+		r = &roomQueue{look: s.looks}
+		s.rooms[roomID] = r
+	}
+	return r.look, r.empty
+}
+
+// dealtWith notes that the roomserver has dealt with all that was in a room's queue when a look began.
+func (s *settled) dealtWith(roomID string, look uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.rooms[roomID]; r != nil {
+		r.empty = r.look == look
+		r.since, r.last = time.Time{}, time.Time{}
+	}
+}
+
+// waited notes that an attempt waited for a room's queue in vain, and reports whether all attempts together have waited for long
+// enough.
+func (s *settled) waited(roomID string) bool {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rooms[roomID]
+	if r == nil {
+		return false
+	}
+	if now.Sub(r.last) > settleMemory {
+		r.since = now
+	}
+	r.last = now
+	return now.Sub(r.since) >= settlesFor
+}
+
+// wait returns when the roomserver has dealt with all that lies in a room's queue now, and looked reports whether it had to look.
+// The error is errUnsettled if that takes longer than patience, but nil if it has taken too long altogether.
+func (s *settled) wait(ctx context.Context, roomID string, patience time.Duration) (looked bool, err error) {
+	look, empty := s.begin(roomID)
+	if empty {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err = s.drain(ctx, roomID); err == nil {
+		err = s.hear(ctx, roomID)
+	}
+	switch {
+	case err == nil:
+		s.dealtWith(roomID, look)
+	case s.waited(roomID):
+		err = nil
+	}
+	return true, err
+}
+
+// mayWake reports whether a room's worker is to be woken now, and notes that it is.
+func (s *settled) mayWake(roomID string) bool {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rooms[roomID]
+	if r == nil || now.Sub(r.woken) < settleWake {
+		return false
+	}
+	r.woken = now
+	return true
+}
+
+// drain waits for what lies in a room's queue now, and wakes the room's worker if nobody works on it.
+func (s *settled) drain(ctx context.Context, roomID string) error {
+	b, err := s.queues.backlog(ctx, roomID)
+	all := b.taken + b.waiting
+	for p := firstPoll; err == nil && !b.empty() && b.done < all; p = min(2*p, lastPoll) {
+		if b.inWork == 0 && s.mayWake(roomID) {
+			if err = s.queues.wake(ctx, roomID); err != nil {
+				return err
+			}
+		}
+		if err = pause(ctx, p); err != nil {
+			return err
+		}
+		b, err = s.queues.backlog(ctx, roomID)
+	}
+	return err
+}
+
+// hear waits until the timers know of what the roomserver has done, where that cannot be seen in the room itself: a redaction that
+// Dendrite does not apply, see syncapi.
+func (s *settled) hear(ctx context.Context, roomID string) error {
+	version, err := s.versions.QueryRoomVersionForRoom(ctx, roomID)
+	if err != nil || !dendritefix.RedactsInContent(version) {
+		return nil // a room that is not known has nothing to wait for
+	}
+	written, err := s.queues.written(ctx)
+	if err != nil {
+		return err
+	}
+	for p := firstPoll; ; p = min(2*p, lastPoll) {
+		read, err := s.queues.read(ctx)
+		if err != nil || read >= written {
+			return err
+		}
+		if err = pause(ctx, p); err != nil {
+			return err
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", errUnsettled, ctx.Err())
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// settling is a roomserver that builds what is due upon what has come before.
+type settling struct {
+	expiration.Roomserver
+	settled *settled
+}
+
+// Close implements expiration.Roomserver.
+func (s *settling) Close(
+	ctx context.Context, e expiration.Event, o expiration.Outcome, sent time.Time, lost bool,
+	claim func(context.Context, expiration.SignedEvent) error,
+) error {
+	if _, err := s.settled.wait(ctx, e.RoomID, patience(o == expiration.Ended)); err != nil {
+		return err
+	}
+	return s.Roomserver.Close(ctx, e, o, sent, lost, claim)
+}
+
+// Send implements expiration.Roomserver. Whether somebody else has set the state was looked up before: what came to light since
+// counts too.
+func (s *settling) Send(
+	ctx context.Context, t expiration.Timer, o expiration.Outcome, claim func(context.Context, expiration.Built) error,
+) (string, error) {
+	looked, err := s.settled.wait(ctx, t.Event.RoomID, patience(o == expiration.Ended))
+	if err != nil {
+		return "", err
+	}
+	if looked && t.Event.StateKey != nil {
+		overtaken, err := s.Replaced(ctx, t)
+		if err != nil {
+			return "", err
+		}
+		if overtaken {
+			return "", &expiration.DropError{Reason: expiration.Replaced}
+		}
+	}
+	return s.Roomserver.Send(ctx, t, o, claim)
+}
+
+// patience is how long one attempt waits for a room's queue.
+func patience(request bool) time.Duration {
+	if request {
+		return callerSettles
+	}
+	return laneSettles
+}

@@ -1,0 +1,202 @@
+package roomserver
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+)
+
+// built is a roomserver that notes what lay in the queue when it was asked to build something.
+type builder struct {
+	expiration.Roomserver
+	d        *deafQueues
+	built    int
+	upon     backlog
+	replaced bool
+}
+
+func (b *builder) build() {
+	b.built++
+	b.upon, _ = b.d.backlog(context.Background(), testRoom)
+}
+
+func (b *builder) Close(
+	context.Context, expiration.Event, expiration.Outcome, time.Time, bool, func(context.Context, expiration.SignedEvent) error,
+) error {
+	b.build()
+	return nil
+}
+
+func (b *builder) Send(context.Context, expiration.Timer, expiration.Outcome, func(context.Context, expiration.Built) error) (string, error) {
+	b.build()
+	return "$sent", nil
+}
+
+func (b *builder) Replaced(context.Context, expiration.Timer) (bool, error) { return b.replaced, nil }
+
+// settleTest is a room, and a timer in it that is due.
+type settleTest struct {
+	*deafQueues
+	*builder
+	q *Queue
+	r expiration.Roomserver
+}
+
+func testSettling(t *testing.T, test func(t *testing.T, s *settleTest)) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &deafQueues{deal: 10 * time.Millisecond}
+		q := newTestQueue(t, d)
+		b := &builder{d: d}
+		test(t, &settleTest{d, b, q, q.Settling(b)})
+	})
+}
+
+// close closes, as a deadline does or as a request.
+func (s *settleTest) close(t *testing.T, o expiration.Outcome) error {
+	return s.r.Close(t.Context(), expiration.Event{RoomID: testRoom}, o, time.Now(), false, nil)
+}
+
+// closed closes, and tries again for as long as that fails in passing. It returns how long it took.
+func (s *settleTest) closed(t *testing.T) time.Duration {
+	began := time.Now()
+	for s.close(t, expiration.Expired) != nil {
+		require.Less(t, time.Since(began), time.Minute)
+		time.Sleep(time.Second)
+	}
+	return time.Since(began)
+}
+
+// Whatever has come before is dealt with before the closing event is built, also if the worker is deaf.
+func TestClosingIsBuiltUponTheQueue(t *testing.T) {
+	for quiet := 50 * time.Second; quiet < 65*time.Second; quiet += 500 * time.Millisecond {
+		for _, o := range []expiration.Outcome{expiration.Expired, expiration.Ended} {
+			testSettling(t, func(t *testing.T, s *settleTest) {
+				s.q.comes(t)
+				time.Sleep(quiet)
+				s.q.comes(t)
+				all, _ := s.backlog(t.Context(), testRoom)
+				if began := time.Now(); o == expiration.Ended {
+					require.NoError(t, s.close(t, o))
+					require.Less(t, time.Since(began), callerSettles)
+				} else {
+					require.Less(t, s.closed(t), 8*time.Second)
+				}
+				require.GreaterOrEqual(t, s.upon.done, all.taken+all.waiting)
+				require.Equal(t, 1, s.built)
+			})
+		}
+	}
+}
+
+// An attempt holds the place that it has for a moment only, and the attempts do not go on for ever.
+func TestClosingDoesNotWaitForEver(t *testing.T) {
+	testSettling(t, func(t *testing.T, s *settleTest) {
+		s.set(func() { s.deal = 5 * time.Minute })
+		s.q.comes(t)
+		s.q.comes(t)
+		began := time.Now()
+		require.ErrorIs(t, s.close(t, expiration.Expired), errUnsettled)
+		require.LessOrEqual(t, time.Since(began), laneSettles)
+		took := s.closed(t)
+		require.Less(t, took, 2*settlesFor)
+		require.Greater(t, took, settlesFor/2)
+		require.False(t, s.upon.empty())
+		for range 100 { // and the next do not wait for as long
+			require.Less(t, s.closed(t), time.Second)
+		}
+	})
+}
+
+// A room into which events come all the time is waited for no longer than for those that came before.
+func TestClosingBesideATorrent(t *testing.T) {
+	testSettling(t, func(t *testing.T, s *settleTest) {
+		stop := make(chan struct{})
+		defer close(stop)
+		go func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(9 * time.Millisecond): // a little faster than the roomserver
+					s.q.comes(t)
+				}
+			}
+		}()
+		time.Sleep(time.Second)
+		require.Less(t, s.closed(t), 2*time.Second)
+		s.set(func() { s.deal = time.Second })
+		time.Sleep(time.Minute)
+		require.Less(t, s.closed(t), 2*settlesFor)
+	})
+}
+
+// A room into which nothing comes is looked at once.
+func TestRoomsThatSettledAreNotAskedFor(t *testing.T) {
+	testSettling(t, func(t *testing.T, s *settleTest) {
+		require.NoError(t, s.close(t, expiration.Expired))
+		s.set(func() { s.fails = true })
+		require.NoError(t, s.close(t, expiration.Expired))
+		s.q.comes(t)
+		require.Error(t, s.close(t, expiration.Expired))
+		s.set(func() { s.fails = false })
+		require.NoError(t, s.close(t, expiration.Expired))
+	})
+}
+
+func TestSettledRoomsAreBounded(t *testing.T) {
+	s := newSettled(nil, nil)
+	for i := range maxSettled + 10 {
+		s.begin(string(rune(i)) + testRoom)
+	}
+	require.Len(t, s.rooms, maxSettled)
+}
+
+// What comes while somebody looks makes the look void.
+func TestLooksAreVoid(t *testing.T) {
+	s := newSettled(nil, nil)
+	look, empty := s.begin(testRoom)
+	require.False(t, empty)
+	s.forget(testRoom)
+	s.dealtWith(testRoom, look)
+	look, empty = s.begin(testRoom)
+	require.False(t, empty)
+	s.dealtWith(testRoom, look)
+	_, empty = s.begin(testRoom)
+	require.True(t, empty)
+}
+
+func TestDelayedEventIsBuiltUponTheQueue(t *testing.T) {
+	testSettling(t, func(t *testing.T, s *settleTest) {
+		timer := expiration.Timer{Event: expiration.Event{RoomID: testRoom, StateKey: new(string)}, Deadline: time.Now().Add(-time.Second)}
+		s.replaced = true // as is found out when the queue is empty
+		_, err := s.r.Send(t.Context(), timer, expiration.Expired, nil)
+		dropped := (*expiration.DropError)(nil)
+		require.True(t, errors.As(err, &dropped), err)
+		require.Equal(t, expiration.Replaced, dropped.Reason)
+		require.Zero(t, s.built)
+		s.replaced = false
+		_, err = s.r.Send(t.Context(), timer, expiration.Expired, nil)
+		require.NoError(t, err)
+		require.Equal(t, 1, s.built)
+	})
+}
+
+// In a room whose version Dendrite does not know the redactions of, the timers have heard of everything first.
+func TestClosingIsBuiltWhenTheTimersHaveHeard(t *testing.T) {
+	testSettling(t, func(t *testing.T, s *settleTest) {
+		s.set(func() { s.out, s.heard = 7, 6 })
+		require.NoError(t, s.close(t, expiration.Expired))
+		s.q.settled.versions.(*inner).version = gomatrixserverlib.RoomVersionV11
+		s.q.comes(t)
+		require.ErrorIs(t, s.close(t, expiration.Expired), errUnsettled)
+		s.set(func() { s.heard = 7 })
+		require.NoError(t, s.close(t, expiration.Expired))
+	})
+}
