@@ -69,12 +69,7 @@ func TestFederationQuietRooms(t *testing.T) {
 			c.user.arrived(t, c.roomID, p.carol)
 			p.carol.arrived(t, c.roomID, c.user)
 		}
-		began := time.Now()
-		for _, c := range cases {
-			c.begin(t, c)
-		}
-		busy := time.Since(began)
-		require.Less(t, busy, 2*time.Second, "the machine is too busy: the last rooms are not deaf yet when the first are")
+		began, busy := beginTogether(t, cases)
 		waitUntil(began.Add(actsAt))
 		p.gate.Hold()
 		for _, c := range cases {
@@ -125,6 +120,32 @@ func (s *server) queued(t *testing.T, roomID string) bool {
 		}
 	}
 	return false
+}
+
+// beginTogether begins all cases within so short a time that all rooms are deaf together, and returns when and how long it took.
+func beginTogether(t *testing.T, cases []*quietCase) (began time.Time, took time.Duration) {
+	t.Helper()
+	for range 10 {
+		var all sync.WaitGroup
+		began = time.Now()
+		for _, c := range cases {
+			all.Go(func() { c.begin(t, c) })
+		}
+		all.Wait()
+		if took = time.Since(began); took < 2*time.Second || t.Failed() {
+			return began, took
+		}
+		for _, c := range cases { // anew
+			if c.sent.token != "" {
+				c.p.near.keepAlive(t, "end", c.sent.token)
+			}
+			if c.delay != "" {
+				c.user.acted(t, unstableDelayed, c.delay, "cancel")
+			}
+		}
+	}
+	t.Fatal("the machine is too busy: the last rooms are not deaf yet when the first are")
+	return began, took
 }
 
 func waitUntil(at time.Time) { <-time.After(time.Until(at)) }
