@@ -37,7 +37,7 @@ type queues interface {
 	read(ctx context.Context) (uint64, error)
 }
 
-// natsQueues asks the JetStream that Dendrite runs. A request takes about a tenth of a millisecond.
+// natsQueues asks the JetStream that Dendrite runs. A request takes a fraction of a millisecond.
 type natsQueues struct {
 	js     nats.JetStreamContext
 	cfg    *config.JetStream
