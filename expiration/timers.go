@@ -33,9 +33,10 @@ type Config struct {
 }
 
 const (
-	// closers is in how many rooms timers are closed at the same time, but for retries and attempts that overrun, see retryPlaces. They mostly wait for the roomserver, or for a commit: the more
-	// of them there are, the more is committed at once. Dendrite's sample configuration has 90 connections to PostgreSQL, of which
-	// the roomserver needs two for an event now and then: if there were as many rooms as connections, all would wait for the second.
+	// closers is in how many rooms timers are closed at the same time, but for retries and attempts that overrun, see retryPlaces.
+	// They mostly wait for the roomserver, or for a commit: the more of them there are, the more is committed at once. Dendrite's
+	// sample configuration has 90 connections to PostgreSQL, of which the roomserver needs two for an event now and then: if there
+	// were as many rooms as connections, all would wait for the second.
 	closers = 64
 	// pollInterval is how long a lost wake-up can delay anything.
 	pollInterval = 5 * time.Second

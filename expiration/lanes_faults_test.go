@@ -1,0 +1,134 @@
+package expiration
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A panic, or the end of the goroutine, ends nothing but the turn: whether it comes before the event is built or after, and in an early turn.
+func TestPanicEndsOnlyTheTurn(t *testing.T) {
+	const rooms, timers = closers + 10, 6
+	for _, exit := range []func(){func() { panic("on purpose") }, runtime.Goexit} {
+		for _, early := range []bool{false, true} {
+			var a attempts
+			inLanes(t, func(l *lanes, r ref, w *turn) bool {
+				a.note(r)
+				if r.nid%2 == 0 {
+					exit()
+				}
+				_ = w.follow(context.Background(), SignedEvent{EventID: fmt.Sprint(r.nid)}, early)
+				if r.nid%3 == 0 {
+					exit()
+				}
+				return false
+			}, func(l *lanes) {
+				l.earlyEvery = 1
+				for i := range uint64(rooms * timers) {
+					l.add(waiting{ref{nid: int64(i)}, i, time.Duration(i)}, i%rooms, false)
+				}
+				synctest.Wait()
+				require.Len(t, a.sequence(), rooms*timers)
+			})
+		}
+	}
+}
+
+// An attempt that waits for its turn before must not lose the lock it does not hold when it panics there.
+func TestPanicInFollow(t *testing.T) {
+	var a attempts
+	inLanes(t, func(l *lanes, r ref, w *turn) bool {
+		a.note(r)
+		w.room = nil // as a fault in what follow calls would
+		defer func() { w.room = l.rooms[1] }()
+		return w.follow(context.Background(), SignedEvent{}, true) != nil
+	}, func(l *lanes) {
+		for i := range int64(3) {
+			l.add(waiting{ref{nid: i}, 1, 0}, 1, false)
+		}
+		synctest.Wait()
+		require.Equal(t, []int64{0, 1, 2}, a.sequence())
+	})
+}
+
+// When stop has returned no turn begins, and wait waits for those that have begun.
+func TestLanesStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var a attempts
+		l := newLanes(func(r ref, w *turn) bool {
+			a.note(r)
+			time.Sleep(5 * time.Second)
+			_ = w.follow(context.Background(), SignedEvent{}, true)
+			return true
+		})
+		for i := range uint64(1000) {
+			l.add(waiting{ref{nid: int64(i)}, i, 0}, i/2, i%5 == 0)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		l.stop()
+		begun := len(a.sequence())
+		l.add(waiting{ref{nid: 5000}, 5000, 0}, 5000, false)
+		start := time.Now()
+		l.wait()
+		require.Equal(t, 4*time.Second, time.Since(start))
+		require.Len(t, a.sequence(), begun)
+		require.Positive(t, begun)
+	})
+}
+
+// Whatever the attempts do, all timers are attempted, those that fail again, and what must be true of the lanes is, at each moment.
+func TestAnythingInLanes(t *testing.T) {
+	const timers, senders, rooms = 600, 8, 90
+	for seed := range uint64(6) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		left := timers
+		add := func(l *lanes, r ref, retry bool) {
+			n := uint64(r.nid)
+			l.add(waiting{r, n * n % senders, time.Duration(n)}, n%rooms, retry)
+		}
+		inLanes(t, func(l *lanes, r ref, w *turn) (failed bool) {
+			l.mu.Lock()
+			what, long := random.IntN(8), time.Duration(random.IntN(4000))*time.Millisecond
+			l.mu.Unlock()
+			time.Sleep(long)
+			if what == 0 {
+				time.AfterFunc(time.Second, func() { add(l, r, true) })
+				panic("on purpose")
+			}
+			_ = w.follow(context.Background(), SignedEvent{}, what > 4)
+			time.Sleep(long)
+			if what == 1 {
+				time.AfterFunc(time.Second, func() { add(l, r, true) })
+				return true
+			}
+			l.mu.Lock()
+			left--
+			l.mu.Unlock()
+			return false
+		}, func(l *lanes) {
+			for i := range int64(timers) {
+				add(l, ref{nid: i}, false)
+				if i%10 == 0 {
+					time.Sleep(100 * time.Millisecond)
+					synctest.Wait()
+					l.check(t)
+				}
+			}
+			for waits := true; waits; {
+				time.Sleep(time.Second)
+				synctest.Wait()
+				l.check(t)
+				l.mu.Lock()
+				waits = left > 0
+				l.mu.Unlock()
+			}
+		})
+	}
+}
