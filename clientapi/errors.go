@@ -1,12 +1,14 @@
 package clientapi
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"time"
 
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
+	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
@@ -59,6 +61,10 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 	case errors.As(err, &refused):
 		return util.JSONResponse{Code: refused.Code, JSON: refused.Response}
 	}
-	util.GetLogger(req.Context()).WithError(err).Error("Failed to handle an expiring or delayed event")
+	level := logrus.ErrorLevel
+	if errors.Is(req.Context().Err(), context.Canceled) { // the client hung up
+		level = logrus.DebugLevel
+	}
+	util.GetLogger(req.Context()).WithError(err).Log(level, "Failed to handle an expiring or delayed event")
 	return util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.Unknown("Internal server error")}
 }

@@ -2,7 +2,6 @@ package dendritefix
 
 import (
 	"context"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -11,6 +10,8 @@ import (
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 const (
@@ -60,16 +61,11 @@ func (p *PowerLevels) Watch(ctx context.Context, output *api.OutputNewRoomEvent)
 	}
 	p.pending[roomID] = true
 	time.AfterFunc(levelsLookedAt, func() {
-		defer func() {
-			if r := recover(); r != nil {
-				logrus.WithField("room_id", roomID).Errorf("Panic while looking at power levels: %v\n%s", r, debug.Stack())
-			}
-		}()
 		p.mu.Lock()
 		delete(p.pending, roomID)
 		p.mu.Unlock()
 		if ctx.Err() == nil {
-			p.look(ctx, roomID)
+			guard.Run("looking at power levels", func() { p.look(ctx, roomID) })
 		}
 	})
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 const (
@@ -123,7 +125,7 @@ func (b *batches[Q, A]) lead(ctx context.Context, mine *batch[Q, A]) {
 	defer close(mine.decided)
 	ctx, cancel := context.WithTimeout(ctx, batchTimeout)
 	defer cancel()
-	guarded("asking the database", func() { mine.answers, mine.err = b.ask(ctx, mine.questions) })
+	guard.Run("asking the database", func() { mine.answers, mine.err = b.ask(ctx, mine.questions) })
 }
 
 // withoutAnswers is for what has no answer but that it was done.

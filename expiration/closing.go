@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 // errNotDue: the timer was refreshed since its closing event began to be built, or before.
@@ -79,8 +80,11 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 func (t *Timers) closeDue(r ref, w *turn) (failed bool) {
 	ctx, cancel := context.WithTimeout(t.ctx, t.patience(r))
 	defer cancel()
+	err := errUndecided
 	// close schedules the next attempt and has said what there is to say.
-	err := t.close(ctx, r, Expired, w)
+	if !guard.Run("closing an event", func() { err = t.close(ctx, r, Expired, w) }) {
+		t.scheduleRetry(r)
+	}
 	t.removeRowBehind(r)
 	return err != nil && !isFinal(err) && !errors.Is(err, errNotDue)
 }
@@ -105,7 +109,10 @@ func (t *Timers) recover(claimed []ref) {
 		done.Go(func() {
 			defer func() { <-free }()
 			for _, r := range rooms[room] {
-				if !guarded("finishing what was claimed", func() { _ = t.closeNow(ctx, r, Expired) }) {
+				if !guard.Run("finishing what was claimed", func() {
+					defer t.removeRow(ctx, r)
+					_ = t.close(ctx, r, Expired, nil)
+				}) {
 					t.scheduleRetry(r)
 				}
 			}
@@ -146,12 +153,22 @@ func (t *Timers) withEarlier(claimed []ref) (all []overdue) {
 	return all
 }
 
-// closeNow is close, and deletes the row if the timer is gone then.
-func (t *Timers) closeNow(ctx context.Context, r ref, o Outcome) error {
+// endNow makes an attempt whose caller waits for the answer. The caller can hang up until it is the timer's turn; what has begun
+// then is brought to its end.
+func (t *Timers) endNow(ctx context.Context, r ref) error {
+	waiting, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	unlock, err := t.lockTimer(waiting, r)
+	if err != nil {
+		return fmt.Errorf("waiting for another attempt, or a send: %w", err)
+	}
+	defer unlock()
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+	defer cancel()
 	defer t.removeRow(ctx, r)
 	for {
 		// Whoever waits for the answer need not come again for an event that cannot be sent: soon the error is another one.
-		if err := t.close(ctx, r, o, nil); !isUnsendable(err) {
+		if err := t.attempt(ctx, r, Ended, nil); !isUnsendable(err) {
 			return err
 		}
 	}
@@ -161,27 +178,36 @@ func (t *Timers) closeNow(ctx context.Context, r ref, o Outcome) error {
 // room has the closing event, ErrNotFound if the timer was gone, a *DropError if it now is, and else a passing fault. If the
 // timer is gone, removeRow is still to be called.
 func (t *Timers) close(ctx context.Context, r ref, o Outcome, w *turn) error {
+	unlock, err := t.lockTimer(ctx, r)
+	if err != nil { // another attempt, or a send, took too long
+		t.again(r, Event{}, err)
+		return err
+	}
+	defer unlock()
+	return t.attempt(ctx, r, o, w)
+}
+
+// lockTimer takes the locks of an attempt: the timer's, and that of its piece of state.
+func (t *Timers) lockTimer(ctx context.Context, r ref) (unlock func(), err error) {
 	var state uint64
 	t.mu.Lock()
 	if tm := t.index.at(r); tm != nil {
 		state = tm.state
 	}
 	t.mu.Unlock()
-	unlock, err := t.closings.lock(ctx, r.nid)
-	if err == nil {
-		defer unlock()
-		if state != 0 {
-			unlock, err = t.states.lock(ctx, state)
-			if err == nil {
-				defer unlock()
-			}
-		}
+	unlockAttempts, err := t.closings.lock(ctx, r.nid)
+	if err != nil || state == 0 {
+		return unlockAttempts, err
 	}
-	if err != nil { // another attempt, or a send, took too long
-		t.again(r, Event{}, err)
-		return err
+	unlockState, err := t.states.lock(ctx, state)
+	if err != nil {
+		unlockAttempts()
+		return nil, err
 	}
-	return t.attempt(ctx, r, o, w)
+	return func() {
+		unlockState()
+		unlockAttempts()
+	}, nil
 }
 
 // attempt is close under the locks.

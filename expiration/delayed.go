@@ -197,10 +197,7 @@ func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) erro
 func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
 	r, err := t.delayed(delayID, owner)
 	if err == nil {
-		// What has begun is brought to its end.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
-		defer cancel()
-		err = t.closeNow(ctx, r, Ended)
+		err = t.endNow(ctx, r)
 	}
 	return t.finalised(ctx, delayID, owner, err)
 }

@@ -719,6 +719,7 @@ func TestDelayedEventThatExpires(t *testing.T) {
 		require.ErrorAs(t, w.SendDelayed(t.Context(), delayID, alice), &limit)
 		require.Nil(t, w.final(delayID))
 		time.Sleep(10 * time.Second)
+		synctest.Wait()
 		w.wantFinal(delayID, func(f Final) bool { return strings.Contains(string(f.Error), "M_LIMIT_EXCEEDED") })
 		time.Sleep(time.Minute)
 		w.wantSent()

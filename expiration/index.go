@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 // timer is a timer in memory: what is needed while it runs. The event stands in its row, which is read when the timer ends.
@@ -228,7 +230,7 @@ func (x *index) link() bool {
 	)
 	all := func(f func(slot, *timer)) {
 		linking.Go(func() {
-			if !guarded("making the index", func() {
+			if !guard.Run("making the index", func() {
 				for s, tm := range x.timers.all() {
 					f(s, tm)
 				}

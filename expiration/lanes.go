@@ -5,12 +5,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/sirupsen/logrus"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 // Some turns of a room may begin before the one before is over. Two events that are built beside one another are joined by the next:
@@ -274,15 +273,10 @@ func (l *lanes) lead(room *lane) {
 func (l *lanes) work(w *turn) {
 	failed := true
 	defer func() {
-		if p := recover(); p != nil {
-			logrus.WithFields(logrus.Fields{
-				"component": "expiration", "timer_nid": w.timer.timer.nid, "panic": p, "stack": string(debug.Stack()),
-			}).Error("Recovered a panic in an attempt to close an event")
-		}
 		<-w.before
 		l.finish(w, failed)
 	}()
-	failed = l.attempt(w.timer.timer, w)
+	guard.Run("closing an event", func() { failed = l.attempt(w.timer.timer, w) })
 }
 
 // finish ends a turn, which is the room's oldest. If the room has no other, another room can have its place.

@@ -13,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 // Config is what the component itself can be told; see docs/configuration.md.
@@ -257,8 +258,8 @@ func (t *Timers) run(ctx context.Context, u unfinished) {
 		t.supersede(r)
 	}
 	t.recover(u.claimed)
-	t.watcher.Go(func() { keepGoing(t.ctx, "watching the deadlines", t.watch) })
-	t.watcher.Go(func() { keepGoing(t.ctx, "pruning", t.prune) })
+	t.watcher.Go(func() { guard.KeepGoing(t.ctx, "watching the deadlines", t.watch) })
+	t.watcher.Go(func() { guard.KeepGoing(t.ctx, "pruning", t.prune) })
 }
 
 // Stop lets the closings that are under way come to their end, within stopPatience and while the context of Start lasts,
@@ -631,10 +632,7 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	case t.refusedOnce(r):
 		return &DropError{Reason: SenderGone}
 	}
-	// A closing that has begun is not given up because the caller hangs up.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
-	defer cancel()
-	err := t.closeNow(ctx, r, Ended)
+	err := t.endNow(ctx, r)
 	var dropped *DropError
 	switch {
 	case err == nil:
@@ -954,13 +952,13 @@ func (t *Timers) removeRowBehind(r ref) {
 		t.watcher.Go(func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), batchTimeout) // also when the component stops
 			defer cancel()
-			if !guarded("deleting a row", func() { t.removeRow(ctx, r) }) {
+			if !guard.Run("deleting a row", func() { t.removeRow(ctx, r) }) {
 				t.scheduleRetry(r)
 			}
 		})
 	default:
 		if t.swept = append(t.swept, r); len(t.swept) == 1 {
-			t.watcher.Go(func() { guarded("deleting rows", t.sweep) })
+			t.watcher.Go(func() { guard.Run("deleting rows", t.sweep) })
 		}
 	}
 }
@@ -983,7 +981,7 @@ func (t *Timers) sweep() {
 			nids[i] = r.nid
 		}
 		err := errUndecided
-		guarded("deleting rows", func() { err = t.store.Delete(ctx, nids) })
+		guard.Run("deleting rows", func() { err = t.store.Delete(ctx, nids) })
 		t.removed(err, some...)
 	}
 }

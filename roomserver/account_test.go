@@ -42,6 +42,15 @@ func (m *membership) QueryEventsByID(_ context.Context, _ *api.QueryEventsByIDRe
 	return m.failed
 }
 
+func (m *membership) QueryLatestEventsAndState(
+	_ context.Context, _ *api.QueryLatestEventsAndStateRequest, res *api.QueryLatestEventsAndStateResponse,
+) error {
+	if m.known != nil {
+		res.LatestEvents = []string{m.known.EventID()}
+	}
+	return nil
+}
+
 func newGuard(m *membership, a Accounts) *Guard {
 	wrapper := NewAPI(m)
 	close(wrapper.ready)

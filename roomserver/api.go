@@ -8,6 +8,7 @@ package roomserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -16,8 +17,10 @@ import (
 	"github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/sirupsen/logrus"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
 
@@ -47,8 +50,15 @@ func (a *API) Watch(w StateWatcher) { a.watcher = w }
 // InputRoomEvents implements api.InputRoomEventsAPI.
 func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
 	for _, input := range req.InputRoomEvents {
-		if input.Kind == api.KindNew && jsondepth.TooDeep(input.Event.JSON()[1:]) { // within the event
+		if input.Kind != api.KindNew {
+			continue
+		}
+		if jsondepth.TooDeep(input.Event.JSON()[1:]) { // within the event
 			res.ErrMsg = errTooDeep.Error()
+			return
+		}
+		if dendritefix.Unstorable(input.Event.Content()) {
+			res.ErrMsg = errUnstorable.Error()
 			return
 		}
 	}
@@ -70,6 +80,9 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 // errTooDeep is the answer to an event of another server, which is in no other way kept from breaking the /sync of everybody in the
 // room. Dendrite wraps an event in more JSON at each stage, and reads none that is nested more deeply than 10,000 levels.
 var errTooDeep = fmt.Errorf("the event is nested more deeply than %d levels", jsondepth.Max)
+
+// errUnstorable is the answer to an event with which PostgreSQL would keep Dendrite's sync API busy for ever.
+var errUnstorable = errors.New("the event relates to, or redacts, something whose name has a NUL character")
 
 // tell tells the watcher of state events. If that fails, the sender need not know: the output stream tells of the change too.
 func tell(
@@ -103,7 +116,9 @@ func (a *API) input(ctx context.Context, req *api.InputRoomEventsRequest, res *a
 		again := *req
 		again.Asynchronous = true
 		impatient := time.AfterFunc(inputPatience, func() {
-			a.RoomserverInternalAPI.InputRoomEvents(ctx, &again, &api.InputRoomEventsResponse{})
+			guard.Run("giving an event to the roomserver again", func() {
+				a.RoomserverInternalAPI.InputRoomEvents(ctx, &again, &api.InputRoomEventsResponse{})
+			})
 		})
 		defer impatient.Stop()
 	}

@@ -55,9 +55,9 @@ func (s *oneSend) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsR
 }
 
 // rejected reports whether the answer of the roomserver is that an event is against the rules of its room, or the wrapper's that it
-// is nested too deeply. The roomserver answers with a text alone, in which only the prefix tells this from a fault of its database.
+// does not let the event in. The roomserver answers with a text alone, in which only the prefix tells this from a fault of its database.
 func rejected(res *api.InputRoomEventsResponse) bool {
-	return res.ErrMsg == errTooDeep.Error() || strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error())
+	return res.ErrMsg == errTooDeep.Error() || res.ErrMsg == errUnstorable.Error() || strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error())
 }
 
 // verdict returns what an answer of SendEvent's means that is not a success: why the hook called the send off, a fault of the
@@ -68,7 +68,7 @@ func (s *oneSend) verdict(res util.JSONResponse) error {
 	if err != nil {
 		return err
 	}
-	failed := fmt.Errorf("Dendrite's answer to a send: HTTP %d: %s", res.Code, body)
+	failed := fmt.Errorf("the answer to a send: HTTP %d: %s", res.Code, body)
 	switch {
 	case s.hook.Err != nil:
 		return s.hook.Err

@@ -2,11 +2,12 @@ package roomserver
 
 import (
 	"context"
-	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 // The figures of the watch over quiet rooms. An event that comes asynchronously is seen within patience, one tick, and the time
@@ -74,7 +75,9 @@ func (q *quiet) Start(ctx context.Context) {
 				return
 			case now := <-ticker.C:
 				for _, roomID := range q.due(now) {
-					q.lookInto(ctx, roomID)
+					if !guard.Run("looking into a room's queue", func() { q.lookInto(ctx, roomID) }) {
+						q.looked(roomID, backlog{waiting: 1})
+					}
 				}
 			}
 		}
@@ -126,12 +129,6 @@ func (q *quiet) due(now time.Time) (rooms []string) {
 func (q *quiet) lookInto(ctx context.Context, roomID string) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	defer func() {
-		if p := recover(); p != nil {
-			q.log.WithField("room_id", roomID).Errorf("Panic while looking into a room's queue: %v\n%s", p, debug.Stack())
-			q.looked(roomID, backlog{waiting: 1})
-		}
-	}()
 	b, err := q.queues.backlog(ctx, roomID)
 	if err != nil {
 		b = backlog{waiting: 1} // look again

@@ -27,6 +27,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 const (
@@ -102,7 +103,10 @@ func (c *Consumer) onMessages(ctx context.Context, msgs []*nats.Msg) bool {
 				logrus.WithError(err).Error("expiration consumer: message parse failure")
 				continue
 			}
-			failed = errors.Join(failed, c.onOutput(ctx, &output, sentAt(msg)))
+			// One that panics is left out: what must not be sent is looked at again before it is.
+			guard.Run("reading the roomserver's output", func() {
+				failed = errors.Join(failed, c.onOutput(ctx, &output, sentAt(msg)))
+			})
 		}
 	}
 	if err := errors.Join(failed, c.timers.Settle(ctx)); err != nil {

@@ -13,11 +13,13 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
 // told writes down which membership events are cancelled, and who is dropped. It knows the users of a room with pseudo IDs.
 type told struct {
+	Roomserver // panics if it is asked for more
 	Timers
 	cancelled []string
 	dropped   []string
@@ -34,10 +36,6 @@ func (d *told) DropSender(_ context.Context, roomID, userID string, before time.
 func (d *told) CancelState(_ context.Context, s expiration.StateKey, owner string, before time.Time) error {
 	d.cancelled = append(d.cancelled, fmt.Sprint(s.RoomID, s.Type, s.Key, owner, before.Unix()))
 	return d.failed
-}
-
-func (d *told) QuerySenderIDForUser(context.Context, spec.RoomID, spec.UserID) (*spec.SenderID, error) {
-	panic("not needed")
 }
 
 func (d *told) QueryUserIDForSender(_ context.Context, _ spec.RoomID, id spec.SenderID) (*spec.UserID, error) {
@@ -66,7 +64,7 @@ func TestMembershipEventsOfWhoIsOut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := &told{failed: test.failed, users: map[spec.SenderID]string{"pseudo": alice}}
-			c := &Consumer{rsAPI: d, timers: d}
+			c := &Consumer{rsAPI: d, timers: d, levels: dendritefix.NewPowerLevels(d)}
 			pdu, err := gomatrixserverlib.MustGetRoomVersion(gomatrixserverlib.RoomVersionV10).NewEventFromTrustedJSON([]byte(fmt.Sprintf(
 				`{"auth_events":[],"content":{"membership":%q},"depth":5,"hashes":{"sha256":"x"},"origin_server_ts":1,"prev_events":[],`+
 					`"room_id":%q,"sender":%q,"signatures":{},"type":%q,"state_key":%q}`, test.membership, room, alice, test.eventType, test.key,

@@ -13,6 +13,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/shared"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 const createTimersSQL = `
@@ -216,12 +217,17 @@ func (c *connection) use(ctx context.Context, f func(*sql.Conn) error) error {
 				return err
 			}
 		}
-		if err = f(c.conn); err != nil {
+		// The writer runs this in a goroutine of its own.
+		err = errPanicked
+		guard.Run("writing timers", func() { err = f(c.conn) })
+		if err != nil {
 			c.close()
 		}
 		return err
 	})
 }
+
+var errPanicked = errors.New("writing timers panicked")
 
 func (c *connection) Transaction(ctx context.Context, f func(*sql.Tx) error) error {
 	return c.use(ctx, func(conn *sql.Conn) error {
