@@ -1,0 +1,218 @@
+package hostile
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+const (
+	// lateness is how late a bystander's event may be seen by somebody else, whatever hostile users do.
+	lateness = 2 * time.Second
+	// probeInterval is the time between two of a bystander's sends.
+	probeInterval = 250 * time.Millisecond
+	// afterRestart is for how long after a restart lateness is not measured: the stream to /sync gives again what nobody
+	// had acknowledged, after 30 seconds.
+	afterRestart = 35 * time.Second
+	// lost is when an event that was not seen will not be.
+	lost = 60 * time.Second
+)
+
+// bystander is a user who has timers of his own, and an observer in the same room who sees when they are dealt with.
+type bystander struct {
+	s                *server
+	sender, observer *homeserver.Client
+	room             string
+
+	mu sync.Mutex
+	// waited are the deadlines of what was accepted and not yet seen, by event ID, or by body for a delayed event.
+	waited map[string]time.Time
+	// late and sends are what was measured in this phase.
+	late, sends []time.Duration
+	refused     map[string]int
+	sent        int
+	disturbed   time.Time // until when lateness is not measured
+	slow        []string  // what was later than allowed
+}
+
+// newBystander registers both users, and lets them act until the test ends.
+func newBystander(t *testing.T, s *server) *bystander {
+	t.Helper()
+	users := s.register(t, "bystander", 2)
+	b := &bystander{s: s, sender: users[0], observer: users[1], waited: map[string]time.Time{}, refused: map[string]int{}}
+	var err error
+	b.room, err = b.sender.CreateRoom(t.Context(), nil)
+	require.NoError(t, err)
+	require.NoError(t, b.observer.Join(t.Context(), b.room))
+	since := b.sync(t.Context(), "", 0)
+	require.NotEmpty(t, since)
+	var running sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	running.Go(func() {
+		for ctx.Err() == nil {
+			if next := b.sync(ctx, since, 2*time.Second); next != "" {
+				since = next
+			} else {
+				time.Sleep(20 * time.Millisecond) // the server is down
+			}
+		}
+	})
+	running.Go(func() {
+		for ctx.Err() == nil {
+			running.Go(func() { b.probe(ctx) })
+			time.Sleep(probeInterval)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	return b
+}
+
+// probe sends an expiring event or a delayed one, and remembers when it must be closed or sent.
+func (b *bystander) probe(ctx context.Context) {
+	b.mu.Lock()
+	b.sent++
+	n := b.sent
+	b.mu.Unlock()
+	body := fmt.Sprintf("probe %d", n)
+	after, path, content := time.Second, homeserver.SendPath(b.room, "m.room.message"), JSON{"body": body, "msgtype": "m.text"}
+	switch n % 3 {
+	case 0:
+		content["m.will_expire"] = 1
+	case 1:
+		content["m.will_expire"] = 1
+		path = homeserver.StatePath(b.room, "m.call.member", fmt.Sprintf("key%d", n%64))
+	default:
+		path += "?org.matrix.msc4140.delay=" + strconv.FormatInt(after.Milliseconds(), 10)
+	}
+	before, restarts := time.Now(), b.s.restarts.Load()
+	res, err := b.sender.Do(ctx, http.MethodPut, path, content)
+	now := time.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case ctx.Err() != nil || err != nil && (restarts != b.s.restarts.Load() || restarts%2 == 1):
+		return
+	case err != nil:
+		b.refused[err.Error()]++
+	case res.Code != http.StatusOK:
+		b.refused[res.String()]++
+	case n%3 == 2:
+		b.waited[body] = now.Add(after)
+	default:
+		b.waited[res.Get("event_id").Str] = now.Add(after)
+	}
+	b.sends = append(b.sends, now.Sub(before))
+}
+
+// sync reads the observer's /sync once, and returns where to go on, or "" if there was no answer.
+func (b *bystander) sync(ctx context.Context, since string, timeout time.Duration) string {
+	path := fmt.Sprintf("/_matrix/client/v3/sync?since=%s&timeout=%d", url.QueryEscape(since), timeout.Milliseconds())
+	res, err := b.observer.Do(ctx, http.MethodGet, path, nil)
+	if err != nil || res.Code != http.StatusOK {
+		return ""
+	}
+	now := time.Now()
+	res.Get("rooms.join").ForEach(func(_, room gjson.Result) bool {
+		for _, part := range []string{"state.events", "timeline.events"} {
+			for _, e := range room.Get(part).Array() {
+				b.see(e, now)
+			}
+		}
+		return true
+	})
+	return res.Get("next_batch").Str
+}
+
+// see notes that an event has come, if it is one that is waited for.
+func (b *bystander) see(e gjson.Result, now time.Time) {
+	id := e.Get(`content.m\.relates_to.event_id`).Str
+	if id == "" && !e.Get(`content.m\.will_expire`).Exists() {
+		id = e.Get("content.body").Str
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if deadline, ok := b.waited[id]; ok {
+		b.note(deadline, now)
+		delete(b.waited, id)
+	}
+}
+
+func (b *bystander) note(deadline, now time.Time) {
+	late := now.Sub(deadline)
+	if now.Before(b.disturbed) || deadline.Before(b.disturbed) {
+		return
+	}
+	b.late = append(b.late, late)
+	if late > lateness && len(b.slow) < 10 {
+		b.slow = append(b.slow, fmt.Sprintf("due %s, seen %s later", deadline.Format("15:04:05.000"), late.Round(time.Millisecond)))
+	}
+}
+
+// disturb says that the server was restarted just now.
+func (b *bystander) disturb() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.disturbed = time.Now().Add(afterRestart)
+}
+
+// figures are what a bystander has seen during a phase.
+type figures struct {
+	count, overdue         int
+	median, p99, max       time.Duration // of the lateness
+	sendMedian, sendLatest time.Duration
+	refused                map[string]int
+	slow                   []string
+}
+
+// phase ends a phase: what is overdue at the moment counts as it is.
+func (b *bystander) phase() (f figures) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	for _, deadline := range b.waited {
+		if deadline.Add(lateness).Before(now) {
+			f.overdue++
+			b.note(deadline, now)
+		}
+	}
+	f.count, f.median, f.p99, f.max = len(b.late), quantile(b.late, .5), quantile(b.late, .99), quantile(b.late, 1)
+	f.sendMedian, f.sendLatest = quantile(b.sends, .5), quantile(b.sends, 1)
+	f.refused, f.slow = b.refused, b.slow
+	b.late, b.sends, b.refused, b.slow = nil, nil, map[string]int{}, nil
+	return f
+}
+
+// missing returns how many events are overdue for so long that they will not come.
+func (b *bystander) missing() (n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, deadline := range b.waited {
+		if time.Since(deadline) > lost {
+			n++
+		}
+	}
+	return n
+}
+
+// quantile returns a quantile of durations, 0 if there are none.
+func quantile(of []time.Duration, q float64) time.Duration {
+	if len(of) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(of))
+	return sorted[int(q*float64(len(sorted)-1)+.5)].Round(time.Millisecond)
+}

@@ -1,0 +1,255 @@
+package hostile
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+const (
+	stablePath   = "/_matrix/client/v1/delayed_events"
+	unstablePath = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events"
+	// settled is how long after its due time a delayed event is finalised at the latest, on a machine that is busy.
+	settled = 90 * time.Second
+)
+
+// fuzzer sends inputs to a server, and follows what becomes of them.
+type fuzzer struct {
+	s     *server
+	found *findings
+	users []*homeserver.Client
+	rooms *roomPool
+
+	txns     atomic.Int64
+	requests chan struct{} // one place for each request that may be under way
+	mu       sync.Mutex
+	// recent are the inputs under way and those that were due a moment ago: suspects when the process dies.
+	recent map[*input]time.Time
+	// tokens are the tokens of expiring events, and delayed the delay IDs that are not known to be finalised.
+	tokens  map[string]*input
+	delayed map[string]*input
+	// accepted and refused count the inputs.
+	accepted, refused atomic.Int64
+	died              atomic.Bool
+}
+
+func newFuzzer(s *server, users []*homeserver.Client) *fuzzer {
+	return &fuzzer{
+		s: s, found: newFindings(), users: users, rooms: newRoomPool(users), requests: make(chan struct{}, 16),
+		recent: map[*input]time.Time{}, tokens: map[string]*input{}, delayed: map[string]*input{},
+	}
+}
+
+// do sends one request and looks at the answer as every answer is looked at. It returns false if there was none.
+func (f *fuzzer) do(ctx context.Context, in *input, c *homeserver.Client, method, path string, body any) (homeserver.Response, bool) {
+	f.requests <- struct{}{}
+	defer func() { <-f.requests }()
+	for f.s.restarts.Load()%2 == 1 && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond)
+	}
+	restarts, before := f.s.restarts.Load(), time.Now()
+	res, err := c.Do(ctx, method, path, body)
+	took := time.Since(before)
+	what := fmt.Sprintf("%s %.300s", method, path)
+	switch {
+	case ctx.Err() != nil || f.died.Load():
+		return res, false
+	case err != nil && restarts != f.s.restarts.Load():
+		return res, false
+	case err != nil && !f.s.alive():
+		f.died.Store(true)
+		f.found.add("the process ended", in, "during %s", what)
+		return res, false
+	case err != nil:
+		f.found.add("no answer", in, "%s: %.300s", what, err)
+		return res, false
+	case took > patience:
+		f.found.add("a request hangs", in, "%s took %s", what, took)
+	}
+	return res, true
+}
+
+// run does what an input says, and returns when its event should be dealt with.
+func (f *fuzzer) run(ctx context.Context, in *input, user int) {
+	c := f.users[user]
+	p, err := f.rooms.get(ctx, in.Version, user)
+	if err != nil {
+		f.found.note("creating a room of version %s failed: %.100s", in.Version, err)
+		return
+	}
+	txn := fmt.Sprintf("hostile%d", f.txns.Add(1))
+	path, body := in.request(p, txn)
+	f.suspect(in, time.Now())
+	res, ok := f.do(ctx, in, c, http.MethodPut, path, body)
+	if !ok {
+		return
+	}
+	f.check(ctx, in, c, p, "PUT "+path, res)
+	if in.Repeat {
+		again, ok := f.do(ctx, in, c, http.MethodPut, path, body)
+		first, second := res.Get("delay_id").Str, again.Get("delay_id").Str
+		if ok && first != "" && second != first && strings.HasSuffix(strings.Split(path, "?")[0], txn) {
+			f.found.add("a transaction is repeated", in, "%.300s: %s, then %s", path, res, again)
+		}
+		f.remember(in, again)
+	}
+	f.rooms.used(in.Version, user, res.Code == http.StatusForbidden)
+	due := f.remember(in, res)
+	if res.Code != http.StatusOK {
+		f.refused.Add(1)
+		f.forget(in)
+		return
+	}
+	f.accepted.Add(1)
+	f.suspect(in, due)
+	sleep(ctx, time.Duration(in.AfterMS)*time.Millisecond)
+	if f.act(ctx, in, c, p, res) { // the timer may have begun anew
+		due = time.Now().Add(time.Until(due)).Add(time.Duration(in.DelayMS)*time.Millisecond + time.Duration(in.Expires)*time.Second)
+	}
+	sleep(ctx, time.Until(due))
+	f.settle(ctx, in, c, res.Get("delay_id").Str)
+}
+
+// remember keeps the secret of what was accepted, and returns when its event is due.
+func (f *fuzzer) remember(in *input, res homeserver.Response) time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if token := res.Get("expire_refresh_token").Str; token != "" {
+		f.tokens[token] = in
+		return time.Now().Add(time.Duration(in.Expires) * time.Second)
+	}
+	if id := res.Get("delay_id").Str; id != "" {
+		f.delayed[id] = in
+	}
+	return time.Now().Add(time.Duration(in.DelayMS) * time.Millisecond)
+}
+
+// act does the action of an input, and returns true if that moved its due time.
+func (f *fuzzer) act(ctx context.Context, in *input, c *homeserver.Client, p place, sent homeserver.Response) bool {
+	method, path, body := http.MethodPost, stablePath+"/"+sent.Get("delay_id").Str, any(nil)
+	switch in.Action {
+	case "":
+		return false
+	case "list":
+		method, path = http.MethodGet, unstablePath
+	case "look":
+		method = http.MethodGet
+	case "refresh", "end":
+		method, path, body = http.MethodPut, "/_matrix/client/v3/expiration/"+in.Action, JSON{"expire_refresh_token": sent.Get("expire_refresh_token").Str}
+	default:
+		path += "/" + in.Action
+	}
+	res, ok := f.do(ctx, in, c, method, path, body)
+	if ok {
+		f.check(ctx, in, c, p, in.Action, res)
+	}
+	return in.Action == "restart" || in.Action == "refresh"
+}
+
+// check looks for a fault of the server's in an answer. If sending at once by stock's means fails the same way, it is stock's.
+func (f *fuzzer) check(ctx context.Context, in *input, c *homeserver.Client, p place, what string, res homeserver.Response) {
+	if res.Code < http.StatusInternalServerError {
+		return
+	}
+	sends := what == "send" || in.Form == expiring && strings.HasPrefix(what, "PUT ")
+	if sends {
+		path, body := in.plain(p, fmt.Sprintf("plain%d", f.txns.Add(1)))
+		if plain, ok := f.do(ctx, in, c, http.MethodPut, path, body); ok && plain.Code == res.Code {
+			f.found.note("a plain send of %s fails the same way: %s", in.Type, plain)
+			return
+		}
+	}
+	f.found.add(fmt.Sprintf("%d on %.4s", res.Code, what), in, "%.300s: %s", what, res)
+}
+
+// settle waits until a delayed event is finalised.
+func (f *fuzzer) settle(ctx context.Context, in *input, c *homeserver.Client, id string) {
+	if id == "" || ctx.Err() != nil {
+		f.forget(in)
+		return
+	}
+	pause := 200 * time.Millisecond
+	for deadline := time.Now().Add(settled); ; {
+		res, ok := f.do(ctx, in, c, http.MethodGet, stablePath+"/"+url.PathEscape(id), nil)
+		switch {
+		case ctx.Err() != nil || f.died.Load():
+			return
+		case ok && res.Code == http.StatusNotFound:
+			f.found.add("a delayed event is lost", in, "looked up: %s", res)
+		case ok && res.Code >= http.StatusInternalServerError:
+			f.found.add("a look-up fails", in, "%s", res)
+		case !ok || res.Get("finalised").Exists() == res.Get("finalised_ts").Exists(): // neither, or no answer
+			if !time.Now().After(deadline) {
+				sleep(ctx, pause)
+				pause = min(2*pause, 5*time.Second)
+				continue
+			}
+			f.found.add("neither done nor scheduled", in, "%.500s", res)
+			return
+		default:
+			f.note(res)
+		}
+		f.forget(in)
+		f.mu.Lock()
+		delete(f.delayed, id)
+		f.mu.Unlock()
+		return
+	}
+}
+
+// note counts what became of a delayed event.
+func (f *fuzzer) note(res homeserver.Response) {
+	final := res.Get("finalised")
+	if !final.Exists() {
+		final = res.Get("@this")
+	}
+	switch {
+	case final.Get("event_id").Exists():
+		f.found.note("sent")
+	case final.Get("error").Exists():
+		f.found.note("ended with an error: %s", final.Get("error.errcode"))
+	default:
+		f.found.note("cancelled")
+	}
+}
+
+func (f *fuzzer) suspect(in *input, due time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.recent[in] = due
+}
+
+func (f *fuzzer) forget(in *input) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.recent, in)
+}
+
+// suspects returns the inputs that may have ended the process: those due a moment ago, the latest first.
+func (f *fuzzer) suspects() (all []*input) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	for in, due := range f.recent {
+		if due.Before(now) {
+			all = append(all, in)
+		}
+	}
+	slices.SortFunc(all, func(a, b *input) int { return f.recent[b].Compare(f.recent[a]) })
+	return all
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

@@ -1,0 +1,158 @@
+// Package hostile tests that users cannot harm the server or one another: the real binary, on SQLite and on PostgreSQL, with
+// hostile users on one side and a bystander on the other, whose timers must be closed in time whatever the others do.
+//
+//	go test ./test/hostile -run TestFuzzThroughTimers -timers 200000 -database SQLite -timeout 3h -v
+//	go test ./test/hostile -run TestHostileUsers -attack 15s -timeout 30m -v
+package hostile
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
+)
+
+var (
+	timersFlag   = flag.Int("timers", 1500, "how many `timers` TestFuzzThroughTimers asks for, on each database")
+	seedFlag     = flag.Uint64("seed", 1, "the `seed` that TestFuzzThroughTimers derives its inputs from")
+	onlyFlag     = flag.Uint64("only", 0, "run the input of this `index` alone, if it is not 0")
+	keepFlag     = flag.Bool("keep", false, "write the inputs of findings into testdata/seeds")
+	databaseFlag = flag.String("database", "", "test on this `database` only: SQLite or PostgreSQL")
+	attackFlag   = flag.Duration("attack", 4*time.Second, "how long each attack of TestHostileUsers goes on")
+)
+
+// JSON is a JSON object.
+type JSON = homeserver.JSON
+
+// binary is the homeserver under test.
+var binary string
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "msc4140-hostile-")
+	if err == nil {
+		binary, err = homeserver.Build(context.Background(), dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	postgres.Main(m, func() { _ = os.RemoveAll(dir) })
+}
+
+// database is one of the databases that everything is tested on.
+type database struct {
+	name string
+	// open returns the connection string of an empty database, "" for SQLite.
+	open func(t testing.TB) string
+}
+
+var databases = []database{
+	{"SQLite", func(testing.TB) string { return "" }},
+	{"PostgreSQL", postgres.NewDatabase},
+}
+
+// onEachDatabase runs a test on each database that the flags ask for, one after the other: lateness is measured.
+func onEachDatabase(t *testing.T, test func(t *testing.T, db database)) {
+	for _, db := range databases {
+		if *databaseFlag == "" || *databaseFlag == db.name {
+			t.Run(db.name, func(t *testing.T) { test(t, db) })
+		}
+	}
+}
+
+// server is a homeserver that the test may restart while others send requests to it.
+type server struct {
+	*homeserver.Server
+	// timers is the connection string of the database that holds the timers, "" if it is an SQLite file.
+	timers string
+	// restarts is odd while the server is down on purpose. A request across a change of it may fail.
+	restarts atomic.Int64
+}
+
+// start starts a homeserver with this section "expiration". It is stopped when the test ends.
+func start(t *testing.T, db database, expiration JSON) *server {
+	t.Helper()
+	s := &server{timers: db.open(t)}
+	cfg := homeserver.Config{Postgres: db.open(t), ExpirationDatabase: s.timers, Expiration: expiration, LogLevel: "warn"}
+	var err error
+	s.Server, err = homeserver.New(binary, t.TempDir(), cfg)
+	require.NoError(t, err)
+	require.NoError(t, s.Start(t.Context()))
+	t.Cleanup(func() { s.Kill() })
+	return s
+}
+
+// restart stops the server, or kills it, and starts it again.
+func (s *server) restart(t *testing.T, kill bool) {
+	t.Helper()
+	s.restarts.Add(1)
+	defer s.restarts.Add(1)
+	if kill {
+		s.Kill()
+	} else if err := s.Stop(); err != nil {
+		t.Errorf("stopping: %s", err)
+	}
+	require.NoError(t, s.Start(t.Context()))
+}
+
+// alive reports whether the process runs, or is down on purpose.
+func (s *server) alive() bool {
+	select {
+	case <-s.Ended():
+		return s.restarts.Load()%2 == 1
+	default:
+		return true
+	}
+}
+
+// patience is how long a request may take until it counts as hanging, and giveUp how long anybody waits for an answer.
+const (
+	patience = 10 * time.Second
+	giveUp   = 20 * time.Second
+)
+
+// transport keeps enough connections for all users of the test.
+var transport = &http.Client{
+	Timeout:   giveUp,
+	Transport: &http.Transport{MaxIdleConns: 1000, MaxIdleConnsPerHost: 1000},
+}
+
+// register makes accounts with a common prefix.
+func (s *server) register(t *testing.T, prefix string, n int) []*homeserver.Client {
+	t.Helper()
+	users := make([]*homeserver.Client, n)
+	for i := range users {
+		c, err := s.Register(t.Context(), fmt.Sprintf("%s%d", prefix, i))
+		require.NoError(t, err)
+		c.HTTP = transport
+		users[i] = c
+	}
+	return users
+}
+
+// timersSize returns the size of the database that holds the timers, in bytes.
+func (s *server) timersSize(t *testing.T) (size int64) {
+	t.Helper()
+	if s.timers != "" {
+		return databaseSize(t, s.timers)
+	}
+	names, err := filepath.Glob(filepath.Join(s.Dir, "dendrite_expiration.db*"))
+	require.NoError(t, err)
+	for _, name := range names {
+		if info, err := os.Stat(name); err == nil {
+			size += info.Size()
+		}
+	}
+	return size
+}
