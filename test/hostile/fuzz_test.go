@@ -107,7 +107,7 @@ func (f *fuzzer) finish(t *testing.T, b *bystander) {
 	f.awaitQuiet(t)
 	f.s.restart(t, true)
 	f.awaitQuiet(t)
-	if n := b.missing(); n > 0 {
+	if n := b.missing(lost); n > 0 {
 		f.found.add("the bystander's events are lost", nil, "%d of them", n)
 	}
 	require.True(t, f.s.alive())

@@ -52,9 +52,7 @@ func newFuzzer(s *server, users []*homeserver.Client) *fuzzer {
 func (f *fuzzer) do(ctx context.Context, in *input, c *homeserver.Client, method, path string, body any) (homeserver.Response, bool) {
 	f.requests <- struct{}{}
 	defer func() { <-f.requests }()
-	for f.s.restarts.Load()%2 == 1 && ctx.Err() == nil {
-		time.Sleep(10 * time.Millisecond)
-	}
+	f.s.awaitUp(ctx)
 	restarts, before := f.s.restarts.Load(), time.Now()
 	res, err := c.Do(ctx, method, path, body)
 	took := time.Since(before)
@@ -62,7 +60,7 @@ func (f *fuzzer) do(ctx context.Context, in *input, c *homeserver.Client, method
 	switch {
 	case ctx.Err() != nil || f.died.Load():
 		return res, false
-	case err != nil && restarts != f.s.restarts.Load():
+	case restarts != f.s.restarts.Load() && (err != nil || res.Code >= http.StatusInternalServerError):
 		return res, false
 	case err != nil && !f.s.alive():
 		f.died.Store(true)
@@ -80,9 +78,9 @@ func (f *fuzzer) do(ctx context.Context, in *input, c *homeserver.Client, method
 // run does what an input says, and returns when its event should be dealt with.
 func (f *fuzzer) run(ctx context.Context, in *input, user int) {
 	c := f.users[user]
-	p, err := f.rooms.get(ctx, in.Version, user)
+	p, err := f.place(ctx, in.Version, user)
 	if err != nil {
-		f.found.note("creating a room of version %s failed: %.100s", in.Version, err)
+		f.found.add("a room cannot be created", in, "%s", err)
 		return
 	}
 	txn := fmt.Sprintf("hostile%d", f.txns.Add(1))
@@ -116,6 +114,17 @@ func (f *fuzzer) run(ctx context.Context, in *input, user int) {
 	}
 	sleep(ctx, time.Until(due))
 	f.settle(ctx, in, c, res.Get("delay_id").Str)
+}
+
+// place returns a room to send to.
+func (f *fuzzer) place(ctx context.Context, version string, user int) (p place, err error) {
+	for range 3 { // the server may be restarted meanwhile
+		f.s.awaitUp(ctx)
+		if p, err = f.rooms.get(ctx, version, user); err == nil || f.died.Load() {
+			break
+		}
+	}
+	return p, err
 }
 
 // remember keeps the secret of what was accepted, and returns when its event is due.

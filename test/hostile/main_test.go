@@ -106,6 +106,13 @@ func (s *server) restart(t *testing.T, kill bool) {
 	require.NoError(t, s.Start(t.Context()))
 }
 
+// awaitUp waits while the server is down on purpose.
+func (s *server) awaitUp(ctx context.Context) {
+	for s.restarts.Load()%2 == 1 && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // alive reports whether the process runs, or is down on purpose.
 func (s *server) alive() bool {
 	select {

@@ -1,0 +1,85 @@
+package hostile
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+// What hostile users may take from others under the default limits, as docs/guarantees.md says it.
+const (
+	// slowestSend is how long a send of a bystander may take, also to state that attackers set, on the usual machine.
+	slowestSend = 5 * time.Second
+	// memoryBound is how much more memory the server may have during an attack than before it.
+	memoryBound = 512 << 20
+	// diskPerAccount is how much an account may make the database of the timers grow by in one attack.
+	diskPerAccount = 32 << 20
+)
+
+// Hostile users have accounts in any number, and strangers addresses; a bystander's timers are closed in time all the same, and
+// memory and disk stay bounded.
+func TestHostileUsers(t *testing.T) {
+	onEachDatabase(t, func(t *testing.T, db database) {
+		s := newSiege(t, db)
+		defer func() { t.Log("\n" + strings.Join(s.table, "\n")) }()
+		stranger := &attacker{
+			Client: &homeserver.Client{URL: s.s.URL, HTTP: transport}, s: s, ids: map[string]bool{}, answers: map[string]int{},
+		}
+		s.under(t, "nothing", nil)
+		for _, attack := range attacks {
+			switch {
+			case attack.open:
+				s.under(t, attack.name, []*attacker{stranger}, attack)
+			default:
+				s.under(t, attack.name, s.attackers[:1], attack)
+				s.under(t, attack.name, s.attackers, attack)
+			}
+		}
+		s.under(t, "all together", s.attackers, attacks...)
+	})
+}
+
+// lateness is the bound for the bystander's lateness: the promise in CI, and a multiple of it on a machine that is slow because
+// others use it.
+func (s *siege) lateness() time.Duration {
+	if os.Getenv("CI") != "" {
+		return lateness
+	}
+	return s.factor * lateness
+}
+
+// judge writes a line of the table, and fails the test if a bound does not hold.
+func (s *siege) judge(t *testing.T, name string, attackers int, f figuresOf) {
+	t.Helper()
+	const mega = 1 << 20
+	if s.table == nil {
+		s.table = append(s.table, fmt.Sprintf("%-40s %3s | %7s | %25s | %15s | %9s | %9s | %9s | %s",
+			"attack", "by", "before", "lateness p50, p99, max", "send p50, max", "neighbour", "RSS MB", "disk MB", "answers"))
+	}
+	by := s.attackers[:min(attackers, len(s.attackers))]
+	s.table = append(s.table, fmt.Sprintf("%-40s %3d | %7s | %25s | %15s | %9s | %4d %+4d | %+9d | %s", name, attackers, f.recovered,
+		fmt.Sprint(f.median, " ", f.p99, " ", f.max), fmt.Sprint(f.sendMedian, " ", f.sendLatest), f.neighbour,
+		f.memory/mega, f.grown/mega, f.disk/mega, answersOf(by)))
+	if !s.s.alive() {
+		t.Fatalf("%s: the process ended", name)
+	}
+	if f.p99 > s.lateness() {
+		t.Errorf("%s by %d: the bystander's events are late: p99 %s, overdue %d: %s", name, attackers, f.p99, f.overdue, strings.Join(f.slow, "; "))
+	}
+	if slowest := max(f.sendLatest, f.neighbour); slowest > s.factor*slowestSend {
+		t.Errorf("%s by %d: a bystander's send took %s", name, attackers, slowest)
+	}
+	for answer, n := range f.refused {
+		t.Errorf("%s by %d: the bystander is refused %d times: %.300s", name, attackers, n, answer)
+	}
+	if f.grown > memoryBound {
+		t.Errorf("%s by %d: the server took %d MB more memory", name, attackers, f.grown/mega)
+	}
+	if f.disk > int64(max(attackers, 1))*diskPerAccount {
+		t.Errorf("%s by %d: the timers' database grew by %d MB", name, attackers, f.disk/mega)
+	}
+}

@@ -1,0 +1,260 @@
+package hostile
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+)
+
+const (
+	// accounts is how many accounts attack at the same time, and manyRooms how many rooms the first of them has.
+	accounts  = 10
+	manyRooms = 100
+	fewRooms  = 5
+	// senders is how many requests an account has under way at the same time.
+	senders = 4
+)
+
+// siege is a server under attack, with the figures that are taken meanwhile.
+type siege struct {
+	s         *server
+	bystander *bystander
+	// neighbour sets the state of one key in a room that the attackers are in.
+	neighbour *homeserver.Client
+	shared    string
+	attackers []*attacker
+	// factor is by how much slower this machine is than one that sends an event in usualSend.
+	factor time.Duration
+	table  []string
+}
+
+// attacker is a hostile account, or with no token an address without one.
+type attacker struct {
+	*homeserver.Client
+	s      *siege
+	rooms  []string
+	pseudo string // a room where user IDs are pseudonyms
+	n      atomic.Int64
+
+	mu      sync.Mutex
+	ids     map[string]bool // delay IDs of what is scheduled
+	answers map[string]int
+}
+
+// usualSend is how long a plain send takes on the machine that the bounds were measured on.
+const usualSend = 20 * time.Millisecond
+
+func newSiege(t *testing.T, db database) *siege {
+	t.Helper()
+	s := &siege{s: start(t, db, nil)}
+	s.bystander = newBystander(t, s.s)
+	s.neighbour = s.s.register(t, "neighbour", 1)[0]
+	var err error
+	s.shared, err = s.neighbour.CreateRoom(t.Context(), nil)
+	require.NoError(t, err)
+	s.factor = max(1, (s.plainSends(t, 50)+usualSend-1)/usualSend)
+	t.Logf("this machine is slower than the usual by a factor of %d", s.factor)
+	var ready sync.WaitGroup
+	atOnce := make(chan struct{}, 2)
+	for i, c := range s.s.register(t, "attacker", accounts) {
+		a := &attacker{Client: c, s: s, ids: map[string]bool{}, answers: map[string]int{}}
+		s.attackers = append(s.attackers, a)
+		ready.Go(func() {
+			atOnce <- struct{}{}
+			defer func() { <-atOnce }()
+			a.prepare(t, map[bool]int{true: manyRooms, false: fewRooms}[i == 0])
+		})
+	}
+	ready.Wait()
+	return s
+}
+
+// prepare creates an attacker's rooms.
+func (a *attacker) prepare(t *testing.T, rooms int) {
+	for range rooms {
+		room, err := a.CreateRoom(t.Context(), nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		a.rooms = append(a.rooms, room)
+	}
+	var err error
+	if a.pseudo, err = a.CreateRoom(t.Context(), JSON{"room_version": "org.matrix.msc4014"}); err != nil {
+		t.Error(err)
+	}
+	if err = a.Join(t.Context(), a.s.shared); err != nil {
+		t.Error(err)
+	}
+}
+
+// plainSends returns the median of how long plain sends take.
+func (s *siege) plainSends(t *testing.T, n int) time.Duration {
+	t.Helper()
+	took := make([]time.Duration, n)
+	for i := range took {
+		before := time.Now()
+		_, err := s.neighbour.Do(t.Context(), http.MethodPut, homeserver.SendPath(s.shared, "m.room.message"), JSON{"body": "x"})
+		require.NoError(t, err)
+		took[i] = time.Since(before)
+	}
+	return quantile(took, .5)
+}
+
+// do sends a request and counts the answer. It returns the answer's delay ID, "" if there is none.
+func (a *attacker) do(ctx context.Context, method, path string, body any, header ...string) homeserver.Response {
+	res, err := a.Do(ctx, method, path, body, header...)
+	answer := fmt.Sprint(res.Code)
+	if err != nil {
+		if answer = "no answer"; ctx.Err() != nil {
+			answer = "under way"
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.answers[answer]++
+	if id := res.Get("delay_id").Str; id != "" && method == http.MethodPut {
+		a.ids[id] = true
+	}
+	return res
+}
+
+// delay schedules an event, as state if key is not "-".
+func (a *attacker) delay(ctx context.Context, room, eventType, key string, delay time.Duration, content any) string {
+	path := homeserver.SendPath(room, eventType)
+	if key != "-" {
+		path = homeserver.StatePath(room, eventType, key)
+	}
+	return a.do(ctx, http.MethodPut, fmt.Sprintf("%s?org.matrix.msc4140.delay=%d", path, delay.Milliseconds()), content).Get("delay_id").Str
+}
+
+// act restarts, sends or cancels a delayed event.
+func (a *attacker) act(ctx context.Context, id, action string) {
+	a.do(ctx, http.MethodPost, stablePath+"/"+url.PathEscape(id)+"/"+action, JSON{})
+}
+
+// cleanUp cancels what an attack has left scheduled, so that the next one has its full share.
+func (a *attacker) cleanUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	a.mu.Lock()
+	ids := a.ids
+	a.ids = map[string]bool{}
+	a.mu.Unlock()
+	for id := range ids {
+		_, _ = a.Do(ctx, http.MethodPost, stablePath+"/"+id+"/cancel", JSON{})
+	}
+}
+
+// nextRoom returns one of the attacker's rooms after the other.
+func (a *attacker) nextRoom() string { return a.rooms[int(a.n.Add(1))%len(a.rooms)] }
+
+// figuresOf are what is taken while an attack goes on.
+type figuresOf struct {
+	figures
+	neighbour           time.Duration // the slowest set of the shared state
+	memory, grown, disk int64
+	recovered           time.Duration // how long it took after the attack before
+}
+
+// under runs attacks for a while and measures meanwhile.
+func (s *siege) under(t *testing.T, name string, attackers []*attacker, attacks ...attack) {
+	t.Helper()
+	if !s.s.alive() {
+		t.Fatalf("before %s: the process ended", name)
+	}
+	recovered := s.bystander.recover()
+	before, _ := memory(t, s.s.Pid())
+	disk := s.s.timersSize(t)
+	ctx, cancel := context.WithTimeout(t.Context(), *attackFlag)
+	defer cancel()
+	var running sync.WaitGroup
+	for _, a := range attackers {
+		for _, attack := range attacks {
+			for range senders {
+				running.Go(func() {
+					for ctx.Err() == nil {
+						attack.once(ctx, a)
+					}
+				})
+			}
+		}
+	}
+	var f figuresOf
+	stop := make(chan struct{})
+	var measuring sync.WaitGroup
+	measuring.Go(func() { f.neighbour = s.setShared(t, stop) })
+	measuring.Go(func() { f.memory = s.watchMemory(t, stop) })
+	running.Wait()
+	time.Sleep(lateness) // what was due last
+	close(stop)
+	measuring.Wait()
+	f.figures = s.bystander.phase()
+	f.grown, f.disk = f.memory-before, s.s.timersSize(t)-disk
+	f.recovered = recovered
+	s.judge(t, name, len(attackers), f)
+	for _, a := range attackers {
+		a.cleanUp(t.Context())
+	}
+}
+
+// setShared sets the shared state again and again, and returns how long the slowest took.
+func (s *siege) setShared(t *testing.T, stop chan struct{}) (slowest time.Duration) {
+	for i := 0; ; i++ {
+		before := time.Now()
+		_, err := s.neighbour.Do(t.Context(), http.MethodPut, homeserver.StatePath(s.shared, "m.call.member", "shared"), JSON{"n": i})
+		slowest = max(slowest, time.Since(before).Round(time.Millisecond))
+		if err != nil && !s.s.alive() {
+			return slowest
+		}
+		select {
+		case <-stop:
+			return slowest
+		case <-time.After(probeInterval):
+		}
+	}
+}
+
+// watchMemory returns the most memory that the server had.
+func (s *siege) watchMemory(t *testing.T, stop chan struct{}) (most int64) {
+	for s.s.alive() {
+		now, _ := memory(t, s.s.Pid())
+		most = max(most, now)
+		select {
+		case <-stop:
+			return most
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return most
+}
+
+// answersOf returns what was answered to attackers, and forgets it.
+func answersOf(attackers []*attacker) string {
+	sum := map[string]int{}
+	for _, a := range attackers {
+		a.mu.Lock()
+		for answer, n := range a.answers {
+			sum[answer] += n
+		}
+		a.answers = map[string]int{}
+		a.mu.Unlock()
+	}
+	var all []string
+	for _, answer := range slices.Sorted(maps.Keys(sum)) {
+		all = append(all, fmt.Sprintf("%d × %s", sum[answer], answer))
+	}
+	return strings.Join(all, ", ")
+}
