@@ -52,6 +52,7 @@ type bystander struct {
 func newBystander(t *testing.T, s *server) *bystander {
 	t.Helper()
 	users := s.register(t, "bystander", 2)
+	s.measure(t, users[0])
 	b := &bystander{s: s, sender: users[0], observer: users[1], waited: map[string]time.Time{}, overdue: map[string]time.Time{}, refused: map[string]int{}}
 	var err error
 	b.room, err = b.sender.CreateRoom(t.Context(), nil)

@@ -57,7 +57,7 @@ func testRandomInputs(t *testing.T, db database) {
 	go func() {
 		for range underWay {
 			inputs.Go(func() {
-				for !f.died.Load() {
+				for !f.died.Load() && time.Since(started) < *longestFlag {
 					i := index.Add(1)
 					if i > last {
 						return
@@ -128,7 +128,7 @@ func (f *fuzzer) bystander(b *bystander, when string) {
 	is := b.phase()
 	f.found.note("the bystander's %d events %s: median %s, p99 %s, at most %s late; sends took %s, at most %s",
 		is.count, when, is.median, is.p99, is.max, is.sendMedian, is.sendLatest)
-	if is.p99 > lateness {
+	if is.p99 > f.s.lateness() {
 		f.found.add("the bystander's events are late", nil, "%s: p99 %s, at most %s of %d, overdue %d: %s",
 			when, is.p99, is.max, is.count, is.overdue, strings.Join(is.slow, "; "))
 	}

@@ -2,7 +2,6 @@ package hostile
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -43,15 +42,6 @@ func TestHostileUsers(t *testing.T) {
 	})
 }
 
-// lateness is the bound for the bystander's lateness: the promise in CI, and a multiple of it on a machine that is slow because
-// others use it.
-func (s *siege) lateness() time.Duration {
-	if os.Getenv("CI") != "" {
-		return lateness
-	}
-	return s.factor * lateness
-}
-
 // judge writes a line of the table, and fails the test if a bound does not hold.
 func (s *siege) judge(t *testing.T, name string, attackers int, f figuresOf) {
 	t.Helper()
@@ -67,10 +57,10 @@ func (s *siege) judge(t *testing.T, name string, attackers int, f figuresOf) {
 	if !s.s.alive() {
 		t.Fatalf("%s: the process ended", name)
 	}
-	if f.p99 > s.lateness() {
+	if f.p99 > s.s.lateness() {
 		t.Errorf("%s by %d: the bystander's events are late: p99 %s, overdue %d: %s", name, attackers, f.p99, f.overdue, strings.Join(f.slow, "; "))
 	}
-	if slowest := max(f.sendLatest, f.neighbour); slowest > s.factor*slowestSend {
+	if slowest := max(f.sendLatest, f.neighbour); slowest > s.s.factor*slowestSend {
 		t.Errorf("%s by %d: a bystander's send took %s", name, attackers, slowest)
 	}
 	for answer, n := range f.refused {

@@ -1,7 +1,7 @@
 // Package hostile tests that users cannot harm the server or one another: the real binary, on SQLite and on PostgreSQL, with
 // hostile users on one side and a bystander on the other, whose timers must be closed in time whatever the others do.
 //
-//	go test ./test/hostile -run TestFuzzThroughTimers -timers 200000 -database SQLite -timeout 3h -v
+//	go test ./test/hostile -run TestFuzzThroughTimers -timers 200000 -longest 3h -database SQLite -timeout 4h -v
 //	go test ./test/hostile -run TestHostileUsers -attack 15s -timeout 30m -v
 package hostile
 
@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 
 var (
 	timersFlag   = flag.Int("timers", 1500, "how many `timers` TestFuzzThroughTimers asks for, on each database")
+	longestFlag  = flag.Duration("longest", 2*time.Minute, "after which `time` TestFuzzThroughTimers sends no more inputs, on each database")
 	seedFlag     = flag.Uint64("seed", 1, "the `seed` that TestFuzzThroughTimers derives its inputs from")
 	onlyFlag     = flag.Uint64("only", 0, "run the input of this `index` alone, if it is not 0")
 	keepFlag     = flag.Bool("keep", false, "write the inputs of findings into testdata/seeds")
@@ -78,6 +80,8 @@ type server struct {
 	timers string
 	// restarts is odd while the server is down on purpose. A request across a change of it may fail.
 	restarts atomic.Int64
+	// factor is by how much slower this machine is than the usual one, see measure.
+	factor time.Duration
 }
 
 // start starts a homeserver with this section "expiration". It is stopped when the test ends.
@@ -98,12 +102,28 @@ func (s *server) restart(t *testing.T, kill bool) {
 	t.Helper()
 	s.restarts.Add(1)
 	defer s.restarts.Add(1)
-	if kill {
-		s.Kill()
-	} else if err := s.Stop(); err != nil {
-		t.Errorf("stopping: %s", err)
+	if !kill {
+		s.terminate(t)
 	}
+	s.Kill()
 	require.NoError(t, s.Start(t.Context()))
+}
+
+// terminate stops the server as an operator does. If that takes too long, the server's goroutines are shown.
+func (s *server) terminate(t *testing.T) {
+	t.Helper()
+	const stopTimeout = 45 * time.Second
+	require.NoError(t, syscall.Kill(s.Pid(), syscall.SIGTERM))
+	select {
+	case <-s.Ended():
+	case <-time.After(stopTimeout):
+		_ = syscall.Kill(s.Pid(), syscall.SIGQUIT)
+		<-s.Ended()
+		output, _ := os.ReadFile(filepath.Join(s.Dir, "output"))
+		kept := filepath.Join(os.TempDir(), "hostile-goroutines")
+		_ = os.WriteFile(kept, output, 0o600)
+		t.Errorf("the server does not stop within %s after SIGTERM; its goroutines are in %s", stopTimeout, kept)
+	}
 }
 
 // awaitUp waits while the server is down on purpose.

@@ -3,13 +3,17 @@ package hostile
 import (
 	"bytes"
 	"database/sql"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
 	"testing"
+	"time"
 
 	_ "github.com/lib/pq" // the driver that Dendrite uses
 	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
 func sorted(s []string) []string {
@@ -42,4 +46,31 @@ func memory(t *testing.T, pid int) (now, most int64) {
 		return 0
 	}
 	return kilobytes("VmRSS"), kilobytes("VmHWM")
+}
+
+// usualSend is how long a plain send takes on the machine that the bounds were measured on.
+const usualSend = 20 * time.Millisecond
+
+// measure finds out how much slower the machine is than the usual one: by how long plain sends take.
+func (s *server) measure(t *testing.T, user *homeserver.Client) {
+	t.Helper()
+	room, err := user.CreateRoom(t.Context(), nil)
+	require.NoError(t, err)
+	took := make([]time.Duration, 50)
+	for i := range took {
+		before := time.Now()
+		_, err := user.Do(t.Context(), http.MethodPut, homeserver.SendPath(room, "m.room.message"), JSON{"body": "x"})
+		require.NoError(t, err)
+		took[i] = time.Since(before)
+	}
+	s.factor = max(1, (quantile(took, .5)+usualSend-1)/usualSend)
+	t.Logf("this machine is slower than the usual one by a factor of %d", s.factor)
+}
+
+// lateness is the bound for a bystander's lateness: the promise in CI, and a multiple of it on a machine that others use, too.
+func (s *server) lateness() time.Duration {
+	if os.Getenv("CI") != "" {
+		return lateness
+	}
+	return s.factor * lateness
 }

@@ -29,7 +29,7 @@ func replay(t *testing.T, db database, inputs []*input) int {
 			f.found.add("neither done nor scheduled", in, "after %s", patience)
 		}
 		cancel()
-		if is := b.phase(); is.max > lateness {
+		if is := b.phase(); is.max > s.lateness() {
 			f.found.add("the bystander's events are late", in, "%s", is.max)
 		}
 		if f.died.Load() || !s.alive() {

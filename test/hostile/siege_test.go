@@ -35,9 +35,7 @@ type siege struct {
 	neighbour *homeserver.Client
 	shared    string
 	attackers []*attacker
-	// factor is by how much slower this machine is than one that sends an event in usualSend.
-	factor time.Duration
-	table  []string
+	table     []string
 }
 
 // attacker is a hostile account, or with no token an address without one.
@@ -53,9 +51,6 @@ type attacker struct {
 	answers map[string]int
 }
 
-// usualSend is how long a plain send takes on the machine that the bounds were measured on.
-const usualSend = 20 * time.Millisecond
-
 func newSiege(t *testing.T, db database) *siege {
 	t.Helper()
 	s := &siege{s: start(t, db, nil)}
@@ -64,8 +59,6 @@ func newSiege(t *testing.T, db database) *siege {
 	var err error
 	s.shared, err = s.neighbour.CreateRoom(t.Context(), nil)
 	require.NoError(t, err)
-	s.factor = max(1, (s.plainSends(t, 50)+usualSend-1)/usualSend)
-	t.Logf("this machine is slower than the usual by a factor of %d", s.factor)
 	var ready sync.WaitGroup
 	atOnce := make(chan struct{}, 2)
 	for i, c := range s.s.register(t, "attacker", accounts) {
@@ -98,19 +91,6 @@ func (a *attacker) prepare(t *testing.T, rooms int) {
 	if err = a.Join(t.Context(), a.s.shared); err != nil {
 		t.Error(err)
 	}
-}
-
-// plainSends returns the median of how long plain sends take.
-func (s *siege) plainSends(t *testing.T, n int) time.Duration {
-	t.Helper()
-	took := make([]time.Duration, n)
-	for i := range took {
-		before := time.Now()
-		_, err := s.neighbour.Do(t.Context(), http.MethodPut, homeserver.SendPath(s.shared, "m.room.message"), JSON{"body": "x"})
-		require.NoError(t, err)
-		took[i] = time.Since(before)
-	}
-	return quantile(took, .5)
 }
 
 // do sends a request and counts the answer. It returns the answer's delay ID, "" if there is none.
