@@ -73,13 +73,14 @@ func testRandomInputs(t *testing.T, db database) {
 		close(pause)
 	}()
 	for kill := range pause {
+		t.Logf("%d inputs after %s", index.Load(), time.Since(started).Round(time.Second))
 		f.bystander(b, "before a restart")
 		if !f.died.Load() {
 			s.restart(t, kill)
 			b.disturb()
 		}
 	}
-	t.Logf("%d accepted, %d refused in %s", f.accepted.Load(), f.refused.Load(), time.Since(started).Round(time.Second))
+	t.Logf("%d inputs sent: %d accepted, %d refused in %s", min(index.Load(), last), f.accepted.Load(), f.refused.Load(), time.Since(started).Round(time.Second))
 	f.finish(t, b)
 }
 

@@ -65,7 +65,7 @@ var oddKeys = []string{
 // generate returns the input of an index.
 func generate(seed, index uint64, versions []string) *input {
 	r := rand.New(rand.NewPCG(seed, index))
-	in := &input{Name: fmt.Sprintf("seed %d index %d", seed, index), Version: pick(r, versions)}
+	in := &input{Name: fmt.Sprintf("seed %d index %d", seed, index), Version: versionOf(r, index, versions)}
 	in.Form = pick(r, []form{expiring, query, query, dedicated, unstable})
 	in.DelayMS = 1 + r.IntN(pick(r, []int{1, 20, 1000, 3000}))
 	if in.Form == expiring || r.IntN(5) == 0 {
@@ -91,6 +91,14 @@ func generate(seed, index uint64, versions []string) *input {
 		}
 	}
 	return in
+}
+
+// versionOf returns a room version. The user of an index has rooms of two versions at a time, as a new room takes long; all users
+// together have all versions, and one user has all of them one after the other.
+func versionOf(r *rand.Rand, index uint64, versions []string) string {
+	const forInputs = 2000
+	user := int(index % hostileUsers)
+	return versions[(2*user+r.IntN(2)+int(index/forInputs))%len(versions)]
 }
 
 // chooseType sets type and state key, and returns a content that is in order.
