@@ -22,8 +22,9 @@ const (
 	lateness = 2 * time.Second
 	// probeInterval is the time between two of a bystander's sends.
 	probeInterval = 250 * time.Millisecond
-	// afterRestart is for how long after a restart lateness is not measured: the stream to /sync gives again what nobody
-	// had acknowledged, after 30 seconds.
+	// coming is how long after a restart what is due may be late, and afterRestart for how long the time counts at which an
+	// event was built, not when it was seen: the stream to /sync gives again what nobody had acknowledged, after 30 seconds.
+	coming       = 5 * time.Second
 	afterRestart = 35 * time.Second
 	// lost is when an event that was not seen will not be.
 	lost = 60 * time.Second
@@ -44,7 +45,7 @@ type bystander struct {
 	late, sends []time.Duration
 	refused     map[string]int
 	sent        int
-	disturbed   time.Time // until when lateness is not measured
+	restarted   time.Time
 	slow        []string  // what was later than allowed
 }
 
@@ -151,6 +152,9 @@ func (b *bystander) see(e gjson.Result, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if deadline, ok := b.waited[id]; ok {
+		if now.Sub(b.restarted) < afterRestart {
+			now = time.UnixMilli(e.Get("origin_server_ts").Int())
+		}
 		b.note(deadline, now)
 		delete(b.waited, id)
 	}
@@ -159,7 +163,7 @@ func (b *bystander) see(e gjson.Result, now time.Time) {
 
 func (b *bystander) note(deadline, now time.Time) {
 	late := now.Sub(deadline)
-	if now.Before(b.disturbed) || deadline.Before(b.disturbed) {
+	if deadline.Before(b.restarted.Add(coming)) {
 		return
 	}
 	b.late = append(b.late, late)
@@ -172,7 +176,7 @@ func (b *bystander) note(deadline, now time.Time) {
 func (b *bystander) disturb() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.disturbed = time.Now().Add(afterRestart)
+	b.restarted = time.Now()
 }
 
 // figures are what a bystander has seen during a phase.
@@ -190,7 +194,7 @@ func (b *bystander) phase() (f figures) {
 	defer b.mu.Unlock()
 	now := time.Now()
 	for id, deadline := range b.waited {
-		if deadline.Add(lateness).Before(now) {
+		if now.Sub(b.restarted) > afterRestart && deadline.Add(lateness).Before(now) {
 			f.overdue++
 			b.note(deadline, now)
 			delete(b.waited, id)

@@ -93,7 +93,13 @@ func start(t *testing.T, db database, expiration JSON) *server {
 	s.Server, err = homeserver.New(binary, t.TempDir(), cfg)
 	require.NoError(t, err)
 	require.NoError(t, s.Start(t.Context()))
-	t.Cleanup(func() { s.Kill() })
+	t.Cleanup(func() {
+		s.Kill()
+		if dir := os.Getenv("KEEP_LOGS"); t.Failed() && dir != "" {
+			written, _ := s.Written()
+			_ = os.WriteFile(filepath.Join(dir, "hostile-"+db.name+".log"), written, 0o600)
+		}
+	})
 	return s
 }
 
