@@ -46,7 +46,7 @@ type bystander struct {
 	refused     map[string]int
 	sent        int
 	restarted   time.Time
-	slow        []string  // what was later than allowed
+	slow        []string // what was later than allowed
 }
 
 // newBystander registers both users, and lets them act until the test ends.
@@ -129,6 +129,11 @@ func (b *bystander) sync(ctx context.Context, since string, timeout time.Duratio
 		url.QueryEscape(since), timeout.Milliseconds(), url.QueryEscape(`{"room":{"timeline":{"limit":1000}}}`))
 	res, err := b.observer.Do(ctx, http.MethodGet, path, nil)
 	if err != nil || res.Code != http.StatusOK {
+		if ctx.Err() == nil && b.s.restarts.Load()%2 == 0 {
+			b.mu.Lock()
+			b.refused[fmt.Sprintf("/sync: %.200s %v", res, err)]++
+			b.mu.Unlock()
+		}
 		return ""
 	}
 	now := time.Now()

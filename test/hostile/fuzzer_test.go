@@ -97,6 +97,9 @@ func (f *fuzzer) run(ctx context.Context, in *input, user int) {
 		if ok && first != "" && second != first && strings.HasSuffix(strings.Split(path, "?")[0], txn) {
 			f.found.add("a transaction is repeated", in, "%.300s: %s, then %s", path, res, again)
 		}
+		if second != first { // of state, which has no transaction ID
+			defer f.settle(ctx, in, c, second)
+		}
 		f.remember(in, again)
 	}
 	f.rooms.used(in.Version, user, res.Code == http.StatusForbidden)
