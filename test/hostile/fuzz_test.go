@@ -17,7 +17,7 @@ import (
 const (
 	// hostileUsers is how many users fuzz at once, and underWay how many of their inputs are under way.
 	hostileUsers = 8
-	underWay     = 160
+	underWay     = 96
 	// quiet is how long it may take after the last input until no timer is left.
 	quiet = 60 * time.Second
 )
@@ -50,7 +50,7 @@ func testRandomInputs(t *testing.T, db database) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	started := time.Now()
-	var index atomic.Uint64
+	var index, done atomic.Uint64
 	index.Store(first - 1)
 	pause := make(chan bool, 2) // at a third SIGTERM, at two thirds SIGKILL
 	var inputs sync.WaitGroup
@@ -62,10 +62,10 @@ func testRandomInputs(t *testing.T, db database) {
 					if i > last {
 						return
 					}
-					if share := (last - first) / 3; share > 0 && (i == first+share || i == first+2*share) {
-						pause <- i == first+2*share
-					}
 					f.run(ctx, generate(*seedFlag, i, versions), int(i)%len(f.users))
+					if n, share := done.Add(1), (last-first)/3; share > 0 && (n == share || n == 2*share) {
+						pause <- n == 2*share
+					}
 				}
 			})
 		}
@@ -73,7 +73,7 @@ func testRandomInputs(t *testing.T, db database) {
 		close(pause)
 	}()
 	for kill := range pause {
-		t.Logf("%d inputs after %s", index.Load(), time.Since(started).Round(time.Second))
+		t.Logf("%d inputs done after %s", done.Load(), time.Since(started).Round(time.Second))
 		f.bystander(b, "before a restart")
 		if !f.died.Load() {
 			s.restart(t, kill)
