@@ -17,6 +17,8 @@ import (
 const (
 	stablePath   = "/_matrix/client/v1/delayed_events"
 	unstablePath = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events"
+	// requestsAtOnce are few: what is tested is what becomes of events, not how many the server can take.
+	requestsAtOnce = 4
 	// settled is how long after its due time a delayed event is finalised at the latest, on a machine that is busy.
 	settled = 90 * time.Second
 )
@@ -43,7 +45,7 @@ type fuzzer struct {
 
 func newFuzzer(s *server, users []*homeserver.Client) *fuzzer {
 	return &fuzzer{
-		s: s, found: newFindings(), users: users, rooms: newRoomPool(users), requests: make(chan struct{}, 16),
+		s: s, found: newFindings(), users: users, rooms: newRoomPool(users), requests: make(chan struct{}, requestsAtOnce),
 		recent: map[*input]time.Time{}, tokens: map[string]*input{}, delayed: map[string]*input{},
 	}
 }
