@@ -21,7 +21,8 @@ const (
 	// lateness is how late a bystander's event may be seen by somebody else, whatever hostile users do.
 	lateness = 2 * time.Second
 	// probeInterval is the time between two of a bystander's sends.
-	probeInterval = 250 * time.Millisecond
+	probeInterval  = 250 * time.Millisecond
+	bystanderRooms = 4
 	// coming is how long after a restart what is due may be late, and afterRestart for how long the time counts at which an
 	// event was built, not when it was seen: the stream to /sync gives again what nobody had acknowledged, after 30 seconds.
 	coming       = 5 * time.Second
@@ -34,7 +35,8 @@ const (
 type bystander struct {
 	s                *server
 	sender, observer *homeserver.Client
-	room             string
+	// rooms are several: the events of one room are closed one after the other.
+	rooms []string
 
 	mu sync.Mutex
 	// waited are the deadlines of what was accepted and not yet seen, by event ID, or by body for a delayed event.
@@ -55,10 +57,12 @@ func newBystander(t *testing.T, s *server) *bystander {
 	users := s.register(t, "bystander", 2)
 	s.measure(t, users[0])
 	b := &bystander{s: s, sender: users[0], observer: users[1], waited: map[string]time.Time{}, overdue: map[string]time.Time{}, refused: map[string]int{}}
-	var err error
-	b.room, err = b.sender.CreateRoom(t.Context(), nil)
-	require.NoError(t, err)
-	require.NoError(t, b.observer.Join(t.Context(), b.room))
+	for range bystanderRooms {
+		room, err := b.sender.CreateRoom(t.Context(), nil)
+		require.NoError(t, err)
+		require.NoError(t, b.observer.Join(t.Context(), room))
+		b.rooms = append(b.rooms, room)
+	}
 	since := b.sync(t.Context(), "", 0)
 	require.NotEmpty(t, since)
 	var running sync.WaitGroup
@@ -92,13 +96,14 @@ func (b *bystander) probe(ctx context.Context) {
 	n := b.sent
 	b.mu.Unlock()
 	body := fmt.Sprintf("probe %d", n)
-	after, path, content := time.Second, homeserver.SendPath(b.room, "m.room.message"), JSON{"body": body, "msgtype": "m.text"}
+	room := b.rooms[n%bystanderRooms]
+	after, path, content := time.Second, homeserver.SendPath(room, "m.room.message"), JSON{"body": body, "msgtype": "m.text"}
 	switch n % 3 {
 	case 0:
 		content["m.will_expire"] = 1
 	case 1:
 		content["m.will_expire"] = 1
-		path = homeserver.StatePath(b.room, "m.call.member", fmt.Sprintf("key%d", n%64))
+		path = homeserver.StatePath(room, "m.call.member", fmt.Sprintf("key%d", n%64))
 	default:
 		path += "?org.matrix.msc4140.delay=" + strconv.FormatInt(after.Milliseconds(), 10)
 	}
