@@ -21,8 +21,8 @@ import (
 const (
 	// accounts is how many accounts attack at the same time, and manyRooms how many rooms the first of them has.
 	accounts  = 10
-	manyRooms = 100
-	fewRooms  = 5
+	manyRooms = 70
+	fewRooms  = 3
 	// senders is how many requests an account has under way at the same time.
 	senders = 4
 )
