@@ -58,6 +58,9 @@ type RateLimiting struct {
 	Token RateLimit `yaml:"token"`
 	// UnknownToken limits the requests with unknown tokens from one address. Default 20 in 1000 ms.
 	UnknownToken RateLimit `yaml:"unknown_token"`
+	// User limits the requests of one user that schedule delayed events, or look them up. Application services are exempt. Default 20
+	// in 1000 ms.
+	User RateLimit `yaml:"user"`
 	// RealIPHeader is the header in which the reverse proxy names the client's address. Default: none, the address of the
 	// connection counts.
 	RealIPHeader string `yaml:"real_ip_header"`
@@ -100,6 +103,7 @@ func (c *Config) Defaults() {
 			Enabled:      true,
 			Token:        RateLimit{Threshold: 20, CooloffMS: 1000},
 			UnknownToken: RateLimit{Threshold: 20, CooloffMS: 1000},
+			User:         RateLimit{Threshold: 20, CooloffMS: 1000},
 		},
 	}
 	c.Database.Defaults(10)
@@ -145,6 +149,8 @@ func (c *Config) bounds() []bounds {
 		number("rate_limiting.token.cooloff_ms", limits.Token.CooloffMS, 1, maxCooloffMS),
 		number("rate_limiting.unknown_token.threshold", limits.UnknownToken.Threshold, 1, maxThreshold),
 		number("rate_limiting.unknown_token.cooloff_ms", limits.UnknownToken.CooloffMS, 1, maxCooloffMS),
+		number("rate_limiting.user.threshold", limits.User.Threshold, 1, maxThreshold),
+		number("rate_limiting.user.cooloff_ms", limits.User.CooloffMS, 1, maxCooloffMS),
 	}
 }
 
@@ -341,5 +347,6 @@ func (c *Config) component() (expiration.Config, clientapi.Config) {
 		clientapi.Config{
 			MaxDuration: c.MaxDuration, MaxDelay: c.DelayedEvents.MaxDelay, MaxScheduled: c.DelayedEvents.MaxScheduledPerUser,
 			UnknownTokens: limit(c.RateLimiting.UnknownToken), RealIPHeader: c.RateLimiting.RealIPHeader,
+			UserRequests: limit(c.RateLimiting.User),
 		}
 }

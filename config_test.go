@@ -39,16 +39,18 @@ func TestDefaults(t *testing.T) {
 
 func TestRateLimitingSwitchedOff(t *testing.T) {
 	for _, enabled := range []bool{true, false} {
-		c, err := parseConfig(fmt.Appendf(nil, "expiration: {rate_limiting: {enabled: %t, token: {threshold: 7}, unknown_token: {threshold: 8}}}", enabled))
+		c, err := parseConfig(fmt.Appendf(nil, "expiration: {rate_limiting: {enabled: %t, token: {threshold: 7}, unknown_token: {threshold: 8}, user: {threshold: 9}}}", enabled))
 		require.NoError(t, err)
 		component, routes := c.component()
-		var token, unknown expiration.RateLimit
+		var token, unknown, user expiration.RateLimit
 		if enabled {
 			token = expiration.RateLimit{Threshold: 7, Cooloff: time.Second}
 			unknown = expiration.RateLimit{Threshold: 8, Cooloff: time.Second}
+			user = expiration.RateLimit{Threshold: 9, Cooloff: time.Second}
 		}
 		require.Equal(t, token, component.TokenLimit)
 		require.Equal(t, unknown, routes.UnknownTokens)
+		require.Equal(t, user, routes.UserRequests)
 	}
 }
 

@@ -148,6 +148,9 @@ func (a *API) schedule(
 	if err := checkNames(to); err != nil {
 		return errorResponse(req, err)
 	}
+	if err := a.checkRate(device); err != nil {
+		return errorResponse(req, err)
+	}
 	var request *expiration.Request
 	if to.txnID != nil {
 		to.delayed = true

@@ -20,6 +20,7 @@ import (
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/sirupsen/logrus"
+	"github.com/matrix-org/util"
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
 
@@ -154,6 +155,27 @@ func do(handler http.Handler, method, path, body string, authorized bool) *httpt
 
 // errcode returns the code of a Matrix error.
 func errcode(w *httptest.ResponseRecorder) string { return gjson.Get(w.Body.String(), "errcode").Str }
+
+// A user's requests are limited together, whatever they ask for, and an application service's are not.
+func TestRequestsOfAUserAreLimited(t *testing.T) {
+	a := New(Config{UserRequests: twice}, &config.ClientAPI{}, rooms{}, &planner{})
+	alice, bob := &userapi.Device{UserID: "@alice:localhost"}, &userapi.Device{UserID: "@bob:localhost"}
+	service := &userapi.Device{UserID: "@alice:localhost", AccountType: userapi.AccountTypeAppService}
+	require.NoError(t, a.checkRate(alice))
+	require.NoError(t, a.checkRate(alice))
+	require.NoError(t, a.checkRate(bob))
+	require.NoError(t, a.checkRate(service))
+	req := httptest.NewRequest(http.MethodPut, "/?org.matrix.msc4140.delay=1", strings.NewReader("{}"))
+	txnID := "txn"
+	for name, res := range map[string]util.JSONResponse{
+		"schedule": a.send(req, alice, target{roomID: "!room:localhost", eventType: "m", txnID: &txnID}),
+		"list":     a.list(req, alice, unstable),
+		"look up":  a.look(req, alice, stable, "id"),
+	} {
+		require.Equal(t, http.StatusTooManyRequests, res.Code, name)
+		require.Equal(t, "1800", res.Headers["Retry-After"], name)
+	}
+}
 
 func TestSchedule(t *testing.T) {
 	const (

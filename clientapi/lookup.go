@@ -53,6 +53,9 @@ func newDelayedEvent(e expiration.DelayedEvent, d dialect) delayedEvent {
 
 // list answers with a page of what a user has scheduled.
 func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JSONResponse {
+	if err := a.checkRate(device); err != nil {
+		return errorResponse(req, err)
+	}
 	done, err := a.lookups.begin(req.Context(), device.UserID)
 	if err != nil {
 		return errorResponse(req, err)
@@ -80,6 +83,9 @@ func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JS
 
 // look answers with one delayed event of a user.
 func (a *API) look(req *http.Request, device *userapi.Device, d dialect, delayID string) util.JSONResponse {
+	if err := a.checkRate(device); err != nil {
+		return errorResponse(req, err)
+	}
 	done, err := a.lookups.begin(req.Context(), device.UserID)
 	if err != nil {
 		return errorResponse(req, err)

@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 // Timers is what the routes need of the component.
@@ -58,7 +59,9 @@ type Config struct {
 	// UnknownTokens limits the requests with unknown tokens and delay IDs from one address, and RealIPHeader is the header in which a
 	// trusted reverse proxy names it, or "" if there is none.
 	UnknownTokens expiration.RateLimit
-	RealIPHeader  string
+	// UserRequests limits the requests of one user that schedule delayed events, or look them up. Application services are exempt.
+	UserRequests expiration.RateLimit
+	RealIPHeader string
 	// MaxDelay is the longest delay of a delayed event, and MaxScheduled how many of them a user may have scheduled.
 	MaxDelay     time.Duration
 	MaxScheduled int
@@ -79,6 +82,7 @@ type API struct {
 	timers       Timers
 	transactions *transactions.Cache
 	guesses      *guesses
+	users        *limits.Limiter[string] // by their IDs
 	lookups      *queues
 	metrics      *metrics
 }
@@ -89,6 +93,7 @@ func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Tim
 		cfg: cfg, dendrite: dendrite, rsAPI: rsAPI, timers: timers,
 		transactions: transactions.New(),
 		guesses:      newGuesses(cfg.UnknownTokens, cfg.RealIPHeader),
+		users:        limits.New[string](cfg.UserRequests),
 		lookups:      &queues{users: map[string]*queue{}},
 		metrics:      newMetrics(),
 	}

@@ -18,10 +18,10 @@ const (
 	// and then each of them does hold a connection. While it is reached, places are kept until an attempt ends.
 	maxOvertime = 12
 	// senderShare is how many places one sender's first attempts may always hold, and maxLoans how many places are lent, to all senders
-	// together, to those who have due timers in more rooms. So one user's mass expiry gets two thirds of the places, and ten users
-	// whose attempts all hang get 60 of 64.
+	// together, to those who have due timers in more rooms. So one user's mass expiry gets ten places, and ten users whose attempts
+	// all hang get 28 of 64. More would gain little, see retryPlaces, and everybody else's events would share the processors with them.
 	senderShare = 2
-	maxLoans    = 40
+	maxLoans    = 8
 	// retryShare and maxRetryLoans are the same for retries: one sender holds five of eight places at the most.
 	retryShare    = 1
 	maxRetryLoans = 4

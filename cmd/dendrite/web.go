@@ -25,6 +25,9 @@ const (
 	// idleTimeout is how long a connection is kept for the next request: longer than proxies keep theirs, which would
 	// otherwise use them in the moment in which they are closed.
 	idleTimeout = 5 * time.Minute
+	// maxHead is how many bytes the head of a request may have. Go would take a megabyte, and the routers try hundreds of regular
+	// expressions on a path, for seconds. The longest path that makes sense has three names of 255 bytes, each of them escaped.
+	maxHead = 64 << 10
 )
 
 // handler returns what the server answers requests with: the same as Dendrite's SetupAndServeHTTP, but for the keep-alives,
@@ -74,6 +77,7 @@ func startToServe(web *process.ProcessContext, address config.ServerAddress, han
 	s := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: headTimeout,
+		MaxHeaderBytes:    maxHead,
 		IdleTimeout:       idleTimeout,
 		WriteTimeout:      base.HTTPServerTimeout,
 		BaseContext:       func(net.Listener) context.Context { return web.Context() },
