@@ -158,7 +158,7 @@ func errcode(w *httptest.ResponseRecorder) string { return gjson.Get(w.Body.Stri
 
 // A user's requests are limited together, whatever they ask for, and an application service's are not.
 func TestRequestsOfAUserAreLimited(t *testing.T) {
-	a := New(Config{UserRequests: twice}, &config.ClientAPI{}, rooms{}, &planner{})
+	a := New(Config{MaxDelay: time.Hour, UserRequests: twice}, &config.ClientAPI{}, rooms{}, &planner{})
 	alice, bob := &userapi.Device{UserID: "@alice:localhost"}, &userapi.Device{UserID: "@bob:localhost"}
 	service := &userapi.Device{UserID: "@alice:localhost", AccountType: userapi.AccountTypeAppService}
 	require.NoError(t, a.checkRate(alice))

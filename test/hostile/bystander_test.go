@@ -41,10 +41,12 @@ type bystander struct {
 	mu sync.Mutex
 	// waited are the deadlines of what was accepted and not yet seen, by event ID, or by body for a delayed event.
 	waited map[string]time.Time
+	// answered is when a send was answered whose event was not yet seen, by event ID: how far /sync is behind.
+	answered map[string]time.Time
 	// overdue are those that a phase has counted already.
 	overdue map[string]time.Time
 	// late and sends are what was measured in this phase.
-	late, sends []time.Duration
+	late, sends, behind []time.Duration
 	refused     map[string]int
 	sent        int
 	restarted   time.Time
@@ -56,7 +58,7 @@ func newBystander(t *testing.T, s *server) *bystander {
 	t.Helper()
 	users := s.register(t, "bystander", 2)
 	s.measure(t, users[0])
-	b := &bystander{s: s, sender: users[0], observer: users[1], waited: map[string]time.Time{}, overdue: map[string]time.Time{}, refused: map[string]int{}}
+	b := &bystander{s: s, sender: users[0], observer: users[1], waited: map[string]time.Time{}, answered: map[string]time.Time{}, overdue: map[string]time.Time{}, refused: map[string]int{}}
 	for range bystanderRooms {
 		room, err := b.sender.CreateRoom(t.Context(), nil)
 		require.NoError(t, err)
@@ -123,6 +125,7 @@ func (b *bystander) probe(ctx context.Context) {
 		b.waited[body] = now.Add(after)
 	default:
 		b.waited[res.Get("event_id").Str] = now.Add(after)
+		b.answered[res.Get("event_id").Str] = now
 	}
 	b.sends = append(b.sends, now.Sub(before))
 }
@@ -161,6 +164,10 @@ func (b *bystander) see(e gjson.Result, now time.Time) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if answered, ok := b.answered[e.Get("event_id").Str]; ok {
+		b.behind = append(b.behind, max(now.Sub(answered), 0))
+		delete(b.answered, e.Get("event_id").Str)
+	}
 	if deadline, ok := b.waited[id]; ok {
 		if now.Sub(b.restarted) < afterRestart {
 			now = time.UnixMilli(e.Get("origin_server_ts").Int())
@@ -194,6 +201,7 @@ type figures struct {
 	count, overdue         int
 	median, p99, max       time.Duration // of the lateness
 	sendMedian, sendLatest time.Duration
+	behind                 time.Duration // p99 of how far /sync was behind the sends
 	refused                map[string]int
 	slow                   []string
 }
@@ -213,8 +221,9 @@ func (b *bystander) phase() (f figures) {
 	}
 	f.count, f.median, f.p99, f.max = len(b.late), quantile(b.late, .5), quantile(b.late, .99), quantile(b.late, 1)
 	f.sendMedian, f.sendLatest = quantile(b.sends, .5), quantile(b.sends, 1)
+	f.behind = quantile(b.behind, .99)
 	f.refused, f.slow = b.refused, b.slow
-	b.late, b.sends, b.refused, b.slow = nil, nil, map[string]int{}, nil
+	b.late, b.sends, b.behind, b.refused, b.slow = nil, nil, nil, map[string]int{}, nil
 	return f
 }
 
