@@ -58,7 +58,7 @@ type RateLimiting struct {
 	Token RateLimit `yaml:"token"`
 	// UnknownToken limits the requests with unknown tokens from one address. Default 20 in 1000 ms.
 	UnknownToken RateLimit `yaml:"unknown_token"`
-	// User limits the requests of one user that schedule delayed events, or look them up. Application services are exempt. Default 20
+	// User limits the requests of one user that schedule delayed events, or look them up. Application services are exempt. Default 10
 	// in 1000 ms.
 	User RateLimit `yaml:"user"`
 	// RealIPHeader is the header in which the reverse proxy names the client's address. Default: none, the address of the
@@ -103,7 +103,7 @@ func (c *Config) Defaults() {
 			Enabled:      true,
 			Token:        RateLimit{Threshold: 20, CooloffMS: 1000},
 			UnknownToken: RateLimit{Threshold: 20, CooloffMS: 1000},
-			User:         RateLimit{Threshold: 20, CooloffMS: 1000},
+			User:         RateLimit{Threshold: 10, CooloffMS: 1000},
 		},
 	}
 	c.Database.Defaults(10)

@@ -148,9 +148,11 @@ func (a *API) schedule(
 	if err := checkNames(to); err != nil {
 		return errorResponse(req, err)
 	}
-	if err := a.checkRate(device); err != nil {
+	done, err := a.begin(req, device)
+	if err != nil {
 		return errorResponse(req, err)
 	}
+	defer done()
 	var request *expiration.Request
 	if to.txnID != nil {
 		to.delayed = true

@@ -19,8 +19,8 @@ import (
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
-	"github.com/sirupsen/logrus"
 	"github.com/matrix-org/util"
+	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
 
@@ -161,10 +161,11 @@ func TestRequestsOfAUserAreLimited(t *testing.T) {
 	a := New(Config{MaxDelay: time.Hour, UserRequests: twice}, &config.ClientAPI{}, rooms{}, &planner{})
 	alice, bob := &userapi.Device{UserID: "@alice:localhost"}, &userapi.Device{UserID: "@bob:localhost"}
 	service := &userapi.Device{UserID: "@alice:localhost", AccountType: userapi.AccountTypeAppService}
-	require.NoError(t, a.checkRate(alice))
-	require.NoError(t, a.checkRate(alice))
-	require.NoError(t, a.checkRate(bob))
-	require.NoError(t, a.checkRate(service))
+	for _, device := range []*userapi.Device{alice, alice, bob, service} {
+		done, err := a.begin(httptest.NewRequest(http.MethodGet, "/", nil), device)
+		require.NoError(t, err)
+		done()
+	}
 	req := httptest.NewRequest(http.MethodPut, "/?org.matrix.msc4140.delay=1", strings.NewReader("{}"))
 	txnID := "txn"
 	for name, res := range map[string]util.JSONResponse{

@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"time"
 
-	userapi "github.com/matrix-org/dendrite/userapi/api"
-
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
@@ -30,18 +28,6 @@ func (g *guesses) mayAsk(req *http.Request, known bool, wait time.Duration) erro
 		wait = g.limiter.Wait(limits.ClientNetwork(req, g.realIPHeader), time.Now())
 	}
 	if wait > 0 {
-		return &rateError{retryAfter: wait}
-	}
-	return nil
-}
-
-// checkRate returns a *rateError if there are too many requests of a user that schedule delayed events, or look them up: each of them is
-// worth more to the server than it costs the client.
-func (a *API) checkRate(device *userapi.Device) error {
-	if device.AccountType == userapi.AccountTypeAppService {
-		return nil
-	}
-	if wait := a.users.Wait(device.UserID, time.Now()); wait > 0 {
 		return &rateError{retryAfter: wait}
 	}
 	return nil

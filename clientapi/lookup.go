@@ -1,11 +1,9 @@
 package clientapi
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
-	"sync"
 
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/util"
@@ -53,10 +51,7 @@ func newDelayedEvent(e expiration.DelayedEvent, d dialect) delayedEvent {
 
 // list answers with a page of what a user has scheduled.
 func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JSONResponse {
-	if err := a.checkRate(device); err != nil {
-		return errorResponse(req, err)
-	}
-	done, err := a.lookups.begin(req.Context(), device.UserID)
+	done, err := a.begin(req, device)
 	if err != nil {
 		return errorResponse(req, err)
 	}
@@ -83,10 +78,7 @@ func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JS
 
 // look answers with one delayed event of a user.
 func (a *API) look(req *http.Request, device *userapi.Device, d dialect, delayID string) util.JSONResponse {
-	if err := a.checkRate(device); err != nil {
-		return errorResponse(req, err)
-	}
-	done, err := a.lookups.begin(req.Context(), device.UserID)
+	done, err := a.begin(req, device)
 	if err != nil {
 		return errorResponse(req, err)
 	}
@@ -99,43 +91,4 @@ func (a *API) look(req *http.Request, device *userapi.Device, d dialect, delayID
 		return errorResponse(req, err)
 	}
 	return util.JSONResponse{Code: http.StatusOK, JSON: newDelayedEvent(e, d)}
-}
-
-// queues lets one request of each user begin when the one before it is done, so that many at once hold no more in memory
-// than one does.
-type queues struct {
-	mu    sync.Mutex // guards users, and the counts of the queues; a leaf
-	users map[string]*queue
-}
-
-type queue struct {
-	free     chan struct{} // has a value while nobody has begun
-	requests int           // that wait, or have begun
-}
-
-// begin waits for the user's earlier requests. Its error is that of the context.
-func (q *queues) begin(ctx context.Context, userID string) (done func(), err error) {
-	q.mu.Lock()
-	user := q.users[userID]
-	if user == nil {
-		user = &queue{free: make(chan struct{}, 1)}
-		user.free <- struct{}{}
-		q.users[userID] = user
-	}
-	user.requests++
-	q.mu.Unlock()
-	leave := func() {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		if user.requests--; user.requests == 0 {
-			delete(q.users, userID)
-		}
-	}
-	select {
-	case <-user.free:
-		return func() { user.free <- struct{}{}; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, ctx.Err()
-	}
 }

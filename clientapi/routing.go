@@ -83,7 +83,7 @@ type API struct {
 	transactions *transactions.Cache
 	guesses      *guesses
 	users        *limits.Limiter[string] // by their IDs
-	lookups      *queues
+	queues       *queues
 	metrics      *metrics
 }
 
@@ -94,7 +94,7 @@ func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Tim
 		transactions: transactions.New(),
 		guesses:      newGuesses(cfg.UnknownTokens, cfg.RealIPHeader),
 		users:        limits.New[string](cfg.UserRequests),
-		lookups:      &queues{users: map[string]*queue{}},
+		queues:       &queues{users: map[string]*queue{}},
 		metrics:      newMetrics(),
 	}
 }

@@ -48,16 +48,22 @@ func (s *siege) judge(t *testing.T, name string, attackers int, f figuresOf) {
 	const mega = 1 << 20
 	if s.table == nil {
 		s.table = append(s.table, fmt.Sprintf("%-40s %3s | %7s | %25s | %15s | %9s | %9s | %9s | %s",
-			"attack", "by", "before", "lateness p50, p99, max; /sync behind", "send p50, max", "neighbour", "RSS MB", "disk MB", "answers"))
+			"attack", "by", "before", "lateness p50, p99, max; seen, /sync behind", "send p50, max", "neighbour", "RSS MB", "disk MB", "answers"))
 	}
 	by := s.attackers[:min(attackers, len(s.attackers))]
 	s.table = append(s.table, fmt.Sprintf("%-40s %3d | %7s | %25s | %15s | %9s | %4d %+4d | %+9d | %s", name, attackers, f.recovered,
-		fmt.Sprint(f.median, " ", f.p99, " ", f.max, "; ", f.behind), fmt.Sprint(f.sendMedian, " ", f.sendLatest), f.neighbour,
+		fmt.Sprint(f.median, " ", f.p99, " ", f.max, "; ", f.seen, " ", f.behind), fmt.Sprint(f.sendMedian, " ", f.sendLatest), f.neighbour,
 		f.memory/mega, f.grown/mega, f.disk/mega, answersOf(by)))
 	if !s.s.alive() {
 		t.Fatalf("%s: the process ended", name)
 	}
-	if f.p99 > s.s.lateness() {
+	bound := s.s.lateness()
+	if attackers > 1 {
+		// Ten accounts with forty connections that send what they like keep two cores busy, as in stock Dendrite, and everybody's sends
+		// take longer. A closing event is a send: it is not later than that.
+		bound += f.sendLatest
+	}
+	if f.p99 > bound {
 		t.Errorf("%s by %d: the bystander's events are late: p99 %s, overdue %d: %s", name, attackers, f.p99, f.overdue, strings.Join(f.slow, "; "))
 	}
 	if slowest := max(f.sendLatest, f.neighbour); slowest > s.s.factor*slowestSend {

@@ -88,7 +88,7 @@ type server struct {
 func start(t *testing.T, db database, expiration JSON) *server {
 	t.Helper()
 	s := &server{timers: db.open(t)}
-	cfg := homeserver.Config{Postgres: db.open(t), ExpirationDatabase: s.timers, Expiration: expiration, LogLevel: "warn"}
+	cfg := homeserver.Config{Postgres: db.open(t), ExpirationDatabase: s.timers, Expiration: expiration, LogLevel: "info"} // see bystander.done
 	var err error
 	s.Server, err = homeserver.New(binary, t.TempDir(), cfg)
 	require.NoError(t, err)
