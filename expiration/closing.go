@@ -167,8 +167,9 @@ func (t *Timers) endNow(ctx context.Context, r ref) error {
 	defer cancel()
 	defer t.removeRow(ctx, r)
 	for {
-		// Whoever waits for the answer need not come again for an event that cannot be sent: soon the error is another one.
-		if err := t.attempt(ctx, r, Ended, nil); !isUnsendable(err) {
+		// Whoever waits for the answer need not come again for an event that cannot be sent: soon the error is another one. A panic
+		// may have come from elsewhere, and is a fault of the server's at first.
+		if err := t.attempt(ctx, r, Ended, nil); !isUnsendable(err) || errors.As(err, new(*panicError)) {
 			return err
 		}
 	}
