@@ -183,6 +183,7 @@ func (a *API) schedule(
 		key := a.stateKey(req.Context(), to).Key
 		e.StateKey = &key
 	}
+	done() // what follows can wait for a room, and is cheap
 	delayID, err := a.timers.Schedule(req.Context(), e, d, delay, device.AccountType == userapi.AccountTypeAppService)
 	if err != nil {
 		return errorResponse(req, err)

@@ -10,20 +10,19 @@ import (
 )
 
 // begin is called for each request that schedules a delayed event, or looks some up: each of them is worth more to the server than it
-// costs the client. A user's are dealt with one after the other, and those that are too many are refused with a *rateError. An
+// costs the client. done may be called more than once. A user's are dealt with one after the other, and those that are too many are refused with a *rateError. An
 // application service's are neither.
 func (a *API) begin(req *http.Request, device *userapi.Device) (done func(), err error) {
 	if device.AccountType == userapi.AccountTypeAppService {
 		return func() {}, nil
 	}
+	if wait := a.users.Wait(device.UserID, time.Now()); wait > 0 {
+		return nil, &rateError{retryAfter: wait}
+	}
 	if done, err = a.queues.begin(req.Context(), device.UserID); err != nil {
 		return nil, err
 	}
-	if wait := a.users.Wait(device.UserID, time.Now()); wait > 0 {
-		done()
-		return nil, &rateError{retryAfter: wait}
-	}
-	return done, nil
+	return sync.OnceFunc(done), nil
 }
 
 // queues lets one request of each user begin when the one before it is done, so that many at once take no more of memory and
@@ -38,7 +37,10 @@ type queue struct {
 	requests int           // that wait, or have begun
 }
 
-// begin waits for the user's earlier requests. Its error is that of the context.
+// maxWaiting is how many requests of a user may wait.
+const maxWaiting = 16
+
+// begin waits for the user's earlier requests. Its error is a *rateError if too many wait, and else that of the context.
 func (q *queues) begin(ctx context.Context, userID string) (done func(), err error) {
 	q.mu.Lock()
 	user := q.users[userID]
@@ -46,6 +48,10 @@ func (q *queues) begin(ctx context.Context, userID string) (done func(), err err
 		user = &queue{free: make(chan struct{}, 1)}
 		user.free <- struct{}{}
 		q.users[userID] = user
+	}
+	if user.requests > maxWaiting {
+		q.mu.Unlock()
+		return nil, &rateError{retryAfter: time.Second}
 	}
 	user.requests++
 	q.mu.Unlock()

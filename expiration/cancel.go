@@ -50,6 +50,8 @@ func (t *Timers) CancelState(ctx context.Context, s StateKey, owner string, befo
 // cancelEach finalises delayed events as cancelled, unless they are being sent.
 func (t *Timers) cancelEach(ctx context.Context, timers []ref) error {
 	var failed []error
+	ctx, cancel := context.WithTimeout(ctx, batchTimeout)
+	defer cancel()
 	for _, r := range timers {
 		if err := t.finalise(ctx, r, Final{}, true); err != nil && !errors.Is(err, ErrNotFound) {
 			failed = append(failed, err)

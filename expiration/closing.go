@@ -80,13 +80,15 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 func (t *Timers) closeDue(r ref, w *turn) (failed bool) {
 	ctx, cancel := context.WithTimeout(t.ctx, t.patience(r))
 	defer cancel()
-	err := errUndecided
 	// close schedules the next attempt and has said what there is to say.
-	if !guard.Run("closing an event", func() { err = t.close(ctx, r, Expired, w) }) {
-		t.scheduleRetry(r)
-	}
+	err := t.close(ctx, r, Expired, w)
 	t.removeRowBehind(r)
-	return err != nil && !isFinal(err) && !errors.Is(err, errNotDue)
+	for _, blameless := range []error{errNotDue, errLocked, errNotAsked, errTurnBefore} {
+		if errors.Is(err, blameless) {
+			return false
+		}
+	}
+	return err != nil && !isFinal(err)
 }
 
 // recover finishes what an earlier process claimed, and in the same rooms what comes before that: room by room in the order of the
@@ -160,7 +162,7 @@ func (t *Timers) endNow(ctx context.Context, r ref) error {
 	defer cancel()
 	unlock, err := t.lockTimer(waiting, r)
 	if err != nil {
-		return fmt.Errorf("waiting for another attempt, or a send: %w", err)
+		return err
 	}
 	defer unlock()
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
@@ -188,6 +190,9 @@ func (t *Timers) close(ctx context.Context, r ref, o Outcome, w *turn) error {
 	return t.attempt(ctx, r, o, w)
 }
 
+// errLocked: another attempt, or a send, has taken too long. That is not the fault of whoever waited.
+var errLocked = errors.New("waiting for another attempt, or a send")
+
 // lockTimer takes the locks of an attempt: the timer's, and that of its piece of state.
 func (t *Timers) lockTimer(ctx context.Context, r ref) (unlock func(), err error) {
 	var state uint64
@@ -197,13 +202,16 @@ func (t *Timers) lockTimer(ctx context.Context, r ref) (unlock func(), err error
 	}
 	t.mu.Unlock()
 	unlockAttempts, err := t.closings.lock(ctx, r.nid)
-	if err != nil || state == 0 {
-		return unlockAttempts, err
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errLocked, err)
+	}
+	if state == 0 {
+		return unlockAttempts, nil
 	}
 	unlockState, err := t.states.lock(ctx, state)
 	if err != nil {
 		unlockAttempts()
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errLocked, err)
 	}
 	return func() {
 		unlockState()
@@ -211,8 +219,16 @@ func (t *Timers) lockTimer(ctx context.Context, r ref) (unlock func(), err error
 	}, nil
 }
 
-// attempt is close under the locks.
+// attempt is close under the locks. After a panic the timer is tried again.
 func (t *Timers) attempt(ctx context.Context, r ref, o Outcome, w *turn) error {
+	err := errUndecided
+	if !guard.Run("closing an event", func() { err = t.attemptUnguarded(ctx, r, o, w) }) {
+		t.scheduleRetry(r)
+	}
+	return err
+}
+
+func (t *Timers) attemptUnguarded(ctx context.Context, r ref, o Outcome, w *turn) error {
 	row, due, err := t.load(ctx, r)
 	switch {
 	case errors.Is(err, ErrNotFound):

@@ -352,7 +352,18 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 		}
 	}
 	var pending *Pending
+	sent := false
+	defer func() { // also after a panic
+		if pending != nil {
+			pending.Activate(sent)
+		}
+	}()
 	eventID, err := t.roomserver.Send(ctx, *row, o, func(ctx context.Context, b Built) (err error) {
+		if row.Event.StateKey != nil { // a send that went past this one may have come meanwhile, see LockState
+			if replaced, err := t.roomserver.Replaced(ctx, *row); err != nil || replaced {
+				return cmp.Or(err, error(&DropError{Reason: Replaced}))
+			}
+		}
 		if row.Delayed.Expires > 0 {
 			e := Event{ID: b.EventID, RoomID: b.RoomID, Type: b.Type, StateKey: b.StateKey, Sender: row.Event.Sender}
 			if !b.Closable {
@@ -364,7 +375,9 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 		}
 		c := Claim{Outcome: o, Event: b.Signed()}
 		if err = t.claim(ctx, r, due, c); err != nil {
-			if pending != nil && !written(err) {
+			if pending != nil && !pending.existed && !written(err) {
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTimeout)
+				defer cancel()
 				t.drop(ctx, pending.timer, NeverSent)
 			}
 			return err
@@ -373,9 +386,7 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 		t.noteClaimed(r, *row)
 		return w.follow(ctx, c.Event, !row.Event.decides())
 	})
-	if pending != nil {
-		pending.Activate(err == nil)
-	}
+	sent = err == nil
 	if err == nil && row.Claim == nil { // the room has the same state already, and gets no event
 		row.Claim = &Claim{Outcome: o, Event: SignedEvent{EventID: eventID}}
 		err = t.claim(ctx, r, due, *row.Claim)

@@ -68,7 +68,7 @@
 //
 // Isolation: rooms do not wait for one another. Of the rooms that wait for a place the one with the earliest deadline is next, but
 // what hangs takes little from others. A first attempt holds its place for two seconds; then another room has it, while its own
-// still waits for it. One sender always has two places, and up to forty more are lent to all senders together. Retries have eight
+// still waits for it. One sender always has two places, and up to eight more are lent to all senders together. Retries have eight
 // places of their own, which their senders get in turns. When an attempt has hung and failed, all timers of its sender count as
 // retries for two minutes, also those that were not attempted yet: so in any room others wait for one attempt of such a sender, not
 // for all of them. The bounds stand in lanes_places.go, each with its reason.

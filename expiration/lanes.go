@@ -3,6 +3,7 @@ package expiration
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -117,6 +118,9 @@ type turn struct {
 	patience *time.Timer // calls overrun
 }
 
+// errTurnBefore: the room's event before took too long, so that this one was given to nobody.
+var errTurnBefore = errors.New("waiting for the room's event before")
+
 // follow is called when the turn's event is built, and waits until the turn before is over. Then the turn of the room's next timer can
 // begin, if it may be early for both the lane and the caller, and else when this one's is over.
 func (w *turn) follow(ctx context.Context, e SignedEvent, early bool) error {
@@ -126,7 +130,7 @@ func (w *turn) follow(ctx context.Context, e SignedEvent, early bool) error {
 	select {
 	case <-w.before:
 	case <-ctx.Done():
-		return fmt.Errorf("waiting for the room's event before: %w", ctx.Err())
+		return fmt.Errorf("%w: %w", errTurnBefore, ctx.Err())
 	}
 	w.lanes.mu.Lock()
 	defer w.lanes.mu.Unlock()

@@ -19,7 +19,7 @@ func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err er
 		err = t.await(ctx, r, row.Event, o, err)
 	case isUnsendable(err):
 		err = t.unsendable(r, row.Event, err)
-	case row.Claim != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case row.Claim != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.Is(err, errTurnBefore):
 		err = t.unanswered(r, row.Event, err)
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
@@ -102,6 +102,9 @@ func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error 
 // gone takes a timer out whose event will never be sent, and returns the reason, or a passing fault if it could not.
 func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError) error {
 	if row.Delayed != nil {
+		// The attempt may have used up its time.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTimeout)
+		defer cancel()
 		if err := t.finalise(ctx, r, finalOf(dropped), false); err != nil {
 			t.again(r, row.Event, err)
 			return err

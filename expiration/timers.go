@@ -286,7 +286,7 @@ func (t *Timers) Token(eventID string) string { return t.tokens.Token(eventID) }
 // event for that state is built and given to the roomserver. A closing event that an earlier fault left half done is
 // finished first, so that it does not come behind what is sent now.
 //
-// Neither is waited for longer than sendPatience: an event that the roomserver does not answer must not keep others from sending.
+// Neither of the two is waited for longer than sendPatience: an event that the roomserver does not answer must not keep others from sending.
 // Without the lock both are built upon the same events, and state resolution prefers the send, which is the later one.
 func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err error) {
 	patient, cancel := context.WithTimeout(ctx, sendPatience)
@@ -295,6 +295,8 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 	if unlock, err = t.states.lock(patient, state); err != nil {
 		return func() {}, ctx.Err()
 	}
+	patient, cancel = context.WithTimeout(ctx, sendPatience)
+	defer cancel()
 	for _, r := range t.unfinished(state) {
 		err = t.attempt(patient, r, Expired, nil)
 		t.removeRow(ctx, r)
@@ -1039,7 +1041,11 @@ func (t *Timers) scheduleRetry(r ref) (failures int) {
 	if tm := t.index.at(r); tm != nil {
 		failures = min(int(tm.failures)+1, maxFailures)
 		tm.failures = uint8(failures)
-		t.index.schedule(r, t.clock.now()+min(firstPause<<(failures-1), lastPause))
+		wake := t.clock.now() + min(firstPause<<(failures-1), lastPause)
+		if tm.place >= 0 { // whoever asks often does not put off what is planned
+			wake = min(wake, tm.wake)
+		}
+		t.index.schedule(r, wake)
 	}
 	t.mu.Unlock()
 	t.notify()

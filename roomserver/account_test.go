@@ -95,11 +95,11 @@ func TestGuardResubmits(t *testing.T) {
 		reason     expiration.DropReason
 		err        error
 	}{
-		"active":              {delayedTimer("m"), membership{exists: true, joined: true}, accounts{}, true, "", nil},
+		"active":              {delayedTimer("m"), membership{exists: true, joined: true, known: event}, accounts{}, true, "", nil},
 		"deactivated":         {delayedTimer("m"), membership{exists: true, joined: true}, accounts{deactivated: true}, false, expiration.Deactivated, nil},
 		"sent before":         {delayedTimer("m"), membership{exists: true, known: event}, accounts{deactivated: true}, true, "", nil},
 		"not to be found out": {delayedTimer("m"), membership{exists: true, joined: true}, accounts{failed: failed}, false, "", failed},
-		"closing event":       {closing, membership{exists: true, joined: true}, accounts{deactivated: true}, true, "", nil},
+		"closing event":       {closing, membership{exists: true, joined: true, known: event}, accounts{deactivated: true}, true, "", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := newGuard(&test.roomserver, test.accounts).Resubmit(t.Context(), test.timer, signed)

@@ -77,8 +77,9 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 	tell(ctx, req, a.watcher.StateSent, "Failed to stop the timers of overtaken events")
 }
 
-// errTooDeep is the answer to an event of another server, which is in no other way kept from breaking the /sync of everybody in the
-// room. Dendrite wraps an event in more JSON at each stage, and reads none that is nested more deeply than 10,000 levels.
+// errTooDeep is the answer to an event of another server that would break the /sync of everybody in the room: Dendrite wraps an event
+// in more JSON at each stage, and reads none that is nested more deeply than 10,000 levels. What the roomserver fetches by itself, because
+// a later event refers to it, does not pass through here.
 var errTooDeep = fmt.Errorf("the event is nested more deeply than %d levels", jsondepth.Max)
 
 // errUnstorable is the answer to an event with which PostgreSQL would keep Dendrite's sync API busy for ever.

@@ -84,13 +84,17 @@ func (c *Closer) send(
 		return err
 	}
 	if res.Code == http.StatusOK {
-		return c.entered(ctx, e, closing, o == expiration.Ended)
+		return c.entered(ctx, e, closing)
 	}
 	err = s.verdict(res)
 	if claiming {
 		return err
 	}
 	if refused := (*expiration.RefusedError)(nil); errors.As(err, &refused) {
+		// A room that was set back may lack what allows the event, and get it back with the event.
+		if s.ground != nil && s.ground.asked && !lost && errors.Is(c.checkGround(ctx, e, original, s.ground), expiration.ErrSetBack) {
+			return c.checkRoom(ctx, e, expiration.ErrSetBack)
+		}
 		reason := expiration.Forbidden
 		if refused.Code == http.StatusNotFound {
 			reason = expiration.RoomGone
@@ -193,7 +197,7 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 	if err = c.input(ctx, e, pdu); err != nil {
 		return err
 	}
-	return c.entered(ctx, e, signed, false)
+	return c.entered(ctx, e, signed)
 }
 
 // readBuilt reads an event that was built earlier.

@@ -19,24 +19,14 @@ const maxAncestors = 200
 
 // entered returns nil if an event that the roomserver has processed without error came into its room. The roomserver soft-fails an
 // event that its own room no longer allows, because the sender left or was kicked while it was built, and says nothing of it: nobody is ever
-// shown the event. To look upon what the room builds costs as much as a state query, so it is done for whoever waits for the answer,
-// and else only if the sender is no longer joined. The error is a *expiration.DropError if the event did not come into the room.
-func (c *Closer) entered(ctx context.Context, e expiration.Event, signed expiration.SignedEvent, thorough bool) error {
-	gone := c.checkSender(ctx, e)
-	if gone == nil && !thorough {
-		return nil
-	}
-	if dropped := (*expiration.DropError)(nil); gone != nil && !errors.As(gone, &dropped) {
-		return gone
-	}
+// shown the event. It does the same if its database fails while it looks, so the event may be given to it again. The error is a
+// *expiration.DropError if the sender or the room is gone, and else an *expiration.UnsendableError.
+func (c *Closer) entered(ctx context.Context, e expiration.Event, signed expiration.SignedEvent) error {
 	in, err := c.isIn(ctx, e.RoomID, signed)
-	switch {
-	case err != nil || in:
+	if err != nil || in {
 		return err
-	case gone != nil:
-		return gone
 	}
-	return &expiration.DropError{Reason: expiration.Forbidden, Cause: errSoftFailed}
+	return c.checkRoom(ctx, e, &expiration.UnsendableError{Cause: errSoftFailed})
 }
 
 var errSoftFailed = errors.New("the state of the room changed while the event was built, and does not allow it any more")
@@ -52,6 +42,7 @@ func (c *Closer) isIn(ctx context.Context, roomID string, signed expiration.Sign
 	}
 	depth := gjson.GetBytes(signed.PDU, "depth").Int()
 	seen := map[string]bool{}
+	extremities := true // whose depth another server may have made up
 	for next := latest.LatestEvents; len(next) > 0; {
 		var unseen []string
 		for _, eventID := range next {
@@ -72,10 +63,11 @@ func (c *Closer) isIn(ctx context.Context, roomID string, signed expiration.Sign
 			return false, fmt.Errorf("looking up the latest events of a room: %w", err)
 		}
 		for _, event := range res.Events {
-			if event.Depth() > depth {
+			if extremities || event.Depth() > depth {
 				next = append(next, event.PrevEventIDs()...)
 			}
 		}
+		extremities = false
 	}
 	return false, nil
 }

@@ -58,18 +58,19 @@ func (g *graph) add(t *testing.T, depth int, prev string) string {
 func TestEntered(t *testing.T) {
 	failed := errors.New("disk full")
 	for name, test := range map[string]struct {
-		joined, thorough bool
-		failed           error
-		latest           func(g *graph, eventID string) []string
-		reason           expiration.DropReason // "" if it entered
+		joined bool
+		failed error
+		latest func(g *graph, eventID string) []string
+		reason expiration.DropReason // "" if it entered, or may yet
+		again  bool
 	}{
-		"joined, nobody waits":   {joined: true},
-		"latest":                 {joined: true, thorough: true, latest: func(_ *graph, e string) []string { return []string{e} }},
-		"beside another":         {thorough: true, latest: func(g *graph, e string) []string { return []string{g.add(t, 9, "$b"), e} }},
+		"latest":                 {joined: true, latest: func(_ *graph, e string) []string { return []string{e} }},
+		"beside another":         {latest: func(g *graph, e string) []string { return []string{g.add(t, 9, "$b"), e} }},
 		"built upon":             {latest: func(g *graph, e string) []string { return []string{g.add(t, 7, g.add(t, 6, e))} }},
-		"soft-failed":            {thorough: true, joined: true, latest: func(g *graph, _ string) []string { return []string{g.add(t, 5, "$b")} }, reason: expiration.Forbidden},
+		"soft-failed":            {joined: true, latest: func(g *graph, _ string) []string { return []string{g.add(t, 5, "$b")} }, again: true},
 		"soft-failed, then left": {latest: func(g *graph, _ string) []string { return []string{g.add(t, 6, g.add(t, 5, "$b"))} }, reason: expiration.SenderGone},
-		"cannot be told":         {thorough: true, joined: true, failed: failed},
+		"cannot be told":         {joined: true, failed: failed},
+		"below made-up depth":    {joined: true, latest: func(g *graph, e string) []string { return []string{g.add(t, 1, e)} }},
 		"a busy room": {latest: func(g *graph, _ string) (latest []string) {
 			for range maxAncestors + 1 {
 				latest = append(latest, g.add(t, 6, "$b"))
@@ -87,11 +88,13 @@ func TestEntered(t *testing.T) {
 			close(wrapper.ready)
 			err := NewCloser(nil, wrapper).entered(t.Context(), delayedTimer("m").Event, expiration.SignedEvent{
 				EventID: eventID, PDU: g.events[eventID].JSON(),
-			}, test.thorough)
+			})
 			var dropped *expiration.DropError
 			switch {
 			case test.failed != nil:
 				require.ErrorIs(t, err, test.failed)
+			case test.again:
+				require.ErrorAs(t, err, new(*expiration.UnsendableError))
 			case test.reason == "":
 				require.NoError(t, err)
 			default:

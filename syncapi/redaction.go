@@ -66,18 +66,18 @@ func (c *Consumer) mayRedact(ctx context.Context, redaction, event gomatrixserve
 // powerLevels returns the event with the power levels that an event was sent under, or nil.
 func (c *Consumer) powerLevels(ctx context.Context, e gomatrixserverlib.PDU) (gomatrixserverlib.PDU, error) {
 	tuple := gomatrixserverlib.StateKeyTuple{EventType: spec.MRoomPowerLevels}
+	// The error can be another server's doing, and for ever: that the state is missing behind an event that is there. If the database is
+	// the reason, what comes next fails too.
 	var before api.QueryStateAfterEventsResponse
-	if err := c.rsAPI.QueryStateAfterEvents(ctx, &api.QueryStateAfterEventsRequest{
+	err := c.rsAPI.QueryStateAfterEvents(ctx, &api.QueryStateAfterEventsRequest{
 		RoomID: e.RoomID().String(), PrevEventIDs: e.PrevEventIDs(), StateToFetch: []gomatrixserverlib.StateKeyTuple{tuple},
-	}, &before); err != nil {
-		return nil, fmt.Errorf("looking up power levels: %w", err)
-	}
+	}, &before)
 	for _, state := range before.StateEvents {
 		if state.Type() == spec.MRoomPowerLevels && state.StateKeyEquals("") {
 			return state.PDU, nil
 		}
 	}
-	if before.PrevEventsExist {
+	if err == nil && before.PrevEventsExist {
 		return nil, nil
 	}
 	// The events before it are not known here: what is the case now must do.

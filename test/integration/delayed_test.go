@@ -620,7 +620,7 @@ func TestDelayedAbuse(t *testing.T) {
 		func(t *testing.T, s *server) {
 			alice := s.newUser(t)
 			roomID := s.room(t, alice)
-			large := strings.Repeat("x", 64<<10-100)
+			large := strings.Repeat("x", 60_000)
 			before, err := s.usage(t.Context())
 			require.NoError(t, err)
 			for range scheduled {

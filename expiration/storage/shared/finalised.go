@@ -37,10 +37,11 @@ CREATE INDEX expiration_finalised_request ON expiration_finalised (request_hash)
 CREATE INDEX expiration_finalised_event ON expiration_finalised (event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX expiration_finalised_time ON expiration_finalised (finalised_ms)`
 
-// Commit calls f and commits, or rolls back if it fails.
+// Commit calls f and commits, or rolls back if it fails or panics.
 func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
+	defer txn.Rollback() // nolint:errcheck // does nothing after a commit
 	if err := f(txn); err != nil {
-		return errors.Join(err, txn.Rollback())
+		return err
 	}
 	return txn.Commit()
 }
