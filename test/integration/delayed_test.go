@@ -115,13 +115,20 @@ func (u *user) finalised(t *testing.T, delayID string) (e gjson.Result) {
 	return e
 }
 
-// scheduled returns the delay IDs of what a user has scheduled, in the order of the answer.
+// scheduled returns the delay IDs of what a user has scheduled, in the order of the answer, page by page.
 func (u *user) scheduled(t *testing.T) (delayIDs []string) {
 	t.Helper()
-	for _, e := range u.must(t, http.MethodGet, stableDelayed, nil).Get("delayed_events").Array() {
-		delayIDs = append(delayIDs, e.Get("delay_id").Str)
+	for from := ""; ; {
+		page := u.must(t, http.MethodGet, stableDelayed+from, nil)
+		for _, e := range page.Get("delayed_events").Array() {
+			delayIDs = append(delayIDs, e.Get("delay_id").Str)
+		}
+		next := page.Get("next_batch").Str
+		if next == "" {
+			return delayIDs
+		}
+		from = "?from=" + url.QueryEscape(next)
 	}
-	return delayIDs
 }
 
 func withBody(body string) func(gjson.Result) bool {
