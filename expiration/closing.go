@@ -213,7 +213,13 @@ func (t *Timers) lockTimer(ctx context.Context, r ref) (unlock func(), err error
 		unlockAttempts()
 		return nil, fmt.Errorf("%w: %w", errLocked, err)
 	}
+	t.mu.Lock()
+	t.attempts[state] = struct{}{}
+	t.mu.Unlock()
 	return func() {
+		t.mu.Lock()
+		delete(t.attempts, state)
+		t.mu.Unlock()
 		unlockState()
 		unlockAttempts()
 	}, nil

@@ -121,3 +121,18 @@ func TestSendsGoPastUnansweredEvents(t *testing.T) {
 		w.wantClosings(old)
 	})
 }
+
+// Another send is waited for, however long it takes: both would be built upon the same events.
+func TestSendsWaitForOneAnother(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		s := StateKey{"!room", "m.call.member", "key"}
+		unlock, err := w.LockState(t.Context(), s)
+		require.NoError(t, err)
+		began := time.Now()
+		time.AfterFunc(10*sendPatience, unlock)
+		unlock, err = w.LockState(t.Context(), s)
+		require.NoError(t, err)
+		unlock()
+		require.Equal(t, 10*sendPatience, time.Since(began))
+	})
+}

@@ -420,6 +420,7 @@ type fakePDU struct {
 	Outcome    Outcome   `json:"outcome,omitempty"`
 	Sent       time.Time `json:"sent,omitzero"`
 	Content    string    `json:"content,omitempty"`
+	Over       string    `json:"over,omitempty"` // the current state when it was built
 	PrevEvents []string  `json:"prev_events"`
 }
 
@@ -525,7 +526,7 @@ func (r *fakeRoomserver) Close(
 	known, current := r.events[e.ID] > 0, !isState || r.state[s] == e.ID
 	setBack := !current && !r.newer(r.state[s], e.ID)
 	r.built++
-	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: r.write(e.RoomID, fakePDU{Outcome: o, Sent: sent})}
+	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: r.write(e.RoomID, fakePDU{Outcome: o, Sent: sent, Over: r.state[s]})}
 	r.begun[c.EventID] = begun
 	r.mu.Unlock()
 	switch {
@@ -582,8 +583,12 @@ func (r *fakeRoomserver) input(ctx context.Context, e Event, c SignedEvent) erro
 	r.know(c.EventID)
 	p := r.read(e.RoomID, c)
 	s, isState := e.State()
+	over := r.state[s]
+	if r.newer(over, p.Over) { // the two cross, and state resolution prefers what is later
+		over, isState = p.Over, false
+	}
 	r.log = append(r.log, closing{
-		eventID: c.EventID, closes: e.ID, roomID: e.RoomID, outcome: p.Outcome, over: r.state[s],
+		eventID: c.EventID, closes: e.ID, roomID: e.RoomID, outcome: p.Outcome, over: over,
 		built: r.begun[c.EventID], at: time.Now(), sent: p.Sent,
 	})
 	if isState {
@@ -629,9 +634,13 @@ func (r *fakeRoomserver) Send(ctx context.Context, t Timer, _ Outcome, claim fun
 	}
 	r.mu.Lock()
 	r.built++
+	over := ""
+	if s, ok := t.Event.State(); ok {
+		over = r.state[s]
+	}
 	b := Built{
 		EventID: fmt.Sprintf("$delayed%d", r.built), RoomID: t.Event.RoomID, Type: t.Event.Type, StateKey: t.Event.StateKey,
-		RoomVersion: "10", PDU: r.write(t.Event.RoomID, fakePDU{Content: string(t.Delayed.Content)}), Closable: true,
+		RoomVersion: "10", PDU: r.write(t.Event.RoomID, fakePDU{Content: string(t.Delayed.Content), Over: over}), Closable: true,
 	}
 	never := r.never[string(t.Delayed.Content)]
 	same := ""
@@ -665,8 +674,13 @@ func (r *fakeRoomserver) inputDelayed(ctx context.Context, e Event, signed Signe
 	if r.events[signed.EventID] > 0 {
 		return nil
 	}
-	r.delayed = append(r.delayed, sentEvent{signed.EventID, r.read(e.RoomID, signed).Content, time.Now()})
+	p := r.read(e.RoomID, signed)
+	r.delayed = append(r.delayed, sentEvent{signed.EventID, p.Content, time.Now()})
 	e.ID = signed.EventID
+	s, _ := e.State()
+	if current := r.state[s]; r.newer(current, p.Over) {
+		defer func() { r.state[s] = current }()
+	}
 	r.put(e)
 	return nil
 }

@@ -102,12 +102,14 @@ type Timers struct {
 	stop    context.CancelFunc
 	watcher sync.WaitGroup // started by Start, ended by Stop after the lanes' turns; and what these leave to be done behind them
 
-	mu      sync.Mutex // guards what follows
-	index   *index
-	swept   []ref                  // closed events whose rows sweep deletes; if there are any, it is on its way
-	forgot  time.Duration          // when requests were forgotten last
-	claimed map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
-	senders map[uint64]struct{}    // the hashes of the users with finalised events that were sent
+	mu    sync.Mutex // guards what follows
+	index *index
+	// attempts has the pieces of state whose locks attempts have.
+	attempts map[uint64]struct{}
+	swept    []ref                  // closed events whose rows sweep deletes; if there are any, it is on its way
+	forgot   time.Duration          // when requests were forgotten last
+	claimed  map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
+	senders  map[uint64]struct{}    // the hashes of the users with finalised events that were sent
 }
 
 // New returns the component. It does nothing before Start.
@@ -128,6 +130,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		rows:      newKeyedLocks[int64](),
 		wakeup:    make(chan struct{}, 1),
 		index:     newIndex(),
+		attempts:  map[uint64]struct{}{},
 		claimed:   map[string]sentDelayed{},
 		senders:   map[uint64]struct{}{},
 	}
@@ -286,16 +289,21 @@ func (t *Timers) Token(eventID string) string { return t.tokens.Token(eventID) }
 // event for that state is built and given to the roomserver. A closing event that an earlier fault left half done is
 // finished first, so that it does not come behind what is sent now.
 //
-// Neither of the two is waited for longer than sendPatience: an event that the roomserver does not answer must not keep others from sending.
-// Without the lock both are built upon the same events, and state resolution prefers the send, which is the later one.
+// Neither that nor an attempt that has the lock is waited for longer than sendPatience: an event that the roomserver does not answer must
+// not keep others from sending. Without the lock both are built upon the same events, and state resolution prefers the send, which is
+// the later one. Another send is waited for.
 func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err error) {
-	patient, cancel := context.WithTimeout(ctx, sendPatience)
-	defer cancel()
 	state := t.tokens.names.state(s)
-	if unlock, err = t.states.lock(patient, state); err != nil {
-		return func() {}, ctx.Err()
+	for unlock == nil {
+		switch unlock, err = t.lockSoon(ctx, state); {
+		case err == nil:
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case t.attempted(state):
+			return func() {}, nil
+		}
 	}
-	patient, cancel = context.WithTimeout(ctx, sendPatience)
+	patient, cancel := context.WithTimeout(ctx, sendPatience)
 	defer cancel()
 	for _, r := range t.unfinished(state) {
 		err = t.attempt(patient, r, Expired, nil)
@@ -305,6 +313,21 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		}
 	}
 	return unlock, nil
+}
+
+// lockSoon is the lock of a piece of state, unless it takes longer than sendPatience.
+func (t *Timers) lockSoon(ctx context.Context, state uint64) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, sendPatience)
+	defer cancel()
+	return t.states.lock(ctx, state)
+}
+
+// attempted reports whether an attempt has the lock of a piece of state.
+func (t *Timers) attempted(state uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.attempts[state]
+	return ok
 }
 
 // Pending is a timer whose event is on its way into the room.

@@ -3,6 +3,7 @@ package roomserver
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -37,7 +38,8 @@ func (c *Closer) Send(
 	}
 	switch {
 	case res.Code != http.StatusOK:
-		if err = s.verdict(res); s.hook.Called {
+		// A refusal leaves the event scheduled, for whoever asked for it: its sender may come back.
+		if err = s.verdict(res); s.hook.Called || errors.As(err, new(*expiration.RefusedError)) {
 			return "", err
 		}
 		return "", c.checkRoom(ctx, e, err)
