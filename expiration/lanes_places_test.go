@@ -59,7 +59,7 @@ func (l *lanes) check(t *testing.T) {
 			}
 		}
 		require.Equal(t, lent, c.lent)
-		require.LessOrEqual(t, c.lent, c.loans)
+		// An early turn that becomes its room's oldest may be of a sender who would have needed a loan: the room has its place already.
 		if c == &l.first {
 			require.Equal(t, closers, c.free+held)
 			require.Equal(t, overtime, l.overtime)

@@ -289,9 +289,9 @@ func (t *Timers) Token(eventID string) string { return t.tokens.Token(eventID) }
 // event for that state is built and given to the roomserver. A closing event that an earlier fault left half done is
 // finished first, so that it does not come behind what is sent now.
 //
-// Neither that nor an attempt that has the lock is waited for longer than sendPatience: an event that the roomserver does not answer must
-// not keep others from sending. Without the lock both are built upon the same events, and state resolution prefers the send, which is
-// the later one. Another send is waited for.
+// Neither that nor an attempt that has the lock and has claimed is waited for much longer than sendPatience: an event that the roomserver
+// does not answer must not keep others from sending. Without the lock both are built upon the same events, and state resolution prefers
+// the send, which bears the later time. Another send is waited for.
 func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err error) {
 	state := t.tokens.names.state(s)
 	for unlock == nil {
@@ -299,7 +299,8 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		case err == nil:
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case t.attempted(state):
+		case t.halfDone(state):
+			time.Sleep(2 * time.Millisecond) // so that what is sent now bears a later time
 			return func() {}, nil
 		}
 	}
@@ -322,12 +323,16 @@ func (t *Timers) lockSoon(ctx context.Context, state uint64) (unlock func(), err
 	return t.states.lock(ctx, state)
 }
 
-// attempted reports whether an attempt has the lock of a piece of state.
-func (t *Timers) attempted(state uint64) bool {
+// halfDone reports whether an attempt has the lock of a piece of state, and has claimed its event. One that has not may build its event
+// later than a send that goes past it, and overwrite what is sent.
+func (t *Timers) halfDone(state uint64) (claimed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, ok := t.attempts[state]
-	return ok
+	if _, ok := t.attempts[state]; !ok {
+		return false
+	}
+	t.index.ofState(state, func(_ ref, tm *timer) { claimed = claimed || tm.claimed && !tm.gone })
+	return claimed
 }
 
 // Pending is a timer whose event is on its way into the room.
