@@ -66,7 +66,8 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 		}
 		t.index.unschedule(r)
 		if !tm.gone || tm.left {
-			t.lanes.add(waiting{r, tm.sender, tm.due}, tm.room, tm.failures > 0)
+			// What failed at once keeps its place in the order of its room: a retry is what the roomserver did not answer.
+			t.lanes.add(waiting{r, tm.sender, tm.due}, tm.room, tm.unanswered > 0)
 		}
 		if tm.refused {
 			t.index.forgetToken(r)

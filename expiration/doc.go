@@ -64,7 +64,8 @@
 //
 // Ordering: the first attempts for the due timers of one room, of whichever kind they are, come one after the other in the order
 // of the deadlines. Some events are built and claimed while the roomserver has the one before, unless that may decide upon others, and are
-// given to it when that is done. What failed is tried again after the first attempts that wait in its room, but for one retry in nine attempts.
+// given to it when that is done. What the roomserver did not answer in time is tried again after the first attempts that wait in its room,
+// but for one retry in nine attempts; what failed otherwise keeps its place.
 //
 // Isolation: rooms do not wait for one another. Of the rooms that wait for a place the one with the earliest deadline is next, but
 // what hangs takes little from others. A first attempt holds its place for two seconds; then another room has it, while its own

@@ -56,7 +56,7 @@ func TestBystanderOfHostileUsers(t *testing.T) {
 	})
 }
 
-// What failed before is tried again in few rooms at a time.
+// The timers of senders whose attempts hung are tried again in few rooms at a time.
 func TestRetriesAreFew(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		var working, most atomic.Int32
@@ -65,13 +65,13 @@ func TestRetriesAreFew(t *testing.T) {
 				most.Store(n)
 			}
 			defer working.Add(-1)
-			time.Sleep(time.Second)
+			time.Sleep(placePatience + time.Second)
 			return errFault
 		}})
 		for i := range closers {
 			w.send(Event{ID: fmt.Sprint("$", i), RoomID: fmt.Sprint("!", i), Type: "m.room.message", Sender: fmt.Sprint("@", i)}, time.Minute)
 		}
-		time.Sleep(time.Minute + time.Second)
+		time.Sleep(time.Minute + placePatience + time.Second)
 		synctest.Wait()
 		require.EqualValues(t, closers, most.Load())
 		most.Store(0)
