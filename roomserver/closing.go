@@ -84,7 +84,7 @@ func (c *Closer) send(
 		return err
 	}
 	if res.Code == http.StatusOK {
-		return c.entered(ctx, e, closing)
+		return c.entered(ctx, e, closing, o == expiration.Ended)
 	}
 	err = s.verdict(res)
 	if claiming {
@@ -197,7 +197,7 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 	if err = c.input(ctx, e, pdu); err != nil {
 		return err
 	}
-	return c.entered(ctx, e, signed)
+	return c.entered(ctx, e, signed, false)
 }
 
 // readBuilt reads an event that was built earlier.

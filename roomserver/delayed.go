@@ -15,7 +15,7 @@ import (
 // Send implements expiration.Roomserver. The event is sent the way a client's is: whether its sender may send it is found out
 // here, and not when it is scheduled.
 func (c *Closer) Send(
-	ctx context.Context, t expiration.Timer, _ expiration.Outcome, claim func(context.Context, expiration.Built) error,
+	ctx context.Context, t expiration.Timer, o expiration.Outcome, claim func(context.Context, expiration.Built) error,
 ) (string, error) {
 	var sent expiration.SignedEvent
 	s := &oneSend{ClientRoomserverAPI: c.rsAPI}
@@ -44,7 +44,7 @@ func (c *Closer) Send(
 		}
 		return "", c.checkRoom(ctx, e, err)
 	case s.hook.Called:
-		return sent.EventID, c.entered(ctx, e, sent)
+		return sent.EventID, c.entered(ctx, e, sent, o == expiration.Ended)
 	}
 	body, err := json.Marshal(res.JSON)
 	return gjson.GetBytes(body, "event_id").Str, err

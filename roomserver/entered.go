@@ -21,7 +21,10 @@ const maxAncestors = 200
 // event that its own room no longer allows, because the sender left or was kicked while it was built, and says nothing of it: nobody is ever
 // shown the event. It does the same if its database fails while it looks, so the event may be given to it again. The error is a
 // *expiration.DropError if the sender or the room is gone, and else an *expiration.UnsendableError.
-func (c *Closer) entered(ctx context.Context, e expiration.Event, signed expiration.SignedEvent) error {
+func (c *Closer) entered(ctx context.Context, e expiration.Event, signed expiration.SignedEvent, thorough bool) error {
+	if !thorough && c.checkSender(ctx, e) == nil {
+		return nil // a room that a crash has set back does not show what it has
+	}
 	in, err := c.isIn(ctx, e.RoomID, signed)
 	if err != nil || in {
 		return err

@@ -88,7 +88,7 @@ func TestEntered(t *testing.T) {
 			close(wrapper.ready)
 			err := NewCloser(nil, wrapper).entered(t.Context(), delayedTimer("m").Event, expiration.SignedEvent{
 				EventID: eventID, PDU: g.events[eventID].JSON(),
-			})
+			}, true)
 			var dropped *expiration.DropError
 			switch {
 			case test.failed != nil:
