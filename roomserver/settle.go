@@ -60,6 +60,9 @@ type roomQueue struct {
 	// since is when the first attempt found something in the queue, last is when the last attempt did.
 	since, last time.Time
 	woken       time.Time
+	// owed is the earliest deadline of an attempt that has waited in vain. Until that is made, or settlesFor is over, no later deadline
+	// of the room has its turn: what failed here is the room's, and the order of the deadlines holds.
+	owed, owedAt time.Time
 }
 
 // versions tells which version a room has.
@@ -125,6 +128,34 @@ func (s *settled) waited(roomID string) bool {
 	}
 	r.last = now
 	return now.Sub(r.since) >= settlesFor
+}
+
+// owes reports whether an event with an earlier deadline comes first in its room. It notes that this one was not able to wait any
+// longer, or that it has its turn.
+func (s *settled) owes(roomID string, deadline time.Time, failed bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rooms[roomID]
+	switch {
+	case r == nil:
+	case failed && (r.owed.IsZero() || deadline.Before(r.owed)):
+		r.owed, r.owedAt = deadline, time.Now()
+	case failed || r.owed.IsZero():
+	case deadline.After(r.owed) && time.Since(r.owedAt) < settlesFor:
+		return true
+	default:
+		r.owed = time.Time{}
+	}
+	return false
+}
+
+// inTurn is wait for an event that a deadline sends.
+func (s *settled) inTurn(ctx context.Context, roomID string, deadline time.Time) (looked bool, err error) {
+	looked, err = s.wait(ctx, roomID, laneSettles)
+	if s.owes(roomID, deadline, err != nil) {
+		return looked, errUnsettled
+	}
+	return looked, err
 }
 
 // wait returns when the roomserver has dealt with all that lies in a room's queue now, and looked reports whether it had to look.
@@ -221,7 +252,7 @@ func (s *settling) Close(
 	ctx context.Context, e expiration.Event, o expiration.Outcome, sent time.Time, lost bool,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
-	if _, err := s.settled.wait(ctx, e.RoomID, patience(o == expiration.Ended)); err != nil {
+	if _, err := s.wait(ctx, e.RoomID, o, sent); err != nil {
 		return err
 	}
 	return s.Roomserver.Close(ctx, e, o, sent, lost, claim)
@@ -232,7 +263,7 @@ func (s *settling) Close(
 func (s *settling) Send(
 	ctx context.Context, t expiration.Timer, o expiration.Outcome, claim func(context.Context, expiration.Built) error,
 ) (string, error) {
-	looked, err := s.settled.wait(ctx, t.Event.RoomID, patience(o == expiration.Ended))
+	looked, err := s.wait(ctx, t.Event.RoomID, o, t.Deadline)
 	if err != nil {
 		return "", err
 	}
@@ -248,10 +279,10 @@ func (s *settling) Send(
 	return s.Roomserver.Send(ctx, t, o, claim)
 }
 
-// patience is how long one attempt waits for a room's queue.
-func patience(request bool) time.Duration {
-	if request {
-		return callerSettles
+// wait waits for the room's queue: for an event that is due in its turn, and for one that somebody waits for at once.
+func (s *settling) wait(ctx context.Context, roomID string, o expiration.Outcome, deadline time.Time) (looked bool, err error) {
+	if o == expiration.Ended {
+		return s.settled.wait(ctx, roomID, callerSettles)
 	}
-	return laneSettles
+	return s.settled.inTurn(ctx, roomID, deadline)
 }

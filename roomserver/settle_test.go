@@ -60,7 +60,7 @@ func testSettling(t *testing.T, test func(t *testing.T, s *settleTest)) {
 
 // close closes, as a deadline does or as a request.
 func (s *settleTest) close(t *testing.T, o expiration.Outcome) error {
-	return s.r.Close(t.Context(), expiration.Event{RoomID: testRoom}, o, time.Now(), false, nil)
+	return s.r.Close(t.Context(), expiration.Event{RoomID: testRoom}, o, time.Unix(1, 0), false, nil)
 }
 
 // closed closes, and tries again for as long as that fails in passing. It returns how long it took.
