@@ -8,8 +8,6 @@ package roomserver
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	fsapi "github.com/matrix-org/dendrite/federationapi/api"
@@ -17,11 +15,9 @@ import (
 	"github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/sirupsen/logrus"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
 
 // StateWatcher is told before a state event is given to the roomserver, and when it has been sent.
@@ -49,23 +45,19 @@ func (a *API) Watch(w StateWatcher) { a.watcher = w }
 
 // InputRoomEvents implements api.InputRoomEventsAPI.
 func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
-	for _, input := range req.InputRoomEvents {
-		if input.Kind != api.KindNew {
-			continue
-		}
-		if jsondepth.TooDeep(input.Event.JSON()[1:]) { // within the event
-			res.ErrMsg = errTooDeep.Error()
+	admitted, err := admitAll(req.InputRoomEvents)
+	if err != nil {
+		if len(admitted) == 0 {
+			res.ErrMsg = err.Error()
 			return
 		}
-		if dendritefix.Unstorable(input.Event.Content()) {
-			res.ErrMsg = errUnstorable.Error()
-			return
-		}
+		others := *req // state that comes with a join, say
+		others.InputRoomEvents, req = admitted, &others
 	}
 	if !req.Asynchronous {
 		tell(ctx, req, a.watcher.StateComes, "Failed to note that events may be replaced")
 	}
-	if err := failpoint.Fail(failpoint.BeforeInput); err != nil {
+	if err = failpoint.Fail(failpoint.BeforeInput); err != nil {
 		res.ErrMsg = err.Error()
 		return
 	}
@@ -76,14 +68,6 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 	}
 	tell(ctx, req, a.watcher.StateSent, "Failed to stop the timers of overtaken events")
 }
-
-// errTooDeep is the answer to an event of another server that would break the /sync of everybody in the room: Dendrite wraps an event
-// in more JSON at each stage, and reads none that is nested more deeply than 10,000 levels. What the roomserver fetches by itself, because
-// a later event refers to it, does not pass through here.
-var errTooDeep = fmt.Errorf("the event is nested more deeply than %d levels", jsondepth.Max)
-
-// errUnstorable is the answer to an event with which PostgreSQL would keep Dendrite's sync API busy for ever.
-var errUnstorable = errors.New("the event relates to, or redacts, something whose name has a NUL character")
 
 // tell tells the watcher of state events. If that fails, the sender need not know: the output stream tells of the change too.
 func tell(

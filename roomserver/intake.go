@@ -3,8 +3,10 @@ package roomserver
 import (
 	"context"
 
+	fsapi "github.com/matrix-org/dendrite/federationapi/api"
 	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/nats-io/nats.go"
 
@@ -40,10 +42,18 @@ func (q *Queue) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReq
 		}
 		roomID := e.RoomID().String()
 		q.settled.forget(roomID)
+		if e.Type() == spec.MRoomRedaction {
+			q.settled.redacted(roomID)
+		}
 		if req.Asynchronous {
 			q.came(roomID)
 		}
 	}
+}
+
+// SetFederationAPI implements api.RoomserverInternalAPI.
+func (q *Queue) SetFederationAPI(fsAPI fsapi.RoomserverFederationAPI, keyRing *gomatrixserverlib.KeyRing) {
+	q.RoomserverInternalAPI.SetFederationAPI(&fetches{fsAPI, q.settled.redacted}, keyRing)
 }
 
 // PerformLeave implements api.ClientRoomserverAPI. The roomserver gives itself the event, and waits until it is dealt with.

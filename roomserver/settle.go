@@ -57,6 +57,8 @@ type roomQueue struct {
 	// look is another number each time something has come: an attempt that began to look before that has seen nothing.
 	look  uint64
 	empty bool
+	// redacted: a redaction may have come since the queue was seen to be empty. At first nobody knows.
+	redacted bool
 	// since is when the first attempt found something in the queue, last is when the last attempt did.
 	since, last time.Time
 	woken       time.Time
@@ -84,6 +86,16 @@ func (s *settled) forget(roomID string) {
 	}
 }
 
+// redacted notes that a redaction has come for a room, by whatever way.
+func (s *settled) redacted(roomID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.rooms[roomID]; r != nil {
+		s.looks++
+		r.look, r.empty, r.redacted = s.looks, false, true
+	}
+}
+
 // begin begins to look at a room's queue, unless nothing has come since it was seen to be empty.
 func (s *settled) begin(roomID string) (look uint64, empty bool) {
 	s.mu.Lock()
@@ -97,7 +109,7 @@ func (s *settled) begin(roomID string) (look uint64, empty bool) {
 			delete(s.rooms, other)
 		}
 		s.looks++
-		r = &roomQueue{look: s.looks}
+		r = &roomQueue{look: s.looks, redacted: true}
 		s.rooms[roomID] = r
 	}
 	return r.look, r.empty
@@ -108,7 +120,9 @@ func (s *settled) dealtWith(roomID string, look uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r := s.rooms[roomID]; r != nil {
-		r.empty = r.look == look
+		if r.empty = r.look == look; r.empty {
+			r.redacted = false
+		}
 		r.since, r.last = time.Time{}, time.Time{}
 	}
 }
@@ -167,7 +181,7 @@ func (s *settled) wait(ctx context.Context, roomID string, patience time.Duratio
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err = s.drain(ctx, roomID); err == nil {
+	if err = s.drain(ctx, roomID); err == nil && s.mayBeRedacted(roomID) { // seen only behind what lay in the queue
 		err = s.hear(ctx, roomID)
 	}
 	switch {
@@ -177,6 +191,14 @@ func (s *settled) wait(ctx context.Context, roomID string, patience time.Duratio
 		err = nil
 	}
 	return true, err
+}
+
+// mayBeRedacted reports whether a redaction has come for a room, or nobody knows.
+func (s *settled) mayBeRedacted(roomID string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rooms[roomID]
+	return r == nil || r.redacted
 }
 
 // mayWake reports whether a room's worker is to be woken now, and notes that it is.

@@ -195,8 +195,35 @@ func TestClosingIsBuiltWhenTheTimersHaveHeard(t *testing.T) {
 		require.NoError(t, s.close(t, expiration.Expired))
 		s.q.settled.versions.(*inner).version = gomatrixserverlib.RoomVersionV11
 		s.q.comes(t)
+		require.NoError(t, s.close(t, expiration.Expired), "no redaction has come")
+		s.q.settled.redacted(testRoom)
 		require.ErrorIs(t, s.close(t, expiration.Expired), errUnsettled)
 		s.set(func() { s.heard = 7 })
 		require.NoError(t, s.close(t, expiration.Expired))
+	})
+}
+
+// A room that is waited for keeps the order of its deadlines: the attempt that waited in vain comes before later ones, whenever it is
+// made again, but nobody waits for it for ever.
+func TestRoomsThatAreWaitedForKeepTheOrder(t *testing.T) {
+	first, second := time.Unix(1, 0), time.Unix(2, 0)
+	testSettling(t, func(t *testing.T, s *settleTest) {
+		close := func(deadline time.Time) error {
+			return s.r.Close(t.Context(), expiration.Event{RoomID: testRoom}, expiration.Expired, deadline, false, nil)
+		}
+		waitInVain := func() {
+			s.set(func() { s.deal = 2 * laneSettles })
+			s.q.comes(t)
+			require.ErrorIs(t, close(first), errUnsettled)
+			time.Sleep(4 * laneSettles)
+		}
+		waitInVain()
+		require.ErrorIs(t, close(second), errUnsettled, "the queue is empty, but the first comes first")
+		require.NoError(t, close(first))
+		require.NoError(t, close(second))
+		waitInVain()
+		require.ErrorIs(t, close(second), errUnsettled)
+		time.Sleep(settlesFor)
+		require.NoError(t, close(second), "the first may be gone")
 	})
 }

@@ -39,7 +39,7 @@ CREATE INDEX expiration_finalised_time ON expiration_finalised (finalised_ms)`
 
 // Commit calls f and commits, or rolls back if it fails or panics.
 func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
-	defer txn.Rollback() // nolint:errcheck // does nothing after a commit
+	defer func() { _ = txn.Rollback() }() // which does nothing after a commit
 	if err := f(txn); err != nil {
 		return err
 	}
