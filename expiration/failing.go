@@ -79,6 +79,8 @@ func (t *Timers) unanswered(r ref, e Event, err error) error {
 	answers := t.roomserver.Wake(ctx, e.RoomID) == nil
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	// The question is about the room, and may be slow because of it: that others were answered lately does as well.
+	answers = answers || t.clock.now()-t.answered < lastAttemptTimeout && t.answered > 0
 	tm := t.index.at(r)
 	if tm == nil {
 		return err

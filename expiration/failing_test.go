@@ -136,3 +136,23 @@ func TestSendsWaitForOneAnother(t *testing.T) {
 		require.Equal(t, 10*sendPatience, time.Since(began))
 	})
 }
+
+// What decides who may do what goes past no attempt: state resolution would not prefer it for being later.
+func TestPowerGoesPastNoAttempt(t *testing.T) {
+	for eventType, past := range map[string]bool{"m.call.member": true, "m.room.topic": true, "m.room.power_levels": false, "m.room.join_rules": false} {
+		inWorld(t, Config{}, func(t *testing.T, w *world) {
+			s := StateKey{RoomID: "!room", Type: eventType}
+			key := ""
+			e := Event{ID: "$e", RoomID: s.RoomID, Type: s.Type, StateKey: &key, Sender: alice}
+			w.send(e, 10*time.Second)
+			w.roomserver.silence("!room", true)
+			time.Sleep(10 * time.Second)
+			synctest.Wait() // it is claimed, and not answered
+			began := time.Now()
+			unlock, err := w.LockState(t.Context(), s)
+			require.NoError(t, err)
+			unlock()
+			require.Equal(t, past, time.Since(began) < attemptTimeout-time.Second, "%s: %s", eventType, time.Since(began))
+		})
+	}
+}

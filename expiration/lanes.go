@@ -72,6 +72,7 @@ type queue struct {
 	lane    *lane
 	waiting []waiting
 	offered *sender // in whose heap the queue is, or nil
+	turn    uint64  // since when the first timer waits, as classes count; 0 if it was not offered yet
 	at      int     // the index in it
 }
 
@@ -96,6 +97,7 @@ func (q *queue) add(w waiting) int {
 // take takes the first timer out.
 func (q *queue) take() waiting {
 	w := q.waiting[0]
+	q.turn = 0
 	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
 		q.waiting = nil
 	}

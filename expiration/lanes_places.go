@@ -80,7 +80,10 @@ func (c *class) next() *queue {
 
 // offer lets a queue wait for a place.
 func (c *class) offer(q *queue) {
-	s := c.sender(q.waiting[0].sender)
+	if q.turn == 0 {
+		q.turn = c.number()
+	}
+	s := c.sender(q.waiting[0].sender, q.turn)
 	q.offered = s
 	heap.Push(&s.queues, q)
 	c.settle(s)
@@ -97,7 +100,7 @@ func (c *class) withdraw(q *queue) {
 
 // hold counts a room as in progress for a sender.
 func (c *class) hold(hash uint64) *sender {
-	s := c.sender(hash)
+	s := c.sender(hash, 0)
 	if s.holds >= c.share {
 		c.lent++
 	}
@@ -117,10 +120,12 @@ func (c *class) drop(s *sender) {
 	c.settle(s)
 }
 
-func (c *class) sender(hash uint64) *sender {
+// sender returns what is known of a user. One of whom nothing is known has this turn: a room that is busy with other timers withdraws
+// its queue again and again, which must not cost the turn.
+func (c *class) sender(hash, turn uint64) *sender {
 	s := c.senders[hash]
 	if s == nil {
-		s = &sender{class: c, hash: hash, turn: c.number()}
+		s = &sender{class: c, hash: hash, turn: turn}
 		c.senders[hash] = s
 	}
 	return s

@@ -415,3 +415,23 @@ func TestFailureIsNotAHang(t *testing.T) {
 		require.False(t, l.isHung(1))
 	})
 }
+
+// A sender whose queue is withdrawn because its room is busy, and offered again, keeps its turn.
+func TestTurnOutlivesWithdrawal(t *testing.T) {
+	c := newClass(1, retryShare, maxRetryLoans)
+	c.inTurns = true
+	queueOf := func(sender uint64) *queue { return &queue{waiting: []waiting{{sender: sender}}} }
+	first, second := queueOf(1), queueOf(2)
+	c.offer(first)
+	c.offer(second)
+	for range 9 {
+		c.withdraw(first)
+		c.offer(first)
+		require.Same(t, first, c.next())
+	}
+	c.withdraw(first)
+	first.take()
+	first.waiting = queueOf(1).waiting
+	c.offer(first)
+	require.Same(t, second, c.next(), "the next timer has a turn of its own")
+}

@@ -71,8 +71,9 @@ func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error 
 	failpoint.Pass(failpoint.AfterClosing)
 	var late time.Duration
 	t.mu.Lock()
+	t.answered = t.clock.now()
 	if tm := t.index.at(r); tm != nil {
-		late = t.clock.now() - tm.due
+		late = t.answered - tm.due
 	}
 	if row.Delayed == nil {
 		t.index.answer(r, row.Event.ID)

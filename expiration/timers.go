@@ -102,8 +102,9 @@ type Timers struct {
 	stop    context.CancelFunc
 	watcher sync.WaitGroup // started by Start, ended by Stop after the lanes' turns; and what these leave to be done behind them
 
-	mu    sync.Mutex // guards what follows
-	index *index
+	mu       sync.Mutex // guards what follows
+	index    *index
+	answered time.Duration // when the roomserver was done last with an event that it was given; 0 at first
 	// attempts has the pieces of state whose locks attempts have.
 	attempts map[uint64]struct{}
 	swept    []ref                  // closed events whose rows sweep deletes; if there are any, it is on its way
@@ -291,7 +292,7 @@ func (t *Timers) Token(eventID string) string { return t.tokens.Token(eventID) }
 //
 // Neither that nor an attempt that has the lock and has claimed is waited for much longer than sendPatience: an event that the roomserver
 // does not answer must not keep others from sending. Without the lock both are built upon the same events, and state resolution prefers
-// the send, which bears the later time. Another send is waited for.
+// the send, which bears the later time. Where it goes by power first, an attempt is waited for until it ends, and another send always.
 func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err error) {
 	state := t.tokens.names.state(s)
 	for unlock == nil {
@@ -299,7 +300,7 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		case err == nil:
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case t.halfDone(state):
+		case !decidesWhoMay(s.Type) && t.halfDone(state):
 			time.Sleep(2 * time.Millisecond) // so that what is sent now bears a later time
 			return func() {}, nil
 		}
@@ -314,6 +315,15 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		}
 	}
 	return unlock, nil
+}
+
+// decidesWhoMay reports whether state resolution orders events of a type by the power of their senders, and not by time.
+func decidesWhoMay(eventType string) bool {
+	switch eventType {
+	case "m.room.power_levels", "m.room.join_rules", "m.room.member":
+		return true
+	}
+	return false
 }
 
 // lockSoon is the lock of a piece of state, unless it takes longer than sendPatience.

@@ -184,6 +184,18 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 			return &expiration.DropError{Reason: expiration.Replaced}
 		}
 	}
+	if t.Delayed != nil && e.StateKey != nil {
+		known, err := c.event(ctx, e.RoomID, signed.EventID)
+		if err == nil && known == nil { // what others have sent since has the say
+			var overtaken bool
+			if overtaken, err = c.overtaken(ctx, t); overtaken {
+				return &expiration.DropError{Reason: expiration.Replaced}
+			}
+		}
+		if err != nil {
+			return c.checkRoom(ctx, e, err)
+		}
+	}
 	if err := c.checkSender(ctx, e); err != nil {
 		// A delayed event that the roomserver has was sent before its sender left.
 		if known, lookErr := c.event(ctx, e.RoomID, signed.EventID); t.Delayed == nil || lookErr != nil || known == nil {
