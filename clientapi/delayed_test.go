@@ -124,6 +124,8 @@ func (rooms) Hooked(req *http.Request, _ *expiration.Hook) (*http.Request, api.C
 	return req, rooms{}
 }
 
+func (rooms) LockSender(context.Context, string, string) (func(), error) { return func() {}, nil }
+
 func (rooms) QueryRoomVersionForRoom(context.Context, string) (gomatrixserverlib.RoomVersion, error) {
 	return gomatrixserverlib.RoomVersionV10, nil
 }

@@ -1,14 +1,11 @@
 package clientapi
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
@@ -54,33 +51,4 @@ func TestPages(t *testing.T) {
 		require.Len(t, seen, 100)
 		require.Equal(t, "99", seen[99])
 	}
-}
-
-// One look-up of a user begins when the one before it is done; nobody waits for somebody else's, and nothing is remembered.
-func TestQueues(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		q := &queues{users: map[string]*queue{}}
-		begin := func(user string, patience time.Duration) (func(), error) {
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
-			defer cancel()
-			return q.begin(ctx, user)
-		}
-		first, err := begin(alice, time.Second)
-		require.NoError(t, err)
-		_, err = begin(alice, time.Second)
-		require.ErrorIs(t, err, context.DeadlineExceeded)
-		other, err := begin("@bob:localhost", time.Second)
-		require.NoError(t, err)
-		other()
-		go func() {
-			time.Sleep(time.Second)
-			first()
-		}()
-		began := time.Now()
-		second, err := begin(alice, time.Minute)
-		require.NoError(t, err)
-		require.Equal(t, time.Second, time.Since(began))
-		second()
-		require.Empty(t, q.users)
-	})
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
@@ -72,6 +73,8 @@ type RoomserverAPI interface {
 	api.ClientRoomserverAPI
 	// Hooked returns the request and the roomserver for one call of Dendrite's SendEvent, which calls the hook.
 	Hooked(req *http.Request, hook *expiration.Hook) (*http.Request, api.ClientRoomserverAPI)
+	// LockSender waits until no other event of a user is being sent into a room. It is held for each call of SendEvent.
+	LockSender(ctx context.Context, roomID, userID string) (unlock func(), err error)
 }
 
 // API has what the routes share.
@@ -83,7 +86,7 @@ type API struct {
 	transactions *transactions.Cache
 	guesses      *guesses
 	users        *limits.Limiter[string] // by their IDs
-	queues       *queues
+	costly       *keylock.Locks[string]  // by the users' IDs, see begin
 	metrics      *metrics
 }
 
@@ -94,7 +97,7 @@ func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Tim
 		transactions: transactions.New(),
 		guesses:      newGuesses(cfg.UnknownTokens, cfg.RealIPHeader),
 		users:        limits.New[string](cfg.UserRequests),
-		queues:       &queues{users: map[string]*queue{}},
+		costly:       keylock.Bounded[string](maxWaiting),
 		metrics:      newMetrics(),
 	}
 }

@@ -179,6 +179,11 @@ func requestHash(device *userapi.Device, to target) *expiration.RequestHash {
 func (a *API) dendriteSend(
 	req *http.Request, device *userapi.Device, to target, rsAPI api.ClientRoomserverAPI,
 ) util.JSONResponse {
+	unlock, err := a.rsAPI.LockSender(req.Context(), to.roomID, device.UserID)
+	if err != nil {
+		return errorResponse(req, fmt.Errorf("waiting for another event of the sender: %w", err))
+	}
+	defer unlock()
 	return routing.SendEvent(
 		req, device, to.roomID, to.eventType, to.txnID, to.stateKey, a.dendrite, rsAPI, a.transactions,
 	)

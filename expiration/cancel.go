@@ -72,7 +72,7 @@ func (t *Timers) awaitAttempt(ctx context.Context, r ref) {
 	if !claimed {
 		return
 	}
-	if unlock, err := t.closings.lock(ctx, r.nid); err == nil {
+	if unlock, err := t.closings.Lock(ctx, r.nid); err == nil {
 		unlock()
 	}
 }

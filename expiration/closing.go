@@ -202,14 +202,14 @@ func (t *Timers) lockTimer(ctx context.Context, r ref) (unlock func(), err error
 		state = tm.state
 	}
 	t.mu.Unlock()
-	unlockAttempts, err := t.closings.lock(ctx, r.nid)
+	unlockAttempts, err := t.closings.Lock(ctx, r.nid)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errLocked, err)
 	}
 	if state == 0 {
 		return unlockAttempts, nil
 	}
-	unlockState, err := t.states.lock(ctx, state)
+	unlockState, err := t.states.Lock(ctx, state)
 	if err != nil {
 		unlockAttempts()
 		return nil, fmt.Errorf("%w: %w", errLocked, err)

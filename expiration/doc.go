@@ -106,7 +106,7 @@
 //     inserted under it: only for that is it taken under Timers.mu, where nobody else can have the lock of a number that is new
 //  5. Timers.mu: the index in memory; held while nothing is waited for, but by [Timers.Start] for the database, and for those who
 //     make the index
-//  6. leaves: lanes.mu, the mu of each batches, and the locks inside keyedLocks
+//  6. leaves: lanes.mu, the mu of each batches, and the locks inside keylock.Locks
 //
 // The package knows nothing of Dendrite. What it needs it asks of a [Store] and a [Roomserver].
 package expiration

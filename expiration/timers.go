@@ -14,6 +14,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
 )
 
 // Config is what the component itself can be told; see docs/configuration.md.
@@ -91,10 +92,10 @@ type Timers struct {
 	deletes   *batches[int64, struct{}]
 	doubts    *batches[int64, struct{}]
 
-	closings *keyedLocks[int64]  // by the timers' NIDs
-	states   *keyedLocks[uint64] // by the hashes of the pieces of state
-	requests *keyedLocks[RequestHash]
-	rows     *keyedLocks[int64] // by the timers' NIDs
+	closings *keylock.Locks[int64]  // by the timers' NIDs
+	states   *keylock.Locks[uint64] // by the hashes of the pieces of state
+	requests *keylock.Locks[RequestHash]
+	rows     *keylock.Locks[int64] // by the timers' NIDs
 	lanes    *lanes
 
 	wakeup  chan struct{} // of capacity 1: the first wake has come nearer
@@ -125,10 +126,10 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		drops:     newBatches(withoutAnswers(store.Drop)),
 		deletes:   newBatches(withoutAnswers(store.Delete)),
 		doubts:    newBatches(withoutAnswers(store.Doubt)),
-		closings:  newKeyedLocks[int64](),
-		states:    newKeyedLocks[uint64](),
-		requests:  newKeyedLocks[RequestHash](),
-		rows:      newKeyedLocks[int64](),
+		closings:  keylock.New[int64](),
+		states:    keylock.New[uint64](),
+		requests:  keylock.New[RequestHash](),
+		rows:      keylock.New[int64](),
 		wakeup:    make(chan struct{}, 1),
 		index:     newIndex(),
 		attempts:  map[uint64]struct{}{},
@@ -330,7 +331,7 @@ func decidesWhoMay(eventType string) bool {
 func (t *Timers) lockSoon(ctx context.Context, state uint64) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, sendPatience)
 	defer cancel()
-	return t.states.lock(ctx, state)
+	return t.states.Lock(ctx, state)
 }
 
 // halfDone reports whether an attempt has the lock of a piece of state, and has claimed its event. One that has not may build its event
@@ -400,7 +401,7 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (r ref, exi
 	row.NID = t.index.lastNID + 1
 	// Whoever finds the timer from now on waits until it is decided whether there is a row. Nobody has the lock of a new number, so
 	// that nothing is waited for here.
-	unlock, _ := t.rows.lock(context.Background(), row.NID)
+	unlock, _ := t.rows.Lock(context.Background(), row.NID)
 	defer unlock()
 	r = t.index.add(newIndexed(row, digest), due)
 	t.index.at(r).pending = true
@@ -495,7 +496,7 @@ func (t *Timers) activate(r ref, tm *timer) {
 // LockRequest waits until no other request with this hash is being dealt with, and returns the function that lets the next
 // one in. What a client repeats because it was impatient must find what came of it the first time.
 func (t *Timers) LockRequest(ctx context.Context, request RequestHash) (unlock func(), err error) {
-	return t.requests.lock(ctx, request)
+	return t.requests.Lock(ctx, request)
 }
 
 // Sent returns the ID of the event that was accepted from a request which is repeated now, by an earlier process, or by this
@@ -602,7 +603,7 @@ func (t *Timers) Restart(ctx context.Context, eventID string, duration time.Dura
 // given to another only when the row is deleted. A caller whose context ends while another has the lock gives up: the error is
 // errNotAsked then. Whoever has it waits for nothing but the database.
 func (t *Timers) lockRow(ctx context.Context, r ref) (unlock func(), err error) {
-	if unlock, err = t.rows.lock(ctx, r.nid); err != nil {
+	if unlock, err = t.rows.Lock(ctx, r.nid); err != nil {
 		return nil, fmt.Errorf("%w: %w", errNotAsked, err)
 	}
 	return unlock, nil

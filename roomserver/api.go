@@ -18,6 +18,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
 )
 
 // StateWatcher is told before a state event is given to the roomserver, and when it has been sent.
@@ -31,13 +32,23 @@ type API struct {
 	api.RoomserverInternalAPI
 	watcher StateWatcher
 	ready   chan struct{} // closed by SetFederationAPI
+	senders *keylock.Locks[sender]
 
 	federation fsapi.RoomserverFederationAPI // see SetFederationAPI
 }
 
+// sender is a user in a room.
+type sender struct{ roomID, userID string }
+
+// LockSender waits until no other event of a user is being sent into a room, and returns the function that lets the next one in. Dendrite's
+// SendEvent has a lock of its own for that, which obeys no context: who takes this one first never waits there.
+func (a *API) LockSender(ctx context.Context, roomID, userID string) (unlock func(), err error) {
+	return a.senders.Lock(ctx, sender{roomID, userID})
+}
+
 // NewAPI returns a wrapper. Watch must be called before events are sent.
 func NewAPI(inner api.RoomserverInternalAPI) *API {
-	return &API{RoomserverInternalAPI: inner, ready: make(chan struct{})}
+	return &API{RoomserverInternalAPI: inner, ready: make(chan struct{}), senders: keylock.New[sender]()}
 }
 
 // Watch sets who is told of state events. The watcher needs the wrapper itself, so it cannot come with NewAPI.

@@ -117,6 +117,11 @@ func (c *Closer) sendEvent(
 	if err != nil {
 		return util.JSONResponse{}, err
 	}
+	unlock, err := c.rsAPI.LockSender(ctx, e.RoomID, e.Sender)
+	if err != nil {
+		return util.JSONResponse{}, fmt.Errorf("waiting for another event of the sender: %w", err)
+	}
+	defer unlock()
 	device := &userapi.Device{UserID: e.Sender}
 	return routing.SendEvent(s.quiet(req), device, e.RoomID, e.Type, nil, e.StateKey, c.cfg, s, nil), nil
 }

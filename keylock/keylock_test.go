@@ -1,0 +1,64 @@
+package keylock
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// One holds a lock at a time; nobody waits for another key's, or longer than wanted; so many wait as may, and nothing is remembered.
+func TestLocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := Bounded[string](2)
+		lock := func(key string, patience time.Duration) (func(), error) {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			return l.Lock(ctx, key)
+		}
+		first, err := lock("a", time.Second)
+		require.NoError(t, err)
+		_, err = lock("a", time.Second)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		other, err := lock("b", time.Second)
+		require.NoError(t, err)
+		other()
+		go func() {
+			time.Sleep(time.Second)
+			_, err := lock("a", time.Minute)
+			require.ErrorIs(t, err, ErrCrowded)
+			first()
+		}()
+		began := time.Now()
+		second, err := lock("a", time.Minute)
+		require.NoError(t, err)
+		require.Equal(t, time.Second, time.Since(began))
+		second()
+		require.Zero(t, l.Len())
+	})
+}
+
+// Any number may wait if there is no bound.
+func TestUnbounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, got := New[int](), 0
+		unlock, err := l.Lock(t.Context(), 0)
+		require.NoError(t, err)
+		for range 10 * maxSpare {
+			go func() {
+				unlock, err := l.Lock(t.Context(), 0)
+				require.NoError(t, err)
+				got++
+				unlock()
+			}()
+		}
+		synctest.Wait()
+		require.Zero(t, got)
+		unlock()
+		synctest.Wait()
+		require.Equal(t, 10*maxSpare, got)
+		require.Zero(t, l.Len())
+	})
+}
