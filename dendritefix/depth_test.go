@@ -3,7 +3,6 @@ package dendritefix
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -117,7 +116,8 @@ func TestStreams(t *testing.T) {
 	require.NoError(t, <-answered)
 }
 
-// FuzzDepth compares with the nesting that encoding/json sees: a body can be read if and only if it is not too deep.
+// FuzzDepth compares a body that arrives byte by byte with all of it at once, which package jsondepth compares with encoding/json: it can
+// be read if and only if it is not too deep.
 func FuzzDepth(f *testing.F) {
 	for _, seed := range []string{`{"a":[1,"]"]}`, `"\\"`, `["\"[["}`, `{"\\":{"\u005b":"\u0022[["}}`, `[[],[[]],{}]`} {
 		f.Add([]byte(seed), jsondepth.Max-2)
@@ -130,7 +130,7 @@ func FuzzDepth(f *testing.F) {
 		text = []byte(strings.Repeat(`[`, around) + string(text) + strings.Repeat(`]`, around))
 		body := &boundBody{ReadCloser: io.NopCloser(oneByte{bytes.NewReader(text)})}
 		got, err := io.ReadAll(body)
-		if depth(t, text) > jsondepth.Max {
+		if jsondepth.TooDeep(text) {
 			require.ErrorIs(t, err, errTooDeep)
 			return
 		}
@@ -143,24 +143,6 @@ func FuzzDepth(f *testing.F) {
 type oneByte struct{ r io.Reader }
 
 func (o oneByte) Read(p []byte) (int, error) { return o.r.Read(p[:min(len(p), 1)]) }
-
-func depth(t *testing.T, text []byte) (deepest int) {
-	decoder := json.NewDecoder(bytes.NewReader(text))
-	for depth := 0; ; {
-		token, err := decoder.Token()
-		if errors.Is(err, io.EOF) {
-			return deepest
-		}
-		require.NoError(t, err)
-		switch token {
-		case json.Delim('{'), json.Delim('['):
-			depth++
-		case json.Delim('}'), json.Delim(']'):
-			depth--
-		}
-		deepest = max(deepest, depth)
-	}
-}
 
 func BenchmarkBoundDepth(b *testing.B) {
 	for name, text := range map[string]string{

@@ -3,8 +3,6 @@ package integration
 import (
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -226,15 +224,7 @@ func TestRejoinBeforeTheStream(t *testing.T) {
 // The server dies when an account is deactivated and nothing is cancelled yet. Everybody's events are looked at: those of guests
 // and of users of application services, who have neither devices nor passwords, too.
 func TestCrashInADeactivation(t *testing.T) {
-	registration := filepath.Join(t.TempDir(), "bridge.yaml")
-	require.NoError(t, os.WriteFile(registration, []byte(`
-id: bridge
-url: null
-as_token: as-token
-hs_token: hs-token
-sender_localpart: bridge
-namespaces: {users: [{exclusive: true, regex: "@bridge.*"}]}
-`), 0o600))
+	registration := bridge(t)
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			t.Parallel()

@@ -195,6 +195,22 @@ func (s *server) data(t *testing.T, dsn string) map[string][]byte {
 	return all
 }
 
+// bridge returns the registration file of an application service with the token as-token, for the users whose names begin with bridge.
+func bridge(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "bridge.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(`
+id: bridge
+url: null
+as_token: as-token
+hs_token: hs-token
+sender_localpart: bridge
+namespaces: {users: [{exclusive: true, regex: "@bridge.*"}]}
+rate_limited: true
+`), 0o600))
+	return file
+}
+
 // restart stops the server, or crashes it, and starts it again.
 func (s *server) restart(t *testing.T, crash bool) {
 	t.Helper()

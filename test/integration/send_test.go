@@ -9,8 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -410,16 +408,7 @@ func TestPanickingRequests(t *testing.T) {
 
 func TestTimersPerUserAreLimited(t *testing.T) {
 	expiration := JSON{"max_running_per_user": 3, "max_duration": "1h"}
-	registration := filepath.Join(t.TempDir(), "bridge.yaml")
-	require.NoError(t, os.WriteFile(registration, []byte(`
-id: bridge
-url: null
-as_token: as-token
-hs_token: hs-token
-sender_localpart: bridge
-namespaces: {users: [{exclusive: true, regex: "@bridge.*"}]}
-rate_limited: true
-`), 0o600))
+	registration := bridge(t)
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			s := start(t, homeserver.Config{Postgres: db.open(t), Expiration: expiration, AppServices: []string{registration}})

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -211,16 +209,7 @@ func TestSpelledDelayIDsAreNotLogged(t *testing.T) {
 
 // What an application service delays and lets expire is exempt from the limit of running events, as what it sends at once is.
 func TestDelayedEventsOfApplicationServicesAreExempt(t *testing.T) {
-	registration := filepath.Join(t.TempDir(), "bridge.yaml")
-	require.NoError(t, os.WriteFile(registration, []byte(`
-id: bridge
-url: null
-as_token: as-token
-hs_token: hs-token
-sender_localpart: bridge
-namespaces: {users: [{exclusive: true, regex: "@bridge.*"}]}
-rate_limited: true
-`), 0o600))
+	registration := bridge(t)
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			t.Parallel()
