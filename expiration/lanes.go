@@ -170,7 +170,7 @@ func newLanes(attempt func(r ref, w *turn) (failed bool)) *lanes {
 	return l
 }
 
-// add puts a timer into its room's lane. It is a retry if its last attempt failed.
+// add puts a timer into its room's lane. It is a retry if its last attempt was not answered.
 func (l *lanes) add(w waiting, inRoom uint64, retry bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
