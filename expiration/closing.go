@@ -245,7 +245,7 @@ func (t *Timers) attemptUnguarded(ctx context.Context, r ref, o Outcome, w *turn
 		return err
 	}
 	err = t.try(ctx, r, &row, o, due, w)
-	return t.settle(ctx, r, row, o, err)
+	return t.settle(ctx, r, row, o, due, err)
 }
 
 // try is attempt without what follows from it. It notes a claim in the row. What is due was written by a stranger, and goes into the

@@ -311,7 +311,7 @@ func (m *delayedMachine) ended(l *delayedLife, err error) {
 // finalised notes what has become of an event.
 func (m *delayedMachine) finalised(l *delayedLife, f Final) {
 	m.mu.Lock()
-	before := l.final
+	before, earliest := l.final, l.earliest
 	l.final = &f
 	m.mu.Unlock()
 	switch {
@@ -319,6 +319,8 @@ func (m *delayedMachine) finalised(l *delayedLife, f Final) {
 		m.problem("%s was %+v and is %+v", l.content, *before, f)
 	case f.Cancelled() && !l.cancelAsked && !l.replaced, f.Error != nil && !l.refused && !l.purged:
 		m.problem("%s is %+v, for no reason", l.content, f)
+	case f.Error != nil && !l.purged && f.At.Before(earliest.Truncate(time.Millisecond)):
+		m.problem("%s failed at %s, and is due at %s", l.content, f.At, earliest)
 	}
 }
 

@@ -385,6 +385,26 @@ func TestRefusedDelayedEvents(t *testing.T) {
 	})
 }
 
+// A refusal says nothing of an event whose owner was told meanwhile that it runs on.
+func TestRefreshWhileAnEventIsRefused(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID, e := w.schedule(leave("key"), "left", 10*time.Second), w.state("other", 10*time.Second)
+		w.roomserver.refuse("left", Forbidden)
+		w.roomserver.refuse(e.ID, Forbidden)
+		w.roomserver.set(hooks{beforeClaim: takes(2 * time.Second)})
+		time.Sleep(11 * time.Second)
+		require.NoError(t, w.RestartDelayed(t.Context(), delayID, alice))
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+		time.Sleep(5 * time.Second)
+		require.Nil(t, w.final(delayID))
+		w.roomserver.refuse("left", "")
+		w.roomserver.refuse(e.ID, "")
+		time.Sleep(15 * time.Second)
+		w.wantSent("left")
+		w.wantClosings(e)
+	})
+}
+
 func TestRoomOfADelayedEventIsPurged(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		gone, kept := w.schedule(leave("key"), "gone", 10*time.Second), w.schedule(later("!other"), "kept", 10*time.Second)

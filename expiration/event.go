@@ -235,6 +235,9 @@ func (e *DropError) isRefusal() bool {
 	return e != nil && (e.Reason == Forbidden || e.Reason == SenderGone || e.Reason == Unsendable)
 }
 
+// isOfMoment reports whether the reason may be another one, or none, when the event would be due again.
+func (e *DropError) isOfMoment() bool { return e.Reason == Forbidden || e.Reason == Unsendable }
+
 // LimitError is the error of Begin and Schedule for a user who has as many running timers, or scheduled events, as are allowed.
 type LimitError struct {
 	// RetryAfter is how long it is until the first of the user's timers runs out, if nobody refreshes it, or is looked at again

@@ -2,6 +2,7 @@ package expiration
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,13 +21,13 @@ func TestUnsendableEventsAreGivenUp(t *testing.T) {
 	for name, hook := range map[string]func(Event) error{"unsendable": unsendable, "panics": panics} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, Config{}, func(t *testing.T, w *world) {
-				attempts := 0
-				w.roomserver.set(hooks{beforeClaim: func(e Event) error { attempts++; return hook(e) }})
+				var attempts atomic.Int32
+				w.roomserver.set(hooks{beforeClaim: func(e Event) error { attempts.Add(1); return hook(e) }})
 				e := w.state("key", 10*time.Second)
 				delayID := w.schedule(later("!other"), "a", 10*time.Second)
 				time.Sleep(time.Minute)
 				synctest.Wait()
-				require.Equal(t, 2*maxUnsendable, attempts)
+				require.EqualValues(t, 2*maxUnsendable, attempts.Load())
 				require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
 				require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.drops.WithLabelValues(string(Unsendable))))
 				d, err := w.DelayedEvent(t.Context(), delayID, "")

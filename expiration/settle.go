@@ -11,7 +11,7 @@ import (
 )
 
 // settle does what follows from the result of an attempt.
-func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err error) error {
+func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, due time.Duration, err error) error {
 	switch {
 	case err == nil:
 		return t.closed(ctx, r, row, o)
@@ -23,7 +23,7 @@ func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, err er
 		err = t.unanswered(r, row.Event, err)
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
-		err = t.gone(ctx, r, row, dropped)
+		err = t.gone(ctx, r, row, o, due, dropped)
 	} else {
 		t.again(r, row.Event, err)
 	}
@@ -100,13 +100,24 @@ func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error 
 	return nil
 }
 
-// gone takes a timer out whose event will never be sent, and returns the reason, or a passing fault if it could not.
-func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError) error {
+// gone takes a timer out whose event will never be sent, and returns the reason, or a passing fault if it could not. What would not have
+// been sent then may be sent later: a timer that expired, and was refreshed while that was found out, runs on.
+func (t *Timers) gone(ctx context.Context, r ref, row Timer, o Outcome, due time.Duration, dropped *DropError) error {
+	// The attempt may have used up its time.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTimeout)
+	defer cancel()
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil {
+		t.again(r, row.Event, err)
+		return err
+	}
+	defer unlock()
+	if o == Expired && row.Claim == nil && dropped.isOfMoment() && t.isRefreshed(r, due) {
+		t.again(r, row.Event, errNotDue)
+		return errNotDue
+	}
 	if row.Delayed != nil {
-		// The attempt may have used up its time.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTimeout)
-		defer cancel()
-		if err := t.finalise(ctx, r, finalOf(dropped), false); err != nil {
+		if err := t.finaliseLocked(ctx, r, finalOf(dropped), false); err != nil {
 			t.again(r, row.Event, err)
 			return err
 		}
@@ -128,6 +139,14 @@ func (t *Timers) gone(ctx context.Context, r ref, row Timer, dropped *DropError)
 		"event_id": row.Event.ID, "room_id": row.Event.RoomID, "reason": dropped.Reason,
 	}).Info("Dropped the timer of an expiring event")
 	return dropped
+}
+
+// isRefreshed reports whether a timer runs and is due at another moment than it was. The row's lock is held.
+func (t *Timers) isRefreshed(r ref, due time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tm := t.index.at(r)
+	return tm.running() && tm.due != due
 }
 
 // again schedules the next attempt after one that failed in passing. The event is empty if its row could not be read.
