@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
 )
 
 // cancelPatience is how long CancelAll waits, all in all, for events that are being sent.
@@ -50,7 +52,7 @@ func (t *Timers) CancelState(ctx context.Context, s StateKey, owner string, befo
 // cancelEach finalises delayed events as cancelled, unless they are being sent.
 func (t *Timers) cancelEach(ctx context.Context, timers []ref) error {
 	var failed []error
-	ctx, cancel := context.WithTimeout(ctx, batchTimeout)
+	ctx, cancel := context.WithTimeout(ctx, batch.Timeout)
 	defer cancel()
 	for _, r := range timers {
 		if err := t.finalise(ctx, r, Final{}, true); err != nil && !errors.Is(err, ErrNotFound) {

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
@@ -21,7 +23,7 @@ var errClaimFailed = errors.New("the timer could not be claimed")
 
 // written reports whether a claim that failed may have been written all the same.
 func written(err error) bool {
-	return !errors.Is(err, errNotDue) && !errors.Is(err, errClaimFailed) && !errors.Is(err, ErrNotFound) && !errors.Is(err, errNotAsked)
+	return !errors.Is(err, errNotDue) && !errors.Is(err, errClaimFailed) && !errors.Is(err, ErrNotFound) && !errors.Is(err, batch.ErrNotAsked)
 }
 
 // isFinal reports whether an error of attempt means that the timer is gone.
@@ -67,7 +69,8 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 		t.index.unschedule(r)
 		if !tm.gone || tm.left {
 			// What failed at once keeps its place in the order of its room: a retry is what the roomserver did not answer.
-			t.lanes.add(waiting{r, tm.sender, tm.due}, tm.room, tm.unanswered > 0)
+			attempt := func(w *lanes.Turn) bool { return t.closeDue(r, w) }
+			t.lanes.Add(lanes.Job{Sender: tm.sender, Due: tm.due, Attempt: attempt}, tm.room, tm.unanswered > 0)
 		}
 		if tm.refused {
 			t.index.forgetToken(r)
@@ -78,13 +81,13 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 
 // closeDue is an attempt in the timer's turn, and reports whether it failed in passing. When many run out at once, nobody waits for
 // the rows to be deleted.
-func (t *Timers) closeDue(r ref, w *turn) (failed bool) {
+func (t *Timers) closeDue(r ref, w *lanes.Turn) (failed bool) {
 	ctx, cancel := context.WithTimeout(t.ctx, t.patience(r))
 	defer cancel()
 	// close schedules the next attempt and has said what there is to say.
 	err := t.close(ctx, r, Expired, w)
 	t.removeRowBehind(r)
-	for _, blameless := range []error{errNotDue, errLocked, errNotAsked, errTurnBefore} {
+	for _, blameless := range []error{errNotDue, errLocked, batch.ErrNotAsked, lanes.ErrTurnBefore} {
 		if errors.Is(err, blameless) {
 			return false
 		}
@@ -106,7 +109,7 @@ func (t *Timers) recover(claimed []ref) {
 		rooms[r.room] = append(rooms[r.room], r.ref)
 	}
 	var done sync.WaitGroup
-	free := make(chan struct{}, closers)
+	free := make(chan struct{}, lanes.Places)
 	for _, room := range order {
 		free <- struct{}{}
 		done.Go(func() {
@@ -181,7 +184,7 @@ func (t *Timers) endNow(ctx context.Context, r ref) error {
 // close makes one attempt to close an event, and schedules the next one if it fails in passing. The error is nil if the
 // room has the closing event, ErrNotFound if the timer was gone, a *DropError if it now is, and else a passing fault. If the
 // timer is gone, removeRow is still to be called.
-func (t *Timers) close(ctx context.Context, r ref, o Outcome, w *turn) error {
+func (t *Timers) close(ctx context.Context, r ref, o Outcome, w *lanes.Turn) error {
 	unlock, err := t.lockTimer(ctx, r)
 	if err != nil { // another attempt, or a send, took too long
 		t.again(r, Event{}, err)
@@ -227,15 +230,15 @@ func (t *Timers) lockTimer(ctx context.Context, r ref) (unlock func(), err error
 }
 
 // attempt is close under the locks. After a panic the timer is tried again.
-func (t *Timers) attempt(ctx context.Context, r ref, o Outcome, w *turn) error {
-	err := errUndecided
+func (t *Timers) attempt(ctx context.Context, r ref, o Outcome, w *lanes.Turn) error {
+	err := batch.ErrUndecided
 	if !guard.Run("closing an event", func() { err = t.attemptUnguarded(ctx, r, o, w) }) {
 		t.scheduleRetry(r)
 	}
 	return err
 }
 
-func (t *Timers) attemptUnguarded(ctx context.Context, r ref, o Outcome, w *turn) error {
+func (t *Timers) attemptUnguarded(ctx context.Context, r ref, o Outcome, w *lanes.Turn) error {
 	row, due, err := t.load(ctx, r)
 	switch {
 	case errors.Is(err, ErrNotFound):
@@ -250,7 +253,7 @@ func (t *Timers) attemptUnguarded(ctx context.Context, r ref, o Outcome, w *turn
 
 // try is attempt without what follows from it. It notes a claim in the row. What is due was written by a stranger, and goes into the
 // middle of Dendrite: a panic there is an error like any other.
-func (t *Timers) try(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration, w *turn) (err error) {
+func (t *Timers) try(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration, w *lanes.Turn) (err error) {
 	defer recovered(&err)
 	notDue := due > t.clock.now()
 	if row.Delayed == nil && row.Claim == nil && (o != Expired || !notDue) {
@@ -262,7 +265,7 @@ func (t *Timers) try(ctx context.Context, r ref, row *Timer, o Outcome, due time
 	case row.Claim != nil:
 		t.noteClaimed(r, *row)
 		failpoint.Pass(failpoint.BeforeResubmit)
-		if err = w.follow(ctx, row.Claim.Event, false); err == nil {
+		if err = follow(ctx, w, row.Claim.Event, false); err == nil {
 			err = t.roomserver.Resubmit(ctx, *row, row.Claim.Event)
 		}
 		return err
@@ -280,9 +283,14 @@ func (t *Timers) try(ctx context.Context, r ref, row *Timer, o Outcome, due time
 			return err
 		}
 		row.Claim = &c
-		return w.follow(ctx, closing, !row.Event.decides())
+		return follow(ctx, w, closing, !row.Event.decides())
 	}
 	return t.roomserver.Close(ctx, row.Event, o, t.sentTime(o, due), t.isLost(r), claim)
+}
+
+// follow waits for the turn before, when an event is built, and lets the next begin if it may be early.
+func follow(ctx context.Context, w *lanes.Turn, e SignedEvent, early bool) error {
+	return w.Follow(ctx, e.EventID, e.isUpon, early)
 }
 
 // sentTime returns the time that a closing event bears. One of an event that expired bears the deadline, however long after
@@ -337,13 +345,13 @@ func (t *Timers) claim(ctx context.Context, r ref, due time.Duration, c Claim) e
 	failpoint.Pass(failpoint.BeforeClaim)
 	ok := true
 	if c.Event.PDU != nil {
-		ok, err = t.claims.do(ctx, ConditionalClaim{NID: r.nid, Deadline: deadline, Claim: c})
+		ok, err = t.claims.Do(ctx, ConditionalClaim{NID: r.nid, Deadline: deadline, Claim: c})
 	}
 	failpoint.Pass(failpoint.AfterClaim)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil || !ok {
-		tm.unsure = tm.unsure || !errors.Is(err, errNotAsked)
+		tm.unsure = tm.unsure || !errors.Is(err, batch.ErrNotAsked)
 		if err == nil {
 			return errClaimFailed
 		}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
@@ -257,7 +259,7 @@ func (t *Timers) cancel(ctx context.Context, r ref) error {
 		return err
 	}
 	defer unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
 	return t.finaliseLocked(ctx, r, Final{}, true)
 }
@@ -341,7 +343,7 @@ func (f Final) result() string {
 }
 
 // sendDelayed is what closing is for a delayed event.
-func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration, w *turn) error {
+func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration, w *lanes.Turn) error {
 	if row.Event.StateKey != nil {
 		replaced, err := t.roomserver.Replaced(ctx, *row)
 		if err != nil {
@@ -376,7 +378,7 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 		c := Claim{Outcome: o, Event: b.Signed()}
 		if err = t.claim(ctx, r, due, c); err != nil {
 			if pending != nil && !pending.existed && !written(err) {
-				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTimeout)
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 				defer cancel()
 				t.drop(ctx, pending.timer, NeverSent)
 			}
@@ -384,7 +386,7 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 		}
 		row.Claim = &c
 		t.noteClaimed(r, *row)
-		return w.follow(ctx, c.Event, !row.Event.decides())
+		return follow(ctx, w, c.Event, !row.Event.decides())
 	})
 	sent = err == nil
 	if err == nil && row.Claim == nil { // the room has the same state already, and gets no event

@@ -72,7 +72,7 @@
 // still waits for it. One sender always has two places, and up to eight more are lent to all senders together. Retries have eight
 // places of their own, which their senders get in turns. When an attempt has hung and failed, all timers of its sender count as
 // retries for two minutes, also those that were not attempted yet: so in any room others wait for one attempt of such a sender, not
-// for all of them. The bounds stand in lanes_places.go, each with its reason.
+// for all of them. The bounds stand in internal/lanes/places.go, each with its reason.
 //
 // # Memory
 //
@@ -91,7 +91,7 @@
 // wait for that batch.
 //
 // Waiting ends with the caller's context until the database is asked, whether for a lock or for the turn of a batch: a question that
-// was not asked yet is taken back, and then certainly nothing was written (errNotAsked). After that the caller waits for the answer,
+// was not asked yet is taken back, and then certainly nothing was written (batch.ErrNotAsked). After that the caller waits for the answer,
 // however long: what may still be written must not be overtaken. So of clients who hang up and try again while the database hangs,
 // only those wait on whose question it was asked, at most one batch of each kind.
 //
@@ -106,7 +106,7 @@
 //     inserted under it: only for that is it taken under Timers.mu, where nobody else can have the lock of a number that is new
 //  5. Timers.mu: the index in memory; held while nothing is waited for, but by [Timers.Start] for the database, and for those who
 //     make the index
-//  6. leaves: lanes.mu, the mu of each batches, and the locks inside keylock.Locks
+//  6. leaves: Lanes.mu, the mu of each batch.Batches, and the locks inside keylock.Locks
 //
 // The package knows nothing of Dendrite. What it needs it asks of a [Store] and a [Roomserver].
 package expiration

@@ -11,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
 )
 
 // callers are clients who wait for something, and may hang up.
@@ -62,11 +64,7 @@ func (w *world) wantNoLocks() {
 	w.t.Helper()
 	synctest.Wait()
 	require.Zero(w.t, w.rows.Len())
-	w.refreshes.mu.Lock()
-	defer w.refreshes.mu.Unlock()
-	if w.refreshes.next != nil {
-		require.Empty(w.t, w.refreshes.next.questions)
-	}
+	require.Zero(w.t, w.refreshes.Len())
 }
 
 // The database hangs, clients give up and try again: whoever has hung up waits no longer, but for those whose refresh is being written.
@@ -92,7 +90,7 @@ func TestKeepAlivesWhileTheDatabaseHangs(t *testing.T) {
 					c.wantWaiting(t, 1)
 				}
 				for _, err := range c.errs {
-					require.ErrorIs(t, err, errNotAsked)
+					require.ErrorIs(t, err, batch.ErrNotAsked)
 					require.ErrorIs(t, err, context.Canceled)
 				}
 				patient := time.Now()
@@ -163,7 +161,7 @@ func TestClaimThatIsGivenUp(t *testing.T) {
 		giveUp()
 		c := Claim{Outcome: Ended, Event: SignedEvent{EventID: "$closing", PDU: []byte("{}")}}
 		err := w.claim(ctx, r, 0, c)
-		require.ErrorIs(t, err, errNotAsked)
+		require.ErrorIs(t, err, batch.ErrNotAsked)
 		require.False(t, written(err))
 		w.mu.Lock()
 		unsure := w.index.at(r).unsure
@@ -238,7 +236,7 @@ func TestRowLocksObeyContexts(t *testing.T) {
 		}
 		c.wg.Wait()
 		for _, err := range c.errs {
-			assert.True(t, errors.Is(err, errNotAsked) && errors.Is(err, context.DeadlineExceeded))
+			assert.True(t, errors.Is(err, batch.ErrNotAsked) && errors.Is(err, context.DeadlineExceeded))
 		}
 		unlock()
 		w.wantNoLocks()

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 )
 
 // hangs is a hook in which the roomserver never answers for the events of users called mallory.
@@ -65,17 +67,17 @@ func TestRetriesAreFew(t *testing.T) {
 				most.Store(n)
 			}
 			defer working.Add(-1)
-			time.Sleep(placePatience + time.Second)
+			time.Sleep(lanes.PlacePatience + time.Second)
 			return errFault
 		}})
-		for i := range closers {
+		for i := range lanes.Places {
 			w.send(Event{ID: fmt.Sprint("$", i), RoomID: fmt.Sprint("!", i), Type: "m.room.message", Sender: fmt.Sprint("@", i)}, time.Minute)
 		}
-		time.Sleep(time.Minute + placePatience + time.Second)
+		time.Sleep(time.Minute + lanes.PlacePatience + time.Second)
 		synctest.Wait()
-		require.EqualValues(t, closers, most.Load())
+		require.EqualValues(t, lanes.Places, most.Load())
 		most.Store(0)
 		time.Sleep(time.Minute)
-		require.EqualValues(t, retryPlaces, most.Load())
+		require.EqualValues(t, lanes.RetryPlaces, most.Load())
 	})
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
@@ -19,7 +21,7 @@ func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, due ti
 		err = t.await(ctx, r, row.Event, o, err)
 	case isUnsendable(err):
 		err = t.unsendable(r, row.Event, err)
-	case row.Claim != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.Is(err, errTurnBefore):
+	case row.Claim != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.Is(err, lanes.ErrTurnBefore):
 		err = t.unanswered(r, row.Event, err)
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
@@ -104,7 +106,7 @@ func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error 
 // been sent then may be sent later: a timer that expired, and was refreshed while that was found out, runs on.
 func (t *Timers) gone(ctx context.Context, r ref, row Timer, o Outcome, due time.Duration, dropped *DropError) error {
 	// The attempt may have used up its time.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
 	unlock, err := t.lockRow(ctx, r)
 	if err != nil {

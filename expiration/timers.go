@@ -12,6 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
@@ -35,11 +37,6 @@ type Config struct {
 }
 
 const (
-	// closers is in how many rooms timers are closed at the same time, but for retries and attempts that overrun, see retryPlaces.
-	// They mostly wait for the roomserver, or for a commit: the more of them there are, the more is committed at once. Dendrite's
-	// sample configuration has 90 connections to PostgreSQL, of which the roomserver needs two for an event now and then: if there
-	// were as many rooms as connections, all would wait for the second.
-	closers = 64
 	// pollInterval is how long a lost wake-up can delay anything.
 	pollInterval = 5 * time.Second
 	// sweepPause is how long the rows of closed events are gathered before they are deleted: so that when many timers run out at
@@ -85,18 +82,18 @@ type Timers struct {
 	log        *logrus.Entry
 	clock      clock
 
-	reads     *batches[int64, *Timer]
-	refreshes *batches[Refresh, bool]
-	claims    *batches[ConditionalClaim, bool]
-	drops     *batches[int64, struct{}]
-	deletes   *batches[int64, struct{}]
-	doubts    *batches[int64, struct{}]
+	reads     *batch.Batches[int64, *Timer]
+	refreshes *batch.Batches[Refresh, bool]
+	claims    *batch.Batches[ConditionalClaim, bool]
+	drops     *batch.Batches[int64, struct{}]
+	deletes   *batch.Batches[int64, struct{}]
+	doubts    *batch.Batches[int64, struct{}]
 
 	closings *keylock.Locks[int64]  // by the timers' NIDs
 	states   *keylock.Locks[uint64] // by the hashes of the pieces of state
 	requests *keylock.Locks[RequestHash]
 	rows     *keylock.Locks[int64] // by the timers' NIDs
-	lanes    *lanes
+	lanes    *lanes.Lanes
 
 	wakeup  chan struct{} // of capacity 1: the first wake has come nearer
 	ctx     context.Context
@@ -120,12 +117,12 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		cfg: cfg, store: store, roomserver: roomserver, tokens: tokens,
 		log:       logrus.WithField("component", "expiration"),
 		clock:     newClock(),
-		reads:     newBatches(store.Read),
-		refreshes: newBatches(store.Refresh),
-		claims:    newBatches(store.Claim),
-		drops:     newBatches(withoutAnswers(store.Drop)),
-		deletes:   newBatches(withoutAnswers(store.Delete)),
-		doubts:    newBatches(withoutAnswers(store.Doubt)),
+		reads:     batch.New(store.Read),
+		refreshes: batch.New(store.Refresh),
+		claims:    batch.New(store.Claim),
+		drops:     batch.New(batch.WithoutAnswers(store.Drop)),
+		deletes:   batch.New(batch.WithoutAnswers(store.Delete)),
+		doubts:    batch.New(batch.WithoutAnswers(store.Doubt)),
 		closings:  keylock.New[int64](),
 		states:    keylock.New[uint64](),
 		requests:  keylock.New[RequestHash](),
@@ -135,8 +132,8 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		attempts:  map[uint64]struct{}{},
 		claimed:   map[string]sentDelayed{},
 		senders:   map[uint64]struct{}{},
+		lanes:     lanes.New(lanes.EarlyEvery),
 	}
-	t.lanes = newLanes(t.closeDue)
 	gauge := func(read func(*index) int) func() float64 {
 		return func() float64 {
 			t.mu.Lock()
@@ -208,7 +205,7 @@ func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
 	}); err != nil {
 		return u, err
 	}
-	for nids := range slices.Chunk(whole, maxBatch) {
+	for nids := range slices.Chunk(whole, batch.Max) {
 		rows, err := t.store.Read(ctx, nids)
 		if err != nil {
 			return u, err
@@ -273,10 +270,10 @@ func (t *Timers) Stop() {
 	if t.stop == nil {
 		return
 	}
-	t.lanes.stop()
+	t.lanes.Stop()
 	impatient := time.AfterFunc(stopPatience, t.stop)
 	defer impatient.Stop()
-	t.lanes.wait()
+	t.lanes.Wait()
 	t.stop()
 	t.watcher.Wait()
 }
@@ -601,10 +598,10 @@ func (t *Timers) Restart(ctx context.Context, eventID string, duration time.Dura
 // lockRow takes the lock under which a timer's row is written, so that what memory says of the row is what was written
 // last, and returns the function that gives it back. Meanwhile a timer that was found stays in its place, gone or not: it is
 // given to another only when the row is deleted. A caller whose context ends while another has the lock gives up: the error is
-// errNotAsked then. Whoever has it waits for nothing but the database.
+// batch.ErrNotAsked then. Whoever has it waits for nothing but the database.
 func (t *Timers) lockRow(ctx context.Context, r ref) (unlock func(), err error) {
 	if unlock, err = t.rows.Lock(ctx, r.nid); err != nil {
-		return nil, fmt.Errorf("%w: %w", errNotAsked, err)
+		return nil, fmt.Errorf("%w: %w", batch.ErrNotAsked, err)
 	}
 	return unlock, nil
 }
@@ -634,9 +631,9 @@ func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) err
 	due := t.clock.now() + duration
 	deadline := t.clock.stored(due)
 	failpoint.Pass(failpoint.BeforeRefresh)
-	ok, err := t.refreshes.do(ctx, Refresh{NID: r.nid, Duration: duration, Deadline: deadline})
+	ok, err := t.refreshes.Do(ctx, Refresh{NID: r.nid, Duration: duration, Deadline: deadline})
 	if err != nil {
-		if !errors.Is(err, errNotAsked) {
+		if !errors.Is(err, batch.ErrNotAsked) {
 			t.metrics.errors.WithLabelValues("refresh").Inc()
 		}
 		return fmt.Errorf("storing a new deadline: %w", err)
@@ -707,7 +704,7 @@ func (t *Timers) refusedOnce(r ref) bool {
 // it did is found out behind the sender's answer, see StateSent, and if the process dies before, the next one has to find out before a
 // token is used. If it fails, all is well as long as the process lives. It does not fail because the caller hangs up.
 func (t *Timers) StateComes(ctx context.Context, s StateKey, eventID string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batchTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
 	for _, r := range t.ofState(s, eventID) {
 		if t.isDelayed(r) {
@@ -729,7 +726,7 @@ func (t *Timers) doubt(ctx context.Context, r ref) error {
 		return err
 	}
 	defer unlock()
-	_, err = t.doubts.do(ctx, r.nid)
+	_, err = t.doubts.Do(ctx, r.nid)
 	return err
 }
 
@@ -977,7 +974,7 @@ func (t *Timers) removeRowLocked(ctx context.Context, r ref) {
 	if !left {
 		return
 	}
-	_, err := remove.do(ctx, r.nid)
+	_, err := remove.Do(ctx, r.nid)
 	t.removed(err, r)
 }
 
@@ -991,7 +988,7 @@ func (t *Timers) removeRowBehind(r ref) {
 	case tm == nil || !tm.left:
 	case !tm.claimed:
 		t.watcher.Go(func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), batchTimeout) // also when the component stops
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), batch.Timeout) // also when the component stops
 			defer cancel()
 			if !guard.Run("deleting a row", func() { t.removeRow(ctx, r) }) {
 				t.scheduleRetry(r)
@@ -1014,14 +1011,14 @@ func (t *Timers) sweep() {
 	swept := t.swept
 	t.swept = nil
 	t.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), batchTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), batch.Timeout)
 	defer cancel()
-	for some := range slices.Chunk(swept, maxBatch) {
+	for some := range slices.Chunk(swept, batch.Max) {
 		nids := make([]int64, len(some))
 		for i, r := range some {
 			nids[i] = r.nid
 		}
-		err := errUndecided
+		err := batch.ErrUndecided
 		guard.Run("deleting rows", func() { err = t.store.Delete(ctx, nids) })
 		t.removed(err, some...)
 	}
@@ -1111,7 +1108,7 @@ func (t *Timers) loadLocked(ctx context.Context, r ref) (row Timer, due time.Dur
 		return row, 0, ErrNotFound
 	}
 	t.mu.Unlock()
-	found, err := t.reads.do(ctx, r.nid)
+	found, err := t.reads.Do(ctx, r.nid)
 	if err != nil {
 		return row, 0, fmt.Errorf("reading a timer: %w", err)
 	}

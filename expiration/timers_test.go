@@ -15,6 +15,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 )
 
 func TestMain(m *testing.M) {
@@ -54,7 +56,7 @@ func (w *world) start(cfg Config) {
 	tokens, err := NewTokens([]byte(cmp.Or(w.secret, "secret")))
 	require.NoError(w.t, err)
 	w.Timers = New(cfg, w.store, w.roomserver, tokens)
-	w.lanes.earlyEvery = cmp.Or(w.earlyEvery, 1)
+	w.lanes = lanes.New(cmp.Or(w.earlyEvery, 1))
 	w.clock.wall = func() time.Time { return time.Now().Round(0).Add(time.Duration(w.step.Load())) }
 	if w.loaded == nil {
 		require.NoError(w.t, w.Start(w.t.Context()))
@@ -1003,7 +1005,7 @@ func TestTurnsOverlap(t *testing.T) {
 func TestTurnsSeldomOverlap(t *testing.T) {
 	for _, users := range []bool{false, true} {
 		inWorld(t, Config{MaxRunningPerUser: 200}, func(t *testing.T, w *world) {
-			w.earlyEvery = earlyEvery
+			w.earlyEvery = lanes.EarlyEvery
 			w.restart(0)
 			begin := takes(600 * time.Millisecond)
 			w.roomserver.set(hooks{afterClaim: takes(time.Second), beforeClaim: func(e Event) error {
@@ -1012,7 +1014,7 @@ func TestTurnsSeldomOverlap(t *testing.T) {
 				}
 				return begin(e)
 			}})
-			const n = 2*earlyEvery*earlyEvery + 1
+			const n = 2*lanes.EarlyEvery*lanes.EarlyEvery + 1
 			for i := range n {
 				w.message("!room", 10*time.Second+time.Duration(i)*time.Millisecond)
 			}
@@ -1035,7 +1037,7 @@ func TestTurnsSeldomOverlap(t *testing.T) {
 
 // As long as what begins early is built upon the one before all the same, because that is in the room by then, every turn begins early.
 func TestTurnsBuiltUponOneAnother(t *testing.T) {
-	const n = 2 * earlyEvery * earlyEvery
+	const n = 2 * lanes.EarlyEvery * lanes.EarlyEvery
 	for name, add := range map[string]func(w *world, in time.Duration){
 		"closing events": func(w *world, in time.Duration) { w.message("!room", in) },
 		"delayed events": func(w *world, in time.Duration) {
@@ -1044,7 +1046,7 @@ func TestTurnsBuiltUponOneAnother(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, Config{MaxRunningPerUser: n, MaxScheduledPerUser: n}, func(t *testing.T, w *world) {
-				w.earlyEvery = earlyEvery
+				w.earlyEvery = lanes.EarlyEvery
 				w.restart(0)
 				w.roomserver.set(hooks{beforeClaim: takes(1600 * time.Millisecond), afterClaim: takes(time.Second)})
 				start := time.Now()
@@ -1178,9 +1180,9 @@ func TestStoppedBeforeItsTurn(t *testing.T) {
 
 // More rooms than workers: those with the earliest deadlines first.
 func TestEarliestRoomsFirst(t *testing.T) {
-	inWorld(t, Config{MaxRunningPerUser: 3 * closers}, func(t *testing.T, w *world) {
+	inWorld(t, Config{MaxRunningPerUser: 3 * lanes.Places}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
-		const rooms = 3 * closers
+		const rooms = 3 * lanes.Places
 		for i := range rooms {
 			w.message(fmt.Sprintf("!room%d", i), time.Minute+time.Duration(rooms-i)*time.Millisecond)
 		}
@@ -1193,7 +1195,7 @@ func TestEarliestRoomsFirst(t *testing.T) {
 			var n int
 			_, err := fmt.Sscanf(c.closes, "$event%d", &n)
 			require.NoError(t, err)
-			require.InDelta(t, rooms-i, n, closers, "of these %d are served at the same time", closers)
+			require.InDelta(t, rooms-i, n, lanes.Places, "of these %d are served at the same time", lanes.Places)
 		}
 	})
 }

@@ -1,7 +1,8 @@
-package expiration
+package batch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -16,18 +17,21 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+type question struct{ nid int64 }
+
+var errFault = errors.New("fault")
+
 // gone is the number of a timer that slowStore has not.
 const gone = -1
 
 // slowStore takes a second for a batch, and remembers how large each was.
 type slowStore struct {
-	Store
 	batches []int
 	err     error
 	panics  bool
 }
 
-func (s *slowStore) Refresh(_ context.Context, refreshes []Refresh) ([]bool, error) {
+func (s *slowStore) Refresh(_ context.Context, refreshes []question) ([]bool, error) {
 	time.Sleep(time.Second)
 	s.batches = append(s.batches, len(refreshes))
 	if s.panics {
@@ -35,13 +39,13 @@ func (s *slowStore) Refresh(_ context.Context, refreshes []Refresh) ([]bool, err
 	}
 	found := make([]bool, len(refreshes))
 	for i, r := range refreshes {
-		found[i] = r.NID != gone
+		found[i] = r.nid != gone
 	}
 	return found, s.err
 }
 
 // refreshAll makes refreshes at the same time, and returns how many went well and how long each took.
-func refreshAll(t *testing.T, b *batches[Refresh, bool], n int) (ok int, took []time.Duration) {
+func refreshAll(t *testing.T, b *Batches[question, bool], n int) (ok int, took []time.Duration) {
 	t.Helper()
 	var (
 		wg    sync.WaitGroup
@@ -50,7 +54,7 @@ func refreshAll(t *testing.T, b *batches[Refresh, bool], n int) (ok int, took []
 	)
 	for i := range n {
 		wg.Go(func() {
-			found, err := b.do(t.Context(), Refresh{NID: int64(i)})
+			found, err := b.Do(t.Context(), question{nid: int64(i)})
 			mu.Lock()
 			defer mu.Unlock()
 			if found && err == nil {
@@ -67,16 +71,16 @@ func refreshAll(t *testing.T, b *batches[Refresh, bool], n int) (ok int, took []
 func TestBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &slowStore{}
-		b := newBatches(store.Refresh)
-		found, err := b.do(t.Context(), Refresh{NID: gone})
+		b := New(store.Refresh)
+		found, err := b.Do(t.Context(), question{nid: gone})
 		require.NoError(t, err)
 		require.False(t, found)
 
 		// The first waits for nobody. The others gather while it is being dealt with, up to the limit of a batch.
 		store.batches = nil
-		ok, took := refreshAll(t, b, 1+maxBatch+10)
-		require.Equal(t, 1+maxBatch+10, ok)
-		require.Equal(t, []int{1, maxBatch, 10}, store.batches)
+		ok, took := refreshAll(t, b, 1+Max+10)
+		require.Equal(t, 1+Max+10, ok)
+		require.Equal(t, []int{1, Max, 10}, store.batches)
 		require.Equal(t, time.Second, took[0])
 		require.Equal(t, 3*time.Second, took[len(took)-1])
 		require.Nil(t, b.next)
@@ -95,19 +99,19 @@ func TestBatches(t *testing.T) {
 func TestBatchThatPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &slowStore{panics: true}
-		b := newBatches(store.Refresh)
+		b := New(store.Refresh)
 		var wg sync.WaitGroup
 		for i := range 3 {
 			wg.Go(func() {
-				_, err := b.do(t.Context(), Refresh{NID: int64(i)})
-				assert.ErrorIs(t, err, errUndecided)
+				_, err := b.Do(t.Context(), question{nid: int64(i)})
+				assert.ErrorIs(t, err, ErrUndecided)
 			})
 			synctest.Wait()
 		}
 		wg.Wait()
 		require.Equal(t, []int{1, 2}, store.batches)
 		store.panics = false
-		found, err := b.do(t.Context(), Refresh{NID: 4})
+		found, err := b.Do(t.Context(), question{nid: 4})
 		require.NoError(t, err)
 		require.True(t, found)
 	})
@@ -115,16 +119,16 @@ func TestBatchThatPanics(t *testing.T) {
 
 // Who hangs up while a batch gathers takes his question back, whoever was to ask for all; who hangs up later waits for the answer.
 func TestBatchOfSomeWhoGiveUp(t *testing.T) {
-	for _, stay := range [][]int{{}, {1}, {maxBatch}, {2, 3, 5}, {maxBatch + 3}, {1, maxBatch, maxBatch + 1, maxBatch + 9}} {
+	for _, stay := range [][]int{{}, {1}, {Max}, {2, 3, 5}, {Max + 3}, {1, Max, Max + 1, Max + 9}} {
 		synctest.Test(t, func(t *testing.T) {
-			const callers = maxBatch + 10
-			var asked [][]Refresh
-			b := newBatches(func(_ context.Context, refreshes []Refresh) ([]int64, error) {
+			const callers = Max + 10
+			var asked [][]question
+			b := New(func(_ context.Context, refreshes []question) ([]int64, error) {
 				asked = append(asked, slices.Clone(refreshes))
 				time.Sleep(time.Second)
 				var nids []int64
 				for _, r := range refreshes {
-					nids = append(nids, r.NID)
+					nids = append(nids, r.nid)
 				}
 				return nids, nil
 			})
@@ -137,9 +141,9 @@ func TestBatchOfSomeWhoGiveUp(t *testing.T) {
 					if slices.Contains(stay, i) {
 						mine = t.Context()
 					}
-					nid, err := b.do(mine, Refresh{NID: int64(i)})
+					nid, err := b.Do(mine, question{nid: int64(i)})
 					if mine == ctx && i > 0 {
-						assert.ErrorIs(t, err, errNotAsked)
+						assert.ErrorIs(t, err, ErrNotAsked)
 						assert.ErrorIs(t, err, context.Canceled)
 						withdrawn.Add(1)
 						return
@@ -167,11 +171,11 @@ func TestBatchOfSomeWhoGiveUp(t *testing.T) {
 
 // Who comes with a context that has ended asks for nothing.
 func TestBatchOfNobody(t *testing.T) {
-	b := newBatches(func(context.Context, []Refresh) ([]bool, error) { panic("asked") })
+	b := New(func(context.Context, []question) ([]bool, error) { panic("asked") })
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := b.do(ctx, Refresh{})
-	require.ErrorIs(t, err, errNotAsked)
+	_, err := b.Do(ctx, question{})
+	require.ErrorIs(t, err, ErrNotAsked)
 }
 
 // Callers come and hang up at random, and answers stay with their questions.
@@ -180,11 +184,11 @@ func TestBatchesAtRandom(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 0))
 			asked := map[int64]int{}
-			b := newBatches(func(_ context.Context, refreshes []Refresh) ([]int64, error) {
+			b := New(func(_ context.Context, refreshes []question) ([]int64, error) {
 				nids := make([]int64, len(refreshes))
 				for i, r := range refreshes {
-					nids[i] = r.NID
-					asked[r.NID]++
+					nids[i] = r.nid
+					asked[r.nid]++
 				}
 				time.Sleep(10 * time.Millisecond)
 				return nids, nil
@@ -197,9 +201,9 @@ func TestBatchesAtRandom(t *testing.T) {
 				wg.Go(func() {
 					ctx, cancel := context.WithTimeout(t.Context(), patience)
 					defer cancel()
-					nid, err := b.do(ctx, Refresh{NID: i})
+					nid, err := b.Do(ctx, question{nid: i})
 					if err != nil {
-						assert.ErrorIs(t, err, errNotAsked)
+						assert.ErrorIs(t, err, ErrNotAsked)
 						return
 					}
 					assert.Equal(t, i, nid)
@@ -224,7 +228,7 @@ func TestBatchesAtRandom(t *testing.T) {
 func BenchmarkBatches(b *testing.B) {
 	for _, callers := range []int{1, 32, 128} {
 		b.Run(fmt.Sprint(callers), func(b *testing.B) {
-			batches := newBatches(func(_ context.Context, refreshes []Refresh) ([]bool, error) {
+			batches := New(func(_ context.Context, refreshes []question) ([]bool, error) {
 				runtime.Gosched()
 				return make([]bool, len(refreshes)), nil
 			})
@@ -234,7 +238,7 @@ func BenchmarkBatches(b *testing.B) {
 			b.SetParallelism(callers)
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					_, _ = batches.do(ctx, Refresh{NID: 1})
+					_, _ = batches.Do(ctx, question{nid: 1})
 				}
 			})
 		})

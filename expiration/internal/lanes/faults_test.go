@@ -1,4 +1,4 @@
-package expiration
+package lanes
 
 import (
 	"context"
@@ -14,24 +14,24 @@ import (
 
 // A panic, or the end of the goroutine, ends nothing but the turn: whether it comes before the event is built or after, and in an early turn.
 func TestPanicEndsOnlyTheTurn(t *testing.T) {
-	const rooms, timers = closers + 10, 6
+	const rooms, timers = Places + 10, 6
 	for _, exit := range []func(){func() { panic("on purpose") }, runtime.Goexit} {
 		for _, early := range []bool{false, true} {
 			var a attempts
-			inLanes(t, func(l *lanes, r ref, w *turn) bool {
+			inLanes(t, func(l *testLanes, r int64, w *Turn) bool {
 				a.note(r)
-				if r.nid%2 == 0 {
+				if r%2 == 0 {
 					exit()
 				}
-				_ = w.follow(context.Background(), SignedEvent{EventID: fmt.Sprint(r.nid)}, early)
-				if r.nid%3 == 0 {
+				_ = w.Follow(context.Background(), fmt.Sprint(r), isNot, early)
+				if r%3 == 0 {
 					exit()
 				}
 				return false
-			}, func(l *lanes) {
+			}, func(l *testLanes) {
 				l.earlyEvery = 1
 				for i := range uint64(rooms * timers) {
-					l.add(waiting{ref{nid: int64(i)}, i, time.Duration(i)}, i%rooms, false)
+					l.add(int64(i), i, time.Duration(i), i%rooms, false)
 				}
 				synctest.Wait()
 				require.Len(t, a.sequence(), rooms*timers)
@@ -43,40 +43,40 @@ func TestPanicEndsOnlyTheTurn(t *testing.T) {
 // An attempt that waits for its turn before must not lose the lock it does not hold when it panics there.
 func TestPanicInFollow(t *testing.T) {
 	var a attempts
-	inLanes(t, func(l *lanes, r ref, w *turn) bool {
+	inLanes(t, func(l *testLanes, r int64, w *Turn) bool {
 		a.note(r)
-		w.room = nil // as a fault in what follow calls would
+		w.room = nil // as a fault in what Follow calls would
 		defer func() { w.room = l.rooms[1] }()
-		return w.follow(context.Background(), SignedEvent{}, true) != nil
-	}, func(l *lanes) {
+		return follow(w, true) != nil
+	}, func(l *testLanes) {
 		for i := range int64(3) {
-			l.add(waiting{ref{nid: i}, 1, 0}, 1, false)
+			l.add(i, 1, 0, 1, false)
 		}
 		synctest.Wait()
 		require.Equal(t, []int64{0, 1, 2}, a.sequence())
 	})
 }
 
-// When stop has returned no turn begins, and wait waits for those that have begun.
+// When Stop has returned no turn begins, and Wait waits for those that have begun.
 func TestLanesStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var a attempts
-		l := newLanes(func(r ref, w *turn) bool {
+		l := newTestLanes(func(_ *testLanes, r int64, w *Turn) bool {
 			a.note(r)
 			time.Sleep(5 * time.Second)
-			_ = w.follow(context.Background(), SignedEvent{}, true)
+			_ = follow(w, true)
 			return true
 		})
 		for i := range uint64(1000) {
-			l.add(waiting{ref{nid: int64(i)}, i, 0}, i/2, i%5 == 0)
+			l.add(int64(i), i, 0, i/2, i%5 == 0)
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		l.stop()
+		l.Stop()
 		begun := len(a.sequence())
-		l.add(waiting{ref{nid: 5000}, 5000, 0}, 5000, false)
+		l.add(5000, 5000, 0, 5000, false)
 		start := time.Now()
-		l.wait()
+		l.Wait()
 		require.Equal(t, 4*time.Second, time.Since(start))
 		require.Len(t, a.sequence(), begun)
 		require.Positive(t, begun)
@@ -89,11 +89,11 @@ func TestAnythingInLanes(t *testing.T) {
 	for seed := range uint64(6) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		left := timers
-		add := func(l *lanes, r ref, retry bool) {
-			n := uint64(r.nid)
-			l.add(waiting{r, n * n % senders, time.Duration(n)}, n%rooms, retry)
+		add := func(l *testLanes, r int64, retry bool) {
+			n := uint64(r)
+			l.add(r, n*n%senders, time.Duration(n), n%rooms, retry)
 		}
-		inLanes(t, func(l *lanes, r ref, w *turn) (failed bool) {
+		inLanes(t, func(l *testLanes, r int64, w *Turn) (failed bool) {
 			l.mu.Lock()
 			what, long := random.IntN(8), time.Duration(random.IntN(4000))*time.Millisecond
 			l.mu.Unlock()
@@ -102,7 +102,7 @@ func TestAnythingInLanes(t *testing.T) {
 				time.AfterFunc(time.Second, func() { add(l, r, true) })
 				panic("on purpose")
 			}
-			_ = w.follow(context.Background(), SignedEvent{}, what > 4)
+			_ = follow(w, what > 4)
 			time.Sleep(long)
 			if what == 1 {
 				time.AfterFunc(time.Second, func() { add(l, r, true) })
@@ -112,9 +112,9 @@ func TestAnythingInLanes(t *testing.T) {
 			left--
 			l.mu.Unlock()
 			return false
-		}, func(l *lanes) {
+		}, func(l *testLanes) {
 			for i := range int64(timers) {
-				add(l, ref{nid: i}, false)
+				add(l, i, false)
 				if i%10 == 0 {
 					time.Sleep(100 * time.Millisecond)
 					synctest.Wait()

@@ -1,4 +1,4 @@
-package expiration
+package lanes
 
 import (
 	"container/heap"
@@ -6,20 +6,25 @@ import (
 )
 
 // The bounds on what is in progress at the same time. A place is the right of one room to have timers attempted. Together
-// they are 84 rooms: fewer than the 90 connections to PostgreSQL of Dendrite's sample configuration, see closers.
+// they are 84 rooms: fewer than the 90 connections to PostgreSQL of Dendrite's sample configuration, see Places.
 const (
-	// retryPlaces is how many places there are for retries, apart from the closers places for first attempts. So neither class
+	// Places is in how many rooms timers are closed at the same time, but for retries and attempts that overrun, see RetryPlaces.
+	// They mostly wait for the roomserver, or for a commit: the more of them there are, the more is committed at once. Dendrite's
+	// sample configuration has 90 connections to PostgreSQL, of which the roomserver needs two for an event now and then: if there
+	// were as many rooms as connections, all would wait for the second.
+	Places = 64
+	// RetryPlaces is how many places there are for retries, apart from the Places places for first attempts. So neither class
 	// ever waits for the other. More are not needed: eight rooms at a time are nearly as fast as all (docs/performance.md).
-	retryPlaces = 8
-	// placePatience is how long a first attempt holds its place. A roomserver that works answers within a second, and a timer that
+	RetryPlaces = 8
+	// PlacePatience is how long a first attempt holds its place. A roomserver that works answers within a second, and a timer that
 	// waits for the place is then still closed within about two.
-	placePatience = 2 * time.Second
+	PlacePatience = 2 * time.Second
 	// maxOvertime is how many attempts may go on without a place. It is small, because a slow database makes all attempts overrun,
 	// and then each of them does hold a connection. While it is reached, places are kept until an attempt ends.
 	maxOvertime = 12
 	// senderShare is how many places one sender's first attempts may always hold, and maxLoans how many places are lent, to all senders
 	// together, to those who have due timers in more rooms. So one user's mass expiry gets ten places, and ten users whose attempts
-	// all hang get 28 of 64. More would gain little, see retryPlaces, and everybody else's events would share the processors with them.
+	// all hang get 28 of 64. More would gain little, see RetryPlaces, and everybody else's events would share the processors with them.
 	senderShare = 2
 	maxLoans    = 8
 	// retryShare and maxRetryLoans are the same for retries: one sender holds five of eight places at the most.
@@ -28,12 +33,12 @@ const (
 	// retryEvery is after how many first attempts in a room a retry may come before the next one, so that it does not wait for ever.
 	retryEvery = 8
 	// hungFor is for how long a sender's timers are treated as retries after one of its attempts overran its place and failed. It is
-	// longer than ten such senders need to have one attempt each with retryPlaces, so that none of them is forgotten meanwhile.
+	// longer than ten such senders need to have one attempt each with RetryPlaces, so that none of them is forgotten meanwhile.
 	hungFor = 2 * time.Minute
 )
 
 // class is a number of places, with the rooms that wait for one. Its senders are either within their share, or over it, and then
-// need a loan. To find the room that is next takes the first of two heaps, however many wait. lanes.mu guards it.
+// need a loan. To find the room that is next takes the first of two heaps, however many wait. Lanes.mu guards it.
 type class struct {
 	free         int                // places that no room holds
 	share        int                // how many rooms of one sender can be in progress without a loan
@@ -83,7 +88,7 @@ func (c *class) offer(q *queue) {
 	if q.turn == 0 {
 		q.turn = c.number()
 	}
-	s := c.sender(q.waiting[0].sender, q.turn)
+	s := c.sender(q.waiting[0].Sender, q.turn)
 	q.offered = s
 	heap.Push(&s.queues, q)
 	c.settle(s)

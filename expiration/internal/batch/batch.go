@@ -1,4 +1,9 @@
-package expiration
+// Package batch asks the database for many things of one kind with one commit.
+//
+// Group commit: questions that arrive while a batch is being dealt with form the next batch. When the database is idle, a question is
+// asked at once. A caller who gives up before his question was asked takes it back, and then nothing was written; after that he waits for
+// the answer, because what may still be written must not be overtaken. A panic while asking is an error for everybody in that batch only.
+package batch
 
 import (
 	"context"
@@ -11,22 +16,22 @@ import (
 )
 
 const (
-	// maxBatch is how much the database is asked for at once, at the most.
-	maxBatch = 512
-	// batchTimeout is how long a batch may take before all who wait for it are told of a fault.
-	batchTimeout = 30 * time.Second
+	// Max is how much the database is asked for at once, at the most.
+	Max = 512
+	// Timeout is how long a batch may take before all who wait for it are told of a fault.
+	Timeout = 30 * time.Second
 )
 
-// batches asks the database for many things of one kind together: while one batch is being dealt with, the next one gathers.
+// Batches asks the database for many things of one kind together: while one batch is being dealt with, the next one gathers.
 // Who comes when nothing is being dealt with waits for nobody. So many writes are one commit, and whatever comes, one
 // connection is enough for it. Each caller has his answer when his own batch is decided.
-type batches[Q, A any] struct {
+type Batches[Q, A any] struct {
 	// ask deals with a batch and returns an answer for each question. It is never called without any.
 	ask func(context.Context, []Q) ([]A, error)
 	// turn is full while somebody asks.
 	turn chan struct{}
 
-	mu   sync.Mutex   // guards next, and the batches that gather; a leaf, see the lock order in doc.go
+	mu   sync.Mutex   // guards next, and the batches that gather; a leaf, see the lock order in expiration/doc.go
 	next *batch[Q, A] // the one that gathers and has room, or nil
 }
 
@@ -41,24 +46,25 @@ type batch[Q, A any] struct {
 	err     error
 }
 
-// errNotAsked: the caller gave up before the database was asked. So nothing was written, and nothing will be.
-var errNotAsked = errors.New("given up before the database was asked")
+// ErrNotAsked: the caller gave up before the database was asked. So nothing was written, and nothing will be.
+var ErrNotAsked = errors.New("given up before the database was asked")
 
-// errUndecided is what all callers of a batch are told if asking panics.
-var errUndecided = errors.New("the batch did not come to its end")
+// ErrUndecided is what all callers of a batch are told if asking panics.
+var ErrUndecided = errors.New("the batch did not come to its end")
 
-func newBatches[Q, A any](ask func(context.Context, []Q) ([]A, error)) *batches[Q, A] {
-	return &batches[Q, A]{ask: ask, turn: make(chan struct{}, 1)}
+// New returns batches of which each is asked for by a function, as Batches.ask says.
+func New[Q, A any](ask func(context.Context, []Q) ([]A, error)) *Batches[Q, A] {
+	return &Batches[Q, A]{ask: ask, turn: make(chan struct{}, 1)}
 }
 
-// do returns the answer when the question's batch is decided. If the context ends while the batch still gathers, the question is
-// withdrawn, and the error is errNotAsked and that of the context. Once the database is asked, do waits for the answer whatever
+// Do returns the answer when the question's batch is decided. If the context ends while the batch still gathers, the question is
+// withdrawn, and the error is ErrNotAsked and that of the context. Once the database is asked, Do waits for the answer whatever
 // becomes of the context: what may still be written must not be overtaken by the next write to the same timer.
 //
 // One of the callers asks for all of a batch: whoever has the turn first. So none is missed if it gives up while it waits for the turn.
-func (b *batches[Q, A]) do(ctx context.Context, question Q) (answer A, err error) {
+func (b *Batches[Q, A]) Do(ctx context.Context, question Q) (answer A, err error) {
 	if err = ctx.Err(); err != nil {
-		return answer, fmt.Errorf("%w: %w", errNotAsked, err)
+		return answer, fmt.Errorf("%w: %w", ErrNotAsked, err)
 	}
 	place := new(int)
 	mine := b.gather(question, place)
@@ -68,7 +74,7 @@ func (b *batches[Q, A]) do(ctx context.Context, question Q) (answer A, err error
 		b.lead(context.WithoutCancel(ctx), mine)
 	case <-ctx.Done():
 		if b.withdraw(mine, place) {
-			return answer, fmt.Errorf("%w: %w", errNotAsked, ctx.Err())
+			return answer, fmt.Errorf("%w: %w", ErrNotAsked, ctx.Err())
 		}
 		<-mine.decided
 	}
@@ -79,10 +85,10 @@ func (b *batches[Q, A]) do(ctx context.Context, question Q) (answer A, err error
 }
 
 // gather adds a question to the batch that gathers, and returns that.
-func (b *batches[Q, A]) gather(question Q, place *int) *batch[Q, A] {
+func (b *Batches[Q, A]) gather(question Q, place *int) *batch[Q, A] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.next == nil || len(b.next.questions) == maxBatch {
+	if b.next == nil || len(b.next.questions) == Max {
 		b.next = &batch[Q, A]{decided: make(chan struct{})}
 	}
 	mine := b.next
@@ -92,8 +98,18 @@ func (b *batches[Q, A]) gather(question Q, place *int) *batch[Q, A] {
 	return mine
 }
 
+// Len returns how many questions gather.
+func (b *Batches[Q, A]) Len() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next == nil {
+		return 0
+	}
+	return len(b.next.questions)
+}
+
 // withdraw takes a question out of its batch, and reports whether that still gathered.
-func (b *batches[Q, A]) withdraw(mine *batch[Q, A], place *int) bool {
+func (b *Batches[Q, A]) withdraw(mine *batch[Q, A], place *int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if mine.begun {
@@ -109,7 +125,7 @@ func (b *batches[Q, A]) withdraw(mine *batch[Q, A], place *int) bool {
 }
 
 // lead is called by a caller of a batch that has the turn. It ends the gathering and asks, unless another caller of the batch has done so.
-func (b *batches[Q, A]) lead(ctx context.Context, mine *batch[Q, A]) {
+func (b *Batches[Q, A]) lead(ctx context.Context, mine *batch[Q, A]) {
 	defer func() { <-b.turn }()
 	b.mu.Lock()
 	if mine.begun { // and decided: whoever asked had the turn until then
@@ -121,15 +137,15 @@ func (b *batches[Q, A]) lead(ctx context.Context, mine *batch[Q, A]) {
 		b.next = nil
 	}
 	b.mu.Unlock()
-	mine.err = errUndecided
+	mine.err = ErrUndecided
 	defer close(mine.decided)
-	ctx, cancel := context.WithTimeout(ctx, batchTimeout)
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
 	guard.Run("asking the database", func() { mine.answers, mine.err = b.ask(ctx, mine.questions) })
 }
 
-// withoutAnswers is for what has no answer but that it was done.
-func withoutAnswers[Q any](ask func(context.Context, []Q) error) func(context.Context, []Q) ([]struct{}, error) {
+// WithoutAnswers is for what has no answer but that it was done.
+func WithoutAnswers[Q any](ask func(context.Context, []Q) error) func(context.Context, []Q) ([]struct{}, error) {
 	return func(ctx context.Context, questions []Q) ([]struct{}, error) {
 		return make([]struct{}, len(questions)), ask(ctx, questions)
 	}

@@ -1,4 +1,4 @@
-package expiration
+package lanes
 
 import (
 	"context"
@@ -11,29 +11,50 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// testLanes are lanes whose jobs have numbers, and are all attempted by one function.
+type testLanes struct {
+	*Lanes
+	attempt func(l *testLanes, r int64, w *Turn) (failed bool)
+}
+
+func newTestLanes(attempt func(l *testLanes, r int64, w *Turn) (failed bool)) *testLanes {
+	return &testLanes{New(EarlyEvery), attempt}
+}
+
+// add adds a job.
+func (l *testLanes) add(r int64, sender uint64, due time.Duration, room uint64, retry bool) {
+	l.Add(Job{Sender: sender, Due: due, Attempt: func(w *Turn) bool { return l.attempt(l, r, w) }}, room, retry)
+}
+
+// follow is called when an event is built that is upon no other.
+func follow(w *Turn, early bool) error {
+	return w.Follow(context.Background(), "", isNot, early)
+}
+
+func isNot(string) bool { return false }
+
 // inLanes runs a test under fake time. In the end everything must have been attempted, and nothing be held any more.
-func inLanes(t *testing.T, attempt func(l *lanes, r ref, w *turn) (failed bool), test func(l *lanes)) {
+func inLanes(t *testing.T, attempt func(l *testLanes, r int64, w *Turn) (failed bool), test func(l *testLanes)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		var l *lanes
-		l = newLanes(func(r ref, w *turn) bool { return attempt(l, r, w) })
+		l := newTestLanes(attempt)
 		test(l)
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		l.check(t)
 		require.Empty(t, l.rooms)
-		require.Equal(t, closers, l.first.free)
-		require.Equal(t, retryPlaces, l.again.free)
+		require.Equal(t, Places, l.first.free)
+		require.Equal(t, RetryPlaces, l.again.free)
 		require.Empty(t, l.first.senders)
 		require.Empty(t, l.again.senders)
 		require.Zero(t, l.overtime+l.first.lent+l.again.lent)
-		l.stop()
-		l.wait()
+		l.Stop()
+		l.Wait()
 	})
 }
 
 // check requires what must be true of the lanes whenever nobody holds their lock.
-func (l *lanes) check(t *testing.T) {
+func (l *testLanes) check(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -55,17 +76,17 @@ func (l *lanes) check(t *testing.T) {
 			for i, q := range s.queues {
 				require.Equal(t, i, q.at)
 				require.Empty(t, q.lane.turns)
-				require.Equal(t, s.hash, q.waiting[0].sender)
+				require.Equal(t, s.hash, q.waiting[0].Sender)
 			}
 		}
 		require.Equal(t, lent, c.lent)
 		// An early turn that becomes its room's oldest may be of a sender who would have needed a loan: the room has its place already.
 		if c == &l.first {
-			require.Equal(t, closers, c.free+held)
+			require.Equal(t, Places, c.free+held)
 			require.Equal(t, overtime, l.overtime)
 			require.LessOrEqual(t, overtime, maxOvertime)
 		} else {
-			require.Equal(t, retryPlaces, c.free+held)
+			require.Equal(t, RetryPlaces, c.free+held)
 			require.Zero(t, overtime)
 		}
 		require.Nil(t, c.next(), "nobody waits for a place that is free")
@@ -84,14 +105,14 @@ type attempts struct {
 	order []int64
 }
 
-func (a *attempts) note(r ref) {
+func (a *attempts) note(r int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.begun == nil {
 		a.begun = map[int64]time.Time{}
 	}
-	a.begun[r.nid] = time.Now()
-	a.order = append(a.order, r.nid)
+	a.begun[r] = time.Now()
+	a.order = append(a.order, r)
 }
 
 // at returns when a timer was attempted last.
@@ -108,26 +129,26 @@ func (a *attempts) sequence() []int64 {
 	return slices.Clone(a.order)
 }
 
-// An attempt that hangs gives its place to another room after placePatience, but not the turn of its own.
+// An attempt that hangs gives its place to another room after PlacePatience, but not the turn of its own.
 func TestPlaceIsGivenBack(t *testing.T) {
 	const hangs, next, other = 1, 1000, 2000
 	var a attempts
-	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
+	inLanes(t, func(l *testLanes, r int64, _ *Turn) bool {
 		a.note(r)
-		if r.nid < next {
+		if r < next {
 			time.Sleep(time.Minute)
 		}
 		return false
-	}, func(l *lanes) {
+	}, func(l *testLanes) {
 		start := time.Now()
-		for i := range uint64(closers) {
-			l.add(waiting{ref{nid: int64(hangs + i)}, i, 1}, i, false)
+		for i := range uint64(Places) {
+			l.add(int64(hangs+i), i, 1, i, false)
 		}
-		l.add(waiting{ref{nid: next}, closers, 2}, 0, false)
-		l.add(waiting{ref{nid: other}, closers, 3}, closers, false)
+		l.add(next, Places, 2, 0, false)
+		l.add(other, Places, 3, Places, false)
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		require.Equal(t, placePatience, a.at(other).Sub(start))
+		require.Equal(t, PlacePatience, a.at(other).Sub(start))
 		require.Equal(t, time.Minute, a.at(next).Sub(start), "the order of the room")
 	})
 }
@@ -136,25 +157,25 @@ func TestPlaceIsGivenBack(t *testing.T) {
 func TestPlaceIsGivenBackLater(t *testing.T) {
 	const other = 1000
 	var a attempts
-	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
+	inLanes(t, func(l *testLanes, r int64, _ *Turn) bool {
 		a.note(r)
 		switch {
-		case r.nid < maxOvertime:
-			time.Sleep(2*placePatience + time.Second)
-		case r.nid < other:
+		case r < maxOvertime:
+			time.Sleep(2*PlacePatience + time.Second)
+		case r < other:
 			time.Sleep(time.Minute)
 		}
 		return false
-	}, func(l *lanes) {
+	}, func(l *testLanes) {
 		start := time.Now()
-		for i := range uint64(closers + maxOvertime) {
-			l.add(waiting{ref{nid: int64(i)}, i, 1}, i, false)
+		for i := range uint64(Places + maxOvertime) {
+			l.add(int64(i), i, 1, i, false)
 			time.Sleep(time.Millisecond)
 		}
-		l.add(waiting{ref{nid: other}, other, 2}, other, false)
+		l.add(other, other, 2, other, false)
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		require.InDelta(t, 3*placePatience, a.at(other).Sub(start), float64(time.Second))
+		require.InDelta(t, 3*PlacePatience, a.at(other).Sub(start), float64(time.Second))
 	})
 }
 
@@ -162,24 +183,24 @@ func TestPlaceIsGivenBackLater(t *testing.T) {
 func TestNoEarlyTurnInOvertime(t *testing.T) {
 	const overruns, next, others = 1, 2, 1000
 	var a attempts
-	inLanes(t, func(l *lanes, r ref, w *turn) bool {
+	inLanes(t, func(l *testLanes, r int64, w *Turn) bool {
 		a.note(r)
-		if r.nid >= others {
+		if r >= others {
 			time.Sleep(time.Minute)
 			return false
 		}
 		time.Sleep(3 * time.Second)
-		_ = w.follow(context.Background(), SignedEvent{}, true)
+		_ = follow(w, true)
 		time.Sleep(time.Second)
 		return false
-	}, func(l *lanes) {
+	}, func(l *testLanes) {
 		l.earlyEvery = 1
 		start := time.Now()
-		l.add(waiting{ref{nid: overruns}, 1, 0}, 1, false)
-		l.add(waiting{ref{nid: next}, 1, 1}, 1, false)
+		l.add(overruns, 1, 0, 1, false)
+		l.add(next, 1, 1, 1, false)
 		time.Sleep(time.Second)
-		for i := range uint64(2 * closers) {
-			l.add(waiting{ref{nid: int64(others + i)}, others + i, 2}, others+i, false)
+		for i := range uint64(2 * Places) {
+			l.add(int64(others+i), others+i, 2, others+i, false)
 		}
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
@@ -191,8 +212,8 @@ func TestNoEarlyTurnInOvertime(t *testing.T) {
 func TestOvertimeIsBounded(t *testing.T) {
 	var a attempts
 	working, most := 0, 0
-	const hangs, last = 10 * time.Second, 10 * closers
-	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
+	const hangs, last = 10 * time.Second, 10 * Places
+	inLanes(t, func(l *testLanes, r int64, _ *Turn) bool {
 		a.note(r)
 		l.mu.Lock()
 		working++
@@ -203,18 +224,18 @@ func TestOvertimeIsBounded(t *testing.T) {
 		working--
 		l.mu.Unlock()
 		return false
-	}, func(l *lanes) {
+	}, func(l *testLanes) {
 		start := time.Now()
 		for i := range uint64(last + 1) {
-			l.add(waiting{ref{nid: int64(i)}, i, time.Duration(i)}, i, false)
+			l.add(int64(i), i, time.Duration(i), i, false)
 		}
 		for range 200 {
 			time.Sleep(time.Second)
 			synctest.Wait()
 			l.check(t)
 		}
-		require.Equal(t, closers+maxOvertime, most)
-		require.Less(t, a.at(last).Sub(start), hangs*last/closers)
+		require.Equal(t, Places+maxOvertime, most)
+		require.Less(t, a.at(last).Sub(start), hangs*last/Places)
 	})
 }
 
@@ -227,20 +248,20 @@ func TestHostileSenders(t *testing.T) {
 		lasts                     = 10 * time.Minute
 	)
 	var a attempts
-	inLanes(t, func(l *lanes, r ref, w *turn) bool {
+	inLanes(t, func(l *testLanes, r int64, w *Turn) bool {
 		a.note(r)
-		if r.nid >= bystander {
+		if r >= bystander {
 			time.Sleep(100 * time.Millisecond)
 			return false
 		}
 		time.Sleep(gaveUp)
 		return true
-	}, func(l *lanes) {
+	}, func(l *testLanes) {
 		hostile := func(retry bool) {
 			for s := range uint64(senders) {
 				for i := range uint64(rooms) {
 					room := s*rooms + i
-					l.add(waiting{ref{nid: int64(room)}, s, 0}, room, retry)
+					l.add(int64(room), s, 0, room, retry)
 				}
 			}
 		}
@@ -248,7 +269,7 @@ func TestHostileSenders(t *testing.T) {
 		start := time.Now()
 		due := map[int64]time.Time{}
 		for n := int64(bystander); time.Since(start) < lasts; n++ {
-			l.add(waiting{ref{nid: n}, senders, time.Since(start)}, uint64(n), false)
+			l.add(n, senders, time.Since(start), uint64(n), false)
 			due[n] = time.Now()
 			if n%200 == 0 {
 				hostile(n%400 == 0)
@@ -259,7 +280,7 @@ func TestHostileSenders(t *testing.T) {
 			}
 		}
 		for n, at := range due {
-			require.Less(t, a.at(n).Sub(at), placePatience, n-bystander)
+			require.Less(t, a.at(n).Sub(at), PlacePatience, n-bystander)
 		}
 		l.mu.Lock() // those that are left would take very long
 		for _, room := range l.rooms {
@@ -275,20 +296,20 @@ func TestHostileSenders(t *testing.T) {
 func TestSenderShare(t *testing.T) {
 	var a attempts
 	const rooms = 200
-	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
+	inLanes(t, func(l *testLanes, r int64, _ *Turn) bool {
 		a.note(r)
 		time.Sleep(time.Second)
 		return false
-	}, func(l *lanes) {
+	}, func(l *testLanes) {
 		start := time.Now()
 		for i := range uint64(rooms) {
-			l.add(waiting{ref{nid: int64(i)}, 1, time.Duration(i)}, i, false)
+			l.add(int64(i), 1, time.Duration(i), i, false)
 		}
 		synctest.Wait()
 		require.Len(t, a.sequence(), maxLoans+senderShare)
 		for s := range uint64(10) {
 			for i := range uint64(senderShare) {
-				l.add(waiting{ref{nid: int64(1000 + senderShare*s + i)}, 2 + s, rooms}, 1000+senderShare*s+i, false)
+				l.add(int64(1000+senderShare*s+i), 2+s, rooms, 1000+senderShare*s+i, false)
 			}
 		}
 		synctest.Wait()
@@ -304,33 +325,33 @@ func TestRetriesComeLast(t *testing.T) {
 	const many, one, first = 1000, 2000, 3000
 	var a attempts
 	working := 0
-	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
+	inLanes(t, func(l *testLanes, r int64, _ *Turn) bool {
 		a.note(r)
-		if r.nid >= first {
+		if r >= first {
 			return false
 		}
 		l.mu.Lock()
 		working++
-		require.LessOrEqual(t, working, retryPlaces)
+		require.LessOrEqual(t, working, RetryPlaces)
 		l.mu.Unlock()
 		time.Sleep(10 * time.Second)
 		l.mu.Lock()
 		working--
 		l.mu.Unlock()
 		return true
-	}, func(l *lanes) {
+	}, func(l *testLanes) {
 		start := time.Now()
 		for i := range uint64(many) {
-			l.add(waiting{ref{nid: int64(i)}, i % retryPlaces, 0}, i, true)
+			l.add(int64(i), i%RetryPlaces, 0, i, true)
 		}
-		l.add(waiting{ref{nid: one}, many, 1}, one, true)
-		for i := range uint64(closers) {
-			l.add(waiting{ref{nid: int64(first + i)}, many + 1 + i, 2}, first+i, false)
+		l.add(one, many, 1, one, true)
+		for i := range uint64(Places) {
+			l.add(int64(first+i), many+1+i, 2, first+i, false)
 		}
 		time.Sleep(11 * time.Second)
 		synctest.Wait()
 		require.Equal(t, 10*time.Second, a.at(one).Sub(start), "one of the others had to end")
-		for i := range int64(closers) {
+		for i := range int64(Places) {
 			require.Equal(t, start, a.at(first+i))
 		}
 	})
@@ -339,17 +360,17 @@ func TestRetriesComeLast(t *testing.T) {
 // In a room retries come after first attempts, but now and then, and both in the order of their deadlines.
 func TestRetriesInARoom(t *testing.T) {
 	var a attempts
-	inLanes(t, func(l *lanes, r ref, _ *turn) bool {
+	inLanes(t, func(l *testLanes, r int64, _ *Turn) bool {
 		a.note(r)
 		time.Sleep(time.Millisecond)
 		return false
-	}, func(l *lanes) {
-		l.add(waiting{ref{nid: 1}, 1, 100}, 1, false) // in progress
+	}, func(l *testLanes) {
+		l.add(1, 1, 100, 1, false) // in progress
 		for i := range int64(3) {
-			l.add(waiting{ref{nid: 102 - i}, 1, time.Duration(2 - i)}, 1, true)
+			l.add(102-i, 1, time.Duration(2-i), 1, true)
 		}
 		for i := range int64(2 * retryEvery) {
-			l.add(waiting{ref{nid: 2 + i}, 2, 101}, 1, false)
+			l.add(2+i, 2, 101, 1, false)
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -364,21 +385,21 @@ func TestTimersOfAHungSenderComeLast(t *testing.T) {
 	for _, fails := range []bool{true, false} {
 		const hangs = 10 * time.Second
 		var a attempts
-		inLanes(t, func(l *lanes, r ref, _ *turn) bool {
+		inLanes(t, func(l *testLanes, r int64, _ *Turn) bool {
 			a.note(r)
-			if r.nid < 100 {
+			if r < 100 {
 				time.Sleep(hangs)
 				return fails
 			}
 			return false
-		}, func(l *lanes) {
+		}, func(l *testLanes) {
 			start := time.Now()
 			for i := range int64(50) { // all in one room, and then one each
-				l.add(waiting{ref{nid: i}, 1, time.Duration(i)}, 1, false)
-				l.add(waiting{ref{nid: 50 + i}, 1, time.Duration(50 + i)}, 50+uint64(i), false)
+				l.add(i, 1, time.Duration(i), 1, false)
+				l.add(50+i, 1, time.Duration(50+i), 50+uint64(i), false)
 			}
 			for room := range uint64(100) {
-				l.add(waiting{ref{nid: int64(1000 + room)}, 2, time.Hour}, room, false)
+				l.add(int64(1000+room), 2, time.Hour, room, false)
 			}
 			time.Sleep(time.Second)
 			l.check(t)
@@ -405,12 +426,12 @@ func TestTimersOfAHungSenderComeLast(t *testing.T) {
 
 // An attempt that fails sooner says nothing of the sender's other timers.
 func TestFailureIsNotAHang(t *testing.T) {
-	inLanes(t, func(*lanes, ref, *turn) bool {
-		time.Sleep(placePatience - time.Millisecond)
+	inLanes(t, func(*testLanes, int64, *Turn) bool {
+		time.Sleep(PlacePatience - time.Millisecond)
 		return true
-	}, func(l *lanes) {
-		l.add(waiting{ref{nid: 1}, 1, 0}, 1, false)
-		time.Sleep(placePatience)
+	}, func(l *testLanes) {
+		l.add(1, 1, 0, 1, false)
+		time.Sleep(PlacePatience)
 		synctest.Wait()
 		require.False(t, l.isHung(1))
 	})
@@ -420,7 +441,7 @@ func TestFailureIsNotAHang(t *testing.T) {
 func TestTurnOutlivesWithdrawal(t *testing.T) {
 	c := newClass(1, retryShare, maxRetryLoans)
 	c.inTurns = true
-	queueOf := func(sender uint64) *queue { return &queue{waiting: []waiting{{sender: sender}}} }
+	queueOf := func(sender uint64) *queue { return &queue{waiting: []Job{{Sender: sender}}} }
 	first, second := queueOf(1), queueOf(2)
 	c.offer(first)
 	c.offer(second)

@@ -1,4 +1,14 @@
-package expiration
+// Package lanes decides in which order overdue timers are attempted, and how many at a time.
+//
+// It guarantees:
+//
+//   - Order. The first attempts of one room run in the order of their deadlines. At most two of them overlap, see [Turn.Follow].
+//   - Isolation. An attempt that hangs takes little from others: every class of attempts, every sender and every room has a bound on what
+//     is in progress at the same time. The bounds are constants in places.go.
+//   - Progress. A job that was added is attempted unless [Lanes.Stop] was called first. A panic in an attempt ends only its turn.
+//
+// The package knows no timers, only jobs with a room, a sender and a deadline.
+package lanes
 
 import (
 	"cmp"
@@ -17,30 +27,29 @@ import (
 // for that Dendrite goes through all state of the room, which takes long where there is much of it, but writes it anew as one piece.
 // Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. So of a burst the second turn is early,
 // and then any until one was built beside the one before, as one in earlyLeast is to be, or, in rooms where so much waits that there must
-// be much state, one in earlyEvery at the most. One in two would be all: what is built beside the one that joins two joins them as well.
+// be much state, one in EarlyEvery at the most. One in two would be all: what is built beside the one that joins two joins them as well.
 // See docs/performance.md, "Mass expiry".
 const (
 	earlyLeast = 4
-	earlyEvery = 8
+	EarlyEvery = 8
 )
 
 // turnsPerRoom is how many turns of a room there can be at the same time.
 const turnsPerRoom = 2
 
-// lanes decides when each due timer is attempted, and runs the attempts. It is built so that attempts that hang take little from
-// others; its bounds stand in lanes_places.go.
+// Lanes decides when each due timer is attempted, and runs the attempts. It is built so that attempts that hang take little from
+// others; its bounds stand in places.go.
 //
 //   - The first attempts of a room come in the order of the deadlines, and one at a time, but that now and then a turn can begin
-//     before the one before is over, see earlyEvery and turn. Of the rooms that wait, the one with the earliest deadline is next.
-//   - A first attempt that overruns placePatience gives its place to another room. Its own room still waits for it.
+//     before the one before is over, see EarlyEvery and Turn. Of the rooms that wait, the one with the earliest deadline is next.
+//   - A first attempt that overruns PlacePatience gives its place to another room. Its own room still waits for it.
 //   - A sender has few places when others need them.
 //   - Retries have few places of their own, which the senders get in turns. In a room they come after the first attempts. The timers
 //     of a sender whose attempt hung count as retries for a while, wherever they are: that is what the attempts of all of them may do.
-type lanes struct {
-	attempt func(r ref, w *turn) (failed bool)
-	working sync.WaitGroup // the turns; after stop there are no new ones
+type Lanes struct {
+	working sync.WaitGroup // the turns; after Stop there are no new ones
 
-	mu       sync.Mutex       // guards everything below; a leaf, see the lock order in doc.go
+	mu       sync.Mutex       // guards everything below; a leaf, see the lock order in expiration/doc.go
 	rooms    map[uint64]*lane // the rooms that have timers waiting or in work
 	first    class
 	again    class
@@ -48,7 +57,7 @@ type lanes struct {
 	hung     map[uint64]time.Time // until when the timers of these senders count as retries
 	stopped  bool
 
-	earlyEvery int // is the constant, but for tests
+	earlyEvery int
 }
 
 // lane is one room's due timers.
@@ -56,7 +65,7 @@ type lane struct {
 	room    uint64        // its hash
 	first   queue         // first attempts
 	again   queue         // retries
-	turns   []*turn       // in progress, the oldest first; turnsPerRoom at the most
+	turns   []*Turn       // in progress, the oldest first; turnsPerRoom at the most
 	class   *class        // whose place the room has, or had before it overran
 	placed  bool          // it has it
 	holder  *sender       // whom the place is counted for: the sender of the oldest turn
@@ -70,76 +79,79 @@ type lane struct {
 // queue is a room's timers that wait in one class, in the order of their deadlines.
 type queue struct {
 	lane    *lane
-	waiting []waiting
+	waiting []Job
 	offered *sender // in whose heap the queue is, or nil
 	turn    uint64  // since when the first timer waits, as classes count; 0 if it was not offered yet
 	at      int     // the index in it
 }
 
-// waiting is a timer with its deadline as it was when it became due: the order must not change under the heap.
-type waiting struct {
-	timer  ref
-	sender uint64 // the hash
-	due    time.Duration
+// Job is a timer that is due.
+type Job struct {
+	Sender uint64 // the hash
+	// Due is the deadline as it was when the timer became due: the order must not change under the heap.
+	Due time.Duration
+	// Attempt makes the attempt in its turn, and reports whether it failed and is to be made again.
+	Attempt func(*Turn) (failed bool)
 }
 
-func (q *queue) due() time.Duration { return q.waiting[0].due }
+func (q *queue) due() time.Duration { return q.waiting[0].Due }
 
 // add puts a timer in, behind those with the same deadline, and returns its index.
-func (q *queue) add(w waiting) int {
-	at, _ := slices.BinarySearchFunc(q.waiting, w.due, func(w waiting, due time.Duration) int {
-		return cmp.Or(cmp.Compare(w.due, due), -1)
+func (q *queue) add(j Job) int {
+	at, _ := slices.BinarySearchFunc(q.waiting, j.Due, func(j Job, due time.Duration) int {
+		return cmp.Or(cmp.Compare(j.Due, due), -1)
 	})
-	q.waiting = slices.Insert(q.waiting, at, w)
+	q.waiting = slices.Insert(q.waiting, at, j)
 	return at
 }
 
 // take takes the first timer out.
-func (q *queue) take() waiting {
-	w := q.waiting[0]
+func (q *queue) take() Job {
+	j := q.waiting[0]
 	q.turn = 0
 	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
 		q.waiting = nil
 	}
-	return w
+	return j
 }
 
-// turn is the turn of a timer in its room's lane. Whoever closes an event otherwise has none, and waits for nobody. Its worker owns it,
-// but for what lanes.mu guards.
-type turn struct {
-	lanes  *lanes
+// Turn is the turn of a timer in its room's lane. Whoever closes an event otherwise has none, and waits for nobody. Its worker owns it,
+// but for what Lanes.mu guards.
+type Turn struct {
+	lanes  *Lanes
 	room   *lane
-	timer  waiting
+	job    Job
 	before <-chan struct{} // closed when the turn before is over
 	done   chan struct{}   // closed when this one is, and all before it
 	early  bool            // it began before that
 
-	// Guarded by lanes.mu.
+	// Guarded by Lanes.mu.
 	released bool        // the room's next timer may have its turn
 	since    time.Time   // when it became the room's oldest turn
 	patience *time.Timer // calls overrun
 }
 
-// errTurnBefore: the room's event before took too long, so that this one was given to nobody.
-var errTurnBefore = errors.New("waiting for the room's event before")
+// ErrTurnBefore: the room's event before took too long, so that this one was given to nobody.
+var ErrTurnBefore = errors.New("waiting for the room's event before")
 
-// follow is called when the turn's event is built, and waits until the turn before is over. Then the turn of the room's next timer can
-// begin, if it may be early for both the lane and the caller, and else when this one's is over.
-func (w *turn) follow(ctx context.Context, e SignedEvent, early bool) error {
+// Follow is called when the turn's event is built, and waits until the turn before is over. Then the turn of the room's next timer can
+// begin, if it may be early for both the lane and the caller, and else when this one's is over. isUpon reports whether the event was built
+// directly upon another one. The error is ErrTurnBefore if ctx ends before.
+func (w *Turn) Follow(ctx context.Context, eventID string, isUpon func(eventID string) bool, early bool) error {
 	if w == nil {
 		return nil
 	}
 	select {
 	case <-w.before:
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", errTurnBefore, ctx.Err())
+		return fmt.Errorf("%w: %w", ErrTurnBefore, ctx.Err())
 	}
 	w.lanes.mu.Lock()
 	defer w.lanes.mu.Unlock()
-	if w.room.alone++; w.early && !e.isUpon(w.room.eventID) {
+	if w.room.alone++; w.early && !isUpon(w.room.eventID) {
 		w.room.alone = 0
 	}
-	w.room.eventID = e.EventID
+	w.room.eventID = eventID
 	if early && w.room.alone+1 >= w.lanes.spacing(len(w.room.first.waiting)) {
 		w.release()
 		w.lanes.arrange(w.room)
@@ -147,8 +159,8 @@ func (w *turn) follow(ctx context.Context, e SignedEvent, early bool) error {
 	return nil
 }
 
-// release lets the room's next timer have its turn, once. lanes.mu is held.
-func (w *turn) release() {
+// release lets the room's next timer have its turn, once. Lanes.mu is held.
+func (w *Turn) release() {
 	if !w.released {
 		w.released = true
 		w.room.busy = false
@@ -158,20 +170,20 @@ func (w *turn) release() {
 // over is a turn that is over.
 var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-// newLanes returns lanes that make attempts by calling a function, which reports whether the attempt failed and is to be made again.
-func newLanes(attempt func(r ref, w *turn) (failed bool)) *lanes {
-	l := &lanes{
-		attempt: attempt, rooms: map[uint64]*lane{}, hung: map[uint64]time.Time{}, earlyEvery: earlyEvery,
-		first: newClass(closers, senderShare, maxLoans),
-		again: newClass(retryPlaces, retryShare, maxRetryLoans),
+// New returns lanes without jobs. One turn in earlyEvery may be early at the most, which is EarlyEvery but in tests.
+func New(earlyEvery int) *Lanes {
+	l := &Lanes{
+		rooms: map[uint64]*lane{}, hung: map[uint64]time.Time{}, earlyEvery: earlyEvery,
+		first: newClass(Places, senderShare, maxLoans),
+		again: newClass(RetryPlaces, retryShare, maxRetryLoans),
 	}
 	// By deadlines, a sender with many timers that always fail would be first for ever.
 	l.again.inTurns = true
 	return l
 }
 
-// add puts a timer into its room's lane. It is a retry if its last attempt was not answered.
-func (l *lanes) add(w waiting, inRoom uint64, retry bool) {
+// Add puts a timer into its room's lane. It is a retry if its last attempt was not answered.
+func (l *Lanes) Add(j Job, inRoom uint64, retry bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	room := l.rooms[inRoom]
@@ -181,20 +193,20 @@ func (l *lanes) add(w waiting, inRoom uint64, retry bool) {
 		l.rooms[inRoom] = room
 	}
 	q := &room.first
-	if retry || l.isHung(w.sender) {
+	if retry || l.isHung(j.Sender) {
 		q = &room.again
 	}
-	if q.add(w) == 0 { // else nothing changes for the room
+	if q.add(j) == 0 { // else nothing changes for the room
 		l.arrange(room)
 		l.serve()
 	}
 }
 
 // arrange sees to it that a room waits for what it may have, after any change, or begins an early turn, which needs no place, or that
-// the room is forgotten. lanes.mu is held.
-func (l *lanes) arrange(room *lane) {
+// the room is forgotten. Lanes.mu is held.
+func (l *Lanes) arrange(room *lane) {
 	l.withdraw(room)
-	for len(room.first.waiting) > 0 && l.isHung(room.first.waiting[0].sender) {
+	for len(room.first.waiting) > 0 && l.isHung(room.first.waiting[0].Sender) {
 		room.again.add(room.first.take())
 	}
 	first, again := len(room.first.waiting) > 0, len(room.again.waiting) > 0
@@ -217,14 +229,14 @@ func (l *lanes) arrange(room *lane) {
 	}
 }
 
-// withdraw ends the waiting of a room's queues for places. lanes.mu is held.
-func (l *lanes) withdraw(room *lane) {
+// withdraw ends the waiting of a room's queues for places. Lanes.mu is held.
+func (l *Lanes) withdraw(room *lane) {
 	l.first.withdraw(&room.first)
 	l.again.withdraw(&room.again)
 }
 
-// serve begins as many turns as there are places for. lanes.mu is held.
-func (l *lanes) serve() {
+// serve begins as many turns as there are places for. Lanes.mu is held.
+func (l *Lanes) serve() {
 	for !l.stopped {
 		q := l.again.next()
 		if q == nil {
@@ -237,11 +249,11 @@ func (l *lanes) serve() {
 	}
 }
 
-// begin begins the turn of a queue's first timer. lanes.mu is held.
-func (l *lanes) begin(q *queue) {
+// begin begins the turn of a queue's first timer. Lanes.mu is held.
+func (l *Lanes) begin(q *queue) {
 	room := q.lane
 	l.withdraw(room)
-	w := &turn{lanes: l, room: room, timer: q.take(), before: room.last, done: make(chan struct{}), early: len(room.turns) > 0}
+	w := &Turn{lanes: l, room: room, job: q.take(), before: room.last, done: make(chan struct{}), early: len(room.turns) > 0}
 	room.busy, room.last = true, w.done
 	room.turns = append(room.turns, w)
 	if q == &room.again {
@@ -261,32 +273,32 @@ func (l *lanes) begin(q *queue) {
 }
 
 // lead makes the oldest turn of a room the one whose sender the place is counted for, and whose time it is counted by. An early
-// turn's time begins here: before, it waited for another. If its room has overrun, it gets a place again if there is one. lanes.mu is
+// turn's time begins here: before, it waited for another. If its room has overrun, it gets a place again if there is one. Lanes.mu is
 // held.
-func (l *lanes) lead(room *lane) {
+func (l *Lanes) lead(room *lane) {
 	w := room.turns[0]
-	room.holder = room.class.hold(w.timer.sender)
+	room.holder = room.class.hold(w.job.Sender)
 	if !room.placed && room.class.free > 0 {
 		room.placed = true
 		room.class.free--
 		l.overtime--
 	}
 	w.since = time.Now()
-	w.patience = time.AfterFunc(placePatience, func() { l.overrun(w) })
+	w.patience = time.AfterFunc(PlacePatience, func() { l.overrun(w) })
 }
 
 // work makes an attempt. Whatever a panic, or runtime.Goexit, has left undone, the turn is over then.
-func (l *lanes) work(w *turn) {
+func (l *Lanes) work(w *Turn) {
 	failed := true
 	defer func() {
 		<-w.before
 		l.finish(w, failed)
 	}()
-	guard.Run("closing an event", func() { failed = l.attempt(w.timer.timer, w) })
+	guard.Run("closing an event", func() { failed = w.job.Attempt(w) })
 }
 
 // finish ends a turn, which is the room's oldest. If the room has no other, another room can have its place.
-func (l *lanes) finish(w *turn, failed bool) {
+func (l *Lanes) finish(w *Turn, failed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	room := w.room
@@ -303,23 +315,23 @@ func (l *lanes) finish(w *turn, failed bool) {
 	default:
 		l.overtime--
 	}
-	if failed && time.Since(w.since) >= placePatience {
-		l.hang(w.timer.sender)
+	if failed && time.Since(w.since) >= PlacePatience {
+		l.hang(w.job.Sender)
 	}
 	l.arrange(room)
 	l.serve()
 }
 
-// overrun is called when a turn has been its room's oldest for placePatience. The room goes on without its place, or, while too many
+// overrun is called when a turn has been its room's oldest for PlacePatience. The room goes on without its place, or, while too many
 // do so already, keeps it for as long again. Retries keep theirs: they have few, and nobody else waits for them.
-func (l *lanes) overrun(w *turn) {
+func (l *Lanes) overrun(w *Turn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	room := w.room
 	switch {
 	case len(room.turns) == 0 || room.turns[0] != w || !room.placed || room.class != &l.first:
 	case l.overtime >= maxOvertime:
-		w.patience.Reset(placePatience)
+		w.patience.Reset(PlacePatience)
 	default:
 		room.placed = false
 		l.overtime++
@@ -329,8 +341,8 @@ func (l *lanes) overrun(w *turn) {
 }
 
 // hang makes all timers of a sender count as retries for hungFor. Those that wait behind another's do so when they are next.
-// lanes.mu is held.
-func (l *lanes) hang(sender uint64) {
+// Lanes.mu is held.
+func (l *Lanes) hang(sender uint64) {
 	now := time.Now()
 	maps.DeleteFunc(l.hung, func(_ uint64, until time.Time) bool { return !until.After(now) })
 	l.hung[sender] = now.Add(hungFor)
@@ -341,23 +353,23 @@ func (l *lanes) hang(sender uint64) {
 	}
 }
 
-// isHung reports whether the timers of a sender count as retries. lanes.mu is held.
-func (l *lanes) isHung(sender uint64) bool {
+// isHung reports whether the timers of a sender count as retries. Lanes.mu is held.
+func (l *Lanes) isHung(sender uint64) bool {
 	until, ok := l.hung[sender]
 	return ok && time.Now().Before(until)
 }
 
 // spacing returns how many turns come to one whose event is built beside another, in a room where so many wait: what waits is what is known
-// of how much state the room has, and as many as earlyEvery times earlyEvery are much.
-func (l *lanes) spacing(waiting int) int {
-	return min(max(waiting/earlyEvery, earlyLeast), l.earlyEvery)
+// of how much state the room has, and as many as EarlyEvery times EarlyEvery are much.
+func (l *Lanes) spacing(waiting int) int {
+	return min(max(waiting/EarlyEvery, earlyLeast), l.earlyEvery)
 }
 
-// stop lets no more turns begin, and wait waits for those that have begun. What waits is left waiting.
-func (l *lanes) stop() {
+// Stop lets no more turns begin, and Wait waits for those that have begun. What waits is left waiting.
+func (l *Lanes) Stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stopped = true
 }
 
-func (l *lanes) wait() { l.working.Wait() }
+func (l *Lanes) Wait() { l.working.Wait() }

@@ -1,4 +1,4 @@
-package expiration
+package lanes
 
 import (
 	"context"
@@ -22,26 +22,26 @@ func TestLanes(t *testing.T) {
 	)
 	for seed := range uint64(50) {
 		random := rand.New(rand.NewPCG(seed, 0))
-		takes := map[ref][2]time.Duration{} // until the turn before is waited for, and from then on
-		events := map[ref]SignedEvent{}     // some of them upon the room's one before
-		room := func(r ref) uint64 { return uint64(r.nid) % rooms }
+		takes := map[int64][2]time.Duration{} // until the turn before is waited for, and from then on
+		upon := map[int64]string{}            // the room's event before, or an earlier one
+		room := func(r int64) uint64 { return uint64(r) % rooms }
 		for i := range rooms * timers {
-			r := ref{nid: int64(i)}
+			r := int64(i)
 			takes[r] = [2]time.Duration{time.Duration(random.IntN(3)), time.Duration(random.IntN(3))}
-			events[r] = SignedEvent{EventID: fmt.Sprint("$", i), PDU: fmt.Appendf(nil, `{"prev_events":["$%d"]}`, i-rooms*(1+random.IntN(2)))}
+			upon[r] = fmt.Sprint(i - rooms*(1+random.IntN(2)))
 		}
 		began, working, served := map[uint64]int64{}, map[uint64]int{}, 0
-		inLanes(t, func(l *lanes, r ref, w *turn) bool {
+		inLanes(t, func(l *testLanes, r int64, w *Turn) bool {
 			l.mu.Lock()
 			served++
 			working[room(r)]++
 			assert.LessOrEqual(t, working[room(r)], turnsPerRoom)
 			assert.LessOrEqual(t, len(working), atOnce, "rooms at the same time")
-			assert.Equal(t, began[room(r)]*rooms+int64(room(r)), r.nid, "the order")
+			assert.Equal(t, began[room(r)]*rooms+int64(room(r)), r, "the order")
 			began[room(r)]++
 			l.mu.Unlock()
 			time.Sleep(takes[r][0])
-			assert.NoError(t, w.follow(context.Background(), events[r], true))
+			assert.NoError(t, w.Follow(context.Background(), fmt.Sprint(r), func(eventID string) bool { return eventID == upon[r] }, true))
 			time.Sleep(takes[r][1])
 			l.mu.Lock()
 			if working[room(r)]--; working[room(r)] == 0 {
@@ -49,17 +49,17 @@ func TestLanes(t *testing.T) {
 			}
 			l.mu.Unlock()
 			return false
-		}, func(l *lanes) {
+		}, func(l *testLanes) {
 			l.first.free = atOnce
 			for i := range rooms * timers {
-				r := ref{nid: int64(i)}
-				l.add(waiting{r, room(r), time.Duration(i)}, room(r), false)
+				r := int64(i)
+				l.add(r, room(r), time.Duration(i), room(r), false)
 			}
 			time.Sleep(time.Minute)
 			synctest.Wait()
 			require.Equal(t, rooms*timers, served)
 			l.mu.Lock()
-			l.first.free += closers - atOnce
+			l.first.free += Places - atOnce
 			l.mu.Unlock()
 		})
 	}
@@ -69,32 +69,17 @@ func TestLanes(t *testing.T) {
 func TestEarlierTimerMovesItsRoomUp(t *testing.T) {
 	const rooms = 3
 	for _, senders := range []uint64{1, rooms} {
-		l := newLanes(nil)
+		l := newTestLanes(nil)
 		l.first.free = 0
 		for room := range uint64(rooms) {
-			l.add(waiting{ref{}, room % senders, 10 + time.Duration(room)}, room, false)
+			l.add(0, room%senders, 10+time.Duration(room), room, false)
 		}
-		l.add(waiting{ref{}, (rooms - 1) % senders, 1}, rooms-1, false)
+		l.add(0, (rooms-1)%senders, 1, rooms-1, false)
 		l.first.free = rooms
 		for _, want := range []uint64{rooms - 1, 0, 1} {
 			next := l.first.next()
 			require.Equal(t, want, next.lane.room, senders)
 			l.withdraw(next.lane)
 		}
-	}
-}
-
-// What an event is built upon is read from it as it stands there in each room version.
-func TestIsUpon(t *testing.T) {
-	for pdu, want := range map[string]bool{
-		`{"prev_events":["$a","$before","$b"]}`:                      true,
-		`{"prev_events":[["$before:example.org",{"sha256":"abc"}]]}`: false,
-		`{"prev_events":[["$a",{"sha256":"abc"}],["$before",{}]]}`:   true,
-		`{"prev_events":["$a"],"auth_events":["$before"]}`:           false,
-		`{"prev_events":["$before2"]}`:                               false,
-		`{"prev_events":[]}`:                                         false,
-		``:                                                           false,
-	} {
-		require.Equal(t, want, SignedEvent{PDU: []byte(pdu)}.isUpon("$before"), pdu)
 	}
 }
