@@ -1,0 +1,164 @@
+package expiration
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+)
+
+// finalised replaces ErrNotFound by what has become of the event, if it was ever there.
+func (t *Timers) finalised(ctx context.Context, delayID, owner string, err error) error {
+	var dropped *DropError
+	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) || dropped.isRefusal() {
+		return err
+	}
+	d, err := t.DelayedEvent(ctx, delayID, owner)
+	switch {
+	case err != nil:
+		return err
+	case d.Final == nil:
+		return ErrNotFound
+	}
+	return &FinalisedError{*d.Final}
+}
+
+// finalise writes what became of a delayed event, and takes its timer out when that is written; if running is set, only if it
+// is still scheduled, and else the error is ErrNotFound. After another error the timer stays, and what is written is found out
+// when it is looked at next.
+func (t *Timers) finalise(ctx context.Context, r ref, f Final, running bool) error {
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return t.finaliseLocked(ctx, r, f, running)
+}
+
+// cancel takes a scheduled event back for a caller who can hang up until writing begins, and not after that.
+func (t *Timers) cancel(ctx context.Context, r ref) error {
+	unlock, err := t.lockRow(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
+	defer cancel()
+	return t.finaliseLocked(ctx, r, Final{}, true)
+}
+
+// finaliseLocked is finalise under the row's lock.
+func (t *Timers) finaliseLocked(ctx context.Context, r ref, f Final, running bool) error {
+	t.mu.Lock()
+	tm := t.index.at(r)
+	if tm == nil || tm.gone || running && tm.claimed {
+		t.mu.Unlock()
+		return ErrNotFound
+	}
+	t.mu.Unlock()
+	f.At = t.clock.stored(t.clock.now())
+	done, err := t.store.Finalise(ctx, r.nid, f, running, t.cfg.MaxFinalisedPerUser)
+	failpoint.Pass(failpoint.AfterDelete)
+	if err == nil && !done {
+		if _, _, err = t.loadLocked(ctx, r); err == nil {
+			err = ErrNotFound
+		}
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		tm.unsure = true
+		t.metrics.errors.WithLabelValues("finalise").Inc()
+		return fmt.Errorf("finalising a delayed event: %w", err)
+	}
+	t.metrics.finalised.WithLabelValues(f.result()).Inc()
+	if f.Sent() {
+		t.senders[tm.sender] = struct{}{}
+	}
+	t.forgetClaimed(r)
+	t.index.remove(r)
+	t.index.forgetRow(r)
+	return nil
+}
+
+// forgetClaimed is called when a delayed event is finalised. Timers.mu is held.
+func (t *Timers) forgetClaimed(r ref) {
+	maps.DeleteFunc(t.claimed, func(_ string, sent sentDelayed) bool { return sent.timer == r })
+}
+
+// sent is what remains to be done for a delayed event that is in its room.
+func (t *Timers) sent(ctx context.Context, r ref, row Timer) error {
+	err := t.finalise(ctx, r, Final{EventID: row.Claim.Event.EventID}, false)
+	if err != nil {
+		t.again(r, row.Event, err)
+		return err
+	}
+	t.log.WithFields(logrus.Fields{
+		"event_id": row.Claim.Event.EventID, "room_id": row.Event.RoomID, "outcome": row.Claim.Outcome,
+	}).Info("Sent a delayed event")
+	return nil
+}
+
+// dropDelayed finalises a scheduled event that will not be sent. If that fails, it is seen again when it is due.
+func (t *Timers) dropDelayed(ctx context.Context, r ref, reason DropReason) {
+	if err := t.finalise(ctx, r, finalOf(&DropError{Reason: reason}), true); err != nil && !isFinal(err) {
+		t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to cancel a delayed event")
+	}
+}
+
+// result is what the metrics call it.
+func (f Final) result() string {
+	switch {
+	case f.Sent():
+		return "sent"
+	case f.Cancelled():
+		return "cancelled"
+	}
+	return "error"
+}
+
+// finalOf returns what becomes of a delayed event that will never be sent.
+func finalOf(dropped *DropError) (f Final) {
+	var refused *RefusedError
+	switch {
+	case dropped.Reason == Replaced, dropped.Reason == Deactivated: // which cancels it
+	case errors.As(dropped, &refused):
+		f.Error = refused.Response
+	case dropped.Reason == Unsendable, dropped.Reason == Unanswered:
+		f.Error = json.RawMessage(`{"errcode":"M_UNKNOWN","error":"The homeserver was not able to send this event"}`)
+	case dropped.Reason == RoomGone:
+		f.Error = json.RawMessage(`{"errcode":"M_NOT_FOUND","error":"The room is gone"}`)
+	default:
+		f.Error = json.RawMessage(`{"errcode":"M_FORBIDDEN","error":"The sender may no longer send this event"}`)
+	}
+	return f
+}
+
+// pruneInterval is how often finalised events are forgotten that have been kept for long enough.
+const pruneInterval = time.Hour
+
+// prune forgets finalised events that were kept for long enough, from time to time.
+func (t *Timers) prune() {
+	ticker := time.NewTicker(pruneInterval)
+	defer ticker.Stop()
+	for {
+		err := t.store.Prune(t.ctx, t.clock.stored(t.clock.now()).Add(-t.cfg.KeepFinalised))
+		if err != nil && t.ctx.Err() == nil {
+			t.metrics.errors.WithLabelValues("prune").Inc()
+			t.log.WithError(err).Error("Failed to forget finalised events")
+		}
+		select {
+		case <-t.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}

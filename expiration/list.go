@@ -1,0 +1,54 @@
+package expiration
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+)
+
+// DelayedEvents yields what a user has scheduled, in the order of the due times, from behind a place in this order; "" is its
+// beginning. Each event is read when it is its turn. The sequence ends with the first error.
+func (t *Timers) DelayedEvents(ctx context.Context, owner, after string) iter.Seq2[DelayedEvent, error] {
+	return func(yield func(DelayedEvent, error) bool) {
+		for _, l := range t.listed(owner, after) {
+			row, _, err := t.load(ctx, l.timer)
+			switch {
+			case errors.Is(err, ErrNotFound) || err == nil && row.Claim != nil:
+				continue
+			case err != nil:
+				yield(DelayedEvent{}, err)
+				return
+			}
+			if !yield(DelayedEvent{DelayID: t.tokens.Token(row.Event.ID), Timer: row, Place: l.place}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// listed is a delayed event in a list.
+type listed struct {
+	timer ref
+	place string
+}
+
+// listed returns what a user has scheduled, in the order of the places.
+func (t *Timers) listed(owner, after string) (list []listed) {
+	sender := t.tokens.names.hash(owner)
+	t.mu.Lock()
+	t.index.ofSender(sender, func(r ref, tm *timer) {
+		if !tm.delayed || !tm.running() {
+			return
+		}
+		// What is due in the same millisecond is told apart by the delay ID.
+		if place := fmt.Sprintf("%016x%x", tm.deadline, tm.token); place > after {
+			list = append(list, listed{r, place})
+		}
+	})
+	t.mu.Unlock()
+	slices.SortFunc(list, func(a, b listed) int { return cmp.Compare(a.place, b.place) })
+	return list
+}

@@ -1,0 +1,178 @@
+package expiration
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
+)
+
+// loadAll reads into memory what an earlier process had, and returns what it had begun.
+func (t *Timers) loadAll(ctx context.Context) (u unfinished, err error) {
+	if u, err = t.loadTimers(ctx); err != nil {
+		return u, err
+	}
+	t.mu.Lock()
+	many := t.index.count >= manyTimers
+	t.mu.Unlock()
+	if many {
+		debug.FreeOSMemory() // what the rows took; the index takes less
+	}
+	return u, t.loadSenders(ctx)
+}
+
+// loadTimers takes all timers in. Those that are claimed it reads whole, and those whose digests were made under another key, or
+// that have none because somebody doubted them, or an earlier version wrote them.
+func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now, key := t.clock.now(), t.tokens.names.id()
+	t.forgot = now
+	var whole []int64
+	doubted := map[int64]bool{}
+	if err = t.store.Index(ctx, func(row Indexed) error {
+		if row.Claimed || row.Digest.get(digestKey) != key {
+			whole = append(whole, row.NID)
+			if row.Digest == (Digest{}) {
+				doubted[row.NID] = true
+			}
+			return nil
+		}
+		_, err := t.take(row, now)
+		return err
+	}); err != nil {
+		return u, err
+	}
+	for nids := range slices.Chunk(whole, batch.Max) {
+		rows, err := t.store.Read(ctx, nids)
+		if err != nil {
+			return u, err
+		}
+		for _, row := range rows {
+			if row == nil {
+				continue
+			}
+			r, err := t.take(newIndexed(*row, t.tokens.Digest(*row)), now)
+			if err != nil {
+				return u, err
+			}
+			switch {
+			case row.Claim == nil:
+				if row.Delayed == nil && row.Event.StateKey != nil && doubted[row.NID] {
+					u.doubted = append(u.doubted, r)
+				}
+				continue
+			case row.Delayed != nil:
+				t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
+			}
+			u.claimed = append(u.claimed, r)
+		}
+	}
+	if !t.index.link() {
+		return u, errors.New("the index could not be made")
+	}
+	return u, nil
+}
+
+// take takes in a timer that an earlier process had. Timers.mu is held.
+func (t *Timers) take(row Indexed, now time.Duration) (r ref, err error) {
+	if err = t.index.room(); err != nil {
+		return r, err
+	}
+	due := t.clock.moment(row.Deadline)
+	overdue := due <= now
+	if t.cfg.RestartGrace > 0 {
+		due = max(due, now+t.cfg.RestartGrace)
+	}
+	r = t.index.put(row, due)
+	// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
+	tm := t.index.at(r)
+	tm.unsent = overdue && !tm.delayed
+	return r, nil
+}
+
+// loadSenders reads who has delayed events that were sent. Nobody may be finalising one.
+func (t *Timers) loadSenders(ctx context.Context) error {
+	userIDs, err := t.store.FinalisedSenders(ctx)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.senders = make(map[uint64]struct{}, len(userIDs))
+	for _, userID := range userIDs {
+		t.senders[t.tokens.names.hash(userID)] = struct{}{}
+	}
+	return nil
+}
+
+// recover finishes what an earlier process claimed, and in the same rooms what comes before that: room by room in the order of the
+// deadlines, several rooms at once. What fails is tried again later, like any other closing.
+func (t *Timers) recover(claimed []ref) {
+	ctx, cancel := context.WithTimeout(t.ctx, recoverTimeout)
+	defer cancel()
+	rooms := map[uint64][]ref{}
+	var order []uint64
+	for _, r := range t.withEarlier(claimed) {
+		if _, ok := rooms[r.room]; !ok {
+			order = append(order, r.room)
+		}
+		rooms[r.room] = append(rooms[r.room], r.ref)
+	}
+	var done sync.WaitGroup
+	free := make(chan struct{}, lanes.Places)
+	for _, room := range order {
+		free <- struct{}{}
+		done.Go(func() {
+			defer func() { <-free }()
+			for _, r := range rooms[room] {
+				if !guard.Run("finishing what was claimed", func() {
+					defer t.removeRow(ctx, r)
+					_ = t.close(ctx, r, Expired, nil)
+				}) {
+					t.scheduleRetry(r)
+				}
+			}
+		})
+	}
+	done.Wait()
+}
+
+// overdue is a timer that is to be closed.
+type overdue struct {
+	ref
+	room uint64
+	due  time.Duration
+}
+
+// withEarlier returns timers that are claimed, and those of the same rooms that are not and should have been before: the attempt to
+// close them had failed in passing. All are in the order of their deadlines.
+func (t *Timers) withEarlier(claimed []ref) (all []overdue) {
+	if len(claimed) == 0 {
+		return nil
+	}
+	now, last := t.clock.now(), map[uint64]time.Duration{}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range claimed {
+		tm := t.index.at(r)
+		all = append(all, overdue{r, tm.room, tm.due})
+		if before, ok := last[tm.room]; !ok || tm.due > before {
+			last[tm.room] = tm.due
+		}
+	}
+	for s, tm := range t.index.timers.all() {
+		if before, ok := last[tm.room]; ok && tm.running() && tm.due <= now && tm.due < before {
+			all = append(all, overdue{ref{s, tm.nid}, tm.room, tm.due})
+		}
+	}
+	slices.SortFunc(all, func(a, b overdue) int { return cmp.Compare(a.due, b.due) })
+	return all
+}
