@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
 // cancelPatience is how long CancelAll waits, all in all, for events that are being sent.
@@ -16,20 +17,20 @@ const cancelPatience = 5 * time.Second
 // sent: when it returns nil, they are in their rooms. The error says that some may still be scheduled; CancelAll may be called
 // again. An event that a request schedules after it has looked is left alone, so the Roomserver must refuse to send it.
 func (t *Timers) CancelAll(ctx context.Context, owner string) error {
-	var timers []ref
+	var timers []*index.Timer
 	sender := t.tokens.names.hash(owner)
 	t.mu.Lock()
-	t.index.ofSender(sender, func(r ref, tm *timer) {
-		if tm.delayed && !tm.gone {
-			timers = append(timers, r)
+	t.index.OfSender(sender, func(tm *index.Timer) {
+		if tm.Delayed() {
+			timers = append(timers, tm)
 		}
 	})
 	t.mu.Unlock()
 	failed := t.cancelEach(ctx, timers)
 	waiting, cancel := context.WithTimeout(ctx, cancelPatience)
 	defer cancel()
-	for _, r := range timers {
-		t.awaitAttempt(waiting, r)
+	for _, tm := range timers {
+		t.awaitAttempt(waiting, tm)
 	}
 	return failed
 }
@@ -37,12 +38,12 @@ func (t *Timers) CancelAll(ctx context.Context, owner string) error {
 // CancelState cancels the delayed events that a user scheduled for a piece of state before a time. One that is being sent is left
 // alone. If it fails, some may still be scheduled: call it again.
 func (t *Timers) CancelState(ctx context.Context, s StateKey, owner string, before time.Time) error {
-	var timers []ref
+	var timers []*index.Timer
 	state, sender := t.tokens.names.state(s), t.tokens.names.hash(owner)
 	t.mu.Lock()
-	t.index.ofState(state, func(r ref, tm *timer) {
-		if tm.delayed && tm.running() && tm.sender == sender && time.UnixMilli(tm.received).Before(before) {
-			timers = append(timers, r)
+	t.index.OfState(state, func(tm *index.Timer) {
+		if tm.Delayed() && tm.Running() && tm.Sender() == sender && tm.Received().Before(before) {
+			timers = append(timers, tm)
 		}
 	})
 	t.mu.Unlock()
@@ -50,12 +51,12 @@ func (t *Timers) CancelState(ctx context.Context, s StateKey, owner string, befo
 }
 
 // cancelEach finalises delayed events as cancelled, unless they are being sent.
-func (t *Timers) cancelEach(ctx context.Context, timers []ref) error {
+func (t *Timers) cancelEach(ctx context.Context, timers []*index.Timer) error {
 	var failed []error
 	ctx, cancel := context.WithTimeout(ctx, batch.Timeout)
 	defer cancel()
-	for _, r := range timers {
-		if err := t.finalise(ctx, r, Final{}, true); err != nil && !errors.Is(err, ErrNotFound) {
+	for _, tm := range timers {
+		if err := t.finalise(ctx, tm, Final{}, true); err != nil && !errors.Is(err, ErrNotFound) {
 			failed = append(failed, err)
 		}
 	}
@@ -66,15 +67,14 @@ func (t *Timers) cancelEach(ctx context.Context, timers []ref) error {
 }
 
 // awaitAttempt waits for the attempt to send an event that is claimed, if one is under way.
-func (t *Timers) awaitAttempt(ctx context.Context, r ref) {
+func (t *Timers) awaitAttempt(ctx context.Context, tm *index.Timer) {
 	t.mu.Lock()
-	tm := t.index.at(r)
-	claimed := tm != nil && !tm.gone && tm.claimed
+	claimed := tm.Phase() == index.Claimed
 	t.mu.Unlock()
 	if !claimed {
 		return
 	}
-	if unlock, err := t.closings.Lock(ctx, r.nid); err == nil {
+	if unlock, err := t.closings.Lock(ctx, tm.NID()); err == nil {
 		unlock()
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
@@ -33,28 +34,23 @@ func isFinal(err error) bool {
 // close makes one attempt to close an event, and schedules the next one if it fails in passing. The error is nil if the
 // room has the closing event, ErrNotFound if the timer was gone, a *DropError if it now is, and else a passing fault. If the
 // timer is gone, removeRow is still to be called.
-func (t *Timers) close(ctx context.Context, r ref, o Outcome, w *lanes.Turn) error {
-	unlock, err := t.lockTimer(ctx, r)
+func (t *Timers) close(ctx context.Context, tm *index.Timer, o Outcome, w *lanes.Turn) error {
+	unlock, err := t.lockTimer(ctx, tm)
 	if err != nil { // another attempt, or a send, took too long
-		t.again(r, Event{}, err)
+		t.again(tm, Event{}, err)
 		return err
 	}
 	defer unlock()
-	return t.attempt(ctx, r, o, w)
+	return t.attempt(ctx, tm, o, w)
 }
 
 // errLocked: another attempt, or a send, has taken too long. That is not the fault of whoever waited.
 var errLocked = errors.New("waiting for another attempt, or a send")
 
 // lockTimer takes the locks of an attempt: the timer's, and that of its piece of state.
-func (t *Timers) lockTimer(ctx context.Context, r ref) (unlock func(), err error) {
-	var state uint64
-	t.mu.Lock()
-	if tm := t.index.at(r); tm != nil {
-		state = tm.state
-	}
-	t.mu.Unlock()
-	unlockAttempts, err := t.closings.Lock(ctx, r.nid)
+func (t *Timers) lockTimer(ctx context.Context, tm *index.Timer) (unlock func(), err error) {
+	state := tm.State()
+	unlockAttempts, err := t.closings.Lock(ctx, tm.NID())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errLocked, err)
 	}
@@ -79,62 +75,66 @@ func (t *Timers) lockTimer(ctx context.Context, r ref) (unlock func(), err error
 }
 
 // attempt is close under the locks. After a panic the timer is tried again.
-func (t *Timers) attempt(ctx context.Context, r ref, o Outcome, w *lanes.Turn) error {
+func (t *Timers) attempt(ctx context.Context, tm *index.Timer, o Outcome, w *lanes.Turn) error {
+	t.mu.Lock()
+	t.index.Attempt(tm)
+	t.mu.Unlock()
+	defer t.returned(tm)
 	err := batch.ErrUndecided
-	if !guard.Run("closing an event", func() { err = t.attemptUnguarded(ctx, r, o, w) }) {
-		t.scheduleRetry(r)
+	if !guard.Run("closing an event", func() { err = t.attemptUnguarded(ctx, tm, o, w) }) {
+		t.scheduleRetry(tm)
 	}
 	return err
 }
 
-func (t *Timers) attemptUnguarded(ctx context.Context, r ref, o Outcome, w *lanes.Turn) error {
-	row, due, err := t.load(ctx, r)
+func (t *Timers) attemptUnguarded(ctx context.Context, tm *index.Timer, o Outcome, w *lanes.Turn) error {
+	row, due, err := t.load(ctx, tm)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return err
 	case err != nil:
-		t.again(r, Event{}, err)
+		t.again(tm, Event{}, err)
 		return err
 	}
-	err = t.try(ctx, r, &row, o, due, w)
-	return t.settle(ctx, r, row, o, due, err)
+	err = t.try(ctx, tm, &row, o, due, w)
+	return t.settle(ctx, tm, row, o, due, err)
 }
 
 // try is attempt without what follows from it. It notes a claim in the row. What is due was written by a stranger, and goes into the
 // middle of Dendrite: a panic there is an error like any other.
-func (t *Timers) try(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration, w *lanes.Turn) (err error) {
+func (t *Timers) try(ctx context.Context, tm *index.Timer, row *Timer, o Outcome, due time.Duration, w *lanes.Turn) (err error) {
 	defer recovered(&err)
 	notDue := due > t.clock.now()
 	if row.Delayed == nil && row.Claim == nil && (o != Expired || !notDue) {
-		if err = t.confirm(ctx, r, row.Event); err != nil {
+		if err = t.confirm(ctx, tm, row.Event); err != nil {
 			return err
 		}
 	}
 	switch {
 	case row.Claim != nil:
-		t.noteClaimed(r, *row)
+		t.noteClaimed(tm, *row)
 		failpoint.Pass(failpoint.BeforeResubmit)
 		if err = follow(ctx, w, row.Claim.Event, false); err == nil {
 			err = t.roomserver.Resubmit(ctx, *row, row.Claim.Event)
 		}
 		return err
 	case o == Expired && notDue:
-		if t.isDoubtful(r) {
-			err = t.dropDoubtful(ctx, r, *row)
+		if t.isDoubtful(tm) {
+			err = t.dropDoubtful(ctx, tm, *row)
 		}
 		return cmp.Or(err, errNotDue)
 	case row.Delayed != nil:
-		return t.sendDelayed(ctx, r, row, o, due, w)
+		return t.sendDelayed(ctx, tm, row, o, due, w)
 	}
 	claim := func(ctx context.Context, closing SignedEvent) error {
 		c := Claim{Outcome: o, Event: closing}
-		if err := t.claim(ctx, r, due, c); err != nil {
+		if err := t.claim(ctx, tm, due, c); err != nil {
 			return err
 		}
 		row.Claim = &c
 		return follow(ctx, w, closing, !row.Event.decides())
 	}
-	return t.roomserver.Close(ctx, row.Event, o, t.sentTime(o, due), t.isLost(r), claim)
+	return t.roomserver.Close(ctx, row.Event, o, t.sentTime(o, due), t.isLost(tm), claim)
 }
 
 // follow waits for the turn before, when an event is built, and lets the next begin if it may be early.
@@ -153,10 +153,9 @@ func (t *Timers) sentTime(o Outcome, due time.Duration) time.Time {
 }
 
 // confirm makes sure that the event is in its room, if this process has not seen it come there.
-func (t *Timers) confirm(ctx context.Context, r ref, e Event) error {
+func (t *Timers) confirm(ctx context.Context, tm *index.Timer, e Event) error {
 	t.mu.Lock()
-	tm := t.index.at(r)
-	confirmed := tm != nil && tm.confirmed
+	confirmed := tm.Presence == index.Confirmed
 	t.mu.Unlock()
 	if confirmed {
 		return nil
@@ -166,27 +165,26 @@ func (t *Timers) confirm(ctx context.Context, r ref, e Event) error {
 		return err
 	}
 	failpoint.Pass(failpoint.AfterConfirm)
-	t.confirmed(r)
+	t.confirmed(tm)
 	return nil
 }
 
 // claim writes into the timer's row how it ends. To be expired, the timer must be as due as it was when the closing event
 // began to be built: if it was refreshed since, the event bears a time at which it was not due, even if the new deadline has
 // passed as well by now. Where there is nothing to be sent again, because the room has the event already, only memory is told.
-func (t *Timers) claim(ctx context.Context, r ref, due time.Duration, c Claim) error {
-	unlock, err := t.lockRow(ctx, r)
+func (t *Timers) claim(ctx context.Context, tm *index.Timer, due time.Duration, c Claim) error {
+	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	t.mu.Lock()
-	tm := t.index.at(r)
-	if !tm.running() {
+	if !tm.Running() {
 		t.mu.Unlock()
 		return ErrNotFound
 	}
-	deadline := time.UnixMilli(tm.deadline)
-	notDue := c.Outcome == Expired && (tm.due > t.clock.now() || tm.due != due)
+	deadline := time.UnixMilli(tm.Deadline)
+	notDue := c.Outcome == Expired && (tm.Due > t.clock.now() || tm.Due != due)
 	t.mu.Unlock()
 	if notDue {
 		return errNotDue
@@ -194,18 +192,20 @@ func (t *Timers) claim(ctx context.Context, r ref, due time.Duration, c Claim) e
 	failpoint.Pass(failpoint.BeforeClaim)
 	ok := true
 	if c.Event.PDU != nil {
-		ok, err = t.claims.Do(ctx, ConditionalClaim{NID: r.nid, Deadline: deadline, Claim: c})
+		ok, err = t.claims.Do(ctx, ConditionalClaim{NID: tm.NID(), Deadline: deadline, Claim: c})
 	}
 	failpoint.Pass(failpoint.AfterClaim)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil || !ok {
-		tm.unsure = tm.unsure || !errors.Is(err, batch.ErrNotAsked)
+		if !errors.Is(err, batch.ErrNotAsked) {
+			tm.Doubt(index.RowUnsure)
+		}
 		if err == nil {
 			return errClaimFailed
 		}
 		return fmt.Errorf("claiming a timer: %w", err)
 	}
-	tm.claimed = true
+	t.index.Claim(tm)
 	return nil
 }

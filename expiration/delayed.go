@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 )
 
@@ -77,9 +78,9 @@ func (t *Timers) AllowDelayed(delayID string) (known bool, wait time.Duration) {
 // RestartDelayed begins the delay of a scheduled event anew. The owner is "" if the delay ID is authority enough. The error is
 // ErrNotFound if there is no such event, of this owner, and a *FinalisedError if it is no longer scheduled.
 func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) error {
-	r, err := t.delayed(delayID, owner)
+	tm, err := t.delayed(delayID, owner)
 	if err == nil {
-		err = t.refresh(ctx, r, 0)
+		err = t.refresh(ctx, tm, 0)
 	}
 	return t.finalised(ctx, delayID, owner, err)
 }
@@ -88,42 +89,35 @@ func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) erro
 // or a passing fault; it stays scheduled then. It is a *DropError if the event was given to its room and did not come into it, or
 // cannot be sent at all.
 func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
-	r, err := t.delayed(delayID, owner)
+	tm, err := t.delayed(delayID, owner)
 	if err == nil {
-		err = t.endNow(ctx, r)
+		err = t.endNow(ctx, tm)
 	}
 	return t.finalised(ctx, delayID, owner, err)
 }
 
 // CancelDelayed takes a scheduled event back. The error is that of RestartDelayed.
 func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error {
-	r, err := t.delayed(delayID, owner)
+	tm, err := t.delayed(delayID, owner)
 	if err == nil {
-		err = t.cancel(ctx, r)
+		err = t.cancel(ctx, tm)
 	}
 	return t.finalised(ctx, delayID, owner, err)
 }
 
 // delayed returns the timer of a delayed event that is scheduled, or being sent.
-func (t *Timers) delayed(delayID, owner string) (ref, error) {
-	r, sender := t.find(HashToken(delayID), true), t.tokens.names.hash(owner)
+func (t *Timers) delayed(delayID, owner string) (*index.Timer, error) {
+	tm, sender := t.find(HashToken(delayID), true), t.tokens.names.hash(owner)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if tm := t.index.at(r); tm == nil || owner != "" && tm.sender != sender {
-		return ref{}, ErrNotFound
+	if tm == nil || owner != "" && tm.Sender() != sender {
+		return nil, ErrNotFound
 	}
-	return r, nil
-}
-
-func (t *Timers) isDelayed(r ref) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	tm := t.index.at(r)
-	return tm != nil && tm.delayed
+	return tm, nil
 }
 
 // sendDelayed is what closing is for a delayed event.
-func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, due time.Duration, w *lanes.Turn) error {
+func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o Outcome, due time.Duration, w *lanes.Turn) error {
 	if row.Event.StateKey != nil {
 		replaced, err := t.roomserver.Replaced(ctx, *row)
 		if err != nil {
@@ -156,7 +150,7 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 			}
 		}
 		c := Claim{Outcome: o, Event: b.Signed()}
-		if err = t.claim(ctx, r, due, c); err != nil {
+		if err = t.claim(ctx, tm, due, c); err != nil {
 			if pending != nil && !pending.existed && !written(err) {
 				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 				defer cancel()
@@ -165,13 +159,13 @@ func (t *Timers) sendDelayed(ctx context.Context, r ref, row *Timer, o Outcome, 
 			return err
 		}
 		row.Claim = &c
-		t.noteClaimed(r, *row)
+		t.noteClaimed(tm, *row)
 		return follow(ctx, w, c.Event, !row.Event.decides())
 	})
 	sent = err == nil
 	if err == nil && row.Claim == nil { // the room has the same state already, and gets no event
 		row.Claim = &Claim{Outcome: o, Event: SignedEvent{EventID: eventID}}
-		err = t.claim(ctx, r, due, *row.Claim)
+		err = t.claim(ctx, tm, due, *row.Claim)
 	}
 	if o == Expired { // and nobody waits for the answer
 		if errors.As(err, new(*LimitError)) {
@@ -192,9 +186,9 @@ var (
 
 // DelayedEvent returns one delayed event, of this owner if he is not "", scheduled or finalised, or ErrNotFound.
 func (t *Timers) DelayedEvent(ctx context.Context, delayID, owner string) (DelayedEvent, error) {
-	r, err := t.delayed(delayID, owner)
+	tm, err := t.delayed(delayID, owner)
 	if err == nil {
-		row, _, err := t.load(ctx, r)
+		row, _, err := t.load(ctx, tm)
 		switch {
 		case err == nil && row.Claim == nil:
 			return DelayedEvent{DelayID: delayID, Timer: row}, nil

@@ -94,6 +94,7 @@ func playDelayed(t *testing.T, calm bool, script []action) []string {
 	for _, a := range script {
 		m.act(a)
 		synctest.Wait()
+		m.checkIndex()
 		m.checkSent()
 	}
 	m.finish()
@@ -462,7 +463,7 @@ func (m *delayedMachine) finish() {
 	if n := m.w.store.len(); n > 0 {
 		m.problem("%d rows are left", n)
 	}
-	if !m.w.index.empty() || len(m.w.claimed) > 0 {
+	if !m.w.index.Empty() || len(m.w.claimed) > 0 {
 		m.problem("something is left in memory")
 	}
 }
@@ -487,5 +488,12 @@ func (m *delayedMachine) checkOver() {
 				m.problem("the delay ID of %s is %v (%v)", l.content, delayIDs, err)
 			}
 		}
+	}
+}
+
+// checkIndex is that of machine.
+func (m *delayedMachine) checkIndex() {
+	if err := m.w.invariants(); err != nil {
+		m.problem("the index: %s", err)
 	}
 }

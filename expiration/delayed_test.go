@@ -113,7 +113,7 @@ func TestDelayedEventIsSentWhenDue(t *testing.T) {
 		require.Equal(t, &Final{At: w.stored(time.Now()), EventID: w.roomserver.sent()[0].eventID}, w.final(delayID))
 		require.False(t, w.knownDelayed(delayID))
 		require.Zero(t, w.store.len())
-		require.True(t, w.index.empty())
+		require.True(t, w.index.Empty())
 		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.finalised.WithLabelValues("sent")))
 		time.Sleep(time.Hour)
 		w.wantSent("left")
@@ -176,7 +176,7 @@ func TestDelayedEventIsCancelled(t *testing.T) {
 		require.NoError(t, w.CancelDelayed(t.Context(), delayID, alice))
 		require.Equal(t, &Final{At: w.stored(time.Now())}, w.final(delayID))
 		require.Zero(t, w.store.len())
-		require.True(t, w.index.empty())
+		require.True(t, w.index.Empty())
 		w.restart(time.Minute)
 		w.wantSent()
 		wantFinalised(t, w.CancelDelayed(t.Context(), delayID, ""), Final.Cancelled)
@@ -221,7 +221,7 @@ func TestCancellationThatFails(t *testing.T) {
 				} else {
 					w.wantSent("left")
 				}
-				require.True(t, w.index.empty())
+				require.True(t, w.index.Empty())
 			})
 		}
 	}
@@ -309,7 +309,7 @@ func TestPassingFaultsOfDelayedEvents(t *testing.T) {
 						time.Sleep(time.Minute)
 						w.wantSent("left")
 						require.Equal(t, w.roomserver.sent()[0].eventID, w.final(delayID).EventID)
-						require.True(t, w.index.empty())
+						require.True(t, w.index.Empty())
 						require.Empty(t, w.claimed)
 						require.Zero(t, w.store.len())
 						require.True(t, w.HasSent(alice))
@@ -699,7 +699,7 @@ func TestDelayedEventThatExpires(t *testing.T) {
 		time.Sleep(time.Nanosecond)
 		w.wantClosings(sent(w))
 		w.wantNoRows()
-		require.True(t, w.index.empty())
+		require.True(t, w.index.Empty())
 		require.Zero(t, w.store.len())
 	})
 	// The timer is there before the event is, whatever happens in between.
@@ -1027,7 +1027,7 @@ func TestEndsOfADelayedEventExcludeEachOther(t *testing.T) {
 			} else {
 				w.wantSent()
 			}
-			require.True(t, w.index.empty())
+			require.True(t, w.index.Empty())
 		})
 	}
 }

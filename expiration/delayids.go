@@ -3,22 +3,24 @@ package expiration
 import (
 	"context"
 	"fmt"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
 // sentDelayed is a delayed event that is on its way into the room.
 type sentDelayed struct {
-	timer         ref
+	timer         *index.Timer
 	sender, rowID string
 }
 
 // noteClaimed notes that a delayed event is claimed, before anybody sees it.
-func (t *Timers) noteClaimed(r ref, row Timer) {
+func (t *Timers) noteClaimed(tm *index.Timer, row Timer) {
 	if row.Delayed == nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
+	t.claimed[row.Claim.Event.EventID] = sentDelayed{tm, row.Event.Sender, row.Event.ID}
 }
 
 // AnySent reports whether anybody, and HasSent whether a user, has delayed events that were sent and can still be looked up.

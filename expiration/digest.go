@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
 // Digest is what memory has of a timer that never changes: what it is found by, which is the first bytes of the hash of its token
@@ -15,7 +17,7 @@ type Digest [digestSize]byte
 const (
 	digestKey      = 0
 	digestToken    = 8
-	digestEvent    = digestToken + tokenPrefix
+	digestEvent    = digestToken + index.TokenSize
 	digestRoom     = digestEvent + 8
 	digestSender   = digestRoom + 8
 	digestState    = digestSender + 8
@@ -37,6 +39,17 @@ type Indexed struct {
 	Claimed  bool
 	Duration time.Duration
 	Deadline time.Time
+}
+
+// row returns what memory keeps of it.
+func (i Indexed) row() index.Row {
+	return index.Row{
+		NID: i.NID, Token: [index.TokenSize]byte(i.Digest[digestToken:]),
+		Event: i.Digest.get(digestEvent), Room: i.Digest.get(digestRoom), Sender: i.Digest.get(digestSender),
+		State: i.Digest.get(digestState), Request: i.Digest.get(digestRequest),
+		Received: int64(i.Digest.get(digestReceived)), Delayed: i.Digest[digestDelayed] != 0, Claimed: i.Claimed,
+		Duration: i.Duration, Deadline: i.Deadline.UnixMilli(),
+	}
 }
 
 // newIndexed returns what the start will read of a row.
@@ -72,7 +85,7 @@ func (n names) id() uint64 { return n.hash() }
 // digest returns the digest of a row.
 func (n names) digest(row Timer) (d Digest) {
 	d.set(digestKey, n.id())
-	copy(d[digestToken:], row.TokenHash[:tokenPrefix])
+	copy(d[digestToken:], row.TokenHash[:index.TokenSize])
 	d.set(digestEvent, n.hash(row.Event.ID))
 	d.set(digestRoom, n.hash(row.Event.RoomID))
 	d.set(digestSender, n.hash(row.Event.Sender))

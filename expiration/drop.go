@@ -6,64 +6,64 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
 // DropEvent stops the timer of an event, if it has one that runs. No closing event will be sent.
 func (t *Timers) DropEvent(ctx context.Context, eventID string, reason DropReason) {
-	r := t.ofEvent(eventID)
-	if r == (ref{}) {
+	tm := t.ofEvent(eventID)
+	if tm == nil {
 		return
 	}
 	if reason == Redacted { // who repeats its request is told of it, and does not send it anew
 		t.mu.Lock()
-		t.index.answer(r, eventID)
+		t.index.Answer(tm, eventID)
 		t.mu.Unlock()
 	}
-	t.drop(ctx, r, reason)
+	t.drop(ctx, tm, reason)
 }
 
 // DropSender stops the timers of a user in a room whose events were accepted before the given time.
 func (t *Timers) DropSender(ctx context.Context, roomID, userID string, before time.Time) {
-	var timers []ref
+	var timers []*index.Timer
 	room, sender := t.tokens.names.hash(roomID), t.tokens.names.hash(userID)
 	t.mu.Lock()
-	t.index.ofSender(sender, func(r ref, tm *timer) {
-		if !tm.delayed && tm.room == room && time.UnixMilli(tm.received).Before(before) {
-			timers = append(timers, r)
+	t.index.OfSender(sender, func(tm *index.Timer) {
+		if !tm.Delayed() && tm.Room() == room && tm.Received().Before(before) {
+			timers = append(timers, tm)
 		}
 	})
 	t.mu.Unlock()
-	for _, r := range timers {
-		t.drop(ctx, r, SenderGone)
+	for _, tm := range timers {
+		t.drop(ctx, tm, SenderGone)
 	}
 }
 
 // DropRoom stops all timers of a room.
 func (t *Timers) DropRoom(ctx context.Context, roomID string) {
-	for _, r := range t.timersIn(roomID) {
-		t.drop(ctx, r, RoomGone)
+	for _, tm := range t.timersIn(roomID) {
+		t.drop(ctx, tm, RoomGone)
 	}
 }
 
 // drop stops a running timer. One that is claimed is left to whoever closes it.
-func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
-	if t.isDelayed(r) {
-		t.dropDelayed(ctx, r, reason)
+func (t *Timers) drop(ctx context.Context, tm *index.Timer, reason DropReason) {
+	if tm.Delayed() {
+		t.dropDelayed(ctx, tm, reason)
 		return
 	}
-	unlock, err := t.lockRow(ctx, r)
+	unlock, err := t.lockRow(ctx, tm)
 	if err != nil { // whoever asked for it asks again, or it is found out when the timer is due; see Settle
-		t.log.WithError(err).WithFields(logrus.Fields{"timer_nid": r.nid, "reason": reason}).Warn("Failed to drop a timer")
+		t.log.WithError(err).WithFields(logrus.Fields{"timer_nid": tm.NID(), "reason": reason}).Warn("Failed to drop a timer")
 		return
 	}
 	t.mu.Lock()
-	tm := t.index.at(r)
-	running := tm.running()
+	running := tm.Running()
 	if running {
-		t.index.remove(r)
-		if now := t.clock.now(); reason == SenderGone && tm.due > now {
-			t.index.refuse(r, min(tm.due, now+refusedFor))
+		t.index.Stop(tm)
+		if now := t.clock.now(); reason == SenderGone && tm.Due > now {
+			t.index.Refuse(tm, min(tm.Due, now+refusedFor))
 		}
 	}
 	t.mu.Unlock()
@@ -72,14 +72,14 @@ func (t *Timers) drop(ctx context.Context, r ref, reason DropReason) {
 		return
 	}
 	t.metrics.drops.WithLabelValues(string(reason)).Inc()
-	t.log.WithFields(logrus.Fields{"timer_nid": r.nid, "reason": reason}).Debug("Dropped the timer of an expiring event")
+	t.log.WithFields(logrus.Fields{"timer_nid": tm.NID(), "reason": reason}).Debug("Dropped the timer of an expiring event")
 	failpoint.Pass(failpoint.BeforeDrop)
-	t.removeRow(ctx, r)
+	t.removeRow(ctx, tm)
 }
 
-func (t *Timers) timersIn(roomID string) []ref {
+func (t *Timers) timersIn(roomID string) []*index.Timer {
 	room := t.tokens.names.hash(roomID)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.index.inRoom(room)
+	return t.index.InRoom(room)
 }

@@ -4,25 +4,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
 // End closes the event of a token now. When it returns nil, the closing event is in the room. The error is ErrNotFound
 // if no such timer runs, a *DropError if the sender may not send the closing event, and else a passing fault: the timer
 // goes on, and End may be called again.
 func (t *Timers) End(ctx context.Context, h TokenHash) error {
-	r := t.find(h, false)
+	tm := t.find(h, false)
 	switch {
-	case r == ref{}:
+	case tm == nil:
 		return ErrNotFound
-	case t.refusedOnce(r):
+	case t.refusedOnce(tm):
 		return &DropError{Reason: SenderGone}
 	}
-	err := t.endNow(ctx, r)
+	err := t.endNow(ctx, tm)
 	var dropped *DropError
 	switch {
 	case err == nil:
 		return nil
-	case t.refusedOnce(r): // the stream was faster
+	case t.refusedOnce(tm): // the stream was faster
 		return &DropError{Reason: SenderGone}
 	case errors.As(err, &dropped):
 		if dropped.isRefusal() {
@@ -36,34 +38,29 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 }
 
 // refusedOnce reports whether a timer was dropped because its sender is gone and nobody was told, and forgets its token.
-func (t *Timers) refusedOnce(r ref) bool {
+func (t *Timers) refusedOnce(tm *index.Timer) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.index.at(r)
-	if tm == nil || !tm.refused {
-		return false
-	}
-	t.index.forgetToken(r)
-	return true
+	return t.index.ForgetToken(tm)
 }
 
 // endNow makes an attempt whose caller waits for the answer. The caller can hang up until it is the timer's turn; what has begun
 // then is brought to its end.
-func (t *Timers) endNow(ctx context.Context, r ref) error {
+func (t *Timers) endNow(ctx context.Context, tm *index.Timer) error {
 	waiting, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	unlock, err := t.lockTimer(waiting, r)
+	unlock, err := t.lockTimer(waiting, tm)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
-	defer t.removeRow(ctx, r)
+	defer t.removeRow(ctx, tm)
 	for {
 		// Whoever waits for the answer need not come again for an event that cannot be sent: soon the error is another one. A panic
 		// may have come from elsewhere, and is a fault of the server's at first.
-		if err := t.attempt(ctx, r, Ended, nil); !isUnsendable(err) || errors.As(err, new(*panicError)) {
+		if err := t.attempt(ctx, tm, Ended, nil); !isUnsendable(err) || errors.As(err, new(*panicError)) {
 			return err
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
 const (
@@ -51,20 +53,16 @@ func recovered(err *error) {
 func isUnsendable(err error) bool { return errors.As(err, new(*UnsendableError)) }
 
 // unsendable counts the attempts of an event that cannot be sent. It returns the error, or a *DropError after the last of them.
-func (t *Timers) unsendable(r ref, e Event, err error) error {
+func (t *Timers) unsendable(tm *index.Timer, e Event, err error) error {
 	if panicked := (*panicError)(nil); errors.As(err, &panicked) {
 		t.metrics.errors.WithLabelValues("panic").Inc()
 		t.log.WithFields(logrus.Fields{
-			"timer_nid": r.nid, "event_id": e.ID, "room_id": e.RoomID, "panic": panicked.value, "stack": string(panicked.stack),
+			"timer_nid": tm.NID(), "event_id": e.ID, "room_id": e.RoomID, "panic": panicked.value, "stack": string(panicked.stack),
 		}).Error("Sending an event panicked")
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.index.at(r)
-	if tm == nil {
-		return err
-	}
-	if tm.unsendable++; tm.unsendable < maxUnsendable {
+	if tm.Unsendable++; tm.Unsendable < maxUnsendable {
 		return err
 	}
 	// A *DropError that can be told from the *UnsendableError which it has as its cause.
@@ -73,7 +71,7 @@ func (t *Timers) unsendable(r ref, e Event, err error) error {
 
 // unanswered counts the attempts in which the roomserver was given an event and did not answer in time, although it answers
 // otherwise. It returns the error, or a *DropError when there were too many of them. To ask makes the room's worker go on, too.
-func (t *Timers) unanswered(r ref, e Event, err error) error {
+func (t *Timers) unanswered(tm *index.Timer, e Event, err error) error {
 	ctx, cancel := context.WithTimeout(t.ctx, wakeTimeout)
 	defer cancel()
 	answers := t.roomserver.Wake(ctx, e.RoomID) == nil
@@ -81,25 +79,18 @@ func (t *Timers) unanswered(r ref, e Event, err error) error {
 	defer t.mu.Unlock()
 	// The question is about the room, and may be slow because of it: that others were answered lately does as well.
 	answers = answers || t.clock.now()-t.answered < lastAttemptTimeout && t.answered > 0
-	tm := t.index.at(r)
-	if tm == nil {
-		return err
-	}
 	if answers {
-		tm.unanswered = min(tm.unanswered+1, givenUpAfter+1)
+		tm.Unanswered = min(tm.Unanswered+1, givenUpAfter+1)
 	}
-	if tm.unanswered > givenUpAfter {
+	if tm.Unanswered > givenUpAfter {
 		return &DropError{Reason: Unanswered, Cause: err}
 	}
 	return err
 }
 
 // patience returns how long the next attempt may take.
-func (t *Timers) patience(r ref) time.Duration {
+func (t *Timers) patience(tm *index.Timer) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if tm := t.index.at(r); tm != nil {
-		return min(attemptTimeout<<tm.failures, lastAttemptTimeout)
-	}
-	return attemptTimeout
+	return min(attemptTimeout<<tm.Failures, lastAttemptTimeout)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
@@ -33,41 +34,40 @@ func (t *Timers) finalised(ctx context.Context, delayID, owner string, err error
 // finalise writes what became of a delayed event, and takes its timer out when that is written; if running is set, only if it
 // is still scheduled, and else the error is ErrNotFound. After another error the timer stays, and what is written is found out
 // when it is looked at next.
-func (t *Timers) finalise(ctx context.Context, r ref, f Final, running bool) error {
-	unlock, err := t.lockRow(ctx, r)
+func (t *Timers) finalise(ctx context.Context, tm *index.Timer, f Final, running bool) error {
+	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	return t.finaliseLocked(ctx, r, f, running)
+	return t.finaliseLocked(ctx, tm, f, running)
 }
 
 // cancel takes a scheduled event back for a caller who can hang up until writing begins, and not after that.
-func (t *Timers) cancel(ctx context.Context, r ref) error {
-	unlock, err := t.lockRow(ctx, r)
+func (t *Timers) cancel(ctx context.Context, tm *index.Timer) error {
+	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
-	return t.finaliseLocked(ctx, r, Final{}, true)
+	return t.finaliseLocked(ctx, tm, Final{}, true)
 }
 
 // finaliseLocked is finalise under the row's lock.
-func (t *Timers) finaliseLocked(ctx context.Context, r ref, f Final, running bool) error {
+func (t *Timers) finaliseLocked(ctx context.Context, tm *index.Timer, f Final, running bool) error {
 	t.mu.Lock()
-	tm := t.index.at(r)
-	if tm == nil || tm.gone || running && tm.claimed {
+	if !tm.Live() || running && !tm.Running() {
 		t.mu.Unlock()
 		return ErrNotFound
 	}
 	t.mu.Unlock()
 	f.At = t.clock.stored(t.clock.now())
-	done, err := t.store.Finalise(ctx, r.nid, f, running, t.cfg.MaxFinalisedPerUser)
+	done, err := t.store.Finalise(ctx, tm.NID(), f, running, t.cfg.MaxFinalisedPerUser)
 	failpoint.Pass(failpoint.AfterDelete)
 	if err == nil && !done {
-		if _, _, err = t.loadLocked(ctx, r); err == nil {
+		if _, _, err = t.loadLocked(ctx, tm); err == nil {
 			err = ErrNotFound
 		}
 		return err
@@ -75,30 +75,30 @@ func (t *Timers) finaliseLocked(ctx context.Context, r ref, f Final, running boo
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil {
-		tm.unsure = true
+		tm.Doubt(index.RowUnsure)
 		t.metrics.errors.WithLabelValues("finalise").Inc()
 		return fmt.Errorf("finalising a delayed event: %w", err)
 	}
 	t.metrics.finalised.WithLabelValues(f.result()).Inc()
 	if f.Sent() {
-		t.senders[tm.sender] = struct{}{}
+		t.senders[tm.Sender()] = struct{}{}
 	}
-	t.forgetClaimed(r)
-	t.index.remove(r)
-	t.index.forgetRow(r)
+	t.forgetClaimed(tm)
+	t.index.Stop(tm)
+	t.index.Forget(tm)
 	return nil
 }
 
 // forgetClaimed is called when a delayed event is finalised. Timers.mu is held.
-func (t *Timers) forgetClaimed(r ref) {
-	maps.DeleteFunc(t.claimed, func(_ string, sent sentDelayed) bool { return sent.timer == r })
+func (t *Timers) forgetClaimed(tm *index.Timer) {
+	maps.DeleteFunc(t.claimed, func(_ string, sent sentDelayed) bool { return sent.timer == tm })
 }
 
 // sent is what remains to be done for a delayed event that is in its room.
-func (t *Timers) sent(ctx context.Context, r ref, row Timer) error {
-	err := t.finalise(ctx, r, Final{EventID: row.Claim.Event.EventID}, false)
+func (t *Timers) sent(ctx context.Context, tm *index.Timer, row Timer) error {
+	err := t.finalise(ctx, tm, Final{EventID: row.Claim.Event.EventID}, false)
 	if err != nil {
-		t.again(r, row.Event, err)
+		t.again(tm, row.Event, err)
 		return err
 	}
 	t.log.WithFields(logrus.Fields{
@@ -108,9 +108,9 @@ func (t *Timers) sent(ctx context.Context, r ref, row Timer) error {
 }
 
 // dropDelayed finalises a scheduled event that will not be sent. If that fails, it is seen again when it is due.
-func (t *Timers) dropDelayed(ctx context.Context, r ref, reason DropReason) {
-	if err := t.finalise(ctx, r, finalOf(&DropError{Reason: reason}), true); err != nil && !isFinal(err) {
-		t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to cancel a delayed event")
+func (t *Timers) dropDelayed(ctx context.Context, tm *index.Timer, reason DropReason) {
+	if err := t.finalise(ctx, tm, finalOf(&DropError{Reason: reason}), true); err != nil && !isFinal(err) {
+		t.log.WithError(err).WithField("timer_nid", tm.NID()).Error("Failed to cancel a delayed event")
 	}
 }
 

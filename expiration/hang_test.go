@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
 // callers are clients who wait for something, and may hang up.
@@ -48,12 +49,11 @@ func (w *world) wantSame(h TokenHash, delayed bool) {
 	w.t.Helper()
 	synctest.Wait()
 	w.mu.Lock()
-	r := w.index.token(h, delayed)
-	tm := w.index.at(r)
+	tm := w.byToken(h, delayed)
 	require.NotNil(w.t, tm)
-	deadline, duration := tm.deadline, tm.duration
+	deadline, duration := tm.Deadline, tm.Duration
 	w.mu.Unlock()
-	row := w.store.row(r.nid)
+	row := w.store.row(tm.NID())
 	require.NotNil(w.t, row)
 	require.Equal(w.t, row.Deadline.UnixMilli(), deadline)
 	require.Equal(w.t, row.Duration, duration)
@@ -106,7 +106,7 @@ func TestKeepAlivesWhileTheDatabaseHangs(t *testing.T) {
 				}
 				for i := range clients {
 					w.wantSame(tokens[i%number], false)
-					require.WithinDuration(t, patient.Add(time.Hour+10*time.Second), w.store.row(w.find(tokens[i%number], false).nid).Deadline, 20*time.Second)
+					require.WithinDuration(t, patient.Add(time.Hour+10*time.Second), w.store.row(w.find(tokens[i%number], false).NID()).Deadline, 20*time.Second)
 				}
 				w.wantNoLocks()
 				require.Zero(t, w.store.hanging())
@@ -156,15 +156,15 @@ func TestClientsWhileTheDatabaseHangs(t *testing.T) {
 func TestClaimThatIsGivenUp(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", time.Hour)
-		r := w.find(w.hash(e), false)
+		tm := w.find(w.hash(e), false)
 		ctx, giveUp := context.WithCancel(t.Context())
 		giveUp()
 		c := Claim{Outcome: Ended, Event: SignedEvent{EventID: "$closing", PDU: []byte("{}")}}
-		err := w.claim(ctx, r, 0, c)
+		err := w.claim(ctx, tm, 0, c)
 		require.ErrorIs(t, err, batch.ErrNotAsked)
 		require.False(t, written(err))
 		w.mu.Lock()
-		unsure := w.index.at(r).unsure
+		unsure := tm.Has(index.RowUnsure)
 		w.mu.Unlock()
 		require.False(t, unsure)
 		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
@@ -222,15 +222,15 @@ func TestStateComesFromOneWhoHangsUp(t *testing.T) {
 // Whoever waits for the lock of a row, and gives up, leaves nothing behind, and keeps nobody from it.
 func TestRowLocksObeyContexts(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		r := ref{1, 1}
-		unlock, err := w.lockRow(t.Context(), r)
+		tm := w.find(w.hash(w.message("!room", time.Hour)), false)
+		unlock, err := w.lockRow(t.Context(), tm)
 		require.NoError(t, err)
 		var c callers
 		for range 100 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			c.call(func() error {
 				defer cancel()
-				_, err := w.lockRow(ctx, r)
+				_, err := w.lockRow(ctx, tm)
 				return err
 			})
 		}

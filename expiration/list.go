@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
 // DelayedEvents yields what a user has scheduled, in the order of the due times, from behind a place in this order; "" is its
@@ -31,7 +33,7 @@ func (t *Timers) DelayedEvents(ctx context.Context, owner, after string) iter.Se
 
 // listed is a delayed event in a list.
 type listed struct {
-	timer ref
+	timer *index.Timer
 	place string
 }
 
@@ -39,13 +41,13 @@ type listed struct {
 func (t *Timers) listed(owner, after string) (list []listed) {
 	sender := t.tokens.names.hash(owner)
 	t.mu.Lock()
-	t.index.ofSender(sender, func(r ref, tm *timer) {
-		if !tm.delayed || !tm.running() {
+	t.index.OfSender(sender, func(tm *index.Timer) {
+		if !tm.Delayed() || !tm.Running() {
 			return
 		}
 		// What is due in the same millisecond is told apart by the delay ID.
-		if place := fmt.Sprintf("%016x%x", tm.deadline, tm.token); place > after {
-			list = append(list, listed{r, place})
+		if place := fmt.Sprintf("%016x%x", tm.Deadline, tm.Token()); place > after {
+			list = append(list, listed{tm, place})
 		}
 	})
 	t.mu.Unlock()

@@ -3,13 +3,13 @@ package expiration
 import (
 	"cmp"
 	"context"
-	"errors"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
@@ -20,9 +20,9 @@ func (t *Timers) loadAll(ctx context.Context) (u unfinished, err error) {
 		return u, err
 	}
 	t.mu.Lock()
-	many := t.index.count >= manyTimers
+	expiring, delayed := t.index.Len()
 	t.mu.Unlock()
-	if many {
+	if expiring+delayed >= manyTimers {
 		debug.FreeOSMemory() // what the rows took; the index takes less
 	}
 	return u, t.loadSenders(ctx)
@@ -45,8 +45,8 @@ func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
 			}
 			return nil
 		}
-		_, err := t.take(row, now)
-		return err
+		t.take(row, now)
+		return nil
 	}); err != nil {
 		return u, err
 	}
@@ -59,43 +59,35 @@ func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
 			if row == nil {
 				continue
 			}
-			r, err := t.take(newIndexed(*row, t.tokens.Digest(*row)), now)
-			if err != nil {
-				return u, err
-			}
+			tm := t.take(newIndexed(*row, t.tokens.Digest(*row)), now)
 			switch {
 			case row.Claim == nil:
 				if row.Delayed == nil && row.Event.StateKey != nil && doubted[row.NID] {
-					u.doubted = append(u.doubted, r)
+					u.doubted = append(u.doubted, tm)
 				}
 				continue
 			case row.Delayed != nil:
-				t.claimed[row.Claim.Event.EventID] = sentDelayed{r, row.Event.Sender, row.Event.ID}
+				t.claimed[row.Claim.Event.EventID] = sentDelayed{tm, row.Event.Sender, row.Event.ID}
 			}
-			u.claimed = append(u.claimed, r)
+			u.claimed = append(u.claimed, tm)
 		}
-	}
-	if !t.index.link() {
-		return u, errors.New("the index could not be made")
 	}
 	return u, nil
 }
 
 // take takes in a timer that an earlier process had. Timers.mu is held.
-func (t *Timers) take(row Indexed, now time.Duration) (r ref, err error) {
-	if err = t.index.room(); err != nil {
-		return r, err
-	}
+func (t *Timers) take(row Indexed, now time.Duration) *index.Timer {
 	due := t.clock.moment(row.Deadline)
 	overdue := due <= now
 	if t.cfg.RestartGrace > 0 {
 		due = max(due, now+t.cfg.RestartGrace)
 	}
-	r = t.index.put(row, due)
+	tm := t.index.Load(row.row(), due)
 	// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
-	tm := t.index.at(r)
-	tm.unsent = overdue && !tm.delayed
-	return r, nil
+	if overdue && !tm.Delayed() {
+		tm.Presence = index.Unsent
+	}
+	return tm
 }
 
 // loadSenders reads who has delayed events that were sent. Nobody may be finalising one.
@@ -115,16 +107,16 @@ func (t *Timers) loadSenders(ctx context.Context) error {
 
 // recover finishes what an earlier process claimed, and in the same rooms what comes before that: room by room in the order of the
 // deadlines, several rooms at once. What fails is tried again later, like any other closing.
-func (t *Timers) recover(claimed []ref) {
+func (t *Timers) recover(claimed []*index.Timer) {
 	ctx, cancel := context.WithTimeout(t.ctx, recoverTimeout)
 	defer cancel()
-	rooms := map[uint64][]ref{}
+	rooms := map[uint64][]*index.Timer{}
 	var order []uint64
-	for _, r := range t.withEarlier(claimed) {
-		if _, ok := rooms[r.room]; !ok {
-			order = append(order, r.room)
+	for _, tm := range t.withEarlier(claimed) {
+		if _, ok := rooms[tm.Room()]; !ok {
+			order = append(order, tm.Room())
 		}
-		rooms[r.room] = append(rooms[r.room], r.ref)
+		rooms[tm.Room()] = append(rooms[tm.Room()], tm)
 	}
 	var done sync.WaitGroup
 	free := make(chan struct{}, lanes.Places)
@@ -132,47 +124,43 @@ func (t *Timers) recover(claimed []ref) {
 		free <- struct{}{}
 		done.Go(func() {
 			defer func() { <-free }()
-			for _, r := range rooms[room] {
+			for _, tm := range rooms[room] {
 				if !guard.Run("finishing what was claimed", func() {
-					defer t.removeRow(ctx, r)
-					_ = t.close(ctx, r, Expired, nil)
+					defer t.removeRow(ctx, tm)
+					_ = t.close(ctx, tm, Expired, nil)
 				}) {
-					t.scheduleRetry(r)
+					t.scheduleRetry(tm)
 				}
+				t.returned(tm)
 			}
 		})
 	}
 	done.Wait()
 }
 
-// overdue is a timer that is to be closed.
-type overdue struct {
-	ref
-	room uint64
-	due  time.Duration
-}
-
 // withEarlier returns timers that are claimed, and those of the same rooms that are not and should have been before: the attempt to
-// close them had failed in passing. All are in the order of their deadlines.
-func (t *Timers) withEarlier(claimed []ref) (all []overdue) {
+// close them had failed in passing. All are in the order of their deadlines, and handed over to the caller.
+func (t *Timers) withEarlier(claimed []*index.Timer) (all []*index.Timer) {
 	if len(claimed) == 0 {
 		return nil
 	}
 	now, last := t.clock.now(), map[uint64]time.Duration{}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, r := range claimed {
-		tm := t.index.at(r)
-		all = append(all, overdue{r, tm.room, tm.due})
-		if before, ok := last[tm.room]; !ok || tm.due > before {
-			last[tm.room] = tm.due
+	for _, tm := range claimed {
+		all = append(all, tm)
+		if before, ok := last[tm.Room()]; !ok || tm.Due > before {
+			last[tm.Room()] = tm.Due
 		}
 	}
-	for s, tm := range t.index.timers.all() {
-		if before, ok := last[tm.room]; ok && tm.running() && tm.due <= now && tm.due < before {
-			all = append(all, overdue{ref{s, tm.nid}, tm.room, tm.due})
+	t.index.Live(func(tm *index.Timer) {
+		if before, ok := last[tm.Room()]; ok && tm.Running() && tm.Due <= now && tm.Due < before {
+			all = append(all, tm)
 		}
+	})
+	slices.SortFunc(all, func(a, b *index.Timer) int { return cmp.Compare(a.Due, b.Due) })
+	for _, tm := range all {
+		t.index.HandOver(tm)
 	}
-	slices.SortFunc(all, func(a, b overdue) int { return cmp.Compare(a.due, b.due) })
 	return all
 }

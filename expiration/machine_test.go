@@ -134,6 +134,7 @@ func play(t *testing.T, calm bool, script []action) []string {
 	for _, a := range script {
 		m.act(a)
 		synctest.Wait()
+		m.checkIndex()
 		m.checkClosings()
 	}
 	m.finish()
@@ -566,7 +567,7 @@ func (m *machine) finish() {
 	if n := m.w.store.len(); n > 0 {
 		m.problem("%d rows are left", n)
 	}
-	if !m.w.index.empty() {
+	if !m.w.index.Empty() {
 		m.problem("the index is not empty")
 	}
 }
@@ -582,5 +583,12 @@ func (m *machine) checkOver() {
 		if m.w.known(l.hash) {
 			m.problem("the token of %s is still known", l.event.ID)
 		}
+	}
+}
+
+// checkIndex checks what must be true of the index at every moment.
+func (m *machine) checkIndex() {
+	if err := m.w.invariants(); err != nil {
+		m.problem("the index: %s", err)
 	}
 }

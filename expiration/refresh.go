@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
@@ -18,58 +19,57 @@ func (t *Timers) allow(h TokenHash, delayed bool) (known bool, wait time.Duratio
 	now := t.clock.now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.index.at(t.index.token(h, delayed))
+	tm := t.byToken(h, delayed)
 	if tm == nil {
 		return false, 0
 	}
-	return true, tm.asked.Take(t.cfg.TokenLimit, now)
+	return true, (*Bucket)(&tm.Asked).Take(t.cfg.TokenLimit, now)
 }
 
 // Refresh restarts the timer of a token with its stored duration. When it returns nil, the new deadline is durable. The
 // error is ErrNotFound if no such timer runs; after any other error the timer stands as it was, or as refreshed.
 func (t *Timers) Refresh(ctx context.Context, h TokenHash) error {
-	r := t.find(h, false)
-	if r == (ref{}) {
+	tm := t.find(h, false)
+	if tm == nil {
 		return ErrNotFound
 	}
-	return t.refresh(ctx, r, 0)
+	return t.refresh(ctx, tm, 0)
 }
 
 // Restart gives the running timer of an event a new duration, counted from now (contract, section 1: a state event sent
 // again with identical content). The caller holds the lock of the event's state key.
 func (t *Timers) Restart(ctx context.Context, eventID string, duration time.Duration) error {
-	r := t.ofEvent(eventID)
-	if r == (ref{}) {
+	tm := t.ofEvent(eventID)
+	if tm == nil {
 		return ErrNotFound
 	}
-	row, _, err := t.load(ctx, r)
+	row, _, err := t.load(ctx, tm)
 	if err == nil {
 		// It is the current state, and yet clients may not have seen it: a crash can leave it so.
-		err = t.confirm(ctx, r, row.Event)
+		err = t.confirm(ctx, tm, row.Event)
 	}
 	if err != nil {
 		return fmt.Errorf("sending %s again: %w", eventID, err)
 	}
-	return t.refresh(ctx, r, duration)
+	return t.refresh(ctx, tm, duration)
 }
 
 // refresh sets a new deadline, and a new duration if it is not 0.
-func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) error {
-	if t.isDoubtful(r) {
-		if err := t.dropReplaced(ctx, []ref{r}); err != nil {
+func (t *Timers) refresh(ctx context.Context, tm *index.Timer, duration time.Duration) error {
+	if t.isDoubtful(tm) {
+		if err := t.dropReplaced(ctx, []*index.Timer{tm}); err != nil {
 			return err
 		}
 	}
-	unlock, err := t.lockRow(ctx, r)
+	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	t.mu.Lock()
-	tm := t.index.at(r)
-	running := tm.running()
+	running := tm.Running()
 	if running && duration == 0 {
-		duration = tm.duration
+		duration = tm.Duration
 	}
 	t.mu.Unlock()
 	if !running {
@@ -78,7 +78,7 @@ func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) err
 	due := t.clock.now() + duration
 	deadline := t.clock.stored(due)
 	failpoint.Pass(failpoint.BeforeRefresh)
-	ok, err := t.refreshes.Do(ctx, Refresh{NID: r.nid, Duration: duration, Deadline: deadline})
+	ok, err := t.refreshes.Do(ctx, Refresh{NID: tm.NID(), Duration: duration, Deadline: deadline})
 	if err != nil {
 		if !errors.Is(err, batch.ErrNotAsked) {
 			t.metrics.errors.WithLabelValues("refresh").Inc()
@@ -86,18 +86,23 @@ func (t *Timers) refresh(ctx context.Context, r ref, duration time.Duration) err
 		return fmt.Errorf("storing a new deadline: %w", err)
 	}
 	if !ok {
-		if _, _, err = t.loadLocked(ctx, r); err != nil {
+		if _, _, err = t.loadLocked(ctx, tm); err != nil {
 			return err
 		}
 		return ErrNotFound
 	}
 	failpoint.Pass(failpoint.AfterRefresh)
 	t.mu.Lock()
-	tm.duration, tm.due, tm.deadline = duration, due, deadline.UnixMilli()
-	tm.unsure, tm.failures, tm.unsent = false, 0, false
-	nearer := tm.place >= 0 && due < tm.wake
+	tm.Duration, tm.Due, tm.Deadline = duration, due, deadline.UnixMilli()
+	tm.Settle(index.RowUnsure)
+	tm.Failures = 0
+	if tm.Presence == index.Unsent {
+		tm.Presence = index.Unconfirmed
+	}
+	wake, scheduled := tm.Wake()
+	nearer := scheduled && due < wake
 	if nearer {
-		t.index.schedule(r, due)
+		t.index.Schedule(tm, due)
 	}
 	t.mu.Unlock()
 	if nearer {

@@ -9,6 +9,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
@@ -18,11 +19,11 @@ import (
 func (t *Timers) StateComes(ctx context.Context, s StateKey, eventID string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
-	for _, r := range t.ofState(s, eventID) {
-		if t.isDelayed(r) {
+	for _, tm := range t.ofState(s, eventID) {
+		if tm.Delayed() {
 			continue
 		}
-		if err := t.doubt(ctx, r); err != nil {
+		if err := t.doubt(ctx, tm); err != nil {
 			t.metrics.errors.WithLabelValues("doubt").Inc()
 			return fmt.Errorf("noting that an event may be replaced: %w", err)
 		}
@@ -32,13 +33,13 @@ func (t *Timers) StateComes(ctx context.Context, s StateKey, eventID string) err
 }
 
 // doubt writes down that the event of a timer may be replaced. Under the row's lock: the row may be on its way.
-func (t *Timers) doubt(ctx context.Context, r ref) error {
-	unlock, err := t.lockRow(ctx, r)
+func (t *Timers) doubt(ctx context.Context, tm *index.Timer) error {
+	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	_, err = t.doubts.Do(ctx, r.nid)
+	_, err = t.doubts.Do(ctx, tm.NID())
 	return err
 }
 
@@ -47,12 +48,12 @@ func (t *Timers) doubt(ctx context.Context, r ref) error {
 // timer itself goes when the output stream tells of the change. To find out what the current state is, the roomserver goes through all
 // state of the room, and the sender need not wait for that. If it fails, StateChanged must be called.
 func (t *Timers) StateSent(ctx context.Context, s StateKey, eventID string) error {
-	var delayed []ref
-	for _, r := range t.ofState(s, eventID) {
-		if t.isDelayed(r) {
-			delayed = append(delayed, r)
+	var delayed []*index.Timer
+	for _, tm := range t.ofState(s, eventID) {
+		if tm.Delayed() {
+			delayed = append(delayed, tm)
 		} else {
-			t.supersede(r)
+			t.supersede(tm)
 		}
 	}
 	return t.dropReplaced(ctx, delayed)
@@ -65,13 +66,13 @@ func (t *Timers) StateChanged(ctx context.Context, s StateKey, eventID string) e
 }
 
 // ofState returns the running timers of a piece of state, but for that of the event that is its current state now.
-func (t *Timers) ofState(s StateKey, eventID string) (timers []ref) {
+func (t *Timers) ofState(s StateKey, eventID string) (timers []*index.Timer) {
 	state, itself := t.tokens.names.state(s), t.tokens.names.hash(eventID)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.index.ofState(state, func(r ref, tm *timer) {
-		if tm.running() && tm.event != itself {
-			timers = append(timers, r)
+	t.index.OfState(state, func(tm *index.Timer) {
+		if tm.Running() && tm.Event() != itself {
+			timers = append(timers, tm)
 		}
 	})
 	return timers
@@ -79,18 +80,18 @@ func (t *Timers) ofState(s StateKey, eventID string) (timers []ref) {
 
 // StateRemoved does what StateChanged does for the timer of an event that is found to be no longer the current state.
 func (t *Timers) StateRemoved(ctx context.Context, eventID string) error {
-	r := t.ofEvent(eventID)
-	if r == (ref{}) {
+	tm := t.ofEvent(eventID)
+	if tm == nil {
 		return nil
 	}
-	return t.dropReplaced(ctx, []ref{r})
+	return t.dropReplaced(ctx, []*index.Timer{tm})
 }
 
 // RoomChanged does what StateChanged does for all state of a room. It is called when the whole state was rewritten.
 func (t *Timers) RoomChanged(ctx context.Context, roomID string) error {
 	room := t.tokens.names.hash(roomID)
 	t.mu.Lock()
-	timers := slices.DeleteFunc(t.index.inRoom(room), func(r ref) bool { return t.index.at(r).state == 0 })
+	timers := slices.DeleteFunc(t.index.InRoom(room), func(tm *index.Timer) bool { return tm.State() == 0 })
 	t.mu.Unlock()
 	return t.dropReplaced(ctx, timers)
 }
@@ -98,80 +99,74 @@ func (t *Timers) RoomChanged(ctx context.Context, roomID string) error {
 // dropReplaced stops those timers of state events that were replaced. At those that are left somebody looks again: the output
 // stream can be faster than the roomserver's database. One that is claimed is left to whoever closes it: to ask about each
 // event that its own closing event replaces would go through all state of the room.
-func (t *Timers) dropReplaced(ctx context.Context, timers []ref) error {
+func (t *Timers) dropReplaced(ctx context.Context, timers []*index.Timer) error {
 	var failed []error
-	for _, r := range timers {
-		if !t.isRunning(r) {
+	for _, tm := range timers {
+		if !t.isRunning(tm) {
 			continue
 		}
-		row, _, err := t.load(ctx, r)
+		row, _, err := t.load(ctx, tm)
 		replaced := false
 		if err == nil {
 			replaced, err = t.roomserver.Replaced(ctx, row)
 		}
 		switch {
 		case replaced:
-			t.log.WithFields(logrus.Fields{"timer_nid": r.nid, "event_id": row.Event.ID}).Debug("An event was replaced")
-			t.drop(ctx, r, Replaced)
+			t.log.WithFields(logrus.Fields{"timer_nid": tm.NID(), "event_id": row.Event.ID}).Debug("An event was replaced")
+			t.drop(ctx, tm, Replaced)
 		case err != nil && !isFinal(err):
 			t.metrics.errors.WithLabelValues("current_state").Inc()
 			failed = append(failed, fmt.Errorf("looking up whether an event was replaced: %w", err))
 		}
-		t.lookAgain(r)
+		t.lookAgain(tm)
 	}
 	return errors.Join(failed...)
 }
 
 // supersede makes somebody find out whether an event was replaced by state that was sent here. Until then the timer does not count for
 // the limit.
-func (t *Timers) supersede(r ref) {
+func (t *Timers) supersede(tm *index.Timer) {
 	t.mu.Lock()
-	if tm := t.index.at(r); tm.running() {
-		tm.superseded = true
+	if tm.Running() {
+		tm.Doubt(index.Superseded)
 	}
 	t.mu.Unlock()
-	t.lookAgain(r)
+	t.lookAgain(tm)
 }
 
 // lookAgain makes the scheduler find out once more whether an event was replaced. Until then a refresh does.
-func (t *Timers) lookAgain(r ref) {
+func (t *Timers) lookAgain(tm *index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.index.at(r)
-	if !tm.running() {
+	if !tm.Running() {
 		return
 	}
-	tm.doubtful = true
-	if tm.pending { // see activate
-		return
-	}
-	if wake := t.clock.now() + lookAgainAfter; tm.place < 0 || wake < tm.wake {
-		t.index.schedule(r, wake)
+	tm.Doubt(index.MaybeReplaced)
+	wake := t.clock.now() + lookAgainAfter
+	if before, scheduled := tm.Wake(); !scheduled || wake < before {
+		t.index.Schedule(tm, wake) // or activate does
 		t.notify()
 	}
 }
 
 // dropDoubtful stops a timer that lookAgain has been told of, if its event was replaced.
-func (t *Timers) dropDoubtful(ctx context.Context, r ref, row Timer) error {
+func (t *Timers) dropDoubtful(ctx context.Context, tm *index.Timer, row Timer) error {
 	replaced, err := t.roomserver.Replaced(ctx, row)
 	switch {
 	case err != nil:
 		return fmt.Errorf("looking up whether an event was replaced: %w", err)
 	case replaced:
-		t.drop(ctx, r, Replaced)
+		t.drop(ctx, tm, Replaced)
 		return nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if tm := t.index.at(r); tm != nil {
-		tm.doubtful, tm.superseded = false, false
-	}
+	tm.Settle(index.MaybeReplaced)
 	return nil
 }
 
-func (t *Timers) isDoubtful(r ref) bool {
+func (t *Timers) isDoubtful(tm *index.Timer) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.index.at(r)
-	return tm.running() && tm.doubtful
+	return tm.Running() && tm.Has(index.MaybeReplaced)
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
 // LockRequest waits until no other request with this hash is being dealt with, and returns the function that lets the next
@@ -17,17 +19,17 @@ func (t *Timers) LockRequest(ctx context.Context, request RequestHash) (unlock f
 func (t *Timers) Sent(ctx context.Context, request RequestHash) (string, error) {
 	number := t.tokens.names.request(request)
 	t.mu.Lock()
-	r, eventID := t.index.ofRequest(number)
+	tm, eventID := t.index.OfRequest(number)
 	t.mu.Unlock()
-	if eventID != "" || r == (ref{}) {
+	if eventID != "" || tm == nil {
 		return eventID, nil
 	}
-	row, _, err := t.load(ctx, r)
+	row, _, err := t.load(ctx, tm)
 	if err == nil {
-		err = t.confirm(ctx, r, row.Event)
+		err = t.confirm(ctx, tm, row.Event)
 	}
 	if errors.Is(err, ErrUnknownEvent) {
-		err = t.sendAgain(ctx, r, row.Event)
+		err = t.sendAgain(ctx, tm, row.Event)
 	}
 	switch {
 	case err == nil:
@@ -39,10 +41,10 @@ func (t *Timers) Sent(ctx context.Context, request RequestHash) (string, error) 
 }
 
 // sendAgain gives an event to the roomserver that it does not have, or has in its queue.
-func (t *Timers) sendAgain(ctx context.Context, r ref, e Event) error {
+func (t *Timers) sendAgain(ctx context.Context, tm *index.Timer, e Event) error {
 	if err := t.roomserver.Resubmit(ctx, Timer{Event: e}, e.Request.Signed); err != nil {
 		return err
 	}
-	t.confirmed(r)
+	t.confirmed(tm)
 	return nil
 }

@@ -7,16 +7,16 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 // lockRow takes the lock under which a timer's row is written, so that what memory says of the row is what was written
-// last, and returns the function that gives it back. Meanwhile a timer that was found stays in its place, gone or not: it is
-// given to another only when the row is deleted. A caller whose context ends while another has the lock gives up: the error is
+// last, and returns the function that gives it back. A caller whose context ends while another has the lock gives up: the error is
 // batch.ErrNotAsked then. Whoever has it waits for nothing but the database.
-func (t *Timers) lockRow(ctx context.Context, r ref) (unlock func(), err error) {
-	if unlock, err = t.rows.Lock(ctx, r.nid); err != nil {
+func (t *Timers) lockRow(ctx context.Context, tm *index.Timer) (unlock func(), err error) {
+	if unlock, err = t.rows.Lock(ctx, tm.NID()); err != nil {
 		return nil, fmt.Errorf("%w: %w", batch.ErrNotAsked, err)
 	}
 	return unlock, nil
@@ -24,108 +24,104 @@ func (t *Timers) lockRow(ctx context.Context, r ref) (unlock func(), err error) 
 
 // load reads the row of a timer, and makes memory say what it says. It returns the moment of the deadline too, and
 // ErrNotFound if the timer is gone.
-func (t *Timers) load(ctx context.Context, r ref) (row Timer, due time.Duration, err error) {
-	unlock, err := t.lockRow(ctx, r)
+func (t *Timers) load(ctx context.Context, tm *index.Timer) (row Timer, due time.Duration, err error) {
+	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
 		return row, 0, err
 	}
 	defer unlock()
-	return t.loadLocked(ctx, r)
+	return t.loadLocked(ctx, tm)
 }
 
 // loadLocked is load under the row's lock.
-func (t *Timers) loadLocked(ctx context.Context, r ref) (row Timer, due time.Duration, err error) {
+func (t *Timers) loadLocked(ctx context.Context, tm *index.Timer) (row Timer, due time.Duration, err error) {
 	t.mu.Lock()
-	tm := t.index.at(r)
-	if tm == nil || tm.gone {
+	if !tm.Live() {
 		t.mu.Unlock()
 		return row, 0, ErrNotFound
 	}
 	t.mu.Unlock()
-	found, err := t.reads.Do(ctx, r.nid)
+	found, err := t.reads.Do(ctx, tm.NID())
 	if err != nil {
 		return row, 0, fmt.Errorf("reading a timer: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if tm = t.index.at(r); tm == nil || tm.gone {
+	if !tm.Live() {
 		return row, 0, ErrNotFound
 	}
 	if found == nil {
-		if tm.delayed && tm.claimed { // and finalised, though that failed
-			t.senders[tm.sender] = struct{}{}
-			t.forgetClaimed(r)
+		if tm.Delayed() && tm.Phase() == index.Claimed { // and finalised, though that failed
+			t.senders[tm.Sender()] = struct{}{}
+			t.forgetClaimed(tm)
 		}
-		t.index.remove(r)
-		t.index.forgetRow(r)
+		t.index.Stop(tm)
+		t.index.Forget(tm)
 		return row, 0, ErrNotFound
 	}
 	row = *found
-	tm.unsure, tm.claimed, tm.duration = false, row.Claim != nil, row.Duration
-	if deadline := row.Deadline.UnixMilli(); deadline != tm.deadline {
-		tm.deadline, tm.due = deadline, t.clock.moment(row.Deadline)
+	tm.Settle(index.RowUnsure)
+	tm.Duration = row.Duration
+	if row.Claim != nil {
+		t.index.Claim(tm)
+	} else {
+		t.index.Unclaim(tm)
 	}
-	return row, tm.due, nil
+	if deadline := row.Deadline.UnixMilli(); deadline != tm.Deadline {
+		tm.Deadline, tm.Due = deadline, t.clock.moment(row.Deadline)
+	}
+	return row, tm.Due, nil
 }
 
 // removeRow deletes the row of a timer that is gone, unless somebody has done so. If that fails, the scheduler tries again
 // later. A claim that failed goes too, written or not: its event was given to nobody.
-func (t *Timers) removeRow(ctx context.Context, r ref) {
-	unlock, err := t.lockRow(ctx, r)
+func (t *Timers) removeRow(ctx context.Context, tm *index.Timer) {
+	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
 		t.mu.Lock()
-		left := t.isLeft(r)
+		left := tm.HasRow()
 		t.mu.Unlock()
 		if left {
-			t.scheduleRetry(r)
+			t.scheduleRetry(tm)
 		}
 		return
 	}
 	defer unlock()
-	t.removeRowLocked(ctx, r)
-}
-
-// isLeft reports whether a timer is gone and its row is not yet deleted. Timers.mu is held.
-func (t *Timers) isLeft(r ref) bool {
-	tm := t.index.at(r)
-	return tm != nil && tm.left
+	t.removeRowLocked(ctx, tm)
 }
 
 // removeRowLocked is removeRow under the row's lock.
-func (t *Timers) removeRowLocked(ctx context.Context, r ref) {
+func (t *Timers) removeRowLocked(ctx context.Context, tm *index.Timer) {
 	t.mu.Lock()
-	tm := t.index.at(r)
-	left := tm != nil && tm.left
+	left := tm.HasRow()
 	remove := t.drops
-	if left && (tm.claimed || tm.unsure) {
+	if tm.Phase() == index.Finished || tm.Has(index.RowUnsure) {
 		remove = t.deletes
 	}
 	t.mu.Unlock()
 	if !left {
 		return
 	}
-	_, err := remove.Do(ctx, r.nid)
-	t.removed(err, r)
+	_, err := remove.Do(ctx, tm.NID())
+	t.removed(err, tm)
 }
 
 // removeRowBehind is removeRow for whoever has other things to do: the row of a closed event is deleted later, with those of
 // others. Nobody writes to it any more.
-func (t *Timers) removeRowBehind(r ref) {
+func (t *Timers) removeRowBehind(tm *index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.index.at(r)
-	switch {
-	case tm == nil || !tm.left:
-	case !tm.claimed:
+	switch tm.Phase() {
+	case index.Stopped:
 		t.watcher.Go(func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), batch.Timeout) // also when the component stops
 			defer cancel()
-			if !guard.Run("deleting a row", func() { t.removeRow(ctx, r) }) {
-				t.scheduleRetry(r)
+			if !guard.Run("deleting a row", func() { t.removeRow(ctx, tm) }) {
+				t.scheduleRetry(tm)
 			}
 		})
-	default:
-		if t.swept = append(t.swept, r); len(t.swept) == 1 {
+	case index.Finished:
+		if t.swept = append(t.swept, tm); len(t.swept) == 1 {
 			t.watcher.Go(func() { guard.Run("deleting rows", t.sweep) })
 		}
 	}
@@ -145,8 +141,8 @@ func (t *Timers) sweep() {
 	defer cancel()
 	for some := range slices.Chunk(swept, batch.Max) {
 		nids := make([]int64, len(some))
-		for i, r := range some {
-			nids[i] = r.nid
+		for i, tm := range some {
+			nids[i] = tm.NID()
 		}
 		err := batch.ErrUndecided
 		guard.Run("deleting rows", func() { err = t.store.Delete(ctx, nids) })
@@ -155,28 +151,28 @@ func (t *Timers) sweep() {
 }
 
 // removed does what follows from an attempt to delete rows.
-func (t *Timers) removed(err error, timers ...ref) {
+func (t *Timers) removed(err error, timers ...*index.Timer) {
 	failpoint.Pass(failpoint.AfterDelete)
 	if err == nil {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		for _, r := range timers {
-			t.index.forgetRow(r)
+		for _, tm := range timers {
+			t.index.Forget(tm)
 		}
 		return
 	}
-	for _, r := range timers {
+	for _, tm := range timers {
 		t.metrics.errors.WithLabelValues("delete").Inc()
-		t.log.WithError(err).WithField("timer_nid", r.nid).Error("Failed to delete the timer of an expiring event")
-		t.scheduleRetry(r)
+		t.log.WithError(err).WithField("timer_nid", tm.NID()).Error("Failed to delete the timer of an expiring event")
+		t.scheduleRetry(tm)
 	}
 }
 
 // Settle deletes the rows of timers that were stopped and could not be deleted then. Until it has returned nil, a crash
 // could bring back a timer that was stopped before.
 func (t *Timers) Settle(ctx context.Context) error {
-	for _, r := range t.stopped() {
-		t.removeRow(ctx, r)
+	for _, tm := range t.stopped() {
+		t.removeRow(ctx, tm)
 	}
 	if err := ctx.Err(); err != nil {
 		return err // a timer that should have been dropped may still run
@@ -189,12 +185,12 @@ func (t *Timers) Settle(ctx context.Context) error {
 
 // stopped returns the timers that were stopped and still have their rows. Those of closed events are not among them: they are
 // deleted by whoever closed them, and what a crash could bring back is the closing event that the room has.
-func (t *Timers) stopped() (timers []ref) {
+func (t *Timers) stopped() (timers []*index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for r := range t.index.left {
-		if !t.index.at(r).claimed {
-			timers = append(timers, r)
+	for tm := range t.index.Left() {
+		if tm.Phase() == index.Stopped {
+			timers = append(timers, tm)
 		}
 	}
 	return timers

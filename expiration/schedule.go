@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
 // errLeftOver: a request that is repeated has left a row behind that cannot be deleted just now.
@@ -41,14 +43,12 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 	var id [32]byte
 	_, _ = rand.Read(id[:]) // never fails
 	e.ID = base64.RawURLEncoding.EncodeToString(id[:])
-	r, _, err := t.insert(ctx, Timer{Event: e, Delayed: &d, Duration: delay}, exempt)
+	tm, _, err := t.insert(ctx, Timer{Event: e, Delayed: &d, Duration: delay}, exempt)
 	if err != nil {
 		return "", err
 	}
 	t.mu.Lock()
-	if tm := t.index.at(r); tm.running() { // else somebody who had found it has sent or finalised it
-		t.activate(r, tm)
-	}
+	t.activate(tm) // unless somebody who had found it has sent or finalised it
 	t.mu.Unlock()
 	return t.tokens.Token(e.ID), nil
 }
@@ -76,14 +76,14 @@ func (t *Timers) scheduled(ctx context.Context, request RequestHash) (delayID st
 		}
 		delayID = t.tokens.Token(rowID)
 		h := HashToken(delayID)
-		switch r := t.leftOver(h); {
-		case r != ref{}:
-			t.removeRow(ctx, r)
-			if t.leftOver(h) != (ref{}) {
+		switch tm := t.leftOver(h); {
+		case tm != nil:
+			t.removeRow(ctx, tm)
+			if t.leftOver(h) != nil {
 				return "", errLeftOver
 			}
 			return "", nil
-		case sure || t.find(h, true) != ref{}:
+		case sure || t.find(h, true) != nil:
 			return delayID, nil
 		}
 		// It was finalised; or it was left over and is deleted since it was looked for, then it is not found again.
@@ -91,13 +91,13 @@ func (t *Timers) scheduled(ctx context.Context, request RequestHash) (delayID st
 }
 
 // leftOver returns the timer of a delayed event that was written although writing it failed, and is not yet deleted again.
-func (t *Timers) leftOver(h TokenHash) ref {
+func (t *Timers) leftOver(h TokenHash) *index.Timer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for r := range t.index.left {
-		if t.index.at(r).token == [tokenPrefix]byte(h[:tokenPrefix]) {
-			return r
+	for tm := range t.index.Left() {
+		if tm.Token() == tokenOf(h) {
+			return tm
 		}
 	}
-	return ref{}
+	return nil
 }

@@ -8,26 +8,27 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
 // settle does what follows from the result of an attempt.
-func (t *Timers) settle(ctx context.Context, r ref, row Timer, o Outcome, due time.Duration, err error) error {
+func (t *Timers) settle(ctx context.Context, tm *index.Timer, row Timer, o Outcome, due time.Duration, err error) error {
 	switch {
 	case err == nil:
-		return t.closed(ctx, r, row, o)
+		return t.closed(ctx, tm, row, o)
 	case isAwaited(err):
-		err = t.await(ctx, r, row.Event, o, err)
+		err = t.await(ctx, tm, row.Event, o, err)
 	case isUnsendable(err):
-		err = t.unsendable(r, row.Event, err)
+		err = t.unsendable(tm, row.Event, err)
 	case row.Claim != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.Is(err, lanes.ErrTurnBefore):
-		err = t.unanswered(r, row.Event, err)
+		err = t.unanswered(tm, row.Event, err)
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
-		err = t.gone(ctx, r, row, o, due, dropped)
+		err = t.gone(ctx, tm, row, o, due, dropped)
 	} else {
-		t.again(r, row.Event, err)
+		t.again(tm, row.Event, err)
 	}
 	return err
 }
@@ -37,17 +38,19 @@ func isAwaited(err error) bool { return errors.Is(err, ErrUnknownEvent) || error
 
 // await counts how many times in a row the roomserver had not got so far when a timer was due, and sees to it that it goes on. It
 // returns the error, or a *DropError if the roomserver has been waited for long enough.
-func (t *Timers) await(ctx context.Context, r ref, e Event, o Outcome, err error) error {
+func (t *Timers) await(ctx context.Context, tm *index.Timer, e Event, o Outcome, err error) error {
 	unsent := errors.Is(err, ErrUnknownEvent)
 	t.mu.Lock()
-	givenUp := false
-	if tm := t.index.at(r); tm != nil {
-		if o == Expired { // not those who ask as often as they like
-			tm.awaited = min(tm.awaited+1, givenUpAfter+1)
-		}
-		tm.unsent = unsent
-		givenUp = unsent && tm.awaited > givenUpAfter
+	if o == Expired { // not those who ask as often as they like
+		tm.Awaited = min(tm.Awaited+1, givenUpAfter+1)
 	}
+	switch {
+	case unsent:
+		tm.Presence = index.Unsent
+	case tm.Presence == index.Unsent: // the roomserver knows it now
+		tm.Presence = index.Unconfirmed
+	}
+	givenUp := unsent && tm.Awaited > givenUpAfter
 	t.mu.Unlock()
 	if givenUp {
 		return &DropError{Reason: NeverSent, Cause: err}
@@ -60,33 +63,29 @@ func (t *Timers) await(ctx context.Context, r ref, e Event, o Outcome, err error
 
 // isLost reports whether the roomserver was waited for long enough to bring an event back that is no longer the current state:
 // nothing that could do so is left in its queue. In the room's graph, and for other servers, it stands there all the same.
-func (t *Timers) isLost(r ref) bool {
+func (t *Timers) isLost(tm *index.Timer) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.index.at(r)
-	return tm != nil && (tm.awaited > lostAfter || tm.awaited > 0 && failpoint.Fail(failpoint.Awaiting) != nil)
+	return tm.Awaited > lostAfter || tm.Awaited > 0 && failpoint.Fail(failpoint.Awaiting) != nil
 }
 
 // closed takes a timer out whose event is in the room. It returns ErrNotFound if the event was closed otherwise
 // than the caller wanted: the token was invalid before he came.
-func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error {
+func (t *Timers) closed(ctx context.Context, tm *index.Timer, row Timer, o Outcome) error {
 	failpoint.Pass(failpoint.AfterClosing)
-	var late time.Duration
 	t.mu.Lock()
 	t.answered = t.clock.now()
-	if tm := t.index.at(r); tm != nil {
-		late = t.answered - tm.due
-	}
+	late := t.answered - tm.Due
 	if row.Delayed == nil {
-		t.index.answer(r, row.Event.ID)
-		t.index.remove(r)
+		t.index.Answer(tm, row.Event.ID)
+		t.index.Stop(tm)
 	}
 	t.mu.Unlock()
 	if row.Claim.Outcome == Expired {
 		t.metrics.lateness.Observe(late.Seconds())
 	}
 	if row.Delayed != nil {
-		if err := t.sent(ctx, r, row); err != nil {
+		if err := t.sent(ctx, tm, row); err != nil {
 			return err
 		}
 	} else {
@@ -104,34 +103,33 @@ func (t *Timers) closed(ctx context.Context, r ref, row Timer, o Outcome) error 
 
 // gone takes a timer out whose event will never be sent, and returns the reason, or a passing fault if it could not. What would not have
 // been sent then may be sent later: a timer that expired, and was refreshed while that was found out, runs on.
-func (t *Timers) gone(ctx context.Context, r ref, row Timer, o Outcome, due time.Duration, dropped *DropError) error {
+func (t *Timers) gone(ctx context.Context, tm *index.Timer, row Timer, o Outcome, due time.Duration, dropped *DropError) error {
 	// The attempt may have used up its time.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
-	unlock, err := t.lockRow(ctx, r)
+	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
-		t.again(r, row.Event, err)
+		t.again(tm, row.Event, err)
 		return err
 	}
 	defer unlock()
-	if o == Expired && row.Claim == nil && dropped.isOfMoment() && t.isRefreshed(r, due) {
-		t.again(r, row.Event, errNotDue)
+	if o == Expired && row.Claim == nil && dropped.isOfMoment() && t.isRefreshed(tm, due) {
+		t.again(tm, row.Event, errNotDue)
 		return errNotDue
 	}
 	if row.Delayed != nil {
-		if err := t.finaliseLocked(ctx, r, finalOf(dropped), false); err != nil {
-			t.again(r, row.Event, err)
+		if err := t.finaliseLocked(ctx, tm, finalOf(dropped), false); err != nil {
+			t.again(tm, row.Event, err)
 			return err
 		}
 		return dropped
 	}
 	t.mu.Lock()
-	tm := t.index.at(r)
-	already := tm == nil || tm.gone
+	already := !tm.Live()
 	if dropped.Reason == Redacted {
-		t.index.answer(r, row.Event.ID)
+		t.index.Answer(tm, row.Event.ID)
 	}
-	t.index.remove(r)
+	t.index.Stop(tm)
 	t.mu.Unlock()
 	if already { // dropped by somebody else meanwhile
 		return dropped
@@ -144,36 +142,34 @@ func (t *Timers) gone(ctx context.Context, r ref, row Timer, o Outcome, due time
 }
 
 // isRefreshed reports whether a timer runs and is due at another moment than it was. The row's lock is held.
-func (t *Timers) isRefreshed(r ref, due time.Duration) bool {
+func (t *Timers) isRefreshed(tm *index.Timer, due time.Duration) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.index.at(r)
-	return tm.running() && tm.due != due
+	return tm.Running() && tm.Due != due
 }
 
 // again schedules the next attempt after one that failed in passing. The event is empty if its row could not be read.
-func (t *Timers) again(r ref, e Event, err error) {
+func (t *Timers) again(tm *index.Timer, e Event, err error) {
 	if t.ctx.Err() != nil { // stopping; the next Start takes it up
 		return
 	}
 	t.mu.Lock()
-	tm := t.index.at(r)
-	if tm == nil || tm.gone {
+	if !tm.Live() {
 		t.mu.Unlock()
 		return
 	}
-	if tm.running() && !tm.unsure && !tm.doubtful && (tm.due > t.clock.now() || errors.Is(err, errNotDue)) {
-		tm.failures = 0
-		t.index.schedule(r, tm.due)
+	if tm.Running() && !tm.Has(index.RowUnsure|index.MaybeReplaced) && (tm.Due > t.clock.now() || errors.Is(err, errNotDue)) {
+		tm.Failures = 0
+		t.index.Schedule(tm, tm.Due)
 		t.mu.Unlock()
 		t.notify()
 		return
 	}
 	t.mu.Unlock()
-	failures := t.scheduleRetry(r)
+	failures := t.scheduleRetry(tm)
 	t.metrics.retries.Inc()
 	log := t.log.WithError(err).WithFields(logrus.Fields{
-		"timer_nid": r.nid, "event_id": e.ID, "room_id": e.RoomID, "failures": failures,
+		"timer_nid": tm.NID(), "event_id": e.ID, "room_id": e.RoomID, "failures": failures,
 	})
 	if isAwaited(err) || errors.Is(err, errClaimFailed) {
 		log.Debug("Failed to close an expiring event, will try again")

@@ -3,6 +3,8 @@ package expiration
 import (
 	"context"
 	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
 // LockState waits for the lock of a piece of state and returns the function that gives it back. It is held while an
@@ -26,9 +28,9 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 	}
 	patient, cancel := context.WithTimeout(ctx, sendPatience)
 	defer cancel()
-	for _, r := range t.unfinished(state) {
-		err = t.attempt(patient, r, Expired, nil)
-		t.removeRow(ctx, r)
+	for _, tm := range t.unfinished(state) {
+		err = t.attempt(patient, tm, Expired, nil)
+		t.removeRow(ctx, tm)
 		if err != nil && !isFinal(err) {
 			t.log.WithError(err).WithField("room_id", s.RoomID).Debug("A send goes past an event that is half done")
 		}
@@ -60,6 +62,6 @@ func (t *Timers) halfDone(state uint64) (claimed bool) {
 	if _, ok := t.attempts[state]; !ok {
 		return false
 	}
-	t.index.ofState(state, func(_ ref, tm *timer) { claimed = claimed || tm.claimed && !tm.gone })
+	t.index.OfState(state, func(tm *index.Timer) { claimed = claimed || tm.Phase() == index.Claimed })
 	return claimed
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
@@ -98,11 +99,11 @@ type Timers struct {
 	watcher sync.WaitGroup // started by Start, ended by Stop after the lanes' turns; and what these leave to be done behind them
 
 	mu       sync.Mutex // guards what follows
-	index    *index
+	index    *index.Index
 	answered time.Duration // when the roomserver was done last with an event that it was given; 0 at first
 	// attempts has the pieces of state whose locks attempts have.
 	attempts map[uint64]struct{}
-	swept    []ref                  // closed events whose rows sweep deletes; if there are any, it is on its way
+	swept    []*index.Timer         // closed events whose rows sweep deletes; if there are any, it is on its way
 	forgot   time.Duration          // when requests were forgotten last
 	claimed  map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
 	senders  map[uint64]struct{}    // the hashes of the users with finalised events that were sent
@@ -125,21 +126,20 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		requests:  keylock.New[RequestHash](),
 		rows:      keylock.New[int64](),
 		wakeup:    make(chan struct{}, 1),
-		index:     newIndex(),
+		index:     index.New(),
 		attempts:  map[uint64]struct{}{},
 		claimed:   map[string]sentDelayed{},
 		senders:   map[uint64]struct{}{},
 		lanes:     lanes.New(lanes.EarlyEvery),
 	}
-	gauge := func(read func(*index) int) func() float64 {
-		return func() float64 {
-			t.mu.Lock()
-			defer t.mu.Unlock()
-			return float64(read(t.index))
-		}
+	count := func() (expiring, delayed int) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return t.index.Len()
 	}
 	t.metrics = newMetrics(
-		gauge(func(x *index) int { return x.count - x.delayed }), gauge(func(x *index) int { return x.delayed }),
+		func() float64 { expiring, _ := count(); return float64(expiring) },
+		func() float64 { _, delayed := count(); return float64(delayed) },
 	)
 	return t
 }
@@ -161,16 +161,16 @@ func (t *Timers) Start(ctx context.Context) error {
 
 // unfinished is what an earlier process had begun with timers.
 type unfinished struct {
-	claimed []ref
+	claimed []*index.Timer
 	// doubted are those of state events that may have been replaced.
-	doubted []ref
+	doubted []*index.Timer
 }
 
 // run is Start when everything is loaded.
 func (t *Timers) run(ctx context.Context, u unfinished) {
 	t.ctx, t.stop = context.WithCancel(ctx)
-	for _, r := range u.doubted {
-		t.supersede(r)
+	for _, tm := range u.doubted {
+		t.supersede(tm)
 	}
 	t.recover(u.claimed)
 	t.watcher.Go(func() { guard.KeepGoing(t.ctx, "watching the deadlines", t.watch) })
@@ -198,48 +198,53 @@ func (t *Timers) Ping(ctx context.Context) error { return t.store.Ping(ctx) }
 func (t *Timers) Token(eventID string) string { return t.tokens.Token(eventID) }
 
 // find returns the timer of a token, or of a delay ID.
-func (t *Timers) find(h TokenHash, delayed bool) ref {
+func (t *Timers) find(h TokenHash, delayed bool) *index.Timer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.index.token(h, delayed)
+	return t.byToken(h, delayed)
 }
 
+// byToken is find under Timers.mu.
+func (t *Timers) byToken(h TokenHash, delayed bool) *index.Timer {
+	return t.index.ByToken(tokenOf(h), delayed)
+}
+
+// tokenOf returns what memory keeps of a token's hash.
+func tokenOf(h TokenHash) [index.TokenSize]byte { return [index.TokenSize]byte(h[:]) }
+
 // ofEvent returns the timer of an event, running or not: the event's token says which.
-func (t *Timers) ofEvent(eventID string) ref {
+func (t *Timers) ofEvent(eventID string) *index.Timer {
 	return t.find(HashToken(t.tokens.Token(eventID)), false)
 }
 
 // Running reports whether there is a running timer for an event of this sender.
 func (t *Timers) Running(eventID, sender string) bool {
-	r, number := t.ofEvent(eventID), t.tokens.names.hash(sender)
+	tm, number := t.ofEvent(eventID), t.tokens.names.hash(sender)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.index.at(r)
-	return tm.running() && tm.sender == number
+	return tm.Running() && tm.Sender() == number
 }
 
-func (t *Timers) isRunning(r ref) bool {
+func (t *Timers) isRunning(tm *index.Timer) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.index.at(r).running()
+	return tm.Running()
 }
 
 // confirmed notes that an event is in its room.
-func (t *Timers) confirmed(r ref) {
+func (t *Timers) confirmed(tm *index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if tm := t.index.at(r); tm != nil {
-		tm.confirmed, tm.unsent, tm.awaited = true, false, 0
-	}
+	tm.Presence, tm.Awaited = index.Confirmed, 0
 }
 
 // unfinished returns the timers of a piece of state that are claimed and not closed, but for those that the roomserver does not answer.
-func (t *Timers) unfinished(state uint64) (timers []ref) {
+func (t *Timers) unfinished(state uint64) (timers []*index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.index.ofState(state, func(r ref, tm *timer) {
-		if tm.claimed && tm.unanswered == 0 {
-			timers = append(timers, r)
+	t.index.OfState(state, func(tm *index.Timer) {
+		if tm.Phase() == index.Claimed && tm.Unanswered == 0 {
+			timers = append(timers, tm)
 		}
 	})
 	return timers

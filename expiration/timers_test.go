@@ -47,6 +47,7 @@ func inWorld(t *testing.T, cfg Config, test func(t *testing.T, w *world)) {
 		w.start(cfg)
 		defer func() { w.Stop() }()
 		test(t, w)
+		require.NoError(t, w.invariants())
 	})
 }
 
@@ -66,6 +67,13 @@ func (w *world) start(cfg Config) {
 	require.NoError(w.t, err)
 	w.loaded()
 	w.run(w.t.Context(), unfinished)
+}
+
+// invariants returns what is wrong with the index.
+func (w *world) invariants() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.index.Invariants()
 }
 
 // restart ends the process, at once, and begins a new life after the given time.
@@ -524,7 +532,7 @@ func TestSenderLeavesDuringEnd(t *testing.T) {
 			require.ErrorAs(t, w.End(t.Context(), w.hash(e)), &dropped)
 			require.Equal(t, SenderGone, dropped.Reason)
 			require.ErrorIs(t, w.End(t.Context(), w.hash(e)), ErrNotFound)
-			require.True(t, w.index.empty())
+			require.True(t, w.index.Empty())
 		})
 	}
 }
@@ -576,7 +584,7 @@ func TestTokensOfSendersWhoLeftAreForgotten(t *testing.T) {
 		require.False(t, w.known(w.hash(short)), "not beyond its deadline")
 		time.Sleep(refusedFor)
 		require.False(t, w.known(w.hash(long)))
-		require.True(t, w.index.empty())
+		require.True(t, w.index.Empty())
 	})
 }
 
@@ -1452,9 +1460,9 @@ func TestRepeatedRequest(t *testing.T) {
 		time.Sleep(3 * retriedFor)
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		require.Zero(t, w.index.byRequest.used)
-		require.Empty(t, w.index.answered)
-		require.Empty(t, w.index.answeredBefore)
+		tm, eventID := w.index.OfRequest(w.tokens.names.request(RequestHash{3}))
+		require.Nil(t, tm)
+		require.Empty(t, eventID)
 	})
 }
 

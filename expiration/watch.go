@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 )
 
@@ -30,40 +31,38 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if now-t.forgot > retriedFor {
-		t.index.forgetRequests()
+		t.index.ForgetRequests()
 		t.forgot = now
 	}
-	for t.index.wakes.Len() > 0 {
-		r := t.index.ref(t.index.wakes.slots[0])
-		tm := t.index.at(r)
-		if tm.wake > now {
-			return min(tm.wake-now, pollInterval)
+	for tm := t.index.First(); tm != nil; tm = t.index.First() {
+		if wake, _ := tm.Wake(); wake > now {
+			return min(wake-now, pollInterval)
 		}
-		if tm.running() && tm.due > now && !tm.doubtful { // refreshed since it was put there
-			t.index.schedule(r, tm.due)
+		if tm.Running() && tm.Due > now && !tm.Has(index.MaybeReplaced) { // refreshed since it was put there
+			t.index.Schedule(tm, tm.Due)
 			continue
 		}
-		t.index.unschedule(r)
-		if !tm.gone || tm.left {
-			// What failed at once keeps its place in the order of its room: a retry is what the roomserver did not answer.
-			attempt := func(w *lanes.Turn) bool { return t.closeDue(r, w) }
-			t.lanes.Add(lanes.Job{Sender: tm.sender, Due: tm.due, Attempt: attempt}, tm.room, tm.unanswered > 0)
+		t.index.ForgetToken(tm)
+		if tm.Phase() == index.Gone { // only its token was still known
+			continue
 		}
-		if tm.refused {
-			t.index.forgetToken(r)
-		}
+		t.index.HandOver(tm)
+		// What failed at once keeps its place in the order of its room: a retry is what the roomserver did not answer.
+		attempt := func(w *lanes.Turn) bool { return t.closeDue(tm, w) }
+		t.lanes.Add(lanes.Job{Sender: tm.Sender(), Due: tm.Due, Attempt: attempt}, tm.Room(), tm.Unanswered > 0)
 	}
 	return pollInterval
 }
 
 // closeDue is an attempt in the timer's turn, and reports whether it failed in passing. When many run out at once, nobody waits for
 // the rows to be deleted.
-func (t *Timers) closeDue(r ref, w *lanes.Turn) (failed bool) {
-	ctx, cancel := context.WithTimeout(t.ctx, t.patience(r))
+func (t *Timers) closeDue(tm *index.Timer, w *lanes.Turn) (failed bool) {
+	defer t.returned(tm)
+	ctx, cancel := context.WithTimeout(t.ctx, t.patience(tm))
 	defer cancel()
 	// close schedules the next attempt and has said what there is to say.
-	err := t.close(ctx, r, Expired, w)
-	t.removeRowBehind(r)
+	err := t.close(ctx, tm, Expired, w)
+	t.removeRowBehind(tm)
 	for _, blameless := range []error{errNotDue, errLocked, batch.ErrNotAsked, lanes.ErrTurnBefore} {
 		if errors.Is(err, blameless) {
 			return false
@@ -72,18 +71,25 @@ func (t *Timers) closeDue(r ref, w *lanes.Turn) (failed bool) {
 	return err != nil && !isFinal(err)
 }
 
+// returned is called when an attempt is over.
+func (t *Timers) returned(tm *index.Timer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.index.Returned(tm)
+}
+
 // scheduleRetry makes the scheduler look at the timer again after a pause that grows with each failure. It returns how
 // many there were.
-func (t *Timers) scheduleRetry(r ref) (failures int) {
+func (t *Timers) scheduleRetry(tm *index.Timer) (failures int) {
 	t.mu.Lock()
-	if tm := t.index.at(r); tm != nil {
-		failures = min(int(tm.failures)+1, maxFailures)
-		tm.failures = uint8(failures)
+	if tm.Phase() != index.Gone {
+		failures = min(int(tm.Failures)+1, maxFailures)
+		tm.Failures = uint8(failures)
 		wake := t.clock.now() + min(firstPause<<(failures-1), lastPause)
-		if tm.place >= 0 { // whoever asks often does not put off what is planned
-			wake = min(wake, tm.wake)
+		if planned, scheduled := tm.Wake(); scheduled { // whoever asks often does not put off what is planned
+			wake = min(wake, planned)
 		}
-		t.index.schedule(r, wake)
+		t.index.Schedule(tm, wake)
 	}
 	t.mu.Unlock()
 	t.notify()

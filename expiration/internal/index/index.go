@@ -1,0 +1,456 @@
+// Package index is what the process has in memory of its timers: in which phase each of them is, and how it is found.
+//
+// # Phases
+//
+//	phase     found by           row                  scheduler
+//	Pending   token, state, …    being written        does not look
+//	Running   token, state, …    not claimed          looks when the timer is due
+//	Claimed   token, state, …    claimed              looks again after an attempt that failed
+//	Stopped   nothing            not claimed, left    looks again if the row could not be deleted
+//	Finished  nothing            claimed, left        looks again if the row could not be deleted
+//	Gone      nothing            deleted              does not look
+//
+//	from                       to        by
+//	(new)                      Pending   Add
+//	(new)                      Running   Load, of a row that is not claimed
+//	(new)                      Claimed   Load, of a row that is claimed
+//	Pending                    Running   Activate
+//	Pending, Running           Claimed   Claim
+//	Pending, Running           Stopped   Stop
+//	Claimed                    Running   Unclaim
+//	Claimed                    Finished  Stop
+//	Stopped, Finished          Gone      Forget
+//
+// Every other transition is refused: the method reports false and changes nothing. A timer that has ended can still be found by its
+// token for a while, see [Index.Refuse].
+//
+// # Bounds
+//
+// A running timer takes less than 500 bytes. The index has plain maps and no lock: whoever has it guards it.
+package index
+
+import (
+	"cmp"
+	"container/heap"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"time"
+)
+
+// Index finds timers by all that they are looked up by.
+type Index struct {
+	timers   map[int64]*Timer // by NID: those that are not Gone, or whose token is refused
+	lastNID  int64
+	expiring int // how many are live, of expiring events
+	delayed  int // and of delayed events
+
+	byToken  map[[TokenSize]byte]*Timer
+	byState  map[uint64]*Timer // the first of each list
+	bySender map[uint64]*Timer // likewise
+	wakes    wakeHeap
+	left     map[*Timer]struct{} // those that have ended and still have their rows
+
+	// byRequest has the timers of requests of which Dendrite's memory does not know what came of them: those of earlier
+	// processes, and those that failed.
+	byRequest map[uint64]*Timer
+	// answered has the events of requests whose timers have ended, and answeredBefore those of an earlier time.
+	answered, answeredBefore map[uint64]string
+}
+
+// New returns an index without timers.
+func New() *Index {
+	return &Index{
+		timers:   map[int64]*Timer{},
+		byToken:  map[[TokenSize]byte]*Timer{},
+		byState:  map[uint64]*Timer{},
+		bySender: map[uint64]*Timer{},
+		left:     map[*Timer]struct{}{},
+
+		byRequest: map[uint64]*Timer{},
+		answered:  map[uint64]string{},
+	}
+}
+
+// Len returns how many timers are live.
+func (x *Index) Len() (expiring, delayed int) { return x.expiring, x.delayed }
+
+// NextNID returns a number that no row has.
+func (x *Index) NextNID() int64 { return x.lastNID + 1 }
+
+// ByToken returns the timer of a token, or of a delay ID, or nil.
+func (x *Index) ByToken(token [TokenSize]byte, delayed bool) *Timer {
+	if tm := x.byToken[token]; tm != nil && tm.row.Delayed == delayed {
+		return tm
+	}
+	return nil
+}
+
+// OfState calls f for each live timer of a piece of state. f may stop it.
+func (x *Index) OfState(state uint64, f func(*Timer)) {
+	for tm := x.byState[state]; tm != nil; {
+		next := tm.nextOfState
+		f(tm)
+		tm = next
+	}
+}
+
+// OfSender calls f for each live timer of a user. f may stop it.
+func (x *Index) OfSender(sender uint64, f func(*Timer)) {
+	for tm := x.bySender[sender]; tm != nil; {
+		next := tm.nextOfSender
+		f(tm)
+		tm = next
+	}
+}
+
+// Live calls f for each live timer. f may stop it.
+func (x *Index) Live(f func(*Timer)) {
+	for _, tm := range x.timers {
+		if tm.Live() {
+			f(tm)
+		}
+	}
+}
+
+// InRoom returns the live timers in a room. It looks at every timer: whole rooms change rarely.
+func (x *Index) InRoom(room uint64) (timers []*Timer) {
+	x.Live(func(tm *Timer) {
+		if tm.row.Room == room {
+			timers = append(timers, tm)
+		}
+	})
+	return timers
+}
+
+// Left returns the timers that have ended and still have their rows.
+func (x *Index) Left() iter.Seq[*Timer] { return maps.Keys(x.left) }
+
+// Add takes a new timer in, which is Pending. due is its deadline by the monotonic clock.
+func (x *Index) Add(row Row, due time.Duration) *Timer {
+	tm := &Timer{row: row, Duration: row.Duration, Deadline: row.Deadline, Due: due, place: -1}
+	x.timers[row.NID] = tm
+	x.lastNID = max(x.lastNID, row.NID)
+	x.count(tm, 1)
+	x.byToken[row.Token] = tm
+	if row.State != 0 {
+		tm.nextOfState = x.byState[row.State]
+		x.byState[row.State] = tm
+	}
+	if next := x.bySender[row.Sender]; next != nil {
+		tm.nextOfSender = next
+		next.previousOfSender = tm
+	}
+	x.bySender[row.Sender] = tm
+	return tm
+}
+
+// Load takes in the timer of a row that an earlier process wrote. It is Claimed if the row is, and nobody looks at it before it
+// is handed over, or scheduled. Else it is Running, and scheduled for when it is due.
+func (x *Index) Load(row Row, due time.Duration) *Timer {
+	tm := x.Add(row, due)
+	x.Repeatable(tm)
+	if row.Claimed {
+		tm.phase = Claimed
+		return tm
+	}
+	x.Activate(tm, due)
+	return tm
+}
+
+// Activate makes a pending timer run. The scheduler looks at it at wake first.
+func (x *Index) Activate(tm *Timer, wake time.Duration) bool {
+	if tm.Phase() != Pending {
+		return false
+	}
+	tm.phase = Running
+	x.Schedule(tm, wake)
+	return true
+}
+
+// Claim notes that the row says how the timer ends.
+func (x *Index) Claim(tm *Timer) bool {
+	if !tm.Running() {
+		return false
+	}
+	tm.phase = Claimed
+	return true
+}
+
+// Unclaim notes that the row does not say how the timer ends: the claim was of an event that the room had already, which is noted in
+// memory only, and finalising the timer failed.
+func (x *Index) Unclaim(tm *Timer) bool {
+	if tm.Phase() != Claimed {
+		return false
+	}
+	tm.phase = Running
+	return true
+}
+
+// Stop ends a timer: nobody finds it any more. It stays in memory until Forget is called.
+func (x *Index) Stop(tm *Timer) bool {
+	switch tm.Phase() {
+	case Pending, Running:
+		tm.phase = Stopped
+	case Claimed:
+		tm.phase = Finished
+	default:
+		return false
+	}
+	x.left[tm] = struct{}{}
+	x.count(tm, -1)
+	x.unschedule(tm)
+	x.forgetToken(tm)
+	if tm.row.State != 0 {
+		x.removeFromState(tm)
+	}
+	x.removeFromSender(tm)
+	if x.byRequest[tm.row.Request] == tm {
+		delete(x.byRequest, tm.row.Request)
+	}
+	return true
+}
+
+// Forget notes that the row of a timer that has ended is deleted.
+func (x *Index) Forget(tm *Timer) bool {
+	if !tm.HasRow() {
+		return false
+	}
+	tm.phase = Gone
+	delete(x.left, tm)
+	x.release(tm)
+	return true
+}
+
+// Refuse lets the token of a timer that has ended be found until ForgetToken is called. The scheduler looks at the timer then.
+func (x *Index) Refuse(tm *Timer, until time.Duration) bool {
+	if tm.Live() || tm.Phase() == Gone {
+		return false
+	}
+	tm.refused = true
+	x.byToken[tm.row.Token] = tm
+	x.Schedule(tm, until)
+	return true
+}
+
+// ForgetToken ends what Refuse began.
+func (x *Index) ForgetToken(tm *Timer) bool {
+	if !tm.Refused() {
+		return false
+	}
+	tm.refused = false
+	x.forgetToken(tm)
+	x.release(tm)
+	return true
+}
+
+// forgetToken takes a token out, unless another timer has it meanwhile.
+func (x *Index) forgetToken(tm *Timer) {
+	if x.byToken[tm.row.Token] == tm {
+		delete(x.byToken, tm.row.Token)
+	}
+}
+
+// release lets go of a timer that nothing needs any more.
+func (x *Index) release(tm *Timer) {
+	if tm.phase != Gone || tm.refused {
+		return
+	}
+	x.unschedule(tm)
+	delete(x.timers, tm.row.NID)
+}
+
+func (x *Index) count(tm *Timer, n int) {
+	if tm.row.Delayed {
+		x.delayed += n
+	} else {
+		x.expiring += n
+	}
+}
+
+// removeFromState takes a timer out of a list that is short: what is replaced ends.
+func (x *Index) removeFromState(tm *Timer) {
+	before := x.byState[tm.row.State]
+	switch {
+	case before != tm:
+		for before.nextOfState != tm {
+			before = before.nextOfState
+		}
+		before.nextOfState = tm.nextOfState
+	case tm.nextOfState != nil:
+		x.byState[tm.row.State] = tm.nextOfState
+	default:
+		delete(x.byState, tm.row.State)
+	}
+	tm.nextOfState = nil
+}
+
+func (x *Index) removeFromSender(tm *Timer) {
+	if tm.nextOfSender != nil {
+		tm.nextOfSender.previousOfSender = tm.previousOfSender
+	}
+	switch {
+	case tm.previousOfSender != nil:
+		tm.previousOfSender.nextOfSender = tm.nextOfSender
+	case tm.nextOfSender != nil:
+		x.bySender[tm.row.Sender] = tm.nextOfSender
+	default:
+		delete(x.bySender, tm.row.Sender)
+	}
+	tm.nextOfSender, tm.previousOfSender = nil, nil
+}
+
+// Repeatable lets a live timer be found by its request.
+func (x *Index) Repeatable(tm *Timer) {
+	if tm.Live() && tm.row.Request != 0 {
+		x.byRequest[tm.row.Request] = tm
+	}
+}
+
+// OfRequest returns the timer of a request that may be repeated, or the event of one whose timer has ended.
+func (x *Index) OfRequest(request uint64) (tm *Timer, eventID string) {
+	return x.byRequest[request], cmp.Or(x.answered[request], x.answeredBefore[request])
+}
+
+// Answer remembers the event of a request whose timer ends, if the request may be repeated.
+func (x *Index) Answer(tm *Timer, eventID string) {
+	if tm != nil && tm.row.Request != 0 && x.byRequest[tm.row.Request] == tm {
+		delete(x.byRequest, tm.row.Request)
+		x.answered[tm.row.Request] = eventID
+	}
+}
+
+// ForgetRequests forgets the requests whose timers had ended already when it was called last.
+func (x *Index) ForgetRequests() { x.answered, x.answeredBefore = map[uint64]string{}, x.answered }
+
+// First returns the timer that the scheduler is to look at first, or nil.
+func (x *Index) First() *Timer {
+	if len(x.wakes) == 0 {
+		return nil
+	}
+	return x.wakes[0]
+}
+
+// Schedule makes the scheduler look at a timer at wake. It refuses one that is Pending: Activate schedules that.
+func (x *Index) Schedule(tm *Timer, wake time.Duration) bool {
+	if tm.Phase() == Pending || tm.Phase() == Gone && !tm.Refused() {
+		return false
+	}
+	tm.wake = wake
+	if tm.place < 0 {
+		heap.Push(&x.wakes, tm)
+	} else {
+		heap.Fix(&x.wakes, tm.place)
+	}
+	return true
+}
+
+// HandOver takes a timer from the scheduler and gives it to an attempt, see Attempt.
+func (x *Index) HandOver(tm *Timer) {
+	x.unschedule(tm)
+	x.Attempt(tm)
+}
+
+// Attempt notes that an attempt begins, and Returned that it is over. By then the attempt has seen to it that the scheduler looks at
+// the timer again, unless it has ended.
+func (x *Index) Attempt(tm *Timer)  { tm.attempts++ }
+func (x *Index) Returned(tm *Timer) { tm.attempts-- }
+
+// Empty reports whether nothing is left, not even of timers that have ended.
+func (x *Index) Empty() bool {
+	return len(x.timers)+len(x.byToken)+len(x.byState)+len(x.bySender)+len(x.wakes)+len(x.left)+len(x.byRequest) == 0
+}
+
+func (x *Index) unschedule(tm *Timer) {
+	if tm.place >= 0 {
+		heap.Remove(&x.wakes, tm.place)
+	}
+}
+
+// Invariants returns what is wrong with the index, or nil. It looks at everything, and is for tests.
+func (x *Index) Invariants() error {
+	var wrong []error
+	check := func(ok bool, tm *Timer, what string) {
+		if !ok {
+			wrong = append(wrong, fmt.Errorf("%s: %s", tm, what))
+		}
+	}
+	expiring, delayed, states, senders, tokens, scheduled := 0, 0, 0, 0, 0, 0
+	for nid, tm := range x.timers {
+		found := map[*Timer]bool{}
+		x.OfState(tm.row.State, func(other *Timer) { found[other] = true })
+		check(found[tm] == (tm.Live() && tm.row.State != 0), tm, "found by its state or not")
+		clear(found)
+		x.OfSender(tm.row.Sender, func(other *Timer) { found[other] = true })
+		check(found[tm] == tm.Live(), tm, "found by its sender or not")
+		check(!tm.Live() || x.byToken[tm.row.Token] == tm, tm, "not found by its token")
+		check(nid == tm.row.NID && nid <= x.lastNID, tm, "the number")
+		check(tm.phase != Gone || tm.refused, tm, "gone, and not forgotten")
+		check(!tm.refused || !tm.Live(), tm, "live, and its token refused")
+		check(tm.phase != Pending || tm.place < 0, tm, "pending, and scheduled")
+		check(tm.phase != Running && tm.phase != Claimed || tm.place >= 0 || tm.attempts > 0, tm, "forgotten: neither scheduled nor attempted")
+		check(!tm.refused || tm.place >= 0 || tm.attempts > 0, tm, "its token is refused for ever")
+		check(!tm.Has(Superseded) || tm.Has(MaybeReplaced), tm, "superseded, and not in doubt")
+		check(tm.place < 0 || x.wakes[tm.place] == tm, tm, "not where it says in the heap")
+		_, left := x.left[tm]
+		check(left == tm.HasRow(), tm, "has a row that is left or not")
+		if tm.place >= 0 {
+			scheduled++
+		}
+		if x.byToken[tm.row.Token] == tm {
+			tokens++
+		}
+		switch {
+		case !tm.Live():
+			continue
+		case tm.row.Delayed:
+			delayed++
+		default:
+			expiring++
+		}
+		if tm.row.State != 0 && x.byState[tm.row.State] == tm {
+			states++
+		}
+		if x.bySender[tm.row.Sender] == tm {
+			senders++
+		}
+	}
+	for tm := range x.left {
+		check(x.timers[tm.row.NID] == tm, tm, "left, and forgotten")
+	}
+	for _, tm := range x.byRequest {
+		check(tm.Live(), tm, "ended, and found by its request")
+	}
+	if expiring != x.expiring || delayed != x.delayed || scheduled != len(x.wakes) ||
+		tokens != len(x.byToken) || states != len(x.byState) || senders != len(x.bySender) {
+		wrong = append(wrong, fmt.Errorf("the numbers differ: %d expiring, %d delayed, %d scheduled, %d tokens, %d states, %d senders",
+			expiring-x.expiring, delayed-x.delayed, scheduled-len(x.wakes), tokens-len(x.byToken), states-len(x.byState), senders-len(x.bySender)))
+	}
+	return errors.Join(wrong...)
+}
+
+// wakeHeap has the timer that is looked at next in front.
+type wakeHeap []*Timer
+
+func (h wakeHeap) Len() int           { return len(h) }
+func (h wakeHeap) Less(i, j int) bool { return h[i].wake < h[j].wake }
+func (h wakeHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].place, h[j].place = i, j
+}
+
+func (h *wakeHeap) Push(x any) {
+	tm := x.(*Timer)
+	tm.place = len(*h)
+	*h = append(*h, tm)
+}
+
+func (h *wakeHeap) Pop() any {
+	last := len(*h) - 1
+	tm := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	tm.place = -1
+	return tm
+}

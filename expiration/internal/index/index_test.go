@@ -1,0 +1,263 @@
+package index
+
+import (
+	"fmt"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+func token(nid int64) [TokenSize]byte {
+	return [TokenSize]byte{0: byte(nid), TokenSize - 1: byte(nid >> 8)}
+}
+
+// drawRow returns a row that shares some of its names with others.
+func drawRow(t *rapid.T, x *Index) Row {
+	draw := func(what string, least uint64) uint64 { return rapid.Uint64Range(least, 3).Draw(t, what) }
+	nid := x.NextNID()
+	row := Row{
+		NID: nid, Token: token(nid), Event: 100 + uint64(nid), Room: draw("room", 1), Sender: draw("sender", 1), State: draw("state", 0),
+		Delayed: rapid.Bool().Draw(t, "delayed"),
+	}
+	if rapid.Bool().Draw(t, "with a transaction ID") {
+		row.Request = 1000 + uint64(nid)
+	}
+	return row
+}
+
+// Whatever happens to timers in whatever order, each is found by all that it has as long as it is live, and its phase goes only the ways
+// that the table in the package comment has.
+func TestIndex(t *testing.T) {
+	ways := map[Phase][]Phase{
+		Pending: {Running, Claimed, Stopped}, Running: {Claimed, Stopped}, Claimed: {Running, Finished}, Stopped: {Gone}, Finished: {Gone},
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		x := New()
+		var all []*Timer
+		live := map[*Timer]bool{}
+		for range rapid.IntRange(0, 20).Draw(t, "at the start") {
+			row := drawRow(t, x)
+			row.Claimed = rapid.Bool().Draw(t, "claimed")
+			tm := x.Load(row, time.Duration(rapid.IntRange(0, 99).Draw(t, "due")))
+			if row.Claimed {
+				x.HandOver(tm)
+			}
+			all, live[tm] = append(all, tm), true
+		}
+		for range rapid.IntRange(1, 80).Draw(t, "steps") {
+			if len(all) == 0 || rapid.IntRange(0, 3).Draw(t, "add") == 0 {
+				tm := x.Add(drawRow(t, x), time.Duration(rapid.IntRange(0, 99).Draw(t, "due")))
+				all, live[tm] = append(all, tm), true
+				continue
+			}
+			tm := all[rapid.IntRange(0, len(all)-1).Draw(t, "which")]
+			before, changed := tm.Phase(), false
+			wake := time.Duration(rapid.IntRange(0, 99).Draw(t, "wake"))
+			switch do := rapid.SampledFrom([]string{
+				"activate", "claim", "unclaim", "stop", "forget", "refuse", "forget token", "schedule", "attempt", "repeatable", "doubt", "settle",
+			}).Draw(t, "do"); do {
+			case "activate":
+				changed = x.Activate(tm, wake)
+			case "claim":
+				if changed = x.Claim(tm); changed && before == Pending {
+					x.Schedule(tm, wake) // as the attempt does that follows
+				}
+			case "unclaim":
+				changed = x.Unclaim(tm)
+			case "stop":
+				if changed = x.Stop(tm); changed {
+					delete(live, tm)
+				}
+			case "forget":
+				changed = x.Forget(tm)
+			case "refuse":
+				x.Refuse(tm, wake)
+			case "forget token":
+				x.ForgetToken(tm)
+			case "schedule":
+				x.Schedule(tm, wake)
+			case "attempt":
+				if x.Schedule(tm, wake) {
+					x.HandOver(tm)
+					x.Schedule(tm, wake)
+					x.Returned(tm)
+				}
+			case "repeatable":
+				x.Repeatable(tm)
+			case "doubt":
+				tm.Doubt(rapid.SampledFrom([]Doubts{RowUnsure, MaybeReplaced, Superseded}).Draw(t, "doubt"))
+			case "settle":
+				tm.Settle(rapid.SampledFrom([]Doubts{RowUnsure, MaybeReplaced, Superseded}).Draw(t, "doubt"))
+			}
+			if changed != (tm.Phase() != before) || changed && !slices.Contains(ways[before], tm.Phase()) {
+				t.Fatalf("from %s to %s, and the method says %t", before, tm.Phase(), changed)
+			}
+			if err := x.Invariants(); err != nil {
+				t.Fatal(err)
+			}
+			checkFound(t, x, live)
+		}
+	})
+}
+
+// checkFound requires that exactly the live timers are found, each by all that it has.
+func checkFound(t *rapid.T, x *Index, live map[*Timer]bool) {
+	expiring, delayed := x.Len()
+	if expiring+delayed != len(live) {
+		t.Fatalf("%d timers, and there are %d", expiring+delayed, len(live))
+	}
+	for tm := range live {
+		if x.ByToken(tm.Token(), tm.Delayed()) != tm || x.ByToken(tm.Token(), !tm.Delayed()) != nil {
+			t.Fatalf("%s is not found, or as another kind", tm)
+		}
+		if !slices.Contains(x.InRoom(tm.Room()), tm) {
+			t.Fatalf("%s is not found in its room", tm)
+		}
+		for name, by := range map[string]func(func(*Timer)){
+			"sender": func(f func(*Timer)) { x.OfSender(tm.Sender(), f) },
+			"state":  func(f func(*Timer)) { x.OfState(tm.State(), f) },
+		} {
+			found := name == "state" && tm.State() == 0
+			by(func(other *Timer) {
+				found = found || other == tm
+				if !live[other] || name == "sender" && other.Sender() != tm.Sender() || name == "state" && other.State() != tm.State() {
+					t.Fatalf("%s is found by the %s of %s", other, name, tm)
+				}
+			})
+			if !found {
+				t.Fatalf("%s is not found by its %s", tm, name)
+			}
+		}
+	}
+	if first := x.First(); first != nil {
+		wake, _ := first.Wake()
+		for tm := range live {
+			if its, scheduled := tm.Wake(); scheduled && its < wake {
+				t.Fatalf("%s is not first, but %s", tm, first)
+			}
+		}
+	}
+}
+
+// A request that can be repeated finds its timer, and when that has ended its event, for a while.
+func TestRequests(t *testing.T) {
+	x := New()
+	old := x.Load(Row{NID: 1, Token: token(1), Request: 1}, 0)
+	sent := x.Add(Row{NID: 2, Token: token(2), Request: 2}, 0)
+	failed := x.Add(Row{NID: 3, Token: token(3), Request: 3}, 0)
+	none := x.Add(Row{NID: 4, Token: token(4)}, 0)
+	x.Repeatable(failed)
+	x.Repeatable(none)
+	want := func(request uint64, timer *Timer, event string) {
+		t.Helper()
+		tm, eventID := x.OfRequest(request)
+		require.Equal(t, timer, tm)
+		require.Equal(t, event, eventID)
+	}
+	want(1, old, "")
+	want(2, nil, "")
+	want(3, failed, "")
+	want(0, nil, "")
+	x.Answer(old, "$old")
+	x.Answer(sent, "$sent")
+	x.Stop(old)
+	x.Stop(sent)
+	x.Stop(failed)
+	want(1, nil, "$old")
+	want(2, nil, "")
+	want(3, nil, "")
+	x.ForgetRequests()
+	want(1, nil, "$old")
+	x.ForgetRequests()
+	want(1, nil, "")
+	x.Repeatable(old)
+	want(1, nil, "")
+}
+
+// A token of which the sender is still to be told something is found when the timer has ended, until it is forgotten, and not for ever.
+func TestRefusedTokens(t *testing.T) {
+	for _, tokenFirst := range []bool{true, false} {
+		x := New()
+		tm := x.Load(Row{NID: 1, Token: token(1)}, 5)
+		require.False(t, x.Refuse(tm, 9), "it is live")
+		require.False(t, x.ForgetToken(tm))
+		require.True(t, x.Stop(tm))
+		require.Nil(t, x.ByToken(token(1), false))
+		require.True(t, x.Refuse(tm, 9))
+		require.Same(t, tm, x.ByToken(token(1), false))
+		require.Same(t, tm, x.First())
+		steps := []func(*Timer) bool{x.ForgetToken, x.Forget}
+		if !tokenFirst {
+			slices.Reverse(steps)
+		}
+		for _, step := range steps {
+			require.True(t, step(tm))
+			require.False(t, step(tm))
+			require.NoError(t, x.Invariants())
+		}
+		require.False(t, x.Refuse(tm, 9), "it is gone")
+		require.Nil(t, x.ByToken(token(1), false))
+		require.Nil(t, x.First())
+		require.Empty(t, x.timers)
+	}
+}
+
+// What must be true of the index is found not to be.
+func TestInvariants(t *testing.T) {
+	for name, breaks := range map[string]func(x *Index, tm *Timer){
+		"forgotten":      func(x *Index, tm *Timer) { x.unschedule(tm) },
+		"not by token":   func(x *Index, tm *Timer) { delete(x.byToken, tm.Token()) },
+		"not by state":   func(x *Index, tm *Timer) { x.removeFromState(tm) },
+		"not by sender":  func(x *Index, tm *Timer) { x.removeFromSender(tm) },
+		"the count":      func(x *Index, tm *Timer) { x.expiring++ },
+		"a wrong phase":  func(x *Index, tm *Timer) { tm.phase = Stopped },
+		"pending":        func(x *Index, tm *Timer) { tm.phase = Pending },
+		"gone":           func(x *Index, tm *Timer) { tm.phase = Gone },
+		"refused":        func(x *Index, tm *Timer) { tm.refused = true },
+		"superseded":     func(x *Index, tm *Timer) { tm.doubts = Superseded },
+		"left":           func(x *Index, tm *Timer) { x.left[tm] = struct{}{} },
+		"by its request": func(x *Index, tm *Timer) { x.Stop(tm); x.byRequest[7] = tm },
+	} {
+		x := New()
+		x.Load(Row{NID: 1, Token: token(1), Sender: 1, State: 1}, 1)
+		tm := x.Load(Row{NID: 2, Token: token(2), Sender: 1, State: 1, Request: 7}, 2)
+		require.NoError(t, x.Invariants())
+		breaks(x, tm)
+		require.Error(t, x.Invariants(), name)
+	}
+}
+
+// BenchmarkMemory prints how much memory a running timer takes, with all that it is found by.
+func BenchmarkMemory(b *testing.B) {
+	const timers = 1_000_000
+	for b.Loop() {
+		x := New()
+		var before, after uint64 = heapInUse(), 0
+		for i := range int64(timers) {
+			n := uint64(i)*0x9e3779b97f4a7c15 | 1
+			x.Load(Row{
+				NID: i + 1, Token: [TokenSize]byte([]byte(fmt.Sprintf("%016x", n))), Event: n, Room: n % 1000, Sender: n % 10_000, State: n,
+				Request: n,
+			}, time.Duration(n%1000))
+		}
+		after = heapInUse()
+		b.ReportMetric(float64(after-before)/timers, "B/timer")
+		b.ReportMetric(float64(unsafe.Sizeof(Timer{})), "B/struct")
+		if x.NextNID() == 0 {
+			b.Fatal("kept alive")
+		}
+	}
+}
+
+// heapInUse returns how much memory is in use after a garbage collection.
+func heapInUse() uint64 {
+	var stats runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}

@@ -1,0 +1,172 @@
+package index
+
+import (
+	"fmt"
+	"time"
+)
+
+// TokenSize is how many bytes of a token's hash are kept in memory: 128 bits cannot be guessed.
+const TokenSize = 16
+
+// Row is what memory keeps of a timer's row. The uint64 are hashes of names; 0 is none.
+type Row struct {
+	NID    int64 // the number of the row
+	Token  [TokenSize]byte
+	Event  uint64
+	Room   uint64
+	Sender uint64
+	// State is the piece of state, or 0 if the event is not state.
+	State uint64
+	// Request is the request that sent the event, or 0 if it cannot be repeated.
+	Request  uint64
+	Received int64 // in milliseconds of the wall clock
+	// Delayed is set for the timer of a delayed event.
+	Delayed  bool
+	Claimed  bool
+	Duration time.Duration
+	Deadline int64 // in milliseconds of the wall clock
+}
+
+// Phase says where a timer stands in its life. See the table in the package comment.
+type Phase uint8
+
+const (
+	// Pending: the row is being written, or the roomserver has not answered yet. The scheduler does not look at the timer.
+	Pending Phase = iota
+	// Running: the scheduler looks at the timer when it is due.
+	Running
+	// Claimed: the row says how the timer ends. Its event is with the roomserver, or on its way there.
+	Claimed
+	// Stopped: the timer ended without a claim. Its row is to be deleted.
+	Stopped
+	// Finished: the timer ended after it was claimed. Its row is to be deleted.
+	Finished
+	// Gone: the row is deleted.
+	Gone
+)
+
+func (p Phase) String() string {
+	return [...]string{"pending", "running", "claimed", "stopped", "finished", "gone"}[p]
+}
+
+// Doubts is a set of what is not known of a timer for certain.
+type Doubts uint8
+
+const (
+	// RowUnsure: a write failed that may have changed the row. Read it before anything is concluded.
+	RowUnsure Doubts = 1 << iota
+	// MaybeReplaced: the event may no longer be the current state. Ask the roomserver before a token is used.
+	MaybeReplaced
+	// Superseded: this server sent newer state, which most likely replaced the event. Until that is found out, the timer does not
+	// count against its sender's limit. Implies MaybeReplaced.
+	Superseded
+)
+
+// Presence says what is known about whether an expiring event is in its room.
+type Presence uint8
+
+const (
+	// Unconfirmed: this process has not asked the roomserver.
+	Unconfirmed Presence = iota
+	// Unsent: the roomserver failed to take the event, or does not know it.
+	Unsent
+	// Confirmed: the roomserver has said that the event is in its room.
+	Confirmed
+)
+
+// Timer is a timer in memory. The event stands in the row, which is read when the timer ends.
+//
+// The exported fields of Row never change, but for Claimed, which says nothing here. Whoever has the Index guards the rest.
+type Timer struct {
+	row Row
+
+	// Duration and Deadline are as the row has them. Due is the same moment as Deadline by the monotonic clock.
+	Duration time.Duration
+	Deadline int64
+	Due      time.Duration
+	// Asked limits the requests with the token.
+	Asked time.Duration
+	// Presence is only of interest for expiring events.
+	Presence Presence
+
+	// Failures counts the attempts that failed since the last one that did not. It makes the pauses grow.
+	Failures uint8
+	// Awaited counts how many times in a row the roomserver had not got as far as it was before a crash.
+	Awaited uint8
+	// Unsendable and Unanswered count the attempts that failed because the event cannot be sent, and because the roomserver did not answer.
+	Unsendable, Unanswered uint8
+
+	phase  Phase
+	doubts Doubts
+	// refused is set while the token of a timer that has ended is still answered otherwise than an unknown one.
+	refused bool
+	// attempts counts those that have begun and are not over.
+	attempts uint16
+
+	wake  time.Duration // when the scheduler looks at the timer, if place is not -1
+	place int           // the position in the heap, or -1
+
+	// The neighbours in the lists of timers of the same state, and of the same sender.
+	nextOfState, nextOfSender, previousOfSender *Timer
+}
+
+// NID returns the number of the timer's row. It, and the methods up to Delayed, return what never changes, and need no lock.
+func (tm *Timer) NID() int64      { return tm.row.NID }
+func (tm *Timer) Room() uint64    { return tm.row.Room }
+func (tm *Timer) Sender() uint64  { return tm.row.Sender }
+func (tm *Timer) State() uint64   { return tm.row.State }
+func (tm *Timer) Event() uint64   { return tm.row.Event }
+func (tm *Timer) Request() uint64 { return tm.row.Request }
+
+// Token returns the first bytes of the token's hash.
+func (tm *Timer) Token() [TokenSize]byte { return tm.row.Token }
+
+// Received returns when the event was accepted, by the wall clock.
+func (tm *Timer) Received() time.Time { return time.UnixMilli(tm.row.Received) }
+
+// Delayed reports whether the timer is that of a delayed event. nil is not.
+func (tm *Timer) Delayed() bool { return tm != nil && tm.row.Delayed }
+
+// Phase returns the phase; nil is Gone.
+func (tm *Timer) Phase() Phase {
+	if tm == nil {
+		return Gone
+	}
+	return tm.phase
+}
+
+// Live reports whether the timer has not ended.
+func (tm *Timer) Live() bool { return tm.Phase() <= Claimed }
+
+// Running reports whether the timer has not ended, and is not claimed: its token is valid.
+func (tm *Timer) Running() bool { return tm.Phase() <= Running }
+
+// HasRow reports whether the timer has ended and its row is not yet deleted.
+func (tm *Timer) HasRow() bool { return tm.Phase() == Stopped || tm.Phase() == Finished }
+
+// Refused reports whether the token is still answered although the timer has ended.
+func (tm *Timer) Refused() bool { return tm != nil && tm.refused }
+
+// Has reports whether there is one of these doubts.
+func (tm *Timer) Has(d Doubts) bool { return tm != nil && tm.doubts&d != 0 }
+
+// Doubt adds doubts.
+func (tm *Timer) Doubt(d Doubts) {
+	if d&Superseded != 0 {
+		d |= MaybeReplaced
+	}
+	tm.doubts |= d
+}
+
+// Settle takes doubts away.
+func (tm *Timer) Settle(d Doubts) {
+	if d&MaybeReplaced != 0 {
+		d |= Superseded
+	}
+	tm.doubts &^= d
+}
+
+// Wake returns when the scheduler looks at the timer, and whether it does.
+func (tm *Timer) Wake() (wake time.Duration, scheduled bool) { return tm.wake, tm.place >= 0 }
+
+func (tm *Timer) String() string { return fmt.Sprintf("timer %d (%s)", tm.row.NID, tm.phase) }
