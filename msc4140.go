@@ -95,6 +95,7 @@ func New(
 		return nil, err
 	}
 	sender := roomserver.NewGuard(roomserver.NewCloser(&dendriteCfg.ClientAPI, wrapper), accounts)
+	componentCfg.Explain = clientapi.Explain
 	timers := expiration.New(componentCfg, store, queue.Settling(sender), tokens)
 	wrapper.Watch(timers)
 	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, timers)

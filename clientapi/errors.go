@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"time"
@@ -67,4 +68,33 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 	}
 	util.GetLogger(req.Context()).WithError(err).Log(level, "Failed to handle an expiring or delayed event")
 	return util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.Unknown("Internal server error")}
+}
+
+// Explain returns the Matrix error that the owner of a delayed event is shown when the event could not be sent. It is what the same error
+// would be answered to a request, but that nobody can come again.
+func Explain(err error) json.RawMessage {
+	var (
+		refused *expiration.RefusedError
+		limit   *expiration.LimitError
+		dropped *expiration.DropError
+		shown   spec.MatrixError
+	)
+	switch {
+	case errors.As(err, &refused):
+		return refused.Response
+	case errors.Is(err, expiration.ErrTooLarge):
+		shown = spec.MatrixError{ErrCode: errTooLarge, Err: "The closing event would be too large"}
+	case errors.As(err, &limit):
+		shown = spec.MatrixError{ErrCode: spec.ErrorLimitExceeded, Err: "Too many of your events are running"}
+	case !errors.As(err, &dropped):
+		shown = spec.Unknown("Internal server error")
+	case dropped.Reason == expiration.Unsendable, dropped.Reason == expiration.Unanswered:
+		shown = spec.Unknown("The homeserver was not able to send this event")
+	case dropped.Reason == expiration.RoomGone:
+		shown = spec.NotFound("The room is gone")
+	default:
+		shown = spec.Forbidden("The sender may no longer send this event")
+	}
+	response, _ := json.Marshal(shown) // never fails
+	return response
 }

@@ -61,10 +61,9 @@ type FinalisedError struct{ Final Final }
 
 func (e *FinalisedError) Error() string { return "the delayed event was finalised already" }
 
-// RefusedError is how the homeserver refuses a send, for good: what a client would have been answered.
+// RefusedError is how the homeserver refuses a send, for good: what a client would have been answered. The engine hands it on.
 type RefusedError struct {
-	Code int
-	// Response is the Matrix error.
+	Code     int
 	Response json.RawMessage
 }
 
@@ -143,7 +142,7 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 		if row.Delayed.Expires > 0 {
 			e := Event{ID: b.EventID, RoomID: b.RoomID, Type: b.Type, StateKey: b.StateKey, Sender: row.Event.Sender}
 			if !b.Closable {
-				return &RefusedError{Code: 413, Response: tooLarge}
+				return ErrTooLarge
 			}
 			if pending, err = t.Begin(ctx, e, row.Delayed.Expires, row.Delayed.Exempt); err != nil {
 				return err
@@ -168,21 +167,12 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 		err = t.claim(ctx, tm, due, *row.Claim)
 	}
 	if o == Expired { // and nobody waits for the answer
-		if errors.As(err, new(*LimitError)) {
-			err = &RefusedError{Code: 429, Response: tooMany}
-		}
-		if errors.As(err, new(*RefusedError)) {
+		if errors.Is(err, ErrTooLarge) || errors.As(err, new(*LimitError)) || errors.As(err, new(*RefusedError)) {
 			return &DropError{Reason: Forbidden, Cause: err}
 		}
 	}
 	return err
 }
-
-// What an event with a duration is refused with when it is due.
-var (
-	tooLarge = json.RawMessage(`{"errcode":"M_TOO_LARGE","error":"The closing event would be too large"}`)
-	tooMany  = json.RawMessage(`{"errcode":"M_LIMIT_EXCEEDED","error":"Too many of your events are running"}`)
-)
 
 // DelayedEvent returns one delayed event, of this owner if he is not "", scheduled or finalised, or ErrNotFound.
 func (t *Timers) DelayedEvent(ctx context.Context, delayID, owner string) (DelayedEvent, error) {

@@ -409,7 +409,7 @@ func TestRoomOfADelayedEventIsPurged(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		gone, kept := w.schedule(leave("key"), "gone", 10*time.Second), w.schedule(later("!other"), "kept", 10*time.Second)
 		w.DropRoom(t.Context(), "!room")
-		require.JSONEq(t, `{"errcode":"M_NOT_FOUND","error":"The room is gone"}`, string(w.final(gone).Error))
+		require.JSONEq(t, `{"error":"no closing event: room_gone"}`, string(w.final(gone).Error))
 		require.Nil(t, w.final(kept))
 		time.Sleep(10 * time.Second)
 		w.wantSent("kept")
@@ -740,7 +740,7 @@ func TestDelayedEventThatExpires(t *testing.T) {
 		require.Nil(t, w.final(delayID))
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		w.wantFinal(delayID, func(f Final) bool { return strings.Contains(string(f.Error), "M_LIMIT_EXCEEDED") })
+		w.wantFinal(delayID, func(f Final) bool { return strings.Contains(string(f.Error), "too many running timers") })
 		time.Sleep(time.Minute)
 		w.wantSent()
 		w.wantClosings(e)

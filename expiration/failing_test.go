@@ -32,7 +32,7 @@ func TestUnsendableEventsAreGivenUp(t *testing.T) {
 				require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.drops.WithLabelValues(string(Unsendable))))
 				d, err := w.DelayedEvent(t.Context(), delayID, "")
 				require.NoError(t, err)
-				require.Contains(t, string(d.Final.Error), "M_UNKNOWN")
+				require.Contains(t, string(d.Final.Error), string(Unsendable))
 				require.Zero(t, w.store.len())
 			})
 			inWorld(t, Config{}, func(t *testing.T, w *world) {
@@ -97,7 +97,7 @@ func TestUnansweredEventsAreGivenUp(t *testing.T) {
 		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
 		d, err := w.DelayedEvent(t.Context(), delayID, "")
 		require.NoError(t, err)
-		require.Contains(t, string(d.Final.Error), "M_UNKNOWN")
+		require.Contains(t, string(d.Final.Error), string(Unanswered))
 		require.Zero(t, w.store.len())
 	})
 }

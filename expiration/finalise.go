@@ -2,7 +2,6 @@ package expiration
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -109,7 +108,7 @@ func (t *Timers) sent(ctx context.Context, tm *index.Timer, row Timer) error {
 
 // dropDelayed finalises a scheduled event that will not be sent. If that fails, it is seen again when it is due.
 func (t *Timers) dropDelayed(ctx context.Context, tm *index.Timer, reason DropReason) {
-	if err := t.finalise(ctx, tm, finalOf(&DropError{Reason: reason}), true); err != nil && !isFinal(err) {
+	if err := t.finalise(ctx, tm, t.finalOf(&DropError{Reason: reason}), true); err != nil && !isFinal(err) {
 		t.log.WithError(err).WithField("timer_nid", tm.NID()).Error("Failed to cancel a delayed event")
 	}
 }
@@ -126,19 +125,11 @@ func (f Final) result() string {
 }
 
 // finalOf returns what becomes of a delayed event that will never be sent.
-func finalOf(dropped *DropError) (f Final) {
-	var refused *RefusedError
-	switch {
-	case dropped.Reason == Replaced, dropped.Reason == Deactivated: // which cancels it
-	case errors.As(dropped, &refused):
-		f.Error = refused.Response
-	case dropped.Reason == Unsendable, dropped.Reason == Unanswered:
-		f.Error = json.RawMessage(`{"errcode":"M_UNKNOWN","error":"The homeserver was not able to send this event"}`)
-	case dropped.Reason == RoomGone:
-		f.Error = json.RawMessage(`{"errcode":"M_NOT_FOUND","error":"The room is gone"}`)
-	default:
-		f.Error = json.RawMessage(`{"errcode":"M_FORBIDDEN","error":"The sender may no longer send this event"}`)
+func (t *Timers) finalOf(dropped *DropError) (f Final) {
+	if dropped.Reason == Replaced || dropped.Reason == Deactivated { // which cancels it
+		return f
 	}
+	f.Error = t.cfg.Explain(dropped)
 	return f
 }
 

@@ -118,7 +118,7 @@ func (t *Timers) gone(ctx context.Context, tm *index.Timer, row Timer, o Outcome
 		return errNotDue
 	}
 	if row.Delayed != nil {
-		if err := t.finaliseLocked(ctx, tm, finalOf(dropped), false); err != nil {
+		if err := t.finaliseLocked(ctx, tm, t.finalOf(dropped), false); err != nil {
 			t.again(tm, row.Event, err)
 			return err
 		}

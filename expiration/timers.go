@@ -2,6 +2,7 @@ package expiration
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"sync"
 	"time"
@@ -32,6 +33,9 @@ type Config struct {
 	RestartGrace time.Duration
 	// TokenLimit limits the requests with one token, or one delay ID.
 	TokenLimit RateLimit
+	// Explain returns what the owner of a delayed event is shown that ended with an error: a *DropError or what is wrapped in one.
+	// The engine stores it and does not read it.
+	Explain func(error) json.RawMessage
 }
 
 const (

@@ -3,6 +3,7 @@ package expiration
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -56,6 +57,7 @@ func (w *world) start(cfg Config) {
 	w.t.Helper()
 	tokens, err := NewTokens([]byte(cmp.Or(w.secret, "secret")))
 	require.NoError(w.t, err)
+	cfg.Explain = explain
 	w.Timers = New(cfg, w.store, w.roomserver, tokens)
 	w.lanes = lanes.New(cmp.Or(w.earlyEvery, 1))
 	w.clock.wall = func() time.Time { return time.Now().Round(0).Add(time.Duration(w.step.Load())) }
@@ -67,6 +69,14 @@ func (w *world) start(cfg Config) {
 	require.NoError(w.t, err)
 	w.loaded()
 	w.run(w.t.Context(), unfinished)
+}
+
+// explain returns a refusal as it is, and else the error itself.
+func explain(err error) json.RawMessage {
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+		return refused.Response
+	}
+	return fmt.Appendf(nil, `{"error":%q}`, err)
 }
 
 // invariants returns what is wrong with the index.
