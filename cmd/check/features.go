@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,18 +128,26 @@ func tryAccount(ctx context.Context, s *session) (string, error) {
 	if !s.versions.Exists() {
 		return "", unknownError("no client API")
 	}
-	return s.enter(ctx)
+	userID, err := s.enter(ctx)
+	errors.As(err, &s.noAccount)
+	return userID, err
 }
 
-// withAccount and withRoom are errors if there is none.
+// withAccount, withRoom and withLeave return the first cause: without an account there is no room, and without a room no leave.
 func (s *session) withAccount() error {
-	if s.user == nil {
-		return unknownError("no account")
+	switch {
+	case s.user != nil:
+		return nil
+	case !s.versions.Exists():
+		return unknownError("no client API")
 	}
-	return nil
+	return cmp.Or(s.noAccount, "no account")
 }
 
 func (s *session) withRoom() error {
+	if err := s.withAccount(); err != nil {
+		return err
+	}
 	if s.roomID == "" {
 		return unknownError("no room")
 	}
@@ -146,6 +155,9 @@ func (s *session) withRoom() error {
 }
 
 func (s *session) withLeave() error {
+	if err := s.withRoom(); err != nil {
+		return err
+	}
 	if s.leaveID == "" {
 		return unknownError("no delayed leave")
 	}
@@ -456,10 +468,12 @@ func tryOpenID(ctx context.Context, s *session) (string, error) {
 
 func trySFU(ctx context.Context, s *session) (string, error) {
 	switch {
+	case s.withRoom() != nil:
+		return "", s.withRoom()
 	case s.sfuURL == "":
 		return "", unknownError("no transport")
-	case !s.openID.Exists() || s.roomID == "":
-		return "", unknownError("no room, or no OpenID token")
+	case !s.openID.Exists():
+		return "", unknownError("no OpenID token")
 	}
 	service := &homeserver.Client{URL: strings.TrimSuffix(s.sfuURL, "/"), HTTP: s.http}
 	res, err := s.ask(ctx, service, http.MethodPost, "/sfu/get",

@@ -65,22 +65,17 @@ func check(ctx context.Context, server string, who credentials) (works bool) {
 	ctx, cancel := context.WithTimeout(ctx, wholeTime)
 	defer cancel()
 	s := newSession(server, who)
-	works = true
+	var found report
 	fmt.Printf("%s\n\n", server)
 	for _, f := range features {
 		seen, err := f.try(ctx, s)
-		printLine(f, seen, err)
-		works = works && (err == nil || !f.needed)
+		found.add(f, seen, err)
 	}
 	tidying, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTime)
 	defer cancel()
 	for _, left := range s.tidyUp(tidying) {
 		fmt.Println("\nleft behind:", left)
 	}
-	if works {
-		fmt.Println("\nAll that calls need is there.")
-	} else {
-		fmt.Println("\nCalls need what is MISSING, and what is unknown may be missing too.")
-	}
-	return works
+	found.summary()
+	return found.works()
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -94,7 +95,14 @@ func checked(t *testing.T, env []string, args ...string) (code int, printed stri
 	cmd.Stdout, cmd.Stderr = &out, &out
 	_ = cmd.Run()
 	found = map[string][]string{}
-	for line := range strings.Lines(out.String()) {
+	lines, summary, _ := strings.Cut(out.String(), "\nunknown ")
+	summary = strings.Join(strings.Fields(summary), " ")
+	for _, f := range features {
+		if regexp.MustCompile(`(not tried: |; )` + regexp.QuoteMeta(f.name) + `(; | unknown | Calls )`).MatchString(summary) {
+			found["unknown"] = append(found["unknown"], f.name)
+		}
+	}
+	for line := range strings.Lines(lines) {
 		for _, f := range features {
 			if word, rest, ok := strings.Cut(line, " "); ok && strings.HasPrefix(strings.TrimLeft(rest, " ")+" ", f.name+"  ") {
 				found[word] = append(found[word], f.name)
@@ -266,6 +274,9 @@ func TestNoAccount(t *testing.T) {
 	require.Equal(t, exitMissing, code, printed)
 	require.Equal(t, []string{"transports: there or in the well-known file"}, found["MISSING"], printed)
 	require.Contains(t, found["unknown"], "an account", printed)
+	require.Greater(t, len(found["unknown"]), 20, printed)
+	require.Equal(t, 1, strings.Count(printed, "\nunknown "), "one cause is named once: %s", printed)
+	require.Contains(t, printed, "--registration-secret", printed)
 	code, printed, found = checked(t, nil, "--server", hs.URL, "--user", "alice", "--password", "wrong")
 	require.Equal(t, exitMissing, code, printed)
 	require.Contains(t, found["MISSING"], "an account", printed)

@@ -45,13 +45,14 @@ type session struct {
 	versions     gjson.Result
 	wellKnown    gjson.Result
 	// user is nil, and roomID and the following empty, as long as there is none.
-	user     *homeserver.Client
-	deviceID string
-	roomID   string
-	since    string // of the last sync
-	leaveID  string // of the delayed leave
-	sfuURL   string // where tokens for the SFU are to be had
-	openID   gjson.Result
+	user      *homeserver.Client
+	noAccount unknownError // why there is none, if that is no fault of the server
+	deviceID  string
+	roomID    string
+	since     string // of the last sync
+	leaveID   string // of the delayed leave
+	sfuURL    string // where tokens for the SFU are to be had
+	openID    gjson.Result
 	// asked is what a browser would have to be allowed.
 	asked []exchange
 	// tidy undoes what was done, the last first.
@@ -190,7 +191,8 @@ func (s *session) register(ctx context.Context, account *homeserver.Client) erro
 		case err != nil:
 			return plain(err)
 		case res.Code != http.StatusOK:
-			return unknownError("name an account (--help says how): not everybody may register, " + said(res))
+			return unknownError("there is no account, and nobody may register: " + said(res) +
+				"\n         -> Name one with --user and --password or --token, or let one be made with --registration-secret.")
 		}
 		account.Token = res.Get("access_token").Str
 	}
