@@ -21,19 +21,38 @@ var (
 	shownAnswer = regexp.MustCompile(`(?m)^# \{.*(?:\n#   .*)*`)
 )
 
-// The commands in docs/delayed-events.md work as they are pasted, and are answered as it says.
+// The commands in docs/delayed-events.md work as pasted, and the answers are those that it shows.
 func TestDelayedEventsDoc(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../docs/delayed-events.md")
+	require.NoError(t, err)
+	testCommands(t, string(doc))
+}
+
+// The same for "Use it" in README.md, from the login on. The commands before that start the server and make the user.
+func TestReadme(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	_, use, found := strings.Cut(string(doc), "\nLog in, and make a room.")
+	require.True(t, found)
+	use, _, found = strings.Cut(use, "\nIs everything there")
+	require.True(t, found)
+	testCommands(t, use)
+}
+
+// testCommands runs the commands of a document on a server with the user that the README makes, and compares the answers with
+// those in the comments.
+func testCommands(t *testing.T, doc string) {
 	s := start(t, homeserver.Config{})
 	res, err := s.Anonymous().Do(t.Context(), http.MethodPost, "/_matrix/client/v3/register",
 		JSON{"username": "alice", "password": "a-long-password", "auth": JSON{"type": "m.login.dummy"}})
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, res.Code, res)
 
-	doc, err := os.ReadFile("../../docs/delayed-events.md")
-	require.NoError(t, err)
 	var script, shown strings.Builder
-	for _, block := range shellBlock.FindAllSubmatch(doc, -1) {
-		script.Write(block[1])
+	for _, block := range shellBlock.FindAllStringSubmatch(doc, -1) {
+		script.WriteString(block[1])
 	}
 	for _, answer := range shownAnswer.FindAllString(script.String(), -1) {
 		shown.WriteString(strings.ReplaceAll("\n"+answer, "\n#", "\n"))
