@@ -16,7 +16,11 @@ import (
 
 // loadAll reads into memory what an earlier process had, and returns what it had begun.
 func (t *Timers) loadAll(ctx context.Context) (u unfinished, err error) {
-	if u, err = t.loadTimers(ctx); err != nil {
+	// While a million timers are loaded, the heap only grows. By default the collector would go through all of it about ten times.
+	usual := debug.SetGCPercent(loadingGCPercent)
+	u, err = t.loadTimers(ctx)
+	debug.SetGCPercent(usual)
+	if err != nil {
 		return u, err
 	}
 	t.mu.Lock()

@@ -55,6 +55,8 @@ const (
 	lastPause  = 30 * time.Second
 	// manyTimers is from how many timers on their loading leaves memory behind that is worth giving back.
 	manyTimers = 10_000
+	// loadingGCPercent is by how much the heap may grow between two collections while timers are loaded.
+	loadingGCPercent = 400
 	// maxFailures is as far as failures are counted.
 	maxFailures = 16
 	// refusedFor is how long the token of a sender who is gone is told so at /end, before it is a token like any unknown

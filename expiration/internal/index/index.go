@@ -41,7 +41,6 @@ import (
 
 // Index finds timers by all that they are looked up by.
 type Index struct {
-	timers   map[int64]*Timer // by NID: those that are not Gone, or whose token is refused
 	lastNID  int64
 	expiring int // how many are live, of expiring events
 	delayed  int // and of delayed events
@@ -62,7 +61,6 @@ type Index struct {
 // New returns an index without timers.
 func New() *Index {
 	return &Index{
-		timers:   map[int64]*Timer{},
 		byToken:  map[[TokenSize]byte]*Timer{},
 		byState:  map[uint64]*Timer{},
 		bySender: map[uint64]*Timer{},
@@ -81,7 +79,7 @@ func (x *Index) NextNID() int64 { return x.lastNID + 1 }
 
 // ByToken returns the timer of a token, or of a delay ID, or nil.
 func (x *Index) ByToken(token [TokenSize]byte, delayed bool) *Timer {
-	if tm := x.byToken[token]; tm != nil && tm.row.Delayed == delayed {
+	if tm := x.byToken[token]; tm != nil && tm.delayed == delayed {
 		return tm
 	}
 	return nil
@@ -107,17 +105,15 @@ func (x *Index) OfSender(sender uint64, f func(*Timer)) {
 
 // Live calls f for each live timer. f may stop it.
 func (x *Index) Live(f func(*Timer)) {
-	for _, tm := range x.timers {
-		if tm.Live() {
-			f(tm)
-		}
+	for sender := range x.bySender {
+		x.OfSender(sender, f)
 	}
 }
 
 // InRoom returns the live timers in a room. It looks at every timer: whole rooms change rarely.
 func (x *Index) InRoom(room uint64) (timers []*Timer) {
 	x.Live(func(tm *Timer) {
-		if tm.row.Room == room {
+		if tm.room == room {
 			timers = append(timers, tm)
 		}
 	})
@@ -129,8 +125,7 @@ func (x *Index) Left() iter.Seq[*Timer] { return maps.Keys(x.left) }
 
 // Add takes a new timer in, which is Pending. due is its deadline by the monotonic clock.
 func (x *Index) Add(row Row, due time.Duration) *Timer {
-	tm := &Timer{row: row, Duration: row.Duration, Deadline: row.Deadline, Due: due, place: -1}
-	x.timers[row.NID] = tm
+	tm := newTimer(row, due)
 	x.lastNID = max(x.lastNID, row.NID)
 	x.count(tm, 1)
 	x.byToken[row.Token] = tm
@@ -202,12 +197,12 @@ func (x *Index) Stop(tm *Timer) bool {
 	x.count(tm, -1)
 	x.unschedule(tm)
 	x.forgetToken(tm)
-	if tm.row.State != 0 {
+	if tm.state != 0 {
 		x.removeFromState(tm)
 	}
 	x.removeFromSender(tm)
-	if x.byRequest[tm.row.Request] == tm {
-		delete(x.byRequest, tm.row.Request)
+	if x.byRequest[tm.request] == tm {
+		delete(x.byRequest, tm.request)
 	}
 	return true
 }
@@ -229,7 +224,7 @@ func (x *Index) Refuse(tm *Timer, until time.Duration) bool {
 		return false
 	}
 	tm.refused = true
-	x.byToken[tm.row.Token] = tm
+	x.byToken[tm.token] = tm
 	x.Schedule(tm, until)
 	return true
 }
@@ -247,22 +242,20 @@ func (x *Index) ForgetToken(tm *Timer) bool {
 
 // forgetToken takes a token out, unless another timer has it meanwhile.
 func (x *Index) forgetToken(tm *Timer) {
-	if x.byToken[tm.row.Token] == tm {
-		delete(x.byToken, tm.row.Token)
+	if x.byToken[tm.token] == tm {
+		delete(x.byToken, tm.token)
 	}
 }
 
 // release lets go of a timer that nothing needs any more.
 func (x *Index) release(tm *Timer) {
-	if tm.phase != Gone || tm.refused {
-		return
+	if tm.phase == Gone && !tm.refused {
+		x.unschedule(tm)
 	}
-	x.unschedule(tm)
-	delete(x.timers, tm.row.NID)
 }
 
 func (x *Index) count(tm *Timer, n int) {
-	if tm.row.Delayed {
+	if tm.delayed {
 		x.delayed += n
 	} else {
 		x.expiring += n
@@ -271,7 +264,7 @@ func (x *Index) count(tm *Timer, n int) {
 
 // removeFromState takes a timer out of a list that is short: what is replaced ends.
 func (x *Index) removeFromState(tm *Timer) {
-	before := x.byState[tm.row.State]
+	before := x.byState[tm.state]
 	switch {
 	case before != tm:
 		for before.nextOfState != tm {
@@ -279,9 +272,9 @@ func (x *Index) removeFromState(tm *Timer) {
 		}
 		before.nextOfState = tm.nextOfState
 	case tm.nextOfState != nil:
-		x.byState[tm.row.State] = tm.nextOfState
+		x.byState[tm.state] = tm.nextOfState
 	default:
-		delete(x.byState, tm.row.State)
+		delete(x.byState, tm.state)
 	}
 	tm.nextOfState = nil
 }
@@ -294,17 +287,17 @@ func (x *Index) removeFromSender(tm *Timer) {
 	case tm.previousOfSender != nil:
 		tm.previousOfSender.nextOfSender = tm.nextOfSender
 	case tm.nextOfSender != nil:
-		x.bySender[tm.row.Sender] = tm.nextOfSender
+		x.bySender[tm.sender] = tm.nextOfSender
 	default:
-		delete(x.bySender, tm.row.Sender)
+		delete(x.bySender, tm.sender)
 	}
 	tm.nextOfSender, tm.previousOfSender = nil, nil
 }
 
 // Repeatable lets a live timer be found by its request.
 func (x *Index) Repeatable(tm *Timer) {
-	if tm.Live() && tm.row.Request != 0 {
-		x.byRequest[tm.row.Request] = tm
+	if tm.Live() && tm.request != 0 {
+		x.byRequest[tm.request] = tm
 	}
 }
 
@@ -315,9 +308,9 @@ func (x *Index) OfRequest(request uint64) (tm *Timer, eventID string) {
 
 // Answer remembers the event of a request whose timer ends, if the request may be repeated.
 func (x *Index) Answer(tm *Timer, eventID string) {
-	if tm != nil && tm.row.Request != 0 && x.byRequest[tm.row.Request] == tm {
-		delete(x.byRequest, tm.row.Request)
-		x.answered[tm.row.Request] = eventID
+	if tm != nil && tm.request != 0 && x.byRequest[tm.request] == tm {
+		delete(x.byRequest, tm.request)
+		x.answered[tm.request] = eventID
 	}
 }
 
@@ -341,7 +334,7 @@ func (x *Index) Schedule(tm *Timer, wake time.Duration) bool {
 	if tm.place < 0 {
 		heap.Push(&x.wakes, tm)
 	} else {
-		heap.Fix(&x.wakes, tm.place)
+		heap.Fix(&x.wakes, int(tm.place))
 	}
 	return true
 }
@@ -359,12 +352,12 @@ func (x *Index) Returned(tm *Timer) { tm.attempts-- }
 
 // Empty reports whether nothing is left, not even of timers that have ended.
 func (x *Index) Empty() bool {
-	return len(x.timers)+len(x.byToken)+len(x.byState)+len(x.bySender)+len(x.wakes)+len(x.left)+len(x.byRequest) == 0
+	return len(x.byToken)+len(x.byState)+len(x.bySender)+len(x.wakes)+len(x.left)+len(x.byRequest) == 0
 }
 
 func (x *Index) unschedule(tm *Timer) {
 	if tm.place >= 0 {
-		heap.Remove(&x.wakes, tm.place)
+		heap.Remove(&x.wakes, int(tm.place))
 	}
 }
 
@@ -377,15 +370,15 @@ func (x *Index) Invariants() error {
 		}
 	}
 	expiring, delayed, states, senders, tokens, scheduled := 0, 0, 0, 0, 0, 0
-	for nid, tm := range x.timers {
+	for tm := range x.all() {
 		found := map[*Timer]bool{}
-		x.OfState(tm.row.State, func(other *Timer) { found[other] = true })
-		check(found[tm] == (tm.Live() && tm.row.State != 0), tm, "found by its state or not")
+		x.OfState(tm.state, func(other *Timer) { found[other] = true })
+		check(found[tm] == (tm.Live() && tm.state != 0), tm, "found by its state or not")
 		clear(found)
-		x.OfSender(tm.row.Sender, func(other *Timer) { found[other] = true })
+		x.OfSender(tm.sender, func(other *Timer) { found[other] = true })
 		check(found[tm] == tm.Live(), tm, "found by its sender or not")
-		check(!tm.Live() || x.byToken[tm.row.Token] == tm, tm, "not found by its token")
-		check(nid == tm.row.NID && nid <= x.lastNID, tm, "the number")
+		check(!tm.Live() || x.byToken[tm.token] == tm, tm, "not found by its token")
+		check(tm.nid <= x.lastNID, tm, "the number")
 		check(tm.phase != Gone || tm.refused, tm, "gone, and not forgotten")
 		check(!tm.refused || !tm.Live(), tm, "live, and its token refused")
 		check(tm.phase != Pending || tm.place < 0, tm, "pending, and scheduled")
@@ -398,26 +391,23 @@ func (x *Index) Invariants() error {
 		if tm.place >= 0 {
 			scheduled++
 		}
-		if x.byToken[tm.row.Token] == tm {
+		if x.byToken[tm.token] == tm {
 			tokens++
 		}
 		switch {
 		case !tm.Live():
 			continue
-		case tm.row.Delayed:
+		case tm.delayed:
 			delayed++
 		default:
 			expiring++
 		}
-		if tm.row.State != 0 && x.byState[tm.row.State] == tm {
+		if tm.state != 0 && x.byState[tm.state] == tm {
 			states++
 		}
-		if x.bySender[tm.row.Sender] == tm {
+		if x.bySender[tm.sender] == tm {
 			senders++
 		}
-	}
-	for tm := range x.left {
-		check(x.timers[tm.row.NID] == tm, tm, "left, and forgotten")
 	}
 	for _, tm := range x.byRequest {
 		check(tm.Live(), tm, "ended, and found by its request")
@@ -430,6 +420,28 @@ func (x *Index) Invariants() error {
 	return errors.Join(wrong...)
 }
 
+// all returns the timers that anything leads to.
+func (x *Index) all() map[*Timer]bool {
+	all := map[*Timer]bool{}
+	add := func(tm *Timer) { all[tm] = true }
+	x.Live(add)
+	for _, timers := range []map[uint64]*Timer{x.byState, x.byRequest} {
+		for _, tm := range timers {
+			add(tm)
+		}
+	}
+	for _, tm := range x.byToken {
+		add(tm)
+	}
+	for _, tm := range x.wakes {
+		add(tm)
+	}
+	for tm := range x.left {
+		add(tm)
+	}
+	return all
+}
+
 // wakeHeap has the timer that is looked at next in front.
 type wakeHeap []*Timer
 
@@ -437,12 +449,12 @@ func (h wakeHeap) Len() int           { return len(h) }
 func (h wakeHeap) Less(i, j int) bool { return h[i].wake < h[j].wake }
 func (h wakeHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].place, h[j].place = i, j
+	h[i].place, h[j].place = int32(i), int32(j)
 }
 
 func (h *wakeHeap) Push(x any) {
 	tm := x.(*Timer)
-	tm.place = len(*h)
+	tm.place = int32(len(*h))
 	*h = append(*h, tm)
 }
 

@@ -203,7 +203,7 @@ func TestRefusedTokens(t *testing.T) {
 		require.False(t, x.Refuse(tm, 9), "it is gone")
 		require.Nil(t, x.ByToken(token(1), false))
 		require.Nil(t, x.First())
-		require.Empty(t, x.timers)
+		require.True(t, x.Empty())
 	}
 }
 

@@ -74,11 +74,14 @@ const (
 	Confirmed
 )
 
-// Timer is a timer in memory. The event stands in the row, which is read when the timer ends.
-//
-// The exported fields of Row never change, but for Claimed, which says nothing here. Whoever has the Index guards the rest.
+// Timer is a timer in memory. The event stands in the row, which is read when the timer ends. There can be a million of them, so the fields
+// are ordered by size.
 type Timer struct {
-	row Row
+	// These never change.
+	nid                                 int64
+	token                               [TokenSize]byte
+	event, room, sender, state, request uint64
+	received                            int64
 
 	// Duration and Deadline are as the row has them. Due is the same moment as Deadline by the monotonic clock.
 	Duration time.Duration
@@ -86,9 +89,17 @@ type Timer struct {
 	Due      time.Duration
 	// Asked limits the requests with the token.
 	Asked time.Duration
+
+	// The neighbours in the lists of timers of the same state, and of the same sender.
+	nextOfState, nextOfSender, previousOfSender *Timer
+
+	wake  time.Duration // when the scheduler looks at the timer, if place is not -1
+	place int32         // the position in the heap, or -1
+	// attempts counts those that have begun and are not over.
+	attempts uint16
+
 	// Presence is only of interest for expiring events.
 	Presence Presence
-
 	// Failures counts the attempts that failed since the last one that did not. It makes the pauses grow.
 	Failures uint8
 	// Awaited counts how many times in a row the roomserver had not got as far as it was before a crash.
@@ -96,36 +107,37 @@ type Timer struct {
 	// Unsendable and Unanswered count the attempts that failed because the event cannot be sent, and because the roomserver did not answer.
 	Unsendable, Unanswered uint8
 
-	phase  Phase
-	doubts Doubts
+	delayed bool // never changes
+	phase   Phase
+	doubts  Doubts
 	// refused is set while the token of a timer that has ended is still answered otherwise than an unknown one.
 	refused bool
-	// attempts counts those that have begun and are not over.
-	attempts uint16
+}
 
-	wake  time.Duration // when the scheduler looks at the timer, if place is not -1
-	place int           // the position in the heap, or -1
-
-	// The neighbours in the lists of timers of the same state, and of the same sender.
-	nextOfState, nextOfSender, previousOfSender *Timer
+// newTimer returns the timer of a row, which is Pending.
+func newTimer(row Row, due time.Duration) *Timer {
+	return &Timer{
+		nid: row.NID, token: row.Token, event: row.Event, room: row.Room, sender: row.Sender, state: row.State, request: row.Request,
+		received: row.Received, delayed: row.Delayed, Duration: row.Duration, Deadline: row.Deadline, Due: due, place: -1,
+	}
 }
 
 // NID returns the number of the timer's row. It, and the methods up to Delayed, return what never changes, and need no lock.
-func (tm *Timer) NID() int64      { return tm.row.NID }
-func (tm *Timer) Room() uint64    { return tm.row.Room }
-func (tm *Timer) Sender() uint64  { return tm.row.Sender }
-func (tm *Timer) State() uint64   { return tm.row.State }
-func (tm *Timer) Event() uint64   { return tm.row.Event }
-func (tm *Timer) Request() uint64 { return tm.row.Request }
+func (tm *Timer) NID() int64      { return tm.nid }
+func (tm *Timer) Room() uint64    { return tm.room }
+func (tm *Timer) Sender() uint64  { return tm.sender }
+func (tm *Timer) State() uint64   { return tm.state }
+func (tm *Timer) Event() uint64   { return tm.event }
+func (tm *Timer) Request() uint64 { return tm.request }
 
 // Token returns the first bytes of the token's hash.
-func (tm *Timer) Token() [TokenSize]byte { return tm.row.Token }
+func (tm *Timer) Token() [TokenSize]byte { return tm.token }
 
 // Received returns when the event was accepted, by the wall clock.
-func (tm *Timer) Received() time.Time { return time.UnixMilli(tm.row.Received) }
+func (tm *Timer) Received() time.Time { return time.UnixMilli(tm.received) }
 
 // Delayed reports whether the timer is that of a delayed event. nil is not.
-func (tm *Timer) Delayed() bool { return tm != nil && tm.row.Delayed }
+func (tm *Timer) Delayed() bool { return tm != nil && tm.delayed }
 
 // Phase returns the phase; nil is Gone.
 func (tm *Timer) Phase() Phase {
@@ -169,4 +181,4 @@ func (tm *Timer) Settle(d Doubts) {
 // Wake returns when the scheduler looks at the timer, and whether it does.
 func (tm *Timer) Wake() (wake time.Duration, scheduled bool) { return tm.wake, tm.place >= 0 }
 
-func (tm *Timer) String() string { return fmt.Sprintf("timer %d (%s)", tm.row.NID, tm.phase) }
+func (tm *Timer) String() string { return fmt.Sprintf("timer %d (%s)", tm.nid, tm.phase) }
