@@ -3,9 +3,10 @@
 // a closing copy of the event. Or it schedules an event to be sent later and keeps pushing it back; when that stops, the
 // homeserver sends it. One component keeps the timers of both.
 //
-// This package is the door: it has the configuration, and joins the rooms of the house behind it, which ARCHITECTURE.md
-// shows. A Dendrite that wants the feature does five things, in this order:
+// This package is the door: it joins the rooms of the house behind it, which ARCHITECTURE.md shows. A Dendrite that wants the
+// feature does six things, in this order:
 //
+//	cfg, err := config.Load(...)            // of the package config below this one
 //	ext, err := msc4140.New(...)            // with the roomserver API, before any other component is given it
 //	rsAPI = ext.RoomserverAPI()             // to be used in its place from here on
 //	monolith.UserAPI = ext.UserAPI(userAPI) // before Dendrite's routes are registered
@@ -24,7 +25,7 @@ import (
 	"github.com/matrix-org/dendrite/internal/httputil"
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/roomserver/api"
-	"github.com/matrix-org/dendrite/setup/config"
+	dendriteconfig "github.com/matrix-org/dendrite/setup/config"
 	"github.com/matrix-org/dendrite/setup/jetstream"
 	"github.com/matrix-org/dendrite/setup/process"
 	dendriteuserapi "github.com/matrix-org/dendrite/userapi/api"
@@ -32,6 +33,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/clientapi"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/config"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
@@ -55,7 +57,7 @@ type Extension struct {
 	client   *clientapi.API
 	consumer *syncapi.Consumer
 	sync     *syncapi.StateAfter
-	rtc      MatrixRTC
+	rtc      config.MatrixRTC
 	delayed  bool // delayed events are not switched off
 	rooms    *summary.Summaries
 }
@@ -63,7 +65,7 @@ type Extension struct {
 // New opens the database and wires the component to Dendrite's. It starts nothing. It mends what a crash broke in JetStream,
 // which must be done before any component reads a stream.
 func New(
-	processCtx *process.ProcessContext, cfg *Config, dendriteCfg *config.Dendrite,
+	processCtx *process.ProcessContext, cfg *config.Config, dendriteCfg *dendriteconfig.Dendrite,
 	cm *sqlutil.Connections, natsInstance *jetstream.NATSInstance, rsAPI api.RoomserverInternalAPI, enableMetrics bool,
 ) (*Extension, error) {
 	store, err := storage.Open(processCtx.Context(), cm, &cfg.Database)
@@ -80,7 +82,7 @@ func New(
 	if err != nil {
 		return nil, fmt.Errorf("failed to derive the key of the refresh tokens: %w", err)
 	}
-	componentCfg, clientCfg := cfg.component()
+	componentCfg, clientCfg := cfg.Components()
 	js, _ := natsInstance.Prepare(processCtx, &dendriteCfg.Global.JetStream)
 	if err = resetStrandedConsumers(processCtx.Context(), js, &dendriteCfg.Global.JetStream); err != nil {
 		return nil, err

@@ -181,20 +181,20 @@ func TestRefuses(t *testing.T) {
 			replace(t, dir, "cmd/dendrite/main.go", "prometheus.MustRegister(upCounter)", "")
 		}, "cmd/dendrite/main.go: patch does not apply", apply},
 		"FileOfOursIsThere": {func(t *testing.T, dir string) {
-			require.NoError(t, os.MkdirAll(filepath.Join(dir, "setup/mscs/msc4140"), 0o700))
-			require.NoError(t, os.WriteFile(filepath.Join(dir, "setup/mscs/msc4140/config.go"), nil, 0o600))
-		}, "setup/mscs/msc4140/config.go", apply},
+			require.NoError(t, os.MkdirAll(filepath.Join(dir, "setup/mscs/msc4140/config"), 0o700))
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "setup/mscs/msc4140/config/config.go"), nil, 0o600))
+		}, "setup/mscs/msc4140/config/config.go", apply},
 		"ChangedAfterwards": {func(t *testing.T, dir string) {
 			then(t, dir)
-			replace(t, dir, "setup/mscs/msc4140/config.go", "package", "// Mine.\npackage")
-		}, "setup/mscs/msc4140/config.go", undo},
+			replace(t, dir, "setup/mscs/msc4140/config/config.go", "package", "// Mine.\npackage")
+		}, "setup/mscs/msc4140/config/config.go", undo},
 		"WiringChangedAfterwards": {func(t *testing.T, dir string) {
 			then(t, dir)
 			replace(t, dir, "cmd/dendrite/main.go", "Failed to start expiring events", "Mine")
 		}, "cmd/dendrite/main.go: patch does not apply", undo},
 		"HalfApplied": {func(t *testing.T, dir string) {
 			then(t, dir)
-			require.NoError(t, os.Remove(filepath.Join(dir, "setup/mscs/msc4140/config.go")))
+			require.NoError(t, os.Remove(filepath.Join(dir, "setup/mscs/msc4140/config/config.go")))
 		}, "of our", apply},
 		"NotCommitted": {func(t *testing.T, dir string) {
 			git(t, dir, "init", "-q")

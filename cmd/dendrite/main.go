@@ -16,7 +16,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/sirupsen/logrus"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140"
+	msc4140config "github.com/matrix-org/dendrite/setup/mscs/msc4140/config"
 )
 
 var (
@@ -59,7 +59,7 @@ func run(cfg *config.Dendrite, h *home) error {
 	if cfg.Verify(&errs); len(errs) > 0 {
 		return fmt.Errorf("configuration error: %s", strings.Join(errs, "; "))
 	}
-	extension, err := msc4140.LoadConfig(flag.Lookup("config").Value.String(), cfg)
+	extension, err := msc4140config.Load(flag.Lookup("config").Value.String(), cfg)
 	if err != nil {
 		return fmt.Errorf("configuration error: %w", err)
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/matrix-org/dendrite/setup/config"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140"
+	msc4140config "github.com/matrix-org/dendrite/setup/mscs/msc4140/config"
 )
 
 // addresses is where the server listens.
@@ -46,7 +46,7 @@ func listenAddresses() (addresses, error) {
 // preflight looks for what would make the components fail one by one, in many words and half started: ports that are
 // taken, files and folders that cannot be written, and a second server on the same data. The locks that it takes are held until
 // unlock is called, or the process ends in whatever way.
-func preflight(cfg *config.Dendrite, extension *msc4140.Config, listen addresses) (unlock func(), err error) {
+func preflight(cfg *config.Dendrite, extension *msc4140config.Config, listen addresses) (unlock func(), err error) {
 	for _, address := range []config.ServerAddress{listen.http, listen.https} {
 		if !address.Enabled() || address.IsUnixSocket() {
 			continue

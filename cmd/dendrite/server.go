@@ -29,6 +29,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140"
+	msc4140config "github.com/matrix-org/dendrite/setup/mscs/msc4140/config"
 )
 
 const (
@@ -50,7 +51,7 @@ type server struct {
 
 // build makes all of Dendrite's components, as its own command does, with the extension between the roomserver and the
 // rest.
-func build(cfg *config.Dendrite, extensionCfg *msc4140.Config, h *home) (s *server, err error) {
+func build(cfg *config.Dendrite, extensionCfg *msc4140config.Config, h *home) (s *server, err error) {
 	s = &server{
 		process: process.NewProcessContext(), cfg: cfg,
 		routers: httputil.NewRouters(), nats: &jetstream.NATSInstance{},

@@ -1,4 +1,4 @@
-package msc4140
+package config
 
 import (
 	"fmt"

@@ -1,4 +1,4 @@
-package msc4140
+package config
 
 import (
 	"fmt"
@@ -41,7 +41,7 @@ func TestRateLimitingSwitchedOff(t *testing.T) {
 	for _, enabled := range []bool{true, false} {
 		c, err := parseConfig(fmt.Appendf(nil, "expiration: {rate_limiting: {enabled: %t, token: {threshold: 7}, unknown_token: {threshold: 8}, user: {threshold: 9}}}", enabled))
 		require.NoError(t, err)
-		component, routes := c.component()
+		component, routes := c.Components()
 		var token, unknown, user expiration.RateLimit
 		if enabled {
 			token = expiration.RateLimit{Threshold: 7, Cooloff: time.Second}
@@ -56,7 +56,7 @@ func TestRateLimitingSwitchedOff(t *testing.T) {
 
 // The example in the documentation is complete, and shows the defaults.
 func TestDocumentedExample(t *testing.T) {
-	doc, err := os.ReadFile(filepath.Join("docs", "configuration.md"))
+	doc, err := os.ReadFile(filepath.Join("..", "docs", "configuration.md"))
 	require.NoError(t, err)
 	example := regexp.MustCompile("(?s)```yaml\n(expiration:.*?)```").FindSubmatch(doc)
 	require.NotNil(t, example)
@@ -70,7 +70,7 @@ func TestDocumentedExample(t *testing.T) {
 
 // Every number and every duration has bounds. The table in the documentation names them, and each is reached from both sides.
 func TestBounds(t *testing.T) {
-	doc, err := os.ReadFile(filepath.Join("docs", "configuration.md"))
+	doc, err := os.ReadFile(filepath.Join("..", "docs", "configuration.md"))
 	require.NoError(t, err)
 	rows := regexp.MustCompile("(?m)^\\| `(.*)` \\| (\\S+)(?: \\(.*\\))? \\| (\\S+) \\| (\\S+) \\|$").FindAllStringSubmatch(string(doc), -1)
 	var documented []string
@@ -133,7 +133,7 @@ func numbersOf(prefix string, section reflect.Type) (keys []string) {
 
 // So is the example of the transports, but for their defaults: there are none.
 func TestDocumentedTransports(t *testing.T) {
-	doc, err := os.ReadFile(filepath.Join("docs", "configuration.md"))
+	doc, err := os.ReadFile(filepath.Join("..", "docs", "configuration.md"))
 	require.NoError(t, err)
 	example := regexp.MustCompile("(?s)```yaml\n(matrix_rtc:.*?)```").FindSubmatch(doc)
 	require.NotNil(t, example)

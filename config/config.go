@@ -1,4 +1,6 @@
-package msc4140
+// Package config reads our sections of dendrite.yaml: defaults, checks, and which database is used. docs/configuration.md explains
+// the keys to operators.
+package config
 
 import (
 	"errors"
@@ -16,7 +18,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// Config is the section expiration of dendrite.yaml. docs/configuration.md explains it to operators.
+// Config is the section expiration of dendrite.yaml.
 type Config struct {
 	// Database is where the timers are kept. An empty connection string means the global database if that is PostgreSQL,
 	// and else an SQLite file of our own, beside the roomserver's.
@@ -209,9 +211,9 @@ func sharesSQLite(own config.DataSource, cfg *config.Dendrite) bool {
 	return false
 }
 
-// LoadConfig reads the section expiration out of the file that Dendrite has read the rest from. It is complete and
+// Load reads the section expiration out of the file that Dendrite has read the rest from. It is complete and
 // verified when there is no error; the error names every bad key.
-func LoadConfig(file string, cfg *config.Dendrite) (*Config, error) {
+func Load(file string, cfg *config.Dendrite) (*Config, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -330,8 +332,8 @@ func fieldByKey(t reflect.Type, key string) (reflect.StructField, bool) {
 	return reflect.StructField{}, false
 }
 
-// component returns what the component and its routes need of the configuration.
-func (c *Config) component() (expiration.Config, clientapi.Config) {
+// Components returns what the component and its routes need of the configuration.
+func (c *Config) Components() (expiration.Config, clientapi.Config) {
 	limit := func(l RateLimit) expiration.RateLimit {
 		if !c.RateLimiting.Enabled {
 			return expiration.RateLimit{}
