@@ -1,0 +1,75 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/matrix-org/dendrite/setup/config"
+)
+
+const (
+	// maxPerUser is the most that one user may be allowed of anything, and maxThreshold the most requests at once. With more, the
+	// product with a factor of the component could overflow, and a request would cost less than the nanosecond that is the least that a
+	// bucket can count.
+	maxPerUser   = 1_000_000
+	maxThreshold = 1_000_000
+	// maxMaxFinalised is less, because a look-up without an ID reads all of them.
+	maxMaxFinalised = 10_000
+	minKeep         = time.Minute
+	maxMaxDuration  = 365 * 24 * time.Hour
+	maxRestartGrace = time.Hour
+	maxCooloffMS    = int64(time.Hour / time.Millisecond)
+	// maxConnections and maxLifetime bound the numbers of the database. PostgreSQL itself allows at most 262,143 connections.
+	maxConnections = 10_000
+	maxLifetime    = int64(maxMaxDuration / time.Second)
+)
+
+// bounds is which values a key allows: from least to most, in steps. Durations are in nanoseconds.
+type bounds struct {
+	key               string
+	value             any // int, int64 or time.Duration
+	least, most, step int64
+	// allowed is the same for people.
+	allowed string
+}
+
+// bounds returns the bounds of every number and every duration. docs/configuration.md has the same table, and a test holds the two
+// against each other.
+func (c *Config) bounds() []bounds {
+	number := func(key string, value any, least, most int64) bounds {
+		return bounds{key, value, least, most, 1, fmt.Sprintf("from %d to %d", least, most)}
+	}
+	duration := func(key string, value, least, most, step time.Duration, allowed string) bounds {
+		return bounds{key, value, int64(least), int64(most), int64(step), allowed}
+	}
+	database, delayed, limits := &c.Database, &c.DelayedEvents, &c.RateLimiting
+	return []bounds{
+		number("database.max_open_conns", database.MaxOpenConnections, -1, maxConnections),
+		number("database.max_idle_conns", database.MaxIdleConnections, -1, maxConnections),
+		number("database.conn_max_lifetime", database.ConnMaxLifetimeSeconds, -1, maxLifetime),
+		duration("max_duration", c.MaxDuration, time.Second, maxMaxDuration, time.Second, "whole seconds from 1s to 8760h"),
+		number("max_running_per_user", c.MaxRunningPerUser, 1, maxPerUser),
+		duration("delayed_events.max_delay", delayed.MaxDelay, time.Second, maxMaxDuration, time.Millisecond,
+			"whole milliseconds from 1s to 8760h"),
+		number("delayed_events.max_scheduled_per_user", delayed.MaxScheduledPerUser, 0, maxPerUser),
+		duration("delayed_events.keep_finalised", delayed.KeepFinalised, minKeep, maxMaxDuration, 1, "from 1m to 8760h"),
+		number("delayed_events.max_finalised_per_user", delayed.MaxFinalisedPerUser, 1, maxMaxFinalised),
+		duration("restart_grace", c.RestartGrace, 0, maxRestartGrace, 1, "from 0s to 1h"),
+		number("rate_limiting.token.threshold", limits.Token.Threshold, 1, maxThreshold),
+		number("rate_limiting.token.cooloff_ms", limits.Token.CooloffMS, 1, maxCooloffMS),
+		number("rate_limiting.unknown_token.threshold", limits.UnknownToken.Threshold, 1, maxThreshold),
+		number("rate_limiting.unknown_token.cooloff_ms", limits.UnknownToken.CooloffMS, 1, maxCooloffMS),
+		number("rate_limiting.user.threshold", limits.User.Threshold, 1, maxThreshold),
+		number("rate_limiting.user.cooloff_ms", limits.User.CooloffMS, 1, maxCooloffMS),
+	}
+}
+
+// Verify adds to configErrs what is impossible, naming the key.
+func (c *Config) Verify(configErrs *config.ConfigErrors) {
+	for _, b := range c.bounds() {
+		if value := reflect.ValueOf(b.value).Int(); value < b.least || value > b.most || value%b.step != 0 {
+			configErrs.Add(fmt.Sprintf("invalid value for config key %q: %v (must be %s)", "expiration."+b.key, b.value, b.allowed))
+		}
+	}
+}
