@@ -2,7 +2,6 @@ package config
 
 import (
 	"fmt"
-	"reflect"
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/config"
@@ -27,22 +26,24 @@ const (
 
 // bounds is which values a key allows: from least to most, in steps. Durations are in nanoseconds.
 type bounds struct {
-	key               string
-	value             any // int, int64 or time.Duration
-	least, most, step int64
-	// allowed is the same for people.
+	key                      string
+	value, least, most, step int64
+	// shown and allowed are the value and the bounds for people.
+	shown   any
 	allowed string
+}
+
+func number[T int | int64](key string, value T, least, most int64) bounds {
+	return bounds{key, int64(value), least, most, 1, value, fmt.Sprintf("from %d to %d", least, most)}
+}
+
+func duration(key string, value Duration, least, most, step time.Duration, allowed string) bounds {
+	return bounds{key, int64(value), int64(least), int64(most), int64(step), value, allowed}
 }
 
 // bounds returns the bounds of every number and every duration. docs/configuration.md has the same table, and a test holds the two
 // against each other.
 func (c *Config) bounds() []bounds {
-	number := func(key string, value any, least, most int64) bounds {
-		return bounds{key, value, least, most, 1, fmt.Sprintf("from %d to %d", least, most)}
-	}
-	duration := func(key string, value, least, most, step time.Duration, allowed string) bounds {
-		return bounds{key, value, int64(least), int64(most), int64(step), allowed}
-	}
 	database, delayed, limits := &c.Database, &c.DelayedEvents, &c.RateLimiting
 	return []bounds{
 		number("database.max_open_conns", database.MaxOpenConnections, -1, maxConnections),
@@ -68,8 +69,8 @@ func (c *Config) bounds() []bounds {
 // Verify adds to configErrs what is impossible, naming the key.
 func (c *Config) Verify(configErrs *config.ConfigErrors) {
 	for _, b := range c.bounds() {
-		if value := reflect.ValueOf(b.value).Int(); value < b.least || value > b.most || value%b.step != 0 {
-			configErrs.Add(fmt.Sprintf("invalid value for config key %q: %v (must be %s)", "expiration."+b.key, b.value, b.allowed))
+		if b.value < b.least || b.value > b.most || b.value%b.step != 0 {
+			configErrs.Add(fmt.Sprintf("invalid value for config key %q: %v (must be %s)", "expiration."+b.key, b.shown, b.allowed))
 		}
 	}
 }

@@ -17,7 +17,7 @@ type Config struct {
 	// and else an SQLite file of our own, beside the roomserver's.
 	Database config.DatabaseOptions `yaml:"database"`
 	// MaxDuration is the longest duration that a client may ask for, from 1s to 8760h, in whole seconds. Default 24h.
-	MaxDuration time.Duration `yaml:"max_duration"`
+	MaxDuration Duration `yaml:"max_duration"`
 	// MaxRunningPerUser is how many expiring events of one user may run at the same time, from 1 to 1000000. Application
 	// services are exempt. Default 100.
 	MaxRunningPerUser int `yaml:"max_running_per_user"`
@@ -25,7 +25,7 @@ type Config struct {
 	DelayedEvents DelayedEvents `yaml:"delayed_events"`
 	// RestartGrace is for how long after a start no event expires, from 0s to 1h. Default 0s: what ran out while the
 	// server was down expires at once.
-	RestartGrace time.Duration `yaml:"restart_grace"`
+	RestartGrace Duration `yaml:"restart_grace"`
 	// RateLimiting limits the keep-alive endpoint.
 	RateLimiting RateLimiting `yaml:"rate_limiting"`
 	// MatrixRTC is a section of its own.
@@ -35,14 +35,14 @@ type Config struct {
 // DelayedEvents is the section expiration.delayed_events.
 type DelayedEvents struct {
 	// MaxDelay is the longest delay that a client may ask for, from 1s to 8760h, in whole milliseconds. Default 24h.
-	MaxDelay time.Duration `yaml:"max_delay"`
+	MaxDelay Duration `yaml:"max_delay"`
 	// MaxScheduledPerUser is how many delayed events of one user may be scheduled at the same time, from 0 to
 	// 1000000; 0 switches them off. Application services are exempt. Default 100.
 	MaxScheduledPerUser int `yaml:"max_scheduled_per_user"`
 	// KeepFinalised is for how long, from 1m to 8760h, and MaxFinalisedPerUser for how many of one user, from 1 to 10000, it
 	// can be looked up what became of a delayed event. Default 168h and 1000.
-	KeepFinalised       time.Duration `yaml:"keep_finalised"`
-	MaxFinalisedPerUser int           `yaml:"max_finalised_per_user"`
+	KeepFinalised       Duration `yaml:"keep_finalised"`
+	MaxFinalisedPerUser int      `yaml:"max_finalised_per_user"`
 }
 
 // RateLimiting is the section expiration.rate_limiting.
@@ -72,10 +72,11 @@ type RateLimit struct {
 // Defaults sets every value as it is when the section is absent.
 func (c *Config) Defaults() {
 	*c = Config{
-		MaxDuration:       24 * time.Hour,
+		MaxDuration:       Duration(24 * time.Hour),
 		MaxRunningPerUser: 100,
 		DelayedEvents: DelayedEvents{
-			MaxDelay: 24 * time.Hour, MaxScheduledPerUser: 100, KeepFinalised: 7 * 24 * time.Hour, MaxFinalisedPerUser: 1000,
+			MaxDelay: Duration(24 * time.Hour), MaxScheduledPerUser: 100,
+			KeepFinalised: Duration(7 * 24 * time.Hour), MaxFinalisedPerUser: 1000,
 		},
 		RateLimiting: RateLimiting{
 			Enabled:      true,
@@ -101,13 +102,14 @@ func (c *Config) Components() (expiration.Config, clientapi.Config) {
 		return expiration.RateLimit{Threshold: l.Threshold, Cooloff: time.Duration(l.CooloffMS) * time.Millisecond}
 	}
 	return expiration.Config{
-			MaxRunningPerUser: c.MaxRunningPerUser, RestartGrace: c.RestartGrace,
+			MaxRunningPerUser: c.MaxRunningPerUser, RestartGrace: time.Duration(c.RestartGrace),
 			MaxScheduledPerUser: c.DelayedEvents.MaxScheduledPerUser,
-			KeepFinalised:       c.DelayedEvents.KeepFinalised, MaxFinalisedPerUser: c.DelayedEvents.MaxFinalisedPerUser,
+			KeepFinalised:       time.Duration(c.DelayedEvents.KeepFinalised), MaxFinalisedPerUser: c.DelayedEvents.MaxFinalisedPerUser,
 			TokenLimit: limit(c.RateLimiting.Token),
 		},
 		clientapi.Config{
-			MaxDuration: c.MaxDuration, MaxDelay: c.DelayedEvents.MaxDelay, MaxScheduled: c.DelayedEvents.MaxScheduledPerUser,
+			MaxDuration: time.Duration(c.MaxDuration), MaxDelay: time.Duration(c.DelayedEvents.MaxDelay),
+			MaxScheduled:  c.DelayedEvents.MaxScheduledPerUser,
 			UnknownTokens: limit(c.RateLimiting.UnknownToken), RealIPHeader: c.RateLimiting.RealIPHeader,
 			UserRequests: limit(c.RateLimiting.User),
 		}

@@ -2,9 +2,7 @@ package config
 
 import (
 	"errors"
-	"fmt"
 	"os"
-	"reflect"
 	"strings"
 	"time"
 
@@ -12,123 +10,66 @@ import (
 	"gopkg.in/yaml.v2"
 )
 
-// Load reads the section expiration out of the file that Dendrite has read the rest from. It is complete and
-// verified when there is no error; the error names every bad key.
+// Load reads our sections of the file that Dendrite has read the rest from. The error names every bad key.
 func Load(file string, cfg *config.Dendrite) (*Config, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	c, err := parseConfig(data)
+	c, err := parse(data)
 	if err != nil {
 		return nil, err
 	}
 	return c, c.resolveDatabase(cfg)
 }
 
-func parseConfig(data []byte) (*Config, error) {
-	var root yaml.MapSlice
-	if err := yaml.Unmarshal(data, &root); err != nil {
-		return nil, err
-	}
+// sections are what dendrite.yaml has of ours. They are pointers, because a section without keys leaves a pointer's target as it is,
+// and would clear a struct.
+type sections struct {
+	Expiration *Config    `yaml:"expiration"`
+	MatrixRTC  *MatrixRTC `yaml:"matrix_rtc"`
+}
+
+func parse(data []byte) (*Config, error) {
 	c := &Config{}
 	c.Defaults()
-	if err := parseSection(root, "expiration", c); err != nil {
-		return nil, err
-	}
-	if err := parseSection(root, "matrix_rtc", &c.MatrixRTC); err != nil {
-		return nil, err
-	}
 	var errs config.ConfigErrors
-	c.Verify(&errs)
-	if c.MatrixRTC.Verify(&errs); len(errs) > 0 {
+	err := yaml.UnmarshalStrict(data, &sections{c, &c.MatrixRTC})
+	if typeErr := (*yaml.TypeError)(nil); errors.As(err, &typeErr) {
+		for _, text := range typeErr.Errors {
+			if text = explain(text, strings.Split(string(data), "\n")); text != "" {
+				errs.Add(text)
+			}
+		}
+	} else if err != nil {
+		return nil, err
+	}
+	if len(errs) == 0 { // else a value may be missing that is in the file
+		c.Verify(&errs)
+		c.MatrixRTC.Verify(&errs)
+	}
+	if len(errs) > 0 {
 		return nil, errors.New(strings.Join(errs, "; "))
 	}
 	return c, nil
 }
 
-// parseSection reads one section, if it is there.
-func parseSection[T any](root yaml.MapSlice, name string, into *T) error {
-	var keys yaml.MapSlice
-	for _, section := range root {
-		if section.Key != name || section.Value == nil {
-			continue
-		}
-		var ok bool
-		if keys, ok = section.Value.(yaml.MapSlice); !ok {
-			return fmt.Errorf("config key %q must be %s", name, kind(reflect.TypeFor[T]()))
-		}
-	}
-	var errs config.ConfigErrors
-	if checkKeys(&errs, name, keys, reflect.TypeFor[T]()); len(errs) > 0 {
-		return errors.New(strings.Join(errs, "; "))
-	}
-	section, err := yaml.Marshal(keys)
-	if err != nil {
-		return err
-	}
-	if err = yaml.UnmarshalStrict(section, into); err != nil {
-		return fmt.Errorf("config key %q: %w", name, err)
-	}
-	return nil
-}
+// Duration is a duration that is written with its unit. The YAML library takes a number without one as nanoseconds.
+type Duration time.Duration
 
-// checkKeys adds an error for each key that the section does not have, and for each value of a wrong kind. The YAML
-// library would name Go types instead of the keys' places.
-func checkKeys(errs *config.ConfigErrors, prefix string, section yaml.MapSlice, t reflect.Type) {
-	for _, item := range section {
-		key := fmt.Sprintf("%s.%v", prefix, item.Key)
-		field, ok := fieldByKey(t, fmt.Sprint(item.Key))
-		inner, isSection := item.Value.(yaml.MapSlice)
-		list, isList := item.Value.([]any)
-		switch {
-		case !ok:
-			errs.Add(fmt.Sprintf("unknown config key %q", key))
-		case isSection && field.Type.Kind() == reflect.Struct:
-			checkKeys(errs, key, inner, field.Type)
-		case isList && field.Type.Kind() == reflect.Slice:
-			for i, element := range list {
-				place := fmt.Sprintf("%s[%d]", key, i)
-				if inner, isSection = element.(yaml.MapSlice); isSection {
-					checkKeys(errs, place, inner, field.Type.Elem())
-				} else {
-					errs.Add(fmt.Sprintf("config key %q must be %s", place, kind(field.Type.Elem())))
-				}
-			}
-		default:
-			data, err := yaml.Marshal(item.Value)
-			if err == nil {
-				err = yaml.Unmarshal(data, reflect.New(field.Type).Interface())
-			}
-			if err != nil {
-				errs.Add(fmt.Sprintf("invalid value for config key %q: %v (must be %s)", key, item.Value, kind(field.Type)))
-			}
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// noDuration is a type that no YAML value fits into, so that the library's error has the line and the value.
+type noDuration chan struct{}
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (d *Duration) UnmarshalYAML(unmarshal func(any) error) error {
+	var text string
+	if unmarshal(&text) == nil {
+		if parsed, err := time.ParseDuration(text); err == nil {
+			*d = Duration(parsed)
+			return nil
 		}
 	}
-}
-
-// kind says what the values of a type look like.
-func kind(t reflect.Type) string {
-	switch {
-	case t == reflect.TypeFor[time.Duration]():
-		return "a duration, such as 90s or 24h"
-	case t.Kind() == reflect.Struct:
-		return "a section with keys of its own"
-	case t.Kind() == reflect.Slice:
-		return "a list of sections"
-	case t.Kind() == reflect.Bool:
-		return "true or false"
-	case t.Kind() == reflect.String:
-		return "text"
-	}
-	return "a whole number"
-}
-
-func fieldByKey(t reflect.Type, key string) (reflect.StructField, bool) {
-	for i := range t.NumField() {
-		if field := t.Field(i); field.Tag.Get("yaml") == key {
-			return field, true
-		}
-	}
-	return reflect.StructField{}, false
+	return unmarshal(new(noDuration))
 }

@@ -56,13 +56,13 @@ func TestTransportsWithoutWellKnown(t *testing.T) {
 
 func TestBadTransports(t *testing.T) {
 	for section, says := range map[string]string{
-		"5":                  `"matrix_rtc" must be a section`,
-		"{transport: []}":    `unknown config key "matrix_rtc.transport"`,
-		"{transports: {}}":   `"matrix_rtc.transports": [] (must be a list of sections)`,
-		"{transports: [5]}":  `"matrix_rtc.transports[0]" must be a section`,
+		"5":                  `"matrix_rtc": 5 (must be a section`,
+		"{transport: []}":    `unknown config key "transport" (the keys there are transports)`,
+		"{transports: {}}":   `transports": a section (must be a list of sections)`,
+		"{transports: [5]}":  `"transports": 5 (must be a section`,
 		"{transports: [{}]}": `"matrix_rtc.transports[0].type"`,
-		"{transports: [{type: livekit, url: x}]}":                                                    `unknown config key "matrix_rtc.transports[0].url"`,
-		"{transports: [{type: livekit, livekit_service_url: [x]}]}":                                  `"matrix_rtc.transports[0].livekit_service_url"`,
+		"{transports: [{type: livekit, url: x}]}":                                                    `unknown config key "url" (the keys there are type, livekit_service_url)`,
+		"{transports: [{type: livekit, livekit_service_url: [x]}]}":                                  `livekit_service_url": a list (must be text)`,
 		"{transports: [{type: jitsi, livekit_service_url: 'https://a.example'}]}":                    `"matrix_rtc.transports[0].type": "jitsi" (must be livekit)`,
 		"{transports: [{type: livekit, livekit_service_url: 'https://a.example'}, {type: livekit}]}": `"matrix_rtc.transports[1].livekit_service_url": ""`,
 		"{transports: [{type: livekit, livekit_service_url: a.example/jwt}]}":                        `"matrix_rtc.transports[0].livekit_service_url": "a.example/jwt"`,
