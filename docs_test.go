@@ -1,15 +1,23 @@
 package msc4140
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/clientapi"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
 // Every test that docs/guarantees.md names must exist, or a guarantee has none.
@@ -118,4 +126,66 @@ func hasAnchor(t *testing.T, path, anchor string) bool {
 		}
 	}
 	return false
+}
+
+// The table in docs/operations.md has each metric that there is, with its labels, and no other.
+func TestDocumentedMetrics(t *testing.T) {
+	timers := expiration.New(expiration.Config{}, struct{ expiration.Store }{}, nil, nil)
+	collectors := append(timers.Collectors(), clientapi.New(clientapi.Config{}, nil, nil, nil).Collectors()...)
+	var metrics []string
+	for _, collector := range collectors {
+		descriptions := make(chan *prometheus.Desc, 1) // each of them has one
+		collector.Describe(descriptions)
+		m := regexp.MustCompile(`fqName: "(\w+)".*variableLabels: (\{.*\})\}$`).FindStringSubmatch((<-descriptions).String())
+		require.NotNil(t, m)
+		metrics = append(metrics, m[1]+strings.TrimSuffix(m[2], "{}"))
+	}
+	require.ElementsMatch(t, metrics, firstColumn(t, "Metrics"))
+
+	// All that are made are among these.
+	made := 0
+	require.NoError(t, filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if entry.IsDir() && (path == "cmd" || path == "test") {
+			return fs.SkipDir
+		}
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		source, err := os.ReadFile(path)
+		made += len(regexp.MustCompile(`\b(prometheus|promauto)\.New(Counter|Gauge|Histogram|Summary|Untyped)`).FindAll(source, -1))
+		return err
+	}))
+	require.Len(t, collectors, made)
+}
+
+// The table in docs/operations.md has each reason why an event is dropped, and no other.
+func TestDocumentedDropReasons(t *testing.T) {
+	source, err := parser.ParseFile(token.NewFileSet(), filepath.Join("expiration", "event.go"), nil, 0)
+	require.NoError(t, err)
+	var reasons []string
+	ast.Inspect(source, func(n ast.Node) bool {
+		if constant, ok := n.(*ast.ValueSpec); ok {
+			if of, ok := constant.Type.(*ast.Ident); ok && of.Name == "DropReason" {
+				reason, err := strconv.Unquote(constant.Values[0].(*ast.BasicLit).Value)
+				require.NoError(t, err)
+				reasons = append(reasons, reason)
+			}
+		}
+		return true
+	})
+	require.NotEmpty(t, reasons)
+	require.ElementsMatch(t, reasons, firstColumn(t, "Drop reasons"))
+}
+
+// firstColumn returns what is in the first column of the table in a section of docs/operations.md.
+func firstColumn(t *testing.T, heading string) (cells []string) {
+	doc, err := os.ReadFile("docs/operations.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(doc), "# "+heading+"\n")
+	require.True(t, found)
+	section, _, _ = strings.Cut(section, "\n#")
+	for _, row := range regexp.MustCompile("(?m)^\\| `(.*?)` \\|").FindAllStringSubmatch(section, -1) {
+		cells = append(cells, row[1])
+	}
+	return cells
 }
