@@ -14,6 +14,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/commandline"
 )
 
 const (
@@ -44,11 +46,15 @@ It leaves no room, login, event or account of its own behind that can be used.
 		flag.PrintDefaults()
 	}
 	flag.Parse()
+	if err := commandline.NoArguments(flag.CommandLine, "the homeserver is named with --server"); err != nil {
+		fmt.Fprintln(os.Stderr, "check:", err)
+		os.Exit(exitUsage)
+	}
 	who.password = cmp.Or(who.password, os.Getenv("PASSWORD"))
 	who.token = cmp.Or(who.token, os.Getenv("ACCESS_TOKEN"))
 	who.secret = cmp.Or(who.secret, os.Getenv("REGISTRATION_SECRET"))
 	if u, err := url.Parse(*server); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" ||
-		flag.NArg() > 0 || (who.user != "") != (who.password != "") {
+		(who.user != "") != (who.password != "") {
 		flag.Usage()
 		os.Exit(exitUsage)
 	}

@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/commandline"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
@@ -26,9 +28,17 @@ func main() {
 	server := flag.String("server", "", "The URL of a homeserver that is already up; default: a new one")
 	secret := flag.String("registration-secret", "", "The registration_shared_secret of that homeserver; default: open registration")
 	flag.Parse()
+	err := commandline.NoArguments(flag.CommandLine, "a server that is already up is named with --server")
+	if err == nil && *server == "" && *secret != "" {
+		err = errors.New("--registration-secret is a secret of the server that --server names")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := demo(ctx, *server, *secret); err != nil {
+	if err = demo(ctx, *server, *secret); err != nil {
 		fmt.Fprintln(os.Stderr, "\ndemo: failed:", err)
 		stop()
 		os.Exit(1)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/rand"
+	"database/sql"
 	_ "embed"
 	"encoding/hex"
 	"encoding/pem"
@@ -152,20 +153,24 @@ func (h *home) quiet(cfg *config.Dendrite) {
 	}
 }
 
-// welcome says what a person needs to know who has just started the server.
-func (h *home) welcome(address string) {
+// welcome says what a person needs to know who has just started the server, and how to make the first user if there is none yet.
+func (h *home) welcome(address string, accounts *sql.DB) {
 	fmt.Printf(`Dendrite with expiring events is running.
 
   listening   http://%s
   data        %s
   log         %s
 
-Make the first user with
+`, address, h.dir, h.path("log"))
+	var one int
+	if errors.Is(accounts.QueryRow("SELECT 1 FROM userapi_accounts LIMIT 1").Scan(&one), sql.ErrNoRows) {
+		fmt.Printf(`Make the first user with
   go run github.com/matrix-org/dendrite/cmd/create-account \
     --config %s --url http://%s \
     --username alice --password a-long-password
-Ctrl-C stops the server; the next start goes on with the same data.
-`, address, h.dir, h.path("log"), shellPath(h.path(defaultConfig)), address)
+`, shellPath(h.path(defaultConfig)), address)
+	}
+	fmt.Println("Ctrl-C stops the server; the next start goes on with the same data.")
 }
 
 // shellPath shortens a path to one that works in this folder, if there is one.

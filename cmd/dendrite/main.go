@@ -31,6 +31,9 @@ var (
 
 func main() {
 	flag.Parse()
+	if err := checkArguments(flag.CommandLine); err != nil {
+		fail(err)
+	}
 	if flag.Lookup("version").Value.String() == "true" {
 		fmt.Println(version())
 		return
@@ -72,6 +75,9 @@ func run(cfg *config.Dendrite, h *home) error {
 		return err
 	}
 	defer unlock()
+	if h != nil {
+		fmt.Printf("Starting Dendrite with the data in %s\n", h.dir)
+	}
 	addProcessors(cfg)
 	s, err := build(cfg, extension, h)
 	if err != nil {

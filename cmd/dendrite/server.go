@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"net/http"
 	"sync"
@@ -47,6 +48,7 @@ type server struct {
 	routers   httputil.Routers
 	nats      *jetstream.NATSInstance
 	extension *msc4140.Extension
+	accounts  *sql.DB
 }
 
 // build makes all of Dendrite's components, as its own command does, with the extension between the roomserver and the
@@ -97,6 +99,9 @@ func build(cfg *config.Dendrite, extensionCfg *msc4140config.Config, h *home) (s
 	userAPI := userapi.NewInternalAPI(
 		s.process, cfg, connections, s.nats, rsAPI, federationClient, caching.EnableMetrics, fsAPI.IsBlacklistedOrBackingOff,
 	)
+	if s.accounts, _, err = connections.Connection(&cfg.UserAPI.AccountDatabase); err != nil {
+		return nil, err
+	}
 	asAPI := appservice.NewInternalAPI(s.process, cfg, s.nats, userAPI, rsAPI)
 	rsAPI.SetAppserviceAPI(asAPI)
 	rsAPI.SetUserAPI(userAPI)
@@ -180,7 +185,7 @@ func (s *server) serve(listen addresses, h *home) error {
 		servers = append(servers, listening)
 	}
 	if h != nil {
-		h.welcome(listen.http.Address)
+		h.welcome(listen.http.Address, s.accounts)
 	}
 	base.WaitForShutdown(web)
 	var stopping sync.WaitGroup

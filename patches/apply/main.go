@@ -24,6 +24,7 @@ func main() {
 	}
 	flag.Parse()
 	if flag.NArg() != 1 {
+		fmt.Fprintf(flag.CommandLine.Output(), "apply: needs one source tree, and flags in front of it, not %q\n", flag.Args())
 		flag.Usage()
 		os.Exit(2)
 	}

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/commandline"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/patches"
 )
 
@@ -20,6 +21,10 @@ func main() {
 	binary := flag.String("o", "dendrite", "where to put the homeserver")
 	source := flag.String("source", "", "a folder that does not exist yet, to keep the sources in")
 	flag.Parse()
+	if err := commandline.NoArguments(flag.CommandLine, "where to put the homeserver is said with -o"); err != nil {
+		fmt.Fprintln(os.Stderr, "maintained:", err)
+		os.Exit(2)
+	}
 	if err := run(*binary, *source); err != nil {
 		fmt.Fprintln(os.Stderr, "maintained:", err)
 		os.Exit(1)

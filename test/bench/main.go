@@ -26,6 +26,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/commandline"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
@@ -62,6 +63,10 @@ var parts = []struct {
 
 func main() {
 	flag.Parse()
+	if err := checkFlags(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
 	logrus.SetOutput(io.Discard) // of the parts that run in this process
 	run := bench
 	switch {
@@ -77,6 +82,23 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// checkFlags refuses a command line that would measure something else than asked for, or nothing.
+func checkFlags() error {
+	if err := commandline.NoArguments(flag.CommandLine, "the parts to run are named with -only"); err != nil {
+		return err
+	}
+	chosen, err := regexp.Compile(*only)
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		if chosen.MatchString(p.name) && *rounds > 0 {
+			return nil
+		}
+	}
+	return fmt.Errorf("nothing to measure: -only %q in %d rounds; -list names the parts", *only, *rounds)
 }
 
 func listParts(context.Context) error {

@@ -49,6 +49,12 @@ func TestDataFolder(t *testing.T) {
 	require.NoError(t, hs.Stop())
 	require.NoError(t, hs.Start(t.Context()))
 	alice.s.refreshed(t, sent.token)
+	eventually(t, "a welcome that does not say again how to make the first user", func() bool {
+		said, err := os.ReadFile(filepath.Join(dir, "output"))
+		require.NoError(t, err)
+		welcome := string(said[len(out):])
+		return strings.Contains(welcome, "Ctrl-C stops") && !strings.Contains(welcome, "create-account")
+	})
 	again, err := os.ReadFile(filepath.Join(dir, "dendrite.yaml"))
 	require.NoError(t, err)
 	require.Equal(t, string(config), string(again))
@@ -109,6 +115,9 @@ func TestStartFailures(t *testing.T) {
 	})
 	t.Run("BothDataAndConfiguration", func(t *testing.T) {
 		requireFails(t, "exclude each other", "--config", "dendrite.yaml", "--data", "data")
+	})
+	t.Run("Argument", func(t *testing.T) {
+		requireFails(t, "did you mean --config dendrite.yaml?", "dendrite.yaml", "--http-bind-address", "127.0.0.1:0")
 	})
 	configured := func(t *testing.T, change func(config string) string) []string {
 		hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{Expiration: JSON{}})

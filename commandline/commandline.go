@@ -1,0 +1,23 @@
+// Package commandline refuses command lines that Go's flag package accepts, and of which it ignores a part.
+package commandline
+
+import (
+	"flag"
+	"fmt"
+)
+
+// NoArguments returns an error if there is an argument that is no flag. The flag package stops at the first one: neither it nor the flags
+// behind it have any effect. The hint says what the argument may have been meant for.
+func NoArguments(flags *flag.FlagSet, hint string) error {
+	if flags.NArg() == 0 {
+		return nil
+	}
+	arg := flags.Arg(0)
+	switch {
+	case arg == "true" || arg == "false":
+		hint = "a switch takes its value with an equals sign, as in --switch=" + arg
+	case flags.Lookup(arg) != nil:
+		hint = "did you mean --" + arg + "?"
+	}
+	return fmt.Errorf("unexpected argument %q, and flags behind it are not read: %s", arg, hint)
+}
