@@ -12,7 +12,7 @@ import (
 // No command ignores an argument that it does not expect, and none does anything then.
 func TestCommands(t *testing.T) {
 	binaries := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", binaries+string(filepath.Separator),
+	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-w", "-o", binaries+string(filepath.Separator),
 		"../cmd/...", "../patches/...", "../test/bench")
 	out, err := build.CombinedOutput()
 	require.NoError(t, err, "%s", out)
