@@ -66,7 +66,7 @@ var (
 func TestLinks(t *testing.T) {
 	t.Run("Repository", func(t *testing.T) { checkLinks(t, ".") })
 	t.Run("Release", func(t *testing.T) {
-		if _, err := exec.LookPath("make"); err != nil {
+		if _, err := exec.LookPath("make"); err != nil && os.Getenv("CI") == "" {
 			t.Skip("needs make")
 		}
 		tree := t.TempDir()
