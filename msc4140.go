@@ -38,6 +38,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/roomserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/summary"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/userapi"
@@ -131,7 +132,7 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteus
 	routers.Client.Use(dendritefix.BoundDepth, dendritefix.RefuseNUL, syncapi.AddDelayIDs(e.timers, userAPI))
 	e.client.AddRoutes(routers.Client, userAPI)
 	e.sync.AddRoutes(routers.Client, userAPI)
-	clientapi.AddRTCRoutes(routers, userAPI, e.rtc.Transports)
+	rtc.AddRoutes(routers, userAPI, e.rtc.Transports)
 	e.rooms.AddRoutes(routers.Client, userAPI)
 	clientapi.AddVersions(routers.Client, e.features()...)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)

@@ -6,13 +6,13 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/config"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/clientapi"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
 )
 
 // MatrixRTC is the section matrix_rtc of dendrite.yaml.
 type MatrixRTC struct {
 	// Transports are what clients are told that their calls can go over, the best first. Default: none.
-	Transports []clientapi.Transport `yaml:"transports"`
+	Transports []rtc.Transport `yaml:"transports"`
 }
 
 // Verify adds to configErrs what is impossible, naming the key.

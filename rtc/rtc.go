@@ -1,4 +1,5 @@
-package clientapi
+// Package rtc tells clients over what the media of their calls can go (MatrixRTC transports, MSC4143).
+package rtc
 
 import (
 	"encoding/json"
@@ -23,9 +24,9 @@ type Transport struct {
 // wellKnownTransports is where clients look that do not know the endpoint.
 const wellKnownTransports = "org.matrix.msc4143.rtc_foci"
 
-// AddRTCRoutes registers the routes that tell clients of the transports, the best first. It must be called before Dendrite
+// AddRoutes registers the routes that tell clients of the transports, the best first. It must be called before Dendrite
 // registers its own.
-func AddRTCRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI, transports []Transport) {
+func AddRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI, transports []Transport) {
 	if transports == nil {
 		transports = []Transport{}
 	}
