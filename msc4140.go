@@ -32,6 +32,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/around"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/clientapi"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/config"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
@@ -134,7 +135,7 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteus
 	e.sync.AddRoutes(routers.Client, userAPI)
 	rtc.AddRoutes(routers, userAPI, e.rtc.Transports)
 	e.rooms.AddRoutes(routers.Client, userAPI)
-	clientapi.AddVersions(routers.Client, e.features()...)
+	around.AddVersions(routers.Client, e.features()...)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }
 

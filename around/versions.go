@@ -1,4 +1,4 @@
-package clientapi
+package around
 
 import (
 	"encoding/json"
@@ -7,15 +7,13 @@ import (
 	"github.com/gorilla/mux"
 	"github.com/matrix-org/dendrite/internal/httputil"
 	"github.com/matrix-org/util"
-
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/around"
 )
 
 // AddVersions registers a route that answers /versions as Dendrite does, with more unstable features in it. It must be called
 // before Dendrite registers its own.
 func AddVersions(router *mux.Router, features ...string) {
 	router.Handle("/versions", httputil.MakeExternalAPI("versions", func(req *http.Request) util.JSONResponse {
-		answer, body, ok := around.Dendrite(router, req)
+		answer, body, ok := Dendrite(router, req)
 		if !ok {
 			return answer
 		}
@@ -24,7 +22,7 @@ func AddVersions(router *mux.Router, features ...string) {
 			return util.ErrorResponse(err)
 		}
 		return util.JSONResponse{Code: http.StatusOK, JSON: versions}
-	})).Methods(http.MethodGet).MatcherFunc(around.First)
+	})).Methods(http.MethodGet).MatcherFunc(First)
 }
 
 // advertise adds features to an answer of /versions.
