@@ -42,6 +42,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/summary"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi/delayid"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/userapi"
 )
 
@@ -130,7 +131,7 @@ func (e *Extension) UserAPI(userAPI dendriteuserapi.UserInternalAPI) dendriteuse
 
 // AddPublicRoutes registers the routes. Dendrite's own must come after them.
 func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteuserapi.QueryAcccessTokenAPI) {
-	routers.Client.Use(dendritefix.BoundDepth, dendritefix.RefuseNUL, syncapi.AddDelayIDs(e.timers, userAPI))
+	routers.Client.Use(dendritefix.BoundDepth, dendritefix.RefuseNUL, delayid.Add(e.timers, userAPI))
 	e.client.AddRoutes(routers.Client, userAPI)
 	e.sync.AddRoutes(routers.Client, userAPI)
 	rtc.AddRoutes(routers, userAPI, e.rtc.Transports)

@@ -1,4 +1,5 @@
-package syncapi
+// Package delayid tells the senders of delayed events, in what Dendrite answers them, which delay IDs their events had.
+package delayid
 
 import (
 	"bytes"
@@ -31,9 +32,9 @@ type Sent interface {
 // client API.
 var eventPaths = []string{"sync", "rooms/*/messages", "rooms/*/event/*", "rooms/*/context/*"}
 
-// AddDelayIDs returns a middleware for the router of the client API. To what Dendrite answers a user it adds the delay IDs
+// Add returns a middleware for the router of the client API. To what Dendrite answers a user it adds the delay IDs
 // of the events that this user sent as delayed events. All other answers go through it as they are written.
-func AddDelayIDs(sent Sent, userAPI userapi.QueryAcccessTokenAPI) mux.MiddlewareFunc {
+func Add(sent Sent, userAPI userapi.QueryAcccessTokenAPI) mux.MiddlewareFunc {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 			if req.Method != http.MethodGet || !answersEvents(req.URL.EscapedPath()) {

@@ -1,4 +1,4 @@
-package syncapi
+package delayid
 
 import (
 	"context"
@@ -45,7 +45,7 @@ func serve(t *testing.T, sent Sent, handler http.HandlerFunc) (url string, u *ac
 	t.Helper()
 	u = &accounts{}
 	routers := httputil.NewRouters()
-	routers.Client.Use(AddDelayIDs(sent, u))
+	routers.Client.Use(Add(sent, u))
 	v3 := routers.Client.PathPrefix("/{apiversion:(?:r0|v3|v1|unstable)}/").Subrouter()
 	for _, path := range []string{
 		"/sync", "/search", "/rooms/{r}/messages", "/rooms/{r}/members", "/rooms/{r}/event/{e}", "/rooms/{r}/context/{e}", "/rooms/{r}/relations/{e}",
@@ -288,7 +288,7 @@ func TestPanic(t *testing.T) {
 // What all other requests pay.
 func BenchmarkOtherAnswers(b *testing.B) {
 	nothing := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
-	handler := AddDelayIDs(sentBy{}, &accounts{})(nothing)
+	handler := Add(sentBy{}, &accounts{})(nothing)
 	for _, path := range []string{"v3/sync", "v3/rooms/!r/members", "v3/profile/x"} {
 		b.Run(path, func(b *testing.B) {
 			w, req := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/_matrix/client/"+path, nil)

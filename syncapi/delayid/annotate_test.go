@@ -1,4 +1,4 @@
-package syncapi
+package delayid
 
 import (
 	"bytes"
@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+const alice = "@alice:localhost"
 
 const (
 	// aliceHasSent is what a delayed event of Alice's has in unsigned.
