@@ -43,6 +43,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/summary"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi/delayid"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi/stateafter"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/userapi"
 )
 
@@ -59,7 +60,7 @@ type Extension struct {
 	timers   *expiration.Timers
 	client   *clientapi.API
 	consumer *syncapi.Consumer
-	sync     *syncapi.StateAfter
+	sync     *stateafter.Route
 	rtc      config.MatrixRTC
 	delayed  bool // delayed events are not switched off
 	rooms    *summary.Summaries
@@ -107,7 +108,7 @@ func New(
 	if enableMetrics {
 		prometheus.MustRegister(append(timers.Collectors(), client.Collectors()...)...)
 	}
-	stateAfter, err := syncapi.NewStateAfter(processCtx.Context(), cm, &dendriteCfg.SyncAPI.Database, wrapper)
+	stateAfter, err := stateafter.New(processCtx.Context(), cm, &dendriteCfg.SyncAPI.Database, wrapper)
 	if err != nil {
 		return nil, fmt.Errorf("failed to open the syncapi's database: %w", err)
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/config"
 	"gopkg.in/yaml.v2"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/clientapi"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
 )
 
 // The errors of gopkg.in/yaml.v2, which name Go's types.
@@ -80,7 +80,7 @@ func kind(goType string) string {
 		return "a whole number"
 	case "string", "config.DataSource":
 		return "text"
-	case "[]clientapi.Transport":
+	case "[]rtc.Transport":
 		return "a list of sections"
 	}
 	return "a section with keys of its own"
@@ -89,7 +89,7 @@ func kind(goType string) string {
 // keysOf returns the keys of the section that has this Go type.
 func keysOf(goType string) []string {
 	for _, section := range []any{
-		Config{}, config.DatabaseOptions{}, DelayedEvents{}, RateLimiting{}, RateLimit{}, MatrixRTC{}, clientapi.Transport{},
+		Config{}, config.DatabaseOptions{}, DelayedEvents{}, RateLimiting{}, RateLimit{}, MatrixRTC{}, rtc.Transport{},
 	} {
 		if fmt.Sprintf("%T", section) == goType {
 			text, _ := yaml.Marshal(section)

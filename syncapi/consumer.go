@@ -1,5 +1,5 @@
 // Package syncapi reads the roomserver's output stream, and stops the timers of events that were replaced, redacted, or
-// whose sender is gone. And it answers syncs with the state after the timeline, see [StateAfter].
+// whose sender is gone.
 //
 // The stream tells of everything that happens in rooms, whoever did it, in the order of each room, at least once, and
 // across restarts: the consumer is durable. It comes a moment after the fact, so nothing depends on it but how soon a

@@ -1,4 +1,4 @@
-package syncapi
+package stateafter
 
 import (
 	"cmp"
@@ -22,7 +22,7 @@ import (
 
 // question is what one request asks.
 type question struct {
-	*StateAfter
+	*Route
 	userID   string
 	filter   synctypes.Filter
 	from, to types.StreamPosition
@@ -35,10 +35,10 @@ type question struct {
 	unmentioned []string
 }
 
-func (s *StateAfter) question(
+func (s *Route) question(
 	ctx context.Context, query url.Values, nextBatch string, device *userapi.Device,
 ) (*question, error) {
-	q := &question{StateAfter: s, userID: device.UserID, filter: synctypes.DefaultFilter()}
+	q := &question{Route: s, userID: device.UserID, filter: synctypes.DefaultFilter()}
 	to, err := types.NewStreamTokenFromString(nextBatch)
 	if err != nil {
 		return nil, fmt.Errorf("reading next_batch: %w", err)

@@ -1,4 +1,5 @@
-package syncapi
+// Package stateafter answers syncs with the state after the timeline (MSC4222).
+package stateafter
 
 import (
 	"context"
@@ -25,7 +26,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/around"
 )
 
-// StateAfter answers /sync as Dendrite does, but with the state at the end of each timeline in place of the state at its
+// Route answers /sync as Dendrite does, but with the state at the end of each timeline in place of the state at its
 // beginning, for clients that ask for it (MSC4222).
 //
 // Dendrite makes the answer; then the state in it is replaced by what its syncapi wrote down of the roomserver's resolved
@@ -35,7 +36,7 @@ import (
 // next_batch is not, unless the room's state has been written anew meanwhile (which is told with the next sync). What is not in
 // it: that state went away with nothing in its place, which the MSC has no words for; and state that changes by resolution
 // together with a redaction, of which Dendrite's syncapi takes no notice.
-type StateAfter struct {
+type Route struct {
 	dendrite http.Handler
 	record   *record
 }
@@ -48,20 +49,20 @@ const (
 	unstableField     = "org.matrix.msc4222.state_after"
 )
 
-// NewStateAfter opens the syncapi's database.
-func NewStateAfter(
+// New opens the syncapi's database.
+func New(
 	ctx context.Context, cm *sqlutil.Connections, options *config.DatabaseOptions, rsAPI roomserverAPI,
-) (*StateAfter, error) {
+) (*Route, error) {
 	record, err := openRecord(ctx, cm, options, rsAPI)
 	if err != nil {
 		return nil, err
 	}
-	return &StateAfter{record: record}, nil
+	return &Route{record: record}, nil
 }
 
 // AddRoutes registers the route. It must be called before Dendrite registers its own, which gets all requests that do not have
 // the parameter.
-func (s *StateAfter) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
+func (s *Route) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	s.dendrite = router
 	router.Handle("/{apiversion:(?:r0|v3)}/sync",
 		httputil.MakeAuthAPI("sync_state_after", userAPI, s.sync, httputil.WithAllowGuests()),
@@ -81,7 +82,7 @@ func fieldFor(query url.Values) string {
 	return ""
 }
 
-func (s *StateAfter) sync(req *http.Request, device *userapi.Device) util.JSONResponse {
+func (s *Route) sync(req *http.Request, device *userapi.Device) util.JSONResponse {
 	answer, body, ok := around.Dendrite(s.dendrite, req)
 	if !ok {
 		return answer
@@ -101,7 +102,7 @@ func (s *StateAfter) sync(req *http.Request, device *userapi.Device) util.JSONRe
 type object = map[string]json.RawMessage
 
 // replace puts the field with this name into all rooms of an answer, in place of their state.
-func (s *StateAfter) replace(
+func (s *Route) replace(
 	ctx context.Context, body []byte, query url.Values, device *userapi.Device, name string,
 ) (object, error) {
 	q, err := s.question(ctx, query, gjson.GetBytes(body, "next_batch").Str, device)

@@ -1,4 +1,4 @@
-package syncapi
+package stateafter
 
 import (
 	"context"
@@ -59,7 +59,7 @@ type history struct {
 	t          *testing.T
 	db         storage.Database
 	roomserver *roomserver
-	after      *StateAfter
+	after      *Route
 	state      map[string]string // event IDs by type and state key
 	states     map[types.StreamPosition]map[string]string
 	positions  []types.StreamPosition
@@ -78,7 +78,7 @@ func newHistory(t *testing.T, dsn string) *history {
 		t: t, state: map[string]string{}, states: map[types.StreamPosition]map[string]string{},
 		roomserver: &roomserver{map[string]*rstypes.HeaderedEvent{}},
 	}
-	h.after, err = NewStateAfter(t.Context(), cm, options, h.roomserver)
+	h.after, err = New(t.Context(), cm, options, h.roomserver)
 	require.NoError(t, err)
 	h.db, err = storage.NewSyncServerDatasource(t.Context(), cm, options)
 	require.NoError(t, err)
