@@ -76,7 +76,7 @@ func New(
 	if err != nil {
 		return nil, fmt.Errorf("failed to open the database of expiring events: %w", err)
 	}
-	if err = keepConnections(
+	if err = dendritefix.KeepConnections(
 		cm, &cfg.Database, &dendriteCfg.RoomServer.Database, &dendriteCfg.SyncAPI.Database, &dendriteCfg.UserAPI.AccountDatabase,
 		&dendriteCfg.KeyServer.Database, &dendriteCfg.FederationAPI.Database,
 	); err != nil {
@@ -88,7 +88,7 @@ func New(
 	}
 	componentCfg, clientCfg := cfg.Components()
 	js, _ := natsInstance.Prepare(processCtx, &dendriteCfg.Global.JetStream)
-	if err = resetStrandedConsumers(processCtx.Context(), js, &dendriteCfg.Global.JetStream); err != nil {
+	if err = dendritefix.ResetStrandedConsumers(processCtx.Context(), js, &dendriteCfg.Global.JetStream); err != nil {
 		return nil, err
 	}
 	queue := roomserver.NewQueue(

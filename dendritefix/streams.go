@@ -1,4 +1,4 @@
-package msc4140
+package dendritefix
 
 import (
 	"context"
@@ -23,7 +23,7 @@ var storedStreams = []string{
 	jetstream.OutputNotificationData,
 }
 
-// resetStrandedConsumers lets those consumers of Dendrite's streams begin anew that are further than their stream is.
+// ResetStrandedConsumers lets those consumers of Dendrite's streams begin anew that are further than their stream is.
 //
 // A crash in the wrong moment makes JetStream forget the last sequence number of a stream that is empty, as Dendrite's
 // mostly are. It counts from 1 again, and a durable consumer that was at 1000 gets none of the next 1000 messages: a room
@@ -31,7 +31,7 @@ var storedStreams = []string{
 //
 // It must be called before anything is published: between its two steps no message is kept for the consumer. What it loses
 // so is only what the consumer would not have got either.
-func resetStrandedConsumers(ctx context.Context, js nats.JetStreamContext, cfg *config.JetStream) error {
+func ResetStrandedConsumers(ctx context.Context, js nats.JetStreamContext, cfg *config.JetStream) error {
 	ctx, cancel := context.WithTimeout(ctx, resetTimeout)
 	defer cancel()
 	for _, name := range storedStreams {

@@ -1,4 +1,4 @@
-package msc4140
+package dendritefix
 
 import (
 	"database/sql"
@@ -14,7 +14,7 @@ import (
 func TestKeepConnections(t *testing.T) {
 	options := &config.DatabaseOptions{ConnectionString: config.DataSource("file:" + filepath.Join(t.TempDir(), "a.db"))}
 	cm := sqlutil.NewConnectionManager(nil, config.DatabaseOptions{})
-	require.NoError(t, keepConnections(cm, options, &config.DatabaseOptions{ConnectionString: "postgres://nowhere"}, &config.DatabaseOptions{}))
+	require.NoError(t, KeepConnections(cm, options, &config.DatabaseOptions{ConnectionString: "postgres://nowhere"}, &config.DatabaseOptions{}))
 	db, _, err := cm.Connection(options)
 	require.NoError(t, err)
 	defer db.Close()
@@ -30,6 +30,6 @@ func TestKeepConnections(t *testing.T) {
 	require.Equal(t, keptConnections, db.Stats().Idle)
 
 	bad := &config.DatabaseOptions{ConnectionString: "file:"}
-	require.Error(t, keepConnections(cm, bad))
-	require.ErrorContains(t, keepConnections(cm, bad), "not open")
+	require.Error(t, KeepConnections(cm, bad))
+	require.ErrorContains(t, KeepConnections(cm, bad), "not open")
 }

@@ -1,4 +1,4 @@
-package msc4140
+package dendritefix
 
 import (
 	"os"
@@ -51,7 +51,7 @@ func TestStrandedConsumers(t *testing.T) {
 	before, err := js.ConsumerInfo(input, "quiet")
 	require.NoError(t, err)
 
-	require.NoError(t, resetStrandedConsumers(t.Context(), js, cfg))
+	require.NoError(t, ResetStrandedConsumers(t.Context(), js, cfg))
 	_, err = js.ConsumerInfo(input, "ephemeral")
 	require.ErrorIs(t, err, nats.ErrConsumerNotFound)
 	after, err := js.ConsumerInfo(input, "quiet")

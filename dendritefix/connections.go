@@ -1,4 +1,4 @@
-package msc4140
+package dendritefix
 
 import (
 	"fmt"
@@ -15,10 +15,10 @@ const (
 	keptFor         = time.Minute
 )
 
-// keepConnections has connections to SQLite databases kept. Dendrite lets an operator say how many only for PostgreSQL, and Go keeps
+// KeepConnections has connections to SQLite databases kept. Dendrite lets an operator say how many only for PostgreSQL, and Go keeps
 // two. As soon as more than two things happen at once, the others open the file, read the schema and plan their statements, each
 // time; and what writes holds up all that wants to write meanwhile. See docs/performance.md, "Mass expiry".
-func keepConnections(cm *sqlutil.Connections, databases ...*config.DatabaseOptions) error {
+func KeepConnections(cm *sqlutil.Connections, databases ...*config.DatabaseOptions) error {
 	for _, options := range databases {
 		if !options.ConnectionString.IsSQLite() {
 			continue
