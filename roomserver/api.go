@@ -15,6 +15,7 @@ import (
 	"github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/sirupsen/logrus"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
@@ -56,7 +57,7 @@ func (a *API) Watch(w StateWatcher) { a.watcher = w }
 
 // InputRoomEvents implements api.InputRoomEventsAPI.
 func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
-	admitted, err := admitAll(req.InputRoomEvents)
+	admitted, err := dendritefix.Admit(req.InputRoomEvents)
 	if err != nil {
 		if len(admitted) == 0 {
 			res.ErrMsg = err.Error()

@@ -10,6 +10,7 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/nats-io/nats.go"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
@@ -53,7 +54,11 @@ func (q *Queue) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReq
 
 // SetFederationAPI implements api.RoomserverInternalAPI.
 func (q *Queue) SetFederationAPI(fsAPI fsapi.RoomserverFederationAPI, keyRing *gomatrixserverlib.KeyRing) {
-	q.RoomserverInternalAPI.SetFederationAPI(&fetches{fsAPI, q.settled.redacted}, keyRing)
+	q.RoomserverInternalAPI.SetFederationAPI(dendritefix.AdmitFetched(fsAPI, func(roomID, eventType string) {
+		if eventType == spec.MRoomRedaction {
+			q.settled.redacted(roomID)
+		}
+	}), keyRing)
 }
 
 // PerformLeave implements api.ClientRoomserverAPI. The roomserver gives itself the event, and waits until it is dealt with.

@@ -13,6 +13,7 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
@@ -57,7 +58,7 @@ func (s *oneSend) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsR
 // rejected reports whether the answer of the roomserver is that an event is against the rules of its room, or the wrapper's that it
 // does not let the event in. The roomserver answers with a text alone, in which only the prefix tells this from a fault of its database.
 func rejected(res *api.InputRoomEventsResponse) bool {
-	return res.ErrMsg == errTooDeep.Error() || res.ErrMsg == errUnstorable.Error() || strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error())
+	return dendritefix.Refused(res.ErrMsg) || strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error())
 }
 
 // verdict returns what an answer of SendEvent's means that is not a success: why the hook called the send off, a fault of the

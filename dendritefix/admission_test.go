@@ -1,4 +1,4 @@
-package roomserver
+package dendritefix
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
 
-func TestAdmit(t *testing.T) {
+func TestAdmitReasons(t *testing.T) {
 	for _, test := range []struct {
 		event string
 		want  error
@@ -24,8 +24,8 @@ func TestAdmit(t *testing.T) {
 		{``, nil},
 		{`{"content":{"body":"\u0000"},"type":"m.room.message"}`, nil},
 		{`{"content":` + deep(jsondepth.Max) + `}`, nil},
-		{`{"content":` + deep(jsondepth.Max+1) + `}`, errTooDeep},
-		{`{"content":{},"unsigned":` + deep(jsondepth.Max+1) + `}`, errTooDeep},
+		{`{"content":` + deep(jsondepth.Max+1) + `}`, errEventTooDeep},
+		{`{"content":{},"unsigned":` + deep(jsondepth.Max+1) + `}`, errEventTooDeep},
 		{`{"content":{"m.relates_to":{"event_id":"\u0000","rel_type":"x"}}}`, errUnstorable},
 		{`{"content":{},"redacts":"$\u0000"}`, errUnstorable},
 		{`{"content":{"redacts":"$\u0000"}}`, errUnstorable},
@@ -34,20 +34,20 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
-// Of the state that comes with a join, the rest is let in.
-func TestAdmitAll(t *testing.T) {
-	good, bad := newEvent(t, "", `{}`), newEvent(t, "", deep(jsondepth.Max+1))
+// When a join brings the state of a room, one bad event does not keep the others out.
+func TestAdmit(t *testing.T) {
+	good, bad := callMember(t, `{}`), callMember(t, deep(jsondepth.Max+1))
 	inputs := []api.InputRoomEvent{{Event: good}, {Event: bad}, {Event: good}}
-	admitted, err := admitAll(inputs)
-	require.Equal(t, errTooDeep, err)
+	admitted, err := Admit(inputs)
+	require.Equal(t, errEventTooDeep, err)
 	require.Equal(t, []api.InputRoomEvent{{Event: good}, {Event: good}}, admitted)
 	require.Len(t, inputs, 3, "the caller's list is as it was")
-	admitted, err = admitAll(inputs[:1])
+	admitted, err = Admit(inputs[:1])
 	require.NoError(t, err)
 	require.Len(t, admitted, 1)
 }
 
-// server is another server that answers everything with the same events.
+// server is another server that answers every request with the same events.
 type server struct {
 	fsapi.RoomserverFederationAPI
 	events []string
@@ -88,13 +88,13 @@ func (s *server) LookupState(
 	return &fclient.RespState{AuthEvents: answer[spec.RawJSON](s), StateEvents: answer[spec.RawJSON](s)}, nil
 }
 
-// What the roomserver fetches is let in, or not, like what other servers send, and redactions are noticed.
+// Fetched events are checked like those that other servers send, and each is reported.
 func TestFetches(t *testing.T) {
 	good := `{"content":{},"room_id":"!room:example.org","type":"m.room.redaction"}`
 	bad := `{"content":{"m.relates_to":{"event_id":"\u0000"}},"room_id":"!room:example.org","type":"m.room.message"}`
-	var redactions []string
-	f := &fetches{&server{events: []string{bad, good, bad}}, func(roomID string) { redactions = append(redactions, roomID) }}
 	const room = "!room:example.org"
+	reported := map[string]int{}
+	f := AdmitFetched(&server{events: []string{bad, good, bad}}, func(roomID, eventType string) { reported[roomID+" "+eventType]++ })
 	missing, _ := f.LookupMissingEvents(t.Context(), "", "", room, fclient.MissingEvents{}, "10")
 	auth, _ := f.GetEventAuth(t.Context(), "", "", "10", room, "")
 	event, _ := f.GetEvent(t.Context(), "", "", "")
@@ -106,5 +106,5 @@ func TestFetches(t *testing.T) {
 	} {
 		require.Equal(t, "["+good+"]", fmt.Sprintf("%s", events), i)
 	}
-	require.Equal(t, []string{room, room, room, room, room, room}, redactions)
+	require.Equal(t, map[string]int{room + " m.room.redaction": 6, room + " m.room.message": 12}, reported)
 }

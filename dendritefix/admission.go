@@ -1,4 +1,4 @@
-package roomserver
+package dendritefix
 
 import (
 	"bytes"
@@ -15,35 +15,37 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/tidwall/gjson"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
 
-// Events of other servers that would stop this one are let in by neither of the two ways on which events come: as input, and fetched by
-// the roomserver because another event refers to them. A room in which such an event was sent has a gap here, and goes on.
-
 var (
-	// errTooDeep: Dendrite wraps an event in more JSON at each stage, and reads none that is nested more deeply than 10,000 levels. The
-	// event would break the /sync of everybody in the room.
-	errTooDeep = fmt.Errorf("the event is nested more deeply than %d levels", jsondepth.Max)
-	// errUnstorable: PostgreSQL would keep Dendrite's sync API busy with the event for ever.
+	// errEventTooDeep: Dendrite wraps an event in more JSON at each stage, and cannot read JSON with more than 10,000 levels. The event
+	// would break the /sync of every user in the room.
+	errEventTooDeep = fmt.Errorf("the event is nested more deeply than %d levels", jsondepth.Max)
+	// errUnstorable: PostgreSQL rejects the event, and Dendrite's sync API retries it for ever.
 	errUnstorable = errors.New("the event relates to, or redacts, something whose name has a NUL character")
 )
 
-// admit returns why an event is not let in, or nil.
+// admit returns the reason for which an event is refused, or nil.
 func admit(event []byte) error {
 	switch {
 	case len(event) > 0 && jsondepth.TooDeep(event[1:]): // within the event
-		return errTooDeep
+		return errEventTooDeep
 	case bytes.Contains(event, []byte(`\u0000`)) &&
-		(dendritefix.Unstorable(event) || dendritefix.Unstorable([]byte(gjson.GetBytes(event, "content").Raw))):
+		(Unstorable(event) || Unstorable([]byte(gjson.GetBytes(event, "content").Raw))):
 		return errUnstorable
 	}
 	return nil
 }
 
-// admitAll returns the events that are let in, and why another one is not.
-func admitAll(inputs []api.InputRoomEvent) (admitted []api.InputRoomEvent, refused error) {
+// Admit returns the events of a request that are harmless, and the reason for which the last of the others was refused.
+//
+// Some events of other servers would stop this server: their JSON is nested too deeply, or PostgreSQL cannot store them. Events arrive in two
+// ways, and both are checked: as input (Admit), and fetched by the roomserver because another event refers to them (AdmitFetched). The room
+// has a gap in place of a refused event, and goes on.
+//
+// This file can go when Dendrite refuses, or copes with, such events itself.
+func Admit(inputs []api.InputRoomEvent) (admitted []api.InputRoomEvent, refused error) {
 	at := slices.IndexFunc(inputs, func(input api.InputRoomEvent) bool { return admit(input.Event.JSON()) != nil })
 	if at < 0 {
 		return inputs, nil
@@ -59,23 +61,31 @@ func admitAll(inputs []api.InputRoomEvent) (admitted []api.InputRoomEvent, refus
 	return admitted, refused
 }
 
+// Refused reports whether the text of an error of the roomserver's says that Admit refused an event.
+func Refused(errMsg string) bool {
+	return errMsg == errEventTooDeep.Error() || errMsg == errUnstorable.Error()
+}
+
 func logRefused(event string, err error) {
 	logrus.WithError(err).WithFields(logrus.Fields{"component": "expiration", "event_id": event}).Warn("Refused an event")
 }
 
-// fetches is the federation API that the roomserver fetches events with. What is not let in is not in the answers.
+// fetches is the federation API with which the roomserver fetches events. Its answers have no refused events.
 type fetches struct {
 	fsapi.RoomserverFederationAPI
-	// redacts is called when a redaction comes, with its room's ID.
-	redacts func(roomID string)
+	fetched func(roomID, eventType string)
 }
 
-// keep returns those of some events that are let in.
+// AdmitFetched returns a federation API whose answers have no events that Admit would refuse. It calls fetched for each event that another
+// server sends.
+func AdmitFetched(fsAPI fsapi.RoomserverFederationAPI, fetched func(roomID, eventType string)) fsapi.RoomserverFederationAPI {
+	return &fetches{fsAPI, fetched}
+}
+
+// keep returns the events that are not refused.
 func keep[E ~[]byte](f *fetches, roomID string, events []E) []E {
 	return slices.DeleteFunc(events, func(event E) bool {
-		if gjson.GetBytes(event, "type").Str == spec.MRoomRedaction {
-			f.redacts(roomID)
-		}
+		f.fetched(roomID, gjson.GetBytes(event, "type").Str)
 		err := admit(event)
 		if err != nil {
 			logRefused("", err)
@@ -114,7 +124,7 @@ func (f *fetches) Backfill(
 	return res, err
 }
 
-// keepOfRooms is keep for events that say themselves of which room they are.
+// keepOfRooms is keep for events that name their rooms.
 func keepOfRooms[E ~[]byte](f *fetches, events []E) (kept []E) {
 	for _, event := range events {
 		kept = append(kept, keep(f, gjson.GetBytes(event, "room_id").Str, []E{event})...)
