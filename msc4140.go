@@ -95,7 +95,7 @@ func New(
 		processCtx.Context(), rsAPI, js, &dendriteCfg.Global.JetStream, dendriteCfg.Global.ServerName,
 		syncapi.ConsumerName(&dendriteCfg.Global.JetStream),
 	)
-	wrapper := roomserver.NewAPI(queue)
+	wrapper := roomserver.NewAPI(dendritefix.NewReady(queue))
 	accounts, err := userapi.NewAccounts(cm, &dendriteCfg.UserAPI.AccountDatabase, dendriteCfg.Global.ServerName)
 	if err != nil {
 		return nil, err

@@ -53,7 +53,6 @@ func (m *membership) QueryLatestEventsAndState(
 
 func newGuard(m *membership, a Accounts) *Guard {
 	wrapper := NewAPI(m)
-	close(wrapper.ready)
 	wrapper.Watch(&m.journal)
 	return NewGuard(NewCloser(nil, wrapper), a)
 }

@@ -13,6 +13,7 @@ import (
 	fsapi "github.com/matrix-org/dendrite/federationapi/api"
 	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/matrix-org/dendrite/roomserver/types"
+	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
@@ -32,7 +33,6 @@ type StateWatcher interface {
 type API struct {
 	api.RoomserverInternalAPI
 	watcher StateWatcher
-	ready   chan struct{} // closed by SetFederationAPI
 	senders *keylock.Locks[sender]
 
 	federation fsapi.RoomserverFederationAPI // see SetFederationAPI
@@ -49,11 +49,20 @@ func (a *API) LockSender(ctx context.Context, roomID, userID string) (unlock fun
 
 // NewAPI returns a wrapper. Watch must be called before events are sent.
 func NewAPI(inner api.RoomserverInternalAPI) *API {
-	return &API{RoomserverInternalAPI: inner, ready: make(chan struct{}), senders: keylock.New[sender]()}
+	return &API{RoomserverInternalAPI: inner, senders: keylock.New[sender]()}
 }
 
 // Watch sets who is told of state events. The watcher needs the wrapper itself, so it cannot come with NewAPI.
 func (a *API) Watch(w StateWatcher) { a.watcher = w }
+
+// SetFederationAPI implements api.RoomserverInternalAPI.
+func (a *API) SetFederationAPI(fsAPI fsapi.RoomserverFederationAPI, keyRing *gomatrixserverlib.KeyRing) {
+	a.federation = fsAPI
+	a.RoomserverInternalAPI.SetFederationAPI(fsAPI, keyRing)
+}
+
+// Federation returns the argument of SetFederationAPI, which Dendrite calls before it serves HTTP.
+func (a *API) Federation() fsapi.RoomserverFederationAPI { return a.federation }
 
 // InputRoomEvents implements api.InputRoomEventsAPI.
 func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {

@@ -11,7 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	fsapi "github.com/matrix-org/dendrite/federationapi/api"
 	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/matrix-org/gomatrixserverlib"
@@ -144,32 +143,6 @@ func TestInputRoomEvents(t *testing.T) {
 			require.Equal(t, test.before != nil || test.errMsg != "", res.Err() != nil, "the send must fail if it did not happen")
 		})
 	}
-}
-
-func (j *journal) SetFederationAPI(fsapi.RoomserverFederationAPI, *gomatrixserverlib.KeyRing) {
-	j.calls = append(j.calls, "ready")
-}
-
-func (j *journal) QueryEventsByID(context.Context, *api.QueryEventsByIDRequest, *api.QueryEventsByIDResponse) error {
-	j.calls = append(j.calls, "query")
-	return nil
-}
-
-// Dendrite's roomserver cannot answer before it has the federation API.
-func TestQueriesWaitForTheRoomserver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		j := &journal{}
-		wrapper := NewAPI(j)
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		require.ErrorIs(t, wrapper.QueryEventsByID(ctx, nil, nil), context.Canceled)
-		answered := make(chan error, 1)
-		go func() { answered <- wrapper.QueryEventsByID(t.Context(), nil, nil) }()
-		synctest.Wait()
-		wrapper.SetFederationAPI(nil, nil)
-		require.NoError(t, <-answered)
-		require.Equal(t, []string{"ready", "query"}, j.calls)
-	})
 }
 
 func TestClosingContent(t *testing.T) {

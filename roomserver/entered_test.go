@@ -85,7 +85,6 @@ func TestEntered(t *testing.T) {
 				g.latest = test.latest(g, eventID)
 			}
 			wrapper := NewAPI(g)
-			close(wrapper.ready)
 			err := NewCloser(nil, wrapper).entered(t.Context(), delayedTimer("m").Event, expiration.SignedEvent{
 				EventID: eventID, PDU: g.events[eventID].JSON(),
 			}, true)
