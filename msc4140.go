@@ -38,6 +38,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/roomserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/summary"
@@ -56,7 +57,7 @@ type Extension struct {
 	store    io.Closer
 	rsAPI    *roomserver.API
 	accounts *userapi.Accounts
-	queue    *roomserver.Queue
+	quiet    *dendritefix.QuietRooms
 	timers   *expiration.Timers
 	client   *clientapi.API
 	consumer *syncapi.Consumer
@@ -91,18 +92,18 @@ func New(
 	if err = dendritefix.ResetStrandedConsumers(processCtx.Context(), js, &dendriteCfg.Global.JetStream); err != nil {
 		return nil, err
 	}
-	queue := roomserver.NewQueue(
-		processCtx.Context(), rsAPI, js, &dendriteCfg.Global.JetStream, dendriteCfg.Global.ServerName,
-		syncapi.ConsumerName(&dendriteCfg.Global.JetStream),
-	)
-	wrapper := roomserver.NewAPI(dendritefix.NewReady(queue))
+	queues := inputqueue.New(processCtx.Context(), js, &dendriteCfg.Global.JetStream, rsAPI, dendriteCfg.Global.ServerName)
+	output := roomserver.NewOutput(js, &dendriteCfg.Global.JetStream, syncapi.ConsumerName(&dendriteCfg.Global.JetStream))
+	intake := roomserver.NewIntake(rsAPI, queues, output)
+	quiet := dendritefix.NewQuietRooms(intake, queues)
+	wrapper := roomserver.NewAPI(dendritefix.NewReady(quiet))
 	accounts, err := userapi.NewAccounts(cm, &dendriteCfg.UserAPI.AccountDatabase, dendriteCfg.Global.ServerName)
 	if err != nil {
 		return nil, err
 	}
 	sender := roomserver.NewGuard(roomserver.NewCloser(&dendriteCfg.ClientAPI, wrapper), accounts)
 	componentCfg.Explain = clientapi.Explain
-	timers := expiration.New(componentCfg, store, queue.Settling(sender), tokens)
+	timers := expiration.New(componentCfg, store, intake.Settling(sender), tokens)
 	wrapper.Watch(timers)
 	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, timers)
 	if enableMetrics {
@@ -113,7 +114,7 @@ func New(
 		return nil, fmt.Errorf("failed to open the syncapi's database: %w", err)
 	}
 	return &Extension{
-		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, queue: queue, timers: timers, client: client,
+		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, quiet: quiet, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
 		rtc:      cfg.MatrixRTC,
@@ -166,7 +167,7 @@ func (e *Extension) Start() error {
 	if err := e.timers.Start(ctx); err != nil {
 		return err
 	}
-	e.queue.Start(ctx)
+	e.quiet.Start(ctx)
 	e.process.ComponentStarted()
 	go func() {
 		defer e.process.ComponentFinished()
@@ -187,7 +188,7 @@ func (e *Extension) Start() error {
 // calls it before that spares the next start some work. It may be called twice.
 func (e *Extension) Stop() {
 	e.timers.Stop()
-	e.queue.Stop()
+	e.quiet.Stop()
 }
 
 // health answers what Dendrite's own health check does, and looks at our database too. Dendrite's list of reasons is

@@ -8,7 +8,6 @@ package roomserver
 
 import (
 	"context"
-	"time"
 
 	fsapi "github.com/matrix-org/dendrite/federationapi/api"
 	"github.com/matrix-org/dendrite/roomserver/api"
@@ -19,7 +18,6 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
 )
 
@@ -82,7 +80,7 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 		res.ErrMsg = err.Error()
 		return
 	}
-	a.input(ctx, req, res)
+	a.RoomserverInternalAPI.InputRoomEvents(ctx, req, res)
 	failpoint.Pass(failpoint.AfterInput)
 	if req.Asynchronous || res.ErrMsg != "" {
 		return
@@ -105,30 +103,6 @@ func tell(
 			logrus.WithError(err).WithField("event_id", input.Event.EventID()).Warn(failed)
 		}
 	}
-}
-
-// inputPatience is how long the roomserver may take over an event before it is given it once more: longer than the worker of
-// a room is deaf, see input.
-const inputPatience = 6 * time.Second
-
-// input gives events to the roomserver. A room in which nothing happens for a minute loses its worker, and for the last five
-// seconds of that minute the worker is deaf already: an event that comes then lies in the queue until the room's next one
-// comes. The closing event of an event that runs for a minute, in a room that is quiet but for it, comes just then. So an
-// event that is not done in time is given once more, which wakes a new worker. It is harmless otherwise: the roomserver
-// ignores an event that it has sent.
-func (a *API) input(ctx context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
-	if !req.Asynchronous && len(req.InputRoomEvents) == 1 && req.InputRoomEvents[0].Kind == api.KindNew &&
-		!req.InputRoomEvents[0].HasState {
-		again := *req
-		again.Asynchronous = true
-		impatient := time.AfterFunc(inputPatience, func() {
-			guard.Run("giving an event to the roomserver again", func() {
-				a.RoomserverInternalAPI.InputRoomEvents(ctx, &again, &api.InputRoomEventsResponse{})
-			})
-		})
-		defer impatient.Stop()
-	}
-	a.RoomserverInternalAPI.InputRoomEvents(ctx, req, res)
 }
 
 func built(e *types.HeaderedEvent) expiration.Built {

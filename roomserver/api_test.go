@@ -8,8 +8,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/matrix-org/dendrite/roomserver/types"
@@ -52,31 +50,6 @@ func (j *journal) hook(err error) *expiration.Hook {
 		},
 		After: func(_ context.Context, sent bool) { j.calls = append(j.calls, fmt.Sprint("after ", sent)) },
 	}
-}
-
-// deaf is a roomserver whose room's worker hears of an event only when it is given once more.
-type deaf struct {
-	api.RoomserverInternalAPI
-	woken chan struct{}
-}
-
-func (d *deaf) InputRoomEvents(_ context.Context, req *api.InputRoomEventsRequest, _ *api.InputRoomEventsResponse) {
-	if req.Asynchronous {
-		close(d.woken)
-	}
-	<-d.woken
-}
-
-func TestInputIsRepeated(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		start := time.Now()
-		wrapper := NewAPI(&deaf{woken: make(chan struct{})})
-		wrapper.Watch(&journal{})
-		wrapper.InputRoomEvents(t.Context(), &api.InputRoomEventsRequest{
-			InputRoomEvents: []api.InputRoomEvent{{Kind: api.KindNew, Event: newEvent(t, "", `{}`)}},
-		}, &api.InputRoomEventsResponse{})
-		require.Equal(t, inputPatience, time.Since(start))
-	})
 }
 
 // reference is an event ID as those that events refer to.

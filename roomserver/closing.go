@@ -19,6 +19,7 @@ import (
 	"github.com/matrix-org/util"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
 )
 
 // Closer sends closing events. It implements expiration.Roomserver.
@@ -230,15 +231,9 @@ func readBuilt(signed expiration.SignedEvent) (gomatrixserverlib.PDU, error) {
 }
 
 // Wake implements expiration.Roomserver. In a room in which nothing happened for a minute Dendrite reads nothing from the queue,
-// not even what JetStream would bring again, until the room's next event comes. It is given one that it has, in the manner
-// in which it ignores that at once.
+// not even what JetStream would bring again, until the room's next event comes.
 func (c *Closer) Wake(ctx context.Context, roomID string) error {
-	create, err := c.current(ctx, expiration.Event{RoomID: roomID, Type: spec.MRoomCreate, StateKey: new(string)})
-	if err != nil || create == nil {
-		return err
-	}
-	server := c.cfg.Matrix.ServerName
-	return api.SendEvents(ctx, c.rsAPI, api.KindOutlier, []*types.HeaderedEvent{create}, server, server, server, nil, true)
+	return inputqueue.Wake(ctx, c.rsAPI, c.cfg.Matrix.ServerName, roomID)
 }
 
 // input gives an event of this server to the roomserver, for the first time or again.

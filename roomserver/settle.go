@@ -11,6 +11,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
 )
 
 const (
@@ -44,8 +45,10 @@ var errUnsettled = errors.New("the roomserver has not dealt with what came for t
 // empty only after somebody has looked, until something comes asynchronously; so a room in which only this server's users
 // are costs one look for each start of the process.
 type settled struct {
-	queues   queues
-	versions versions
+	queues queues
+	output output
+	// version returns the version of a room.
+	version func(ctx context.Context, roomID string) (gomatrixserverlib.RoomVersion, error)
 
 	mu    sync.Mutex
 	rooms map[string]*roomQueue
@@ -67,13 +70,22 @@ type roomQueue struct {
 	owed, owedAt time.Time
 }
 
-// versions tells which version a room has.
-type versions interface {
-	QueryRoomVersionForRoom(ctx context.Context, roomID string) (gomatrixserverlib.RoomVersion, error)
+// queues are the roomserver's queues, one for each room.
+type queues interface {
+	Backlog(ctx context.Context, roomID string) (inputqueue.Backlog, error)
+	Wake(ctx context.Context, roomID string) error
 }
 
-func newSettled(q queues, v versions) *settled {
-	return &settled{queues: q, versions: v, rooms: map[string]*roomQueue{}}
+// output is the roomserver's output stream: how far the roomserver has written it, and up to where the timers have heard of it.
+type output interface {
+	written(ctx context.Context) (uint64, error)
+	heard(ctx context.Context) (uint64, error)
+}
+
+func newSettled(
+	q queues, o output, version func(ctx context.Context, roomID string) (gomatrixserverlib.RoomVersion, error),
+) *settled {
+	return &settled{queues: q, output: o, version: version, rooms: map[string]*roomQueue{}}
 }
 
 // forget notes that something has come for a room.
@@ -216,18 +228,18 @@ func (s *settled) mayWake(roomID string) bool {
 
 // drain waits for what lies in a room's queue now, and wakes the room's worker if nobody works on it.
 func (s *settled) drain(ctx context.Context, roomID string) error {
-	b, err := s.queues.backlog(ctx, roomID)
-	all := b.taken + b.waiting
-	for p := firstPoll; err == nil && !b.empty() && b.done < all; p = min(2*p, lastPoll) {
-		if b.inWork == 0 && s.mayWake(roomID) {
-			if err = s.queues.wake(ctx, roomID); err != nil {
+	b, err := s.queues.Backlog(ctx, roomID)
+	all := b.Taken + b.Waiting
+	for p := firstPoll; err == nil && !b.Empty() && b.Done < all; p = min(2*p, lastPoll) {
+		if b.InWork == 0 && s.mayWake(roomID) {
+			if err = s.queues.Wake(ctx, roomID); err != nil {
 				return err
 			}
 		}
 		if err = pause(ctx, p); err != nil {
 			return err
 		}
-		b, err = s.queues.backlog(ctx, roomID)
+		b, err = s.queues.Backlog(ctx, roomID)
 	}
 	return err
 }
@@ -235,17 +247,17 @@ func (s *settled) drain(ctx context.Context, roomID string) error {
 // hear waits until the timers know of what the roomserver has done, where that cannot be seen in the room itself: a redaction that
 // Dendrite does not apply, see syncapi.
 func (s *settled) hear(ctx context.Context, roomID string) error {
-	version, err := s.versions.QueryRoomVersionForRoom(ctx, roomID)
+	version, err := s.version(ctx, roomID)
 	if err != nil || !dendritefix.RedactsInContent(version) {
 		return nil // a room that is not known has nothing to wait for
 	}
-	written, err := s.queues.written(ctx)
+	written, err := s.output.written(ctx)
 	if err != nil {
 		return err
 	}
 	for p := firstPoll; ; p = min(2*p, lastPoll) {
-		read, err := s.queues.read(ctx)
-		if err != nil || read >= written {
+		heard, err := s.output.heard(ctx)
+		if err != nil || heard >= written {
 			return err
 		}
 		if err = pause(ctx, p); err != nil {

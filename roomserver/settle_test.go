@@ -7,24 +7,28 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue/fakequeue"
 )
 
 // built is a roomserver that notes what lay in the queue when it was asked to build something.
 type builder struct {
 	expiration.Roomserver
-	d        *deafQueues
+	d        *fakequeue.Roomserver
 	built    int
-	upon     backlog
+	upon     inputqueue.Backlog
 	replaced bool
 }
 
 func (b *builder) build() {
 	b.built++
-	b.upon, _ = b.d.backlog(context.Background(), testRoom)
+	b.upon, _ = b.d.Backlog(context.Background(), testRoom)
 }
 
 func (b *builder) Close(
@@ -41,21 +45,47 @@ func (b *builder) Send(context.Context, expiration.Timer, expiration.Outcome, fu
 
 func (b *builder) Replaced(context.Context, expiration.Timer) (bool, error) { return b.replaced, nil }
 
+// stream is an output stream, how far it is written and up to where the timers have heard of it.
+type stream struct{ last, acknowledged uint64 }
+
+func (s *stream) written(context.Context) (uint64, error) { return s.last, nil }
+func (s *stream) heard(context.Context) (uint64, error)   { return s.acknowledged, nil }
+
 // settleTest is a room, and a timer in it that is due.
 type settleTest struct {
-	*deafQueues
+	*fakequeue.Roomserver
 	*builder
-	q *Queue
-	r expiration.Roomserver
+	*stream
+	intake *Intake
+	quiet  *dendritefix.QuietRooms
+	r      expiration.Roomserver
 }
+
+const testRoom = "!room:example.org"
 
 func testSettling(t *testing.T, test func(t *testing.T, s *settleTest)) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &deafQueues{deal: 10 * time.Millisecond}
-		q := newTestQueue(t, d)
-		b := &builder{d: d}
-		test(t, &settleTest{d, b, q, q.Settling(b)})
+		r := fakequeue.New(10 * time.Millisecond)
+		s := &settleTest{Roomserver: r, builder: &builder{d: r}, stream: &stream{}}
+		s.intake = NewIntake(r, r, s.stream)
+		s.quiet = dendritefix.NewQuietRooms(s.intake, r)
+		s.r = s.intake.Settling(s.builder)
+		ctx, cancel := context.WithCancel(t.Context())
+		s.quiet.Start(ctx)
+		t.Cleanup(func() {
+			cancel()
+			s.quiet.Stop()
+			r.Finish()
+		})
+		test(t, s)
 	})
+}
+
+// comes is an event of another server that comes for the room.
+func (s *settleTest) comes(t *testing.T) {
+	s.quiet.InputRoomEvents(t.Context(), &api.InputRoomEventsRequest{
+		Asynchronous: true, InputRoomEvents: []api.InputRoomEvent{{Kind: api.KindNew, Event: newEvent(t, "", `{}`)}},
+	}, &api.InputRoomEventsResponse{})
 }
 
 // close closes, as a deadline does or as a request.
@@ -78,17 +108,17 @@ func TestClosingIsBuiltUponTheQueue(t *testing.T) {
 	for quiet := 50 * time.Second; quiet < 65*time.Second; quiet += 500 * time.Millisecond {
 		for _, o := range []expiration.Outcome{expiration.Expired, expiration.Ended} {
 			testSettling(t, func(t *testing.T, s *settleTest) {
-				s.q.comes(t)
+				s.comes(t)
 				time.Sleep(quiet)
-				s.q.comes(t)
-				all, _ := s.backlog(t.Context(), testRoom)
+				s.comes(t)
+				all, _ := s.Backlog(t.Context(), testRoom)
 				if began := time.Now(); o == expiration.Ended {
 					require.NoError(t, s.close(t, o))
 					require.Less(t, time.Since(began), callerSettles)
 				} else {
 					require.Less(t, s.closed(t), 8*time.Second)
 				}
-				require.GreaterOrEqual(t, s.upon.done, all.taken+all.waiting)
+				require.GreaterOrEqual(t, s.upon.Done, all.Taken+all.Waiting)
 				require.Equal(t, 1, s.built)
 			})
 		}
@@ -98,16 +128,16 @@ func TestClosingIsBuiltUponTheQueue(t *testing.T) {
 // An attempt holds the place that it has for a moment only, and the attempts do not go on for ever.
 func TestClosingDoesNotWaitForEver(t *testing.T) {
 	testSettling(t, func(t *testing.T, s *settleTest) {
-		s.set(func() { s.deal = 5 * time.Minute })
-		s.q.comes(t)
-		s.q.comes(t)
+		s.Take(5 * time.Minute)
+		s.comes(t)
+		s.comes(t)
 		began := time.Now()
 		require.ErrorIs(t, s.close(t, expiration.Expired), errUnsettled)
 		require.LessOrEqual(t, time.Since(began), laneSettles)
 		took := s.closed(t)
 		require.Less(t, took, 2*settlesFor)
 		require.Greater(t, took, settlesFor/2)
-		require.False(t, s.upon.empty())
+		require.False(t, s.upon.Empty())
 		for range 100 { // and the next do not wait for as long
 			require.Less(t, s.closed(t), time.Second)
 		}
@@ -125,13 +155,13 @@ func TestClosingBesideATorrent(t *testing.T) {
 				case <-stop:
 					return
 				case <-time.After(9 * time.Millisecond): // a little faster than the roomserver
-					s.q.comes(t)
+					s.comes(t)
 				}
 			}
 		}()
 		time.Sleep(time.Second)
 		require.Less(t, s.closed(t), 2*time.Second)
-		s.set(func() { s.deal = time.Second })
+		s.Take(time.Second)
 		time.Sleep(time.Minute)
 		require.Less(t, s.closed(t), 2*settlesFor)
 	})
@@ -141,17 +171,17 @@ func TestClosingBesideATorrent(t *testing.T) {
 func TestRoomsThatSettledAreNotAskedFor(t *testing.T) {
 	testSettling(t, func(t *testing.T, s *settleTest) {
 		require.NoError(t, s.close(t, expiration.Expired))
-		s.set(func() { s.fails = true })
+		s.Fail(true)
 		require.NoError(t, s.close(t, expiration.Expired))
-		s.q.comes(t)
+		s.comes(t)
 		require.Error(t, s.close(t, expiration.Expired))
-		s.set(func() { s.fails = false })
+		s.Fail(false)
 		require.NoError(t, s.close(t, expiration.Expired))
 	})
 }
 
 func TestSettledRoomsAreBounded(t *testing.T) {
-	s := newSettled(nil, nil)
+	s := newSettled(nil, nil, nil)
 	for i := range maxSettled + 10 {
 		s.begin(string(rune(i)) + testRoom)
 	}
@@ -160,7 +190,7 @@ func TestSettledRoomsAreBounded(t *testing.T) {
 
 // What comes while somebody looks makes the look void.
 func TestLooksAreVoid(t *testing.T) {
-	s := newSettled(nil, nil)
+	s := newSettled(nil, nil, nil)
 	look, empty := s.begin(testRoom)
 	require.False(t, empty)
 	s.forget(testRoom)
@@ -191,14 +221,14 @@ func TestDelayedEventIsBuiltUponTheQueue(t *testing.T) {
 // In a room whose version Dendrite does not know the redactions of, the timers have heard of everything first.
 func TestClosingIsBuiltWhenTheTimersHaveHeard(t *testing.T) {
 	testSettling(t, func(t *testing.T, s *settleTest) {
-		s.set(func() { s.out, s.heard = 7, 6 })
+		s.last, s.acknowledged = 7, 6
 		require.NoError(t, s.close(t, expiration.Expired))
-		s.q.settled.versions.(*inner).version = gomatrixserverlib.RoomVersionV11
-		s.q.comes(t)
+		s.RoomVersion = gomatrixserverlib.RoomVersionV11
+		s.comes(t)
 		require.NoError(t, s.close(t, expiration.Expired), "no redaction has come")
-		s.q.settled.redacted(testRoom)
+		s.intake.settled.redacted(testRoom)
 		require.ErrorIs(t, s.close(t, expiration.Expired), errUnsettled)
-		s.set(func() { s.heard = 7 })
+		s.acknowledged = 7
 		require.NoError(t, s.close(t, expiration.Expired))
 	})
 }
@@ -212,8 +242,8 @@ func TestRoomsThatAreWaitedForKeepTheOrder(t *testing.T) {
 			return s.r.Close(t.Context(), expiration.Event{RoomID: testRoom}, expiration.Expired, deadline, false, nil)
 		}
 		waitInVain := func() {
-			s.set(func() { s.deal = 2 * laneSettles })
-			s.q.comes(t)
+			s.Take(2 * laneSettles)
+			s.comes(t)
 			require.ErrorIs(t, close(first), errUnsettled)
 			time.Sleep(4 * laneSettles)
 		}

@@ -1,4 +1,4 @@
-package roomserver
+package inputqueue
 
 import (
 	"context"
@@ -12,8 +12,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+const testRoom = "!room:example.org"
+
 // newNATS returns the queues of Dendrite's own JetStream, with one for the test's room.
-func newNATS(t testing.TB) (*natsQueues, *nats.Subscription) {
+func newNATS(t testing.TB) (*Queues, *nats.Subscription) {
 	var cfg config.Dendrite
 	cfg.Defaults(config.DefaultOpts{Generate: true, SingleDatabase: true})
 	cfg.Global.JetStream.InMemory = true
@@ -25,12 +27,12 @@ func newNATS(t testing.TB) (*natsQueues, *nats.Subscription) {
 	})
 	instance := jetstream.NATSInstance{}
 	js, _ := instance.Prepare(p, &cfg.Global.JetStream)
-	q := &natsQueues{js: js, cfg: &cfg.Global.JetStream, reader: "Reader"}
+	q := New(t.Context(), js, &cfg.Global.JetStream, nil, "")
 	stream, consumer := cfg.Global.JetStream.Prefixed(jetstream.InputRoomEvent), cfg.Global.JetStream.Prefixed("RoomInput"+jetstream.Tokenise(testRoom))
 	subject := cfg.Global.JetStream.Prefixed(jetstream.InputRoomEventSubj(testRoom))
-	b, err := q.backlog(t.Context(), testRoom)
+	b, err := q.Backlog(t.Context(), testRoom)
 	require.NoError(t, err)
-	require.True(t, b.empty(), "a room that nothing has come for")
+	require.True(t, b.Empty(), "a room that nothing has come for")
 	_, err = js.AddConsumer(stream, &nats.ConsumerConfig{
 		Durable: consumer, AckPolicy: nats.AckExplicitPolicy, FilterSubject: subject, AckWait: time.Minute,
 	})
@@ -40,16 +42,16 @@ func newNATS(t testing.TB) (*natsQueues, *nats.Subscription) {
 	return q, worker
 }
 
-func (n *natsQueues) publish(t testing.TB) {
-	_, err := n.js.Publish(n.cfg.Prefixed(jetstream.InputRoomEventSubj(testRoom)), []byte("{}"))
+func (q *Queues) publish(t testing.TB) {
+	_, err := q.js.Publish(q.cfg.Prefixed(jetstream.InputRoomEventSubj(testRoom)), []byte("{}"))
 	require.NoError(t, err)
 }
 
 func TestBacklog(t *testing.T) {
 	q, worker := newNATS(t)
-	is := func(want backlog) {
+	is := func(want Backlog) {
 		t.Helper()
-		b, err := q.backlog(t.Context(), testRoom)
+		b, err := q.Backlog(t.Context(), testRoom)
 		require.NoError(t, err)
 		require.Equal(t, want, b)
 	}
@@ -57,58 +59,30 @@ func TestBacklog(t *testing.T) {
 	for range 3 {
 		q.publish(t)
 	}
-	is(backlog{waiting: 3})
+	is(Backlog{Waiting: 3})
 	msgs, err := worker.Fetch(1)
 	require.NoError(t, err)
-	is(backlog{waiting: 2, inWork: 1, taken: 1})
+	is(Backlog{Waiting: 2, InWork: 1, Taken: 1})
 	require.NoError(t, msgs[0].AckSync())
-	is(backlog{waiting: 2, taken: 1, done: 1})
+	is(Backlog{Waiting: 2, Taken: 1, Done: 1})
 	_, err = worker.Fetch(1)
 	require.NoError(t, err)
 
-	// A process that begins here waits for nobody to deal with what was in work.
+	// A process that begins here does not wait for the messages that were in work.
 	q.noteLeft(t.Context())
-	is(backlog{waiting: 1, taken: 2, done: 1})
+	is(Backlog{Waiting: 1, Taken: 2, Done: 1})
 	_, err = worker.Fetch(1)
 	require.NoError(t, err)
-	is(backlog{inWork: 1, taken: 3, done: 1})
+	is(Backlog{InWork: 1, Taken: 3, Done: 1})
 	q.again = time.Now()
-	is(backlog{inWork: 2, taken: 3, done: 1})
-}
-
-func TestOutputIsRead(t *testing.T) {
-	q, _ := newNATS(t)
-	read := func() uint64 {
-		t.Helper()
-		n, err := q.read(t.Context())
-		require.NoError(t, err)
-		return n
-	}
-	stream := q.cfg.Prefixed(jetstream.OutputRoomEvent)
-	require.Equal(t, ^uint64(0), read(), "there is no consumer yet")
-	reader, err := q.js.PullSubscribe(stream, q.reader, nats.DeliverAll(), nats.ManualAck())
-	require.NoError(t, err)
-	for range 2 {
-		_, err = q.js.Publish(stream, []byte("{}"))
-		require.NoError(t, err)
-	}
-	written, err := q.written(t.Context())
-	require.NoError(t, err)
-	require.Equal(t, uint64(2), written)
-	require.Less(t, read(), written)
-	msgs, err := reader.Fetch(2)
-	require.NoError(t, err)
-	require.NoError(t, msgs[0].AckSync())
-	require.Less(t, read(), written)
-	require.NoError(t, msgs[1].AckSync())
-	require.GreaterOrEqual(t, read(), written)
+	is(Backlog{InWork: 2, Taken: 3, Done: 1})
 }
 
 // BenchmarkBacklog is what a closing costs in a room for which something has come, once for each time that something comes.
 func BenchmarkBacklog(b *testing.B) {
 	q, _ := newNATS(b)
 	for b.Loop() {
-		if _, err := q.backlog(context.Background(), testRoom); err != nil {
+		if _, err := q.Backlog(context.Background(), testRoom); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,0 +1,107 @@
+// Package inputqueue looks into the queues of Dendrite's roomserver, one for each room, and wakes the workers that read them.
+package inputqueue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/roomserver/types"
+	"github.com/matrix-org/dendrite/setup/config"
+	"github.com/matrix-org/dendrite/setup/jetstream"
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/nats-io/nats.go"
+)
+
+// Backlog is what lies in the queue of one room.
+type Backlog struct {
+	// Waiting messages have not been taken out. InWork is how many have been taken out and are not acknowledged.
+	Waiting, InWork uint64
+	// Taken counts all messages that were ever taken out; the first Done of them are all acknowledged.
+	Taken, Done uint64
+}
+
+// Empty reports whether the roomserver has dealt with everything.
+func (b Backlog) Empty() bool { return b.Waiting == 0 && b.InWork == 0 }
+
+// Roomserver is what it takes to wake a worker.
+type Roomserver interface {
+	api.InputRoomEventsAPI
+	QueryCurrentState(ctx context.Context, req *api.QueryCurrentStateRequest, res *api.QueryCurrentStateResponse) error
+}
+
+// Queues asks the JetStream that Dendrite runs. A request takes a fraction of a millisecond.
+type Queues struct {
+	js     nats.JetStreamContext
+	cfg    *config.JetStream
+	rsAPI  Roomserver
+	server spec.ServerName
+	// left counts the messages that a crash left in work, by the names of the rooms' consumers. JetStream redelivers them at the time
+	// again. Until then no worker has them, so waiting for them is pointless.
+	left  map[string]int
+	again time.Time
+}
+
+// redelivery is the time after which JetStream redelivers a message, see Dendrite's roomserver/internal/input.
+const redelivery = 5*time.Minute + 10*time.Second
+
+// New returns the queues of a roomserver. It is called before the roomserver takes anything out of them.
+func New(ctx context.Context, js nats.JetStreamContext, cfg *config.JetStream, rsAPI Roomserver, server spec.ServerName) *Queues {
+	q := &Queues{js: js, cfg: cfg, rsAPI: rsAPI, server: server}
+	q.noteLeft(ctx)
+	return q
+}
+
+// noteLeft notes what a crash left in work.
+func (q *Queues) noteLeft(ctx context.Context) {
+	q.left, q.again = map[string]int{}, time.Now().Add(redelivery)
+	for consumer := range q.js.Consumers(q.cfg.Prefixed(jetstream.InputRoomEvent), nats.Context(ctx)) {
+		if consumer.NumAckPending > 0 {
+			q.left[consumer.Name] = consumer.NumAckPending
+		}
+	}
+}
+
+// Backlog returns what lies in the queue of a room.
+func (q *Queues) Backlog(ctx context.Context, roomID string) (Backlog, error) {
+	consumer := q.cfg.Prefixed("RoomInput" + jetstream.Tokenise(roomID))
+	info, err := q.js.ConsumerInfo(q.cfg.Prefixed(jetstream.InputRoomEvent), consumer, nats.Context(ctx))
+	if errors.Is(err, nats.ErrConsumerNotFound) { // nothing happened in the room for a day
+		return Backlog{}, nil
+	} else if err != nil {
+		return Backlog{}, fmt.Errorf("looking into the roomserver's queue: %w", err)
+	}
+	b := Backlog{
+		Waiting: info.NumPending, InWork: uint64(info.NumAckPending),
+		Taken: info.Delivered.Consumer, Done: info.AckFloor.Consumer,
+	}
+	if left := q.left[consumer]; left > 0 && time.Now().Before(q.again) {
+		b.InWork = uint64(max(info.NumAckPending-left, 0))
+	}
+	return b, nil
+}
+
+// Wake makes Dendrite start a worker for a room, unless the room has one.
+func (q *Queues) Wake(ctx context.Context, roomID string) error {
+	return Wake(ctx, q.rsAPI, q.server, roomID)
+}
+
+// Wake makes Dendrite start a worker for a room, unless the room has one. It gives the room its own create event as an outlier: the
+// roomserver ignores an outlier that it has. An unknown room is left alone.
+func Wake(ctx context.Context, rsAPI Roomserver, server spec.ServerName, roomID string) error {
+	tuple := gomatrixserverlib.StateKeyTuple{EventType: spec.MRoomCreate}
+	var res api.QueryCurrentStateResponse
+	if err := rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{
+		RoomID: roomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple},
+	}, &res); err != nil {
+		return fmt.Errorf("looking up the create event: %w", err)
+	}
+	create := res.StateEvents[tuple]
+	if create == nil {
+		return nil
+	}
+	return api.SendEvents(ctx, rsAPI, api.KindOutlier, []*types.HeaderedEvent{create}, server, server, server, nil, true)
+}
