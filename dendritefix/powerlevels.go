@@ -21,10 +21,8 @@ const (
 	maxLevelsLooks = 1000
 )
 
-// CurrentState is what PowerLevels asks the roomserver.
-type CurrentState interface {
-	QueryCurrentState(ctx context.Context, req *api.QueryCurrentStateRequest, res *api.QueryCurrentStateResponse) error
-}
+// QueryCurrentState is the roomserver's query for current state.
+type QueryCurrentState = func(context.Context, *api.QueryCurrentStateRequest, *api.QueryCurrentStateResponse) error
 
 // PowerLevels notices rooms that have lost their power levels, and logs an error for each.
 //
@@ -35,15 +33,15 @@ type CurrentState interface {
 //
 // This can go when Dendrite's state resolution decides as other servers' does.
 type PowerLevels struct {
-	rsAPI CurrentState
+	query QueryCurrentState
 
 	mu      sync.Mutex
 	pending map[string]bool // the rooms that are going to be looked at
 }
 
-// NewPowerLevels returns a watcher that asks rsAPI.
-func NewPowerLevels(rsAPI CurrentState) *PowerLevels {
-	return &PowerLevels{rsAPI: rsAPI, pending: map[string]bool{}}
+// NewPowerLevels returns a watcher.
+func NewPowerLevels(query QueryCurrentState) *PowerLevels {
+	return &PowerLevels{query: query, pending: map[string]bool{}}
 }
 
 // Watch looks at an event that the roomserver's output stream tells of. It costs something only if the event changes power levels
@@ -74,7 +72,7 @@ func (p *PowerLevels) look(ctx context.Context, roomID string) {
 	tuple := gomatrixserverlib.StateKeyTuple{EventType: spec.MRoomPowerLevels}
 	create := gomatrixserverlib.StateKeyTuple{EventType: spec.MRoomCreate}
 	var res api.QueryCurrentStateResponse
-	err := p.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{
+	err := p.query(ctx, &api.QueryCurrentStateRequest{
 		RoomID: roomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple, create},
 	}, &res)
 	if err != nil || res.StateEvents[tuple] != nil || res.StateEvents[create] == nil { // the last: nobody here is in the room

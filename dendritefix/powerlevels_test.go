@@ -54,8 +54,8 @@ func TestLostPowerLevels(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				said := logs.NewGlobal()
 				defer logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{})
-				p := NewPowerLevels(&test.state)
-				event := newEvent(t, "10", fmt.Sprintf(`"type":%q,"state_key":"","content":{}`, test.eventType))
+				p := NewPowerLevels(test.state.QueryCurrentState)
+				event := newEvent(t, "$event", "@alice:example.org", "10", fmt.Sprintf(`"type":%q,"state_key":"","content":{}`, test.eventType))
 				for range 3 { // looked at together
 					p.Watch(t.Context(), &api.OutputNewRoomEvent{Event: &types.HeaderedEvent{PDU: event}, AddsStateEventIDs: test.adds})
 				}

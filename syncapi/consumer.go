@@ -55,6 +55,12 @@ type Timers interface {
 	Settle(ctx context.Context) error
 }
 
+// Roomserver is the part of the roomserver that the consumer queries.
+type Roomserver interface {
+	QueryUserIDForSender(ctx context.Context, roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error)
+	dendritefix.RedactionRoomserver
+}
+
 // Consumer reads the output stream.
 type Consumer struct {
 	jetstream nats.JetStreamContext
@@ -79,7 +85,7 @@ func NewConsumer(cfg *config.JetStream, js nats.JetStreamContext, rsAPI Roomserv
 		topic:     cfg.Prefixed(jetstream.OutputRoomEvent),
 		rsAPI:     rsAPI,
 		timers:    timers,
-		levels:    dendritefix.NewPowerLevels(rsAPI),
+		levels:    dendritefix.NewPowerLevels(rsAPI.QueryCurrentState),
 	}
 }
 
@@ -153,7 +159,11 @@ func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoom
 	if output.RewritesState {
 		failed = errors.Join(failed, c.timers.RoomChanged(ctx, event.RoomID().String()))
 	}
-	failed = errors.Join(failed, c.onUnseenRedaction(ctx, event))
+	redacted, err := dendritefix.UnseenRedaction(ctx, c.rsAPI, event.PDU)
+	if redacted != "" { // the closing event would publish again what everybody else has deleted
+		c.timers.DropEvent(ctx, redacted, expiration.Redacted)
+	}
+	failed = errors.Join(failed, err)
 	c.levels.Watch(ctx, output)
 	if event.Type() != spec.MRoomMember || event.StateKey() == nil {
 		return failed

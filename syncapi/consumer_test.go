@@ -25,6 +25,7 @@ type told struct {
 	dropped   []string
 	failed    error
 	users     map[spec.SenderID]string
+	redacted  map[string]expiration.DropReason
 }
 
 func (d *told) StateChanged(context.Context, expiration.StateKey, string) error { return nil }
@@ -64,7 +65,7 @@ func TestMembershipEventsOfWhoIsOut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := &told{failed: test.failed, users: map[spec.SenderID]string{"pseudo": alice}}
-			c := &Consumer{rsAPI: d, timers: d, levels: dendritefix.NewPowerLevels(d)}
+			c := &Consumer{rsAPI: d, timers: d, levels: dendritefix.NewPowerLevels(nil)}
 			pdu, err := gomatrixserverlib.MustGetRoomVersion(gomatrixserverlib.RoomVersionV10).NewEventFromTrustedJSON([]byte(fmt.Sprintf(
 				`{"auth_events":[],"content":{"membership":%q},"depth":5,"hashes":{"sha256":"x"},"origin_server_ts":1,"prev_events":[],`+
 					`"room_id":%q,"sender":%q,"signatures":{},"type":%q,"state_key":%q}`, test.membership, room, alice, test.eventType, test.key,
@@ -76,4 +77,39 @@ func TestMembershipEventsOfWhoIsOut(t *testing.T) {
 			require.Equal(t, test.want != nil, d.dropped != nil)
 		})
 	}
+}
+
+func (d *told) DropEvent(_ context.Context, eventID string, reason expiration.DropReason) {
+	d.redacted[eventID] = reason
+}
+
+func (d *told) QueryEventsByID(_ context.Context, req *api.QueryEventsByIDRequest, res *api.QueryEventsByIDResponse) error {
+	for _, eventID := range req.EventIDs {
+		res.Events = append(res.Events, inRoom11(eventID, `"type":"m.room.message","content":{"m.will_expire":"running"}`))
+	}
+	return d.failed
+}
+
+func inRoom11(eventID, more string) *types.HeaderedEvent {
+	pdu, err := gomatrixserverlib.MustGetRoomVersion(gomatrixserverlib.RoomVersionV11).NewEventFromTrustedJSONWithEventID(
+		eventID, []byte(`{"auth_events":[],"depth":5,"hashes":{"sha256":"x"},"origin_server_ts":1,"prev_events":[],"room_id":"!room:example.org",`+
+			`"sender":"@alice:example.org","signatures":{},`+more+`}`), false)
+	if err != nil {
+		panic(err)
+	}
+	return &types.HeaderedEvent{PDU: pdu}
+}
+
+// A redaction that Dendrite does not notice stops the timer of the event. A fault while it is looked up makes the message come again.
+func TestUnseenRedactionStopsTheTimer(t *testing.T) {
+	redaction := inRoom11("$redaction", `"type":"m.room.redaction","content":{"redacts":"$original"}`)
+	d := &told{redacted: map[string]expiration.DropReason{}}
+	c := &Consumer{rsAPI: d, timers: d, levels: dendritefix.NewPowerLevels(nil)}
+	require.NoError(t, c.onNewRoomEvent(t.Context(), &api.OutputNewRoomEvent{Event: redaction}, time.Now()))
+	require.Equal(t, map[string]expiration.DropReason{"$original": expiration.Redacted}, d.redacted)
+
+	clear(d.redacted)
+	d.failed = errors.New("the database is away")
+	require.ErrorIs(t, c.onNewRoomEvent(t.Context(), &api.OutputNewRoomEvent{Event: redaction}, time.Now()), d.failed)
+	require.Empty(t, d.redacted)
 }
