@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What several connections were needed for at once does not open as many again the next time.
+// A burst of queries does not open its connections anew if there was one shortly before.
 func TestKeepConnections(t *testing.T) {
 	options := &config.DatabaseOptions{ConnectionString: config.DataSource("file:" + filepath.Join(t.TempDir(), "a.db"))}
 	cm := sqlutil.NewConnectionManager(nil, config.DatabaseOptions{})

@@ -1,5 +1,3 @@
-// Package dendritefix mends faults of Dendrite from outside, one file a fault. Each file names the condition under which it
-// can go.
 package dendritefix
 
 import (
@@ -17,10 +15,9 @@ import (
 
 // BoundDepth is a middleware for routes of clients: it refuses a request whose body has JSON that is nested too deeply.
 //
-// Dendrite takes whatever Go decodes, which is 10,000 levels, and wraps it in more: one event with 9,993 levels breaks /sync
-// for everybody in its room, and the roomserver never answers for one with a few more. Content comes with many requests
-// (sends, createRoom, to-device messages, account data), so all of them are bounded here. The body streams: it is counted as
-// the handler reads it, and not kept.
+// Dendrite accepts the 10,000 levels that Go decodes, and wraps them in more: an event with 9,993 levels breaks /sync for every user in its room,
+// and for an event with a few more the roomserver never answers. Content comes with many requests (sends, createRoom, to-device messages, account
+// data), so all of them are bounded here. The levels are counted while the handler reads the body; the body is not kept.
 //
 // This file can go when Dendrite bounds the depth of JSON itself.
 func BoundDepth(next http.Handler) http.Handler {
@@ -39,7 +36,7 @@ func BoundDepth(next http.Handler) http.Handler {
 // errTooDeep is the error of reading a body that is refused.
 var errTooDeep = errors.New("the JSON is nested too deeply")
 
-// boundBody is a body that can be read as far as it is not nested too deeply.
+// boundBody is a body that can be read up to the point at which it is nested too deeply.
 type boundBody struct {
 	io.ReadCloser
 	depth   jsondepth.Counter
@@ -58,8 +55,8 @@ func (b *boundBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// boundWriter replaces the answer to a request whose body turned out to be nested too deeply: the handler knows only that
-// it could not read the body, which Dendrite answers with 500.
+// boundWriter replaces the answer to a request whose body is nested too deeply: the handler only sees a body that it cannot read, and Dendrite
+// answers that with 500.
 type boundWriter struct {
 	http.ResponseWriter
 	body              *boundBody

@@ -14,14 +14,14 @@ import (
 
 // RefuseNUL is a middleware for routes of clients: it refuses a transaction ID with a NUL character.
 //
-// PostgreSQL stores no NUL in a text, and Dendrite writes the transaction ID of an event into its sync database. If that
-// fails, the process ends, and after each start JetStream brings it the same event.
+// PostgreSQL stores no NUL in a text, and Dendrite writes the transaction ID of an event into its sync database. If the write fails, the process
+// ends, and JetStream redelivers the event after each start.
 //
 // This file can go when Dendrite refuses such transaction IDs and ignores such relations and redactions.
 func RefuseNUL(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		vars := mux.Vars(req)
-		// Dendrite has both names for it. The path is still as it was written.
+		// Dendrite's routes use both names. The path is still escaped.
 		if !strings.Contains(vars["txnID"], "%00") && !strings.Contains(vars["txnId"], "%00") {
 			next.ServeHTTP(w, req)
 			return
@@ -34,9 +34,9 @@ func RefuseNUL(next http.Handler) http.Handler {
 	})
 }
 
-// Unstorable reports whether an event's content has a NUL character in what Dendrite writes into columns of its own: the
-// relation of the event, and what it redacts. PostgreSQL does not store it. The sync API then tries the same event for ever,
-// and nobody's /sync has anything new; the roomserver does not answer.
+// Unstorable reports whether an event's content has a NUL character in a field that Dendrite writes into a column of its own: the relation of the
+// event, and the ID of the event that it redacts. PostgreSQL does not store it. The sync API then retries the same event for ever, so that no /sync
+// has anything new, and the roomserver does not answer.
 func Unstorable(content []byte) bool {
 	if !bytes.Contains(content, []byte(`\u0000`)) { // there is no other spelling in JSON
 		return false

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// levelsLookedAt is how long after an event its room is looked at. The output stream can be faster than the roomserver's database.
+	// levelsLookedAt is the pause between an event and the look at its room. The output stream can be ahead of the roomserver's database.
 	levelsLookedAt = 5 * time.Second
-	// maxLevelsLooks is how many rooms wait for that at most; what comes beyond is not looked at.
+	// maxLevelsLooks is how many rooms may wait for a look. A room beyond that is not looked at.
 	maxLevelsLooks = 1000
 )
 
@@ -26,17 +26,17 @@ type QueryCurrentState = func(context.Context, *api.QueryCurrentStateRequest, *a
 
 // PowerLevels notices rooms that have lost their power levels, and logs an error for each.
 //
-// When two changes of power levels cross that are not the room creator's, the state resolution of Dendrite v0.13.8 can leave the
-// room with none, while other servers have one of the two. Nobody but the creator may send state here then: that of calls is
-// refused, and so are closing and delayed events. It cannot be mended from outside, but the operator is told. What is lost by an event
-// of another type, as a merge of two branches can do, is not noticed.
+// When two changes of power levels cross that are not the room creator's, the state resolution of Dendrite v0.13.8 can leave the room with
+// none, while other servers have one of the two. After that only the creator may send state on this server: the state of calls is refused, and
+// so are closing and delayed events. This cannot be mended from outside, but the operator is told. A loss that an event of another type causes, for
+// example a merge of two branches, is not noticed.
 //
-// This can go when Dendrite's state resolution decides as other servers' does.
+// This file can go when Dendrite's state resolution decides as other servers' does.
 type PowerLevels struct {
 	query QueryCurrentState
 
 	mu      sync.Mutex
-	pending map[string]bool // the rooms that are going to be looked at
+	pending map[string]bool // the rooms that wait for a look
 }
 
 // NewPowerLevels returns a watcher.
@@ -44,8 +44,8 @@ func NewPowerLevels(query QueryCurrentState) *PowerLevels {
 	return &PowerLevels{query: query, pending: map[string]bool{}}
 }
 
-// Watch looks at an event that the roomserver's output stream tells of. It costs something only if the event changes power levels
-// and did not become the current state.
+// Watch looks at an event of the roomserver's output stream. It queries the roomserver only if the event changes power levels and did not become
+// the current state.
 func (p *PowerLevels) Watch(ctx context.Context, output *api.OutputNewRoomEvent) {
 	e := output.Event
 	if e.Type() != spec.MRoomPowerLevels || !e.StateKeyEquals("") || slices.Contains(output.AddsStateEventIDs, e.EventID()) {
@@ -75,7 +75,7 @@ func (p *PowerLevels) look(ctx context.Context, roomID string) {
 	err := p.query(ctx, &api.QueryCurrentStateRequest{
 		RoomID: roomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple, create},
 	}, &res)
-	if err != nil || res.StateEvents[tuple] != nil || res.StateEvents[create] == nil { // the last: nobody here is in the room
+	if err != nil || res.StateEvents[tuple] != nil || res.StateEvents[create] == nil { // without a create event, no user of this server is in the room
 		return
 	}
 	logrus.WithField("room_id", roomID).Error(

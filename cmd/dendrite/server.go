@@ -25,19 +25,19 @@ import (
 	"github.com/matrix-org/dendrite/setup/process"
 	"github.com/matrix-org/dendrite/userapi"
 	"github.com/matrix-org/gomatrixserverlib/fclient"
-	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140"
 	msc4140config "github.com/matrix-org/dendrite/setup/mscs/msc4140/config"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 )
 
 const (
-	// requestTimeout is how long a server that stops waits for the requests that are under way. They are told at once; but nobody can
-	// tell a client that sends its body byte by byte.
+	// requestTimeout is how long a server that stops waits for running requests. Their contexts end at once, but a client that sends its
+	// body byte by byte cannot be told.
 	requestTimeout = 10 * time.Second
-	// drainTimeout is how long it waits for its streams then.
+	// drainTimeout is how long it then waits for its streams.
 	drainTimeout = 5 * time.Second
 )
 
@@ -52,7 +52,7 @@ type server struct {
 }
 
 // build makes all of Dendrite's components, as its own command does, with the extension between the roomserver and the
-// rest.
+// others.
 func build(cfg *config.Dendrite, extensionCfg *msc4140config.Config, h *home) (s *server, err error) {
 	s = &server{
 		process: process.NewProcessContext(), cfg: cfg,
@@ -167,8 +167,7 @@ func (s *server) atShutdown(f func()) {
 	}()
 }
 
-// serve serves HTTP until the process is told to stop, and then stops part by part. Dendrite's own command stops all at
-// once; a stream consumer that is writing in that moment finds its database closed, and panics.
+// serve serves HTTP until the process is told to stop, and then stops part by part.
 func (s *server) serve(listen addresses, h *home) error {
 	web := process.NewProcessContext()
 	minwinsvc.SetOnExit(web.ShutdownDendrite)
@@ -206,25 +205,10 @@ func (s *server) serve(listen addresses, h *home) error {
 	return nil
 }
 
-// drain waits until everything that was sent has come to everybody in this process, but not for long: what is left is
-// done at the next start.
+// drain gives Dendrite's components some time to deal with everything that was sent.
 func (s *server) drain() {
 	ctx, cancel := context.WithTimeout(s.process.Context(), drainTimeout)
 	defer cancel()
 	js, _ := s.nats.Prepare(s.process, &s.cfg.Global.JetStream)
-	for _, stream := range []string{jetstream.InputRoomEvent, jetstream.OutputRoomEvent} {
-		for !idle(ctx, js, s.cfg.Global.JetStream.Prefixed(stream)) && ctx.Err() == nil {
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
-}
-
-// idle reports whether no consumer of a stream has anything to do.
-func idle(ctx context.Context, js nats.JetStreamContext, stream string) bool {
-	for consumer := range js.Consumers(stream, nats.Context(ctx)) {
-		if consumer.NumPending > 0 || consumer.NumAckPending > 0 {
-			return false
-		}
-	}
-	return true
+	dendritefix.Drain(ctx, js, &s.cfg.Global.JetStream)
 }
