@@ -105,7 +105,9 @@ func New(
 	componentCfg.Explain = clientapi.Explain
 	timers := expiration.New(componentCfg, store, intake.Settling(sender), tokens)
 	wrapper.Watch(timers)
-	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, timers)
+	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, clientapi.Timers{
+		Keeper: timers, Sender: timers, Scheduler: timers, Actor: timers, Finder: timers,
+	})
 	if enableMetrics {
 		prometheus.MustRegister(append(timers.Collectors(), client.Collectors()...)...)
 	}

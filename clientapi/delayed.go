@@ -5,13 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/gorilla/mux"
 	clientutil "github.com/matrix-org/dendrite/clientapi/httputil"
@@ -31,15 +29,24 @@ const (
 	delayField = "delay_ms"
 	// maxContentSize is the largest content of a delayed event, in bytes: no event can be larger.
 	maxContentSize = 64 << 10
-	// maxScheduleSize is the limit for a request that schedules: the content may be written less tightly than it is sent.
+	// maxScheduleSize is the limit for a request that schedules: the content may have more spaces and escapes than when it is sent.
 	maxScheduleSize = 4 * maxContentSize
-	// maxTimestamp is the latest time that an event can bear, in milliseconds: nanoseconds have no larger number.
+	// maxTimestamp is the latest time that an event can have, in milliseconds: in nanoseconds it must fit into an int64.
 	maxTimestamp = math.MaxInt64 / 1_000_000
 	// scheduleReadTimeout is how long such a request may take to arrive.
 	scheduleReadTimeout = 30 * time.Second
 )
 
-// dialect is how clients speak of delayed events. Where the accepted text and the clients of today disagree, the paths differ.
+// Scheduler schedules delayed events.
+type Scheduler interface {
+	Scheduled(ctx context.Context, request expiration.RequestHash) (delayID string, err error)
+	Schedule(
+		ctx context.Context, e expiration.Event, d expiration.Delayed, delay time.Duration, exempt bool,
+	) (delayID string, err error)
+}
+
+// dialect selects the names and answers of the stable or of the unstable paths, which differ where the accepted text and the clients of today
+// disagree.
 type dialect bool
 
 const (
@@ -51,7 +58,7 @@ const (
 type delayError struct {
 	name string // of the parameter
 	max  time.Duration
-	// tooLong is set if it is a good one but for the maximum; query, in which form it was asked for.
+	// tooLong: the delay is valid but for the maximum. query: it came in the query form.
 	tooLong, query bool
 }
 
@@ -59,7 +66,7 @@ func (e *delayError) Error() string {
 	return fmt.Sprintf("%s must be a whole number of milliseconds from 1 to %d", e.name, e.max.Milliseconds())
 }
 
-// response is the answer to a bad delay. matrix-js-sdk falls back to a shorter one only if it is told of the maximum this way.
+// response is the answer to a bad delay. matrix-js-sdk falls back to a shorter delay only if the answer names the maximum in this way.
 func (e *delayError) response() util.JSONResponse {
 	switch {
 	case !e.tooLong:
@@ -74,13 +81,13 @@ func (e *delayError) response() util.JSONResponse {
 	}{spec.Unknown(e.Error()), "M_MAX_DELAY_EXCEEDED", e.max.Milliseconds()}}
 }
 
-// parseDelay reads a delay as it was written.
+// parseDelay reads a delay in milliseconds.
 func (a *API) parseDelay(name, value string, query bool) (time.Duration, error) {
 	failed := &delayError{name: name, max: a.cfg.MaxDelay, query: query}
 	if strings.Trim(value, "0123456789") != "" { // ParseInt accepts a sign
 		return 0, failed
 	}
-	ms, err := strconv.ParseInt(value, 10, 64) // the largest number there is, if it is larger still
+	ms, err := strconv.ParseInt(value, 10, 64) // the largest int64 if the number is greater
 	if err != nil && !errors.Is(err, strconv.ErrRange) || ms <= 0 {
 		return 0, failed
 	}
@@ -91,9 +98,9 @@ func (a *API) parseDelay(name, value string, query bool) (time.Duration, error) 
 	return time.Duration(ms) * time.Millisecond, nil
 }
 
-// isDelayed reports whether a send is to be a delayed one.
+// isDelayed reports whether a send has a delay in its query.
 func isDelayed(req *http.Request) bool {
-	query := req.URL.RawQuery // of which what is malformed is left out when it is parsed, and must not be sent at once
+	query := req.URL.RawQuery // URL.Query leaves out malformed parts, and such an event must not be sent at once
 	return query != "" && (strings.Contains(query, delayKey) || req.URL.Query().Has(delayKey))
 }
 
@@ -141,7 +148,7 @@ func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to targ
 	return a.schedule(req, device, to, content, delay)
 }
 
-// schedule schedules an event. That its sender may send it is found out when it is sent; he must be in the room.
+// schedule schedules an event. The sender must be in the room. Whether the sender may send the event is only checked when it is due.
 func (a *API) schedule(
 	req *http.Request, device *userapi.Device, to target, content []byte, delay time.Duration,
 ) util.JSONResponse {
@@ -157,7 +164,7 @@ func (a *API) schedule(
 	if to.txnID != nil {
 		to.delayed = true
 		request = &expiration.Request{Hash: *requestHash(device, to)}
-		// Who repeats a request may leave out what it was about.
+		// A repeated request gets the same answer, even without its content.
 		switch delayID, err := a.timers.Scheduled(req.Context(), request.Hash); {
 		case err != nil:
 			return errorResponse(req, err)
@@ -183,7 +190,7 @@ func (a *API) schedule(
 		key := a.stateKey(req.Context(), to).Key
 		e.StateKey = &key
 	}
-	done() // what follows can wait for a room, and is cheap
+	done() // the rest is cheap, and may wait for a room
 	delayID, err := a.timers.Schedule(req.Context(), e, d, delay, device.AccountType == userapi.AccountTypeAppService)
 	if err != nil {
 		return errorResponse(req, err)
@@ -197,7 +204,7 @@ func scheduled(delayID string) util.JSONResponse {
 	}{delayID}}
 }
 
-// parseDelayed looks at what is to be sent, and returns the content that the event will have, too.
+// parseDelayed checks the content of a request. It also returns the content that the event will have.
 func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Delayed, sent []byte, err error) {
 	if len(content) > maxContentSize {
 		return d, nil, tooLarge("The content must be at most 65536 bytes")
@@ -214,7 +221,7 @@ func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Dela
 	}
 	if req.URL.Query().Has("ts") {
 		d.Timestamp, err = clientutil.ParseTSParam(req)
-		// Later times Dendrite turns into others.
+		// Dendrite would send an event with a later time at a different time.
 		if ms := d.Timestamp.UnixMilli(); err != nil || ms < 0 || ms > maxTimestamp {
 			return d, nil, badRequest(spec.InvalidParam(fmt.Sprintf(
 				"ts must be a whole number of milliseconds from 0 to %d", maxTimestamp,
@@ -224,7 +231,7 @@ func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Dela
 	return d, sent, nil
 }
 
-// checkScheduled returns an error if nothing could make a delayed event sendable. The room is known.
+// checkScheduled returns an error if a delayed event can never be sent. The room is known.
 func (a *API) checkScheduled(
 	ctx context.Context, device *userapi.Device, to target, d expiration.Delayed, sent []byte,
 ) error {
@@ -237,17 +244,6 @@ func (a *API) checkScheduled(
 		return err
 	}
 	return checkSize(built, to, d.Expires > 0)
-}
-
-// checkObject returns an error if something is not a JSON object.
-func checkObject(data []byte, what string) error {
-	switch {
-	case !utf8.Valid(data) || !gjson.ValidBytes(data):
-		return badRequest(spec.NotJSON(what + " must be a JSON object"))
-	case !gjson.ParseBytes(data).IsObject():
-		return badRequest(spec.BadJSON(what + " must be a JSON object"))
-	}
-	return nil
 }
 
 // checkJoined returns an error if a user is not in a room.
@@ -267,47 +263,7 @@ func (a *API) checkJoined(req *http.Request, device *userapi.Device, roomID stri
 	return nil
 }
 
-// act does what a client wants of a delayed event. The owner is "" if he need not say who he is.
-func (a *API) act(req *http.Request, d dialect, delayID, action, owner string) util.JSONResponse {
-	do := map[string]func() error{
-		"restart": func() error { return a.timers.RestartDelayed(req.Context(), delayID, owner) },
-		"send":    func() error { return a.timers.SendDelayed(req.Context(), delayID, owner) },
-		"cancel":  func() error { return a.timers.CancelDelayed(req.Context(), delayID, owner) },
-	}[action]
-	if do == nil {
-		return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.Unrecognized("The action must be restart, send or cancel")}
-	}
-	known, wait := a.timers.AllowDelayed(delayID)
-	err := a.guesses.mayAsk(req, known, wait)
-	if err != nil {
-		return errorResponse(req, err)
-	}
-	err = do()
-	var done *expiration.FinalisedError
-	if errors.As(err, &done) {
-		switch {
-		case action == "send" && done.Final.Sent(), action == "cancel" && done.Final.Cancelled():
-			err = nil
-		case d == stable:
-			return util.JSONResponse{Code: http.StatusConflict, JSON: spec.Unknown("The delayed event was finalised already")}
-		default:
-			err = expiration.ErrNotFound
-		}
-	}
-	switch {
-	case errors.Is(err, expiration.ErrNotFound):
-		return noDelayedEvent()
-	case err != nil:
-		return errorResponse(req, err)
-	}
-	return util.JSONResponse{Code: http.StatusOK, JSON: struct{}{}}
-}
-
-func noDelayedEvent() util.JSONResponse {
-	return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.NotFound("There is no such delayed event")}
-}
-
-// addDelayed registers the routes of delayed events, but for the query form, which is a send.
+// addDelayed registers the routes of delayed events except the query form, which is a send.
 func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	const name = "delayed_event"
 	for _, path := range []string{"/{apiversion:(?:r0|v3)}", "/unstable/org.matrix.msc4140"} {
@@ -359,45 +315,4 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 			}
 			return a.act(req, unstable, vars["delayID"], action.Str, "")
 		})))).Methods(http.MethodPost, http.MethodOptions)
-}
-
-// within limits the time that the body of a request may take to arrive.
-func within(limit time.Duration, next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		control := http.NewResponseController(w)
-		_ = control.SetReadDeadline(time.Now().Add(limit))
-		req = req.WithContext(req.Context()) // a copy
-		req.Body = &timedBody{req.Body, control}
-		next.ServeHTTP(w, req)
-	})
-}
-
-// timedBody lifts the time limit when it is read to its end: a deadline that passes later would cancel the request.
-type timedBody struct {
-	io.ReadCloser
-	control *http.ResponseController
-}
-
-func (b *timedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if errors.Is(err, io.EOF) {
-		_ = b.control.SetReadDeadline(time.Time{})
-	}
-	return n, err
-}
-
-// readAll reads a body of limited size.
-func readAll(body io.Reader, limit int64) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(body, limit+1))
-	switch {
-	case err != nil:
-		return nil, badRequest(spec.NotJSON("The body could not be read"))
-	case int64(len(data)) > limit:
-		return nil, tooLarge(fmt.Sprintf("The body must be at most %d bytes", limit))
-	}
-	return data, nil
-}
-
-func tooLarge(msg string) *requestError {
-	return &requestError{http.StatusRequestEntityTooLarge, spec.MatrixError{ErrCode: errTooLarge, Err: msg}}
 }

@@ -27,7 +27,7 @@ const (
 	// keepAlivePath is where the methods are, behind the prefix of the client API.
 	keepAlivePath = "/v3/expiration/"
 
-	// maxKeepAliveSize is the limit for the body of a keep-alive, in bytes (contract, section 2).
+	// maxKeepAliveSize is the limit for the body of a keep-alive, in bytes.
 	maxKeepAliveSize = 4 << 10
 	// keepAliveReadTimeout is how long the body may take to arrive.
 	keepAliveReadTimeout = 10 * time.Second
@@ -35,21 +35,27 @@ const (
 	tokenKey = "expire_refresh_token"
 )
 
-// keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} for one method (contract, section 2). It is what
-// Dendrite's MakeExternalAPI would make, but for the limits of the body, in size and time, and that requests are not dumped
-// into the log, see untraced. Refreshes are by far the most frequent of all requests: one that succeeds gets no logger and
-// no ID if nobody would see them.
+// Keeper keeps expiring events alive, and ends them.
+type Keeper interface {
+	Allow(expiration.TokenHash) (known bool, wait time.Duration)
+	Refresh(context.Context, expiration.TokenHash) error
+	End(context.Context, expiration.TokenHash) error
+}
+
+// keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} for one method. It does the same as a handler of Dendrite's
+// MakeExternalAPI, with limits for the size and the time of the body, and without dumps of requests in the log, see untraced. Refreshes are by far
+// the most frequent requests: a successful one gets no logger and no ID if nobody would see them.
 type keepAlive struct {
 	api *API
-	// do is what the method does.
+	// do refreshes or ends an event.
 	do func(context.Context, expiration.TokenHash) error
-	// logs says that do writes to the log of the request.
+	// logs: do writes to the log of the request.
 	logs    bool
 	results *prometheus.CounterVec
 	ok      prometheus.Counter
 }
 
-// keepAlives returns what answers each of the methods.
+// keepAlives returns the handlers of the methods.
 func (a *API) keepAlives() map[string]http.Handler {
 	handler := func(method string, do func(context.Context, expiration.TokenHash) error, logs bool) http.Handler {
 		results := a.metrics.keepAlives.MustCurryWith(prometheus.Labels{"method": method})
@@ -84,8 +90,7 @@ func (k *keepAlive) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	})(w, req)
 }
 
-// answer answers as Dendrite answers all requests, and logs what it logs of them. If there is no error yet, it does what the
-// request asks for.
+// answer answers a request as Dendrite does, and logs it as Dendrite does. Without an error it first does what the request asks for.
 func (k *keepAlive) answer(w http.ResponseWriter, req *http.Request, token string, err error) {
 	util.MakeJSONAPI(util.NewJSONRequestHandler(func(req *http.Request) util.JSONResponse {
 		if err == nil {
@@ -99,7 +104,7 @@ func (k *keepAlive) answer(w http.ResponseWriter, req *http.Request, token strin
 	}))(w, req)
 }
 
-// resultOf returns what became of a request, as the metrics name it.
+// resultOf returns the result of a request by its name in the metrics.
 func resultOf(err error) string {
 	switch {
 	case err == nil:
@@ -131,9 +136,8 @@ func (k *keepAlive) keep(req *http.Request, token string) error {
 
 // readToken reads the body of a request, within its limits, and returns the token.
 func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
-	// The time is for the body alone: a deadline that passes later would cancel the request. If the body fails it stays,
-	// because net/http goes on to read what is left of it, and must not wait for that for ever. Not every ResponseWriter has
-	// deadlines; the size is limited in any case.
+	// The deadline is for the body alone: one that passes later would cancel the request. After an error it stays, because net/http then reads
+	// the rest of the body and must not wait for ever. Not every ResponseWriter has deadlines; the size is limited in any case.
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(keepAliveReadTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxKeepAliveSize))
@@ -147,7 +151,7 @@ func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
 	return parseToken(body)
 }
 
-// parseToken returns the token in the body of a request. Of several the last counts, as it does everywhere in Dendrite.
+// parseToken returns the token in the body of a request. If the field is repeated, the last value counts, as everywhere in Dendrite.
 func parseToken(body []byte) (string, error) {
 	if !utf8.Valid(body) || !gjson.ValidBytes(body) {
 		return "", badRequest(spec.NotJSON("The body must be a JSON object"))

@@ -23,11 +23,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// atOnce is a component that knows one token and does everything at once.
-type atOnce struct {
-	Timers
-	do func() error
-}
+// atOnce is a Keeper that knows one token and does everything at once.
+type atOnce struct{ do func() error }
 
 func (a atOnce) Allow(h expiration.TokenHash) (bool, time.Duration) {
 	return h == expiration.HashToken(knownToken), 0
@@ -39,7 +36,7 @@ const knownToken = "k0QmcyYpC3XbGkEvTqPIxvCZ5Vd1m2VZJxXkq2y7S_A"
 
 // newEndpoint returns the endpoint as Dendrite's routers serve it, and with keep-alives first.
 func newEndpoint(do func() error) (a *API, routed, first http.Handler) {
-	a = New(Config{}, &config.ClientAPI{}, nil, atOnce{do: do})
+	a = New(Config{}, &config.ClientAPI{}, nil, Timers{Keeper: atOnce{do: do}})
 	routers := httputil.NewRouters()
 	a.AddRoutes(routers.Client, nil)
 	return a, routers.Client, a.KeepAlivesFirst(routers.Client)

@@ -1,8 +1,10 @@
 package clientapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"iter"
 	"net/http"
 
 	userapi "github.com/matrix-org/dendrite/userapi/api"
@@ -12,14 +14,20 @@ import (
 )
 
 const (
-	// maxPageSize is from what size on a page of the list of delayed events is at its end, in bytes as the clients wrote
-	// them; the last event of a page may exceed it. JSON writes a byte with up to six.
+	// maxPageSize is the size at which a page of the list of delayed events ends, in bytes as the clients wrote them. The last event of a page
+	// may exceed it. A byte may take six in JSON.
 	maxPageSize = 256 << 10
-	// delayedEventSize is about what an event in the list takes beside what the client wrote, in bytes.
+	// delayedEventSize is about the size of an event in the list without the client's part, in bytes.
 	delayedEventSize = 512
 )
 
-// delayedEvent is a delayed event as its owner sees it. The older names are for the clients of today.
+// Finder finds the delayed events of a user.
+type Finder interface {
+	DelayedEvents(ctx context.Context, owner, after string) iter.Seq2[expiration.DelayedEvent, error]
+	DelayedEvent(ctx context.Context, delayID, owner string) (expiration.DelayedEvent, error)
+}
+
+// delayedEvent is a delayed event as its owner sees it. OldDelay and RunningSince are for the clients of today.
 type delayedEvent struct {
 	DelayID      string          `json:"delay_id"`
 	RoomID       string          `json:"room_id"`
@@ -49,7 +57,7 @@ func newDelayedEvent(e expiration.DelayedEvent, d dialect) delayedEvent {
 	return shown
 }
 
-// list answers with a page of what a user has scheduled.
+// list answers with a page of the delayed events of a user.
 func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JSONResponse {
 	done, err := a.begin(req, device)
 	if err != nil {

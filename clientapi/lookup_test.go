@@ -6,7 +6,9 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
 
@@ -51,4 +53,54 @@ func TestPages(t *testing.T) {
 		require.Len(t, seen, 100)
 		require.Equal(t, "99", seen[99])
 	}
+}
+
+func TestLookups(t *testing.T) {
+	key := "key"
+	scheduled := expiration.DelayedEvent{DelayID: delayID, Timer: expiration.Timer{
+		Event:   expiration.Event{ID: "row", RoomID: "!room:localhost", Type: "m", StateKey: &key, Sender: "@alice:localhost"},
+		Delayed: &expiration.Delayed{Content: []byte(`{"a":1}`)}, Duration: 8 * time.Second, Deadline: time.UnixMilli(20_000),
+	}}
+	message := scheduled
+	message.Timer.Event.StateKey = nil
+	with := func(f expiration.Final) expiration.DelayedEvent {
+		d := scheduled
+		d.Final = &f
+		return d
+	}
+	const (
+		common = `"delay_id":"` + delayID + `","room_id":"!room:localhost","type":"m","content":{"a":1},"delay_ms":8000,"scheduled_at":12000`
+		older  = `,"delay":8000,"running_since":12000`
+		state  = `,"state_key":"key"`
+	)
+	at := time.UnixMilli(21_000)
+	for want, event := range map[string]expiration.DelayedEvent{
+		state:                           scheduled,
+		"":                              message,
+		state + `,"finalised_ts":21000`: with(expiration.Final{At: at}),
+		state + `,"finalised_ts":21000,"event_id":"$x"`:             with(expiration.Final{At: at, EventID: "$x"}),
+		state + `,"finalised_ts":21000,"error":{"errcode":"M_BAD"}`: with(expiration.Final{At: at, Error: []byte(`{"errcode":"M_BAD"}`)}),
+	} {
+		for path, more := range map[string]string{stablePath: "", unstablePath: older} {
+			p := &planner{events: []expiration.DelayedEvent{event}}
+			for _, body := range []string{"", "{}"} {
+				w := do(newPlanned(p, 1), "GET", path+"/delayed_events/"+delayID, body, true)
+				require.Equal(t, http.StatusOK, w.Code)
+				require.JSONEq(t, "{"+common+more+want+"}", w.Body.String())
+				w = do(newPlanned(p, 1), "GET", path+"/delayed_events", body, true)
+				require.Equal(t, http.StatusOK, w.Code)
+				require.JSONEq(t, `{"delayed_events":[{`+common+more+want+"}]}", w.Body.String())
+			}
+			require.Equal(t, "look @alice:localhost", p.acts[0])
+			require.Equal(t, "list @alice:localhost", p.acts[1])
+			for _, id := range []string{"", "/" + delayID} {
+				require.Equal(t, http.StatusUnauthorized, do(newPlanned(p, 1), "GET", path+"/delayed_events"+id, "", false).Code)
+			}
+			w := do(newPlanned(p, 1), "GET", path+"/delayed_events/guess", "", true)
+			require.Equal(t, http.StatusNotFound, w.Code)
+			require.Equal(t, string(spec.ErrorNotFound), errcode(w))
+		}
+	}
+	w := do(newPlanned(&planner{}, 1), "GET", stablePath+"/delayed_events", "", true)
+	require.JSONEq(t, `{"delayed_events":[]}`, w.Body.String())
 }

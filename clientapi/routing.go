@@ -1,14 +1,13 @@
-// Package clientapi is the client's side of expiring and of delayed events: the field m.will_expire in the requests that
-// send events, and the keep-alive endpoint; the delay in the query of such requests, and the endpoints of delayed events.
+// Package clientapi is the HTTP of expiring and delayed events: it parses and limits requests, and turns results into answers and Matrix errors.
 //
-// Its routes for sending take the place of Dendrite's, whose own function they call: a request with neither field nor delay
-// is handled by it unchanged. All that a request holds in memory is bounded but for the body of a send without a delay, which
-// Dendrite does not bound either.
+// Clients mark an event with the field m.will_expire and call the keep-alive endpoint, or they put a delay into the query of a send and call the
+// endpoints of delayed events. The routes for sending take the place of Dendrite's and call Dendrite's own function, so a request with neither
+// field nor delay is handled as ever. The memory of each request is bounded, except for the body of a send without a delay, which Dendrite does not
+// bound either.
 package clientapi
 
 import (
 	"context"
-	"iter"
 	"net/http"
 	"os"
 	"strings"
@@ -28,32 +27,16 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
-// Timers is what the routes need of the component.
-type Timers interface {
-	Begin(ctx context.Context, e expiration.Event, duration time.Duration, exempt bool) (*expiration.Pending, error)
-	LockRequest(ctx context.Context, request expiration.RequestHash) (unlock func(), err error)
-	Sent(ctx context.Context, request expiration.RequestHash) (eventID string, err error)
-	Token(eventID string) string
-	Running(eventID, sender string) bool
-	Restart(ctx context.Context, eventID string, duration time.Duration) error
-	LockState(ctx context.Context, s expiration.StateKey) (unlock func(), err error)
-	Allow(expiration.TokenHash) (known bool, wait time.Duration)
-	Refresh(context.Context, expiration.TokenHash) error
-	End(context.Context, expiration.TokenHash) error
-
-	Scheduled(ctx context.Context, request expiration.RequestHash) (delayID string, err error)
-	Schedule(
-		ctx context.Context, e expiration.Event, d expiration.Delayed, delay time.Duration, exempt bool,
-	) (delayID string, err error)
-	AllowDelayed(delayID string) (known bool, wait time.Duration)
-	RestartDelayed(ctx context.Context, delayID, owner string) error
-	SendDelayed(ctx context.Context, delayID, owner string) error
-	CancelDelayed(ctx context.Context, delayID, owner string) error
-	DelayedEvents(ctx context.Context, owner, after string) iter.Seq2[expiration.DelayedEvent, error]
-	DelayedEvent(ctx context.Context, delayID, owner string) (expiration.DelayedEvent, error)
+// Timers is the engine, in the parts that the routes use. Each part is defined beside its routes, and can be replaced on its own.
+type Timers struct {
+	Keeper
+	Sender
+	Scheduler
+	Actor
+	Finder
 }
 
-// Config is what the routes can be told; see docs/configuration.md.
+// Config configures the routes; see docs/configuration.md.
 type Config struct {
 	// MaxDuration is the longest duration that a client may ask for, in whole seconds.
 	MaxDuration time.Duration
@@ -68,7 +51,7 @@ type Config struct {
 	MaxScheduled int
 }
 
-// RoomserverAPI is the roomserver as the rest of Dendrite has it.
+// RoomserverAPI is the roomserver behind the wrapper of package roomserver.
 type RoomserverAPI interface {
 	api.ClientRoomserverAPI
 	// Hooked returns the request and the roomserver for one call of Dendrite's SendEvent, which calls the hook.
@@ -77,7 +60,7 @@ type RoomserverAPI interface {
 	LockSender(ctx context.Context, roomID, userID string) (unlock func(), err error)
 }
 
-// API has what the routes share.
+// API has the routes.
 type API struct {
 	cfg          Config
 	dendrite     *config.ClientAPI
@@ -107,7 +90,7 @@ func (a *API) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{a.metrics.keepAlives}
 }
 
-// AddRoutes registers the routes. It must be called before Dendrite registers its own: the first that matches is taken.
+// AddRoutes registers the routes. It must be called before Dendrite registers its own: the first match is used.
 func (a *API) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	untraced(func() { a.addRoutes(router, userAPI) })
 }
@@ -144,7 +127,7 @@ func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 		})
 }
 
-// authenticated returns a handler for clients who say who they are, guests among them, with the decoded parts of the path.
+// authenticated returns a handler for requests with an access token, also of guests. It passes the decoded parts of the path.
 func (a *API) authenticated(
 	userAPI userapi.QueryAcccessTokenAPI, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse,
 ) http.Handler {
@@ -157,15 +140,15 @@ func (a *API) authenticated(
 	}, httputil.WithAllowGuests())
 }
 
-// KeepAlivesFirst returns a handler that answers keep-alives as the routes do, and gives everything else to next, which has
-// the routes too. Dendrite's routers ask one regular expression after the other until they have found them.
+// KeepAlivesFirst returns a handler that answers keep-alives itself and gives everything else to next, which has the same routes. Dendrite's
+// routers try one regular expression after the other, which costs more than the rest of a keep-alive.
 func (a *API) KeepAlivesFirst(next http.Handler) http.Handler {
 	first := map[string]http.Handler{}
 	for method, handler := range a.keepAlives() {
 		first[strings.TrimSuffix(httputil.PublicClientPathPrefix, "/")+keepAlivePath+method] = handler
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		// The routers compare paths as they were written: an escaped one has a RawPath, and no route.
+		// The routers match escaped paths: a path with escapes has a RawPath, and no route.
 		if handler := first[req.URL.Path]; handler != nil && req.Method == http.MethodPut && req.URL.RawPath == "" {
 			handler.ServeHTTP(w, req)
 			return
@@ -174,8 +157,8 @@ func (a *API) KeepAlivesFirst(next http.Handler) http.Handler {
 	})
 }
 
-// untraced calls f with Dendrite's tracing of whole requests switched off, which is decided when a route is made: what is
-// sent and answered here has tokens in it, and they belong into no log.
+// untraced calls f with Dendrite's tracing of whole requests switched off. Dendrite decides it when a route is made. Requests and answers have
+// tokens in them here, which belong in no log.
 func untraced(f func()) {
 	const variable = "DENDRITE_TRACE_HTTP"
 	if value, ok := os.LookupEnv(variable); ok {

@@ -26,7 +26,18 @@ import (
 // sendTimeout is how long the send of an expiring event may take.
 const sendTimeout = time.Minute
 
-// target is where a request wants an event sent.
+// Sender keeps the timers of expiring events from their sends on, and the locks that order sends and closings.
+type Sender interface {
+	LockState(ctx context.Context, s expiration.StateKey) (unlock func(), err error)
+	LockRequest(ctx context.Context, request expiration.RequestHash) (unlock func(), err error)
+	Sent(ctx context.Context, request expiration.RequestHash) (eventID string, err error)
+	Begin(ctx context.Context, e expiration.Event, duration time.Duration, exempt bool) (*expiration.Pending, error)
+	Restart(ctx context.Context, eventID string, duration time.Duration) error
+	Running(eventID, sender string) bool
+	Token(eventID string) string
+}
+
+// target is the room, type and state key of an event that a request sends.
 type target struct {
 	roomID, eventType string
 	txnID, stateKey   *string
@@ -39,7 +50,7 @@ type sentEvent struct {
 	EventID string `json:"event_id"`
 }
 
-// sentExpiringEvent is the answer to the send of an expiring event (contract, section 1).
+// sentExpiringEvent is the answer to the send of an expiring event.
 type sentExpiringEvent struct {
 	sentEvent
 	// DraftEventID repeats the ID under the key of the draft's example.
@@ -47,8 +58,8 @@ type sentExpiringEvent struct {
 	Token        string `json:"expire_refresh_token"`
 }
 
-// send sends an event, expiring or not. State is sent under the lock of its state key, so that no closing event comes in
-// between; the lock is taken when the whole request is here, and not held for a client that is slow.
+// send sends an event, expiring or not. State is sent under the lock of its state key, so that no closing event comes in between. The lock is
+// taken when the whole request has arrived, so that a slow client does not hold it.
 func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
 	if isDelayed(req) {
 		return a.scheduleByQuery(req, device, to)
@@ -85,8 +96,7 @@ func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JS
 func (a *API) sendExpiring(
 	req *http.Request, device *userapi.Device, to target, content []byte, duration time.Duration,
 ) util.JSONResponse {
-	// What has begun is brought to its end, even if the client hangs up: it will repeat the request and must be told of
-	// the same event.
+	// A send is finished even if the client hangs up: the client will repeat the request, and must get the same event.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(req.Context()), sendTimeout)
 	defer cancel()
 	req = req.WithContext(ctx)
@@ -121,7 +131,7 @@ func (a *API) sendExpiring(
 		After: func(_ context.Context, sent bool) { pending.Activate(sent) },
 	}
 	hooked, hookedAPI := a.rsAPI.Hooked(req, hook)
-	rsAPI := &restartableState{ClientRoomserverAPI: hookedAPI, timers: a.timers, userID: device.UserID}
+	rsAPI := &restartableState{ClientRoomserverAPI: hookedAPI, running: a.timers.Running, userID: device.UserID}
 	for range 2 {
 		hooked.Body = io.NopCloser(bytes.NewReader(content))
 		res := a.dendriteSend(hooked, device, to, rsAPI)
@@ -136,30 +146,30 @@ func (a *API) sendExpiring(
 			return errorResponse(req, err)
 		}
 		if !hook.Called && to.stateKey != nil {
-			// The same content is the current state already, and its timer was running a moment ago.
+			// The current state has the same content, and its timer was running a moment ago.
 			err = a.timers.Restart(ctx, eventID, duration)
 			if errors.Is(err, expiration.ErrNotFound) {
-				continue // no longer: now Dendrite will not be shown that state, and send a new event
+				continue // the timer is gone: now Dendrite does not see that state, and sends a new event
 			}
 			if err != nil {
 				return errorResponse(req, err)
 			}
 		}
-		// An event that was not sent now, nor is state, was sent by an earlier request with this transaction ID.
+		// A message that was not sent now was sent by an earlier request with this transaction ID.
 		return a.sent(eventID)
 	}
 	return errorResponse(req, errors.New("the timer of an event that is sent again can neither be found nor replaced"))
 }
 
-// sent is the answer to the send of an expiring event, now or by an earlier request.
+// sent is the answer to the send of an expiring event, by this request or an earlier one.
 func (a *API) sent(eventID string) util.JSONResponse {
 	return util.JSONResponse{Code: http.StatusOK, JSON: sentExpiringEvent{
 		sentEvent: sentEvent{eventID}, DraftEventID: eventID, Token: a.timers.Token(eventID),
 	}}
 }
 
-// requestHash names a request by what its transaction ID is unique for, or returns nil if it has none. Dendrite's own memory
-// of transactions ends with the process; by this name a request is known again after a crash.
+// requestHash identifies a request by its transaction ID and the scope of that ID. It is nil without a transaction ID. Dendrite's own memory of
+// transactions ends with the process; by the hash, a request is recognised after a crash.
 func requestHash(device *userapi.Device, to target) *expiration.RequestHash {
 	if to.txnID == nil {
 		return nil
@@ -189,8 +199,8 @@ func (a *API) dendriteSend(
 	)
 }
 
-// stateKey returns the state that a request will set. In rooms with pseudo IDs, a user ID as the state key stands for the
-// sender's key, as Dendrite translates it when it builds the event. What cannot be looked up is refused by Dendrite.
+// stateKey returns the state that a request will set. In rooms with pseudo IDs, a user ID as the state key stands for the user's key: Dendrite
+// translates it when it builds the event. If a lookup fails here, Dendrite refuses the event.
 func (a *API) stateKey(ctx context.Context, to target) expiration.StateKey {
 	s := expiration.StateKey{RoomID: to.roomID, Type: to.eventType, Key: *to.stateKey}
 	version, err := a.rsAPI.QueryRoomVersionForRoom(ctx, to.roomID)
@@ -211,13 +221,13 @@ func (a *API) stateKey(ctx context.Context, to target) expiration.StateKey {
 	return s
 }
 
-// restartableState hides current state from Dendrite that has the content of the new event but no running timer of the
-// same sender. Dendrite answers such a send with the ID of the current event, before it looks whether the sender may send
-// it at all: there would be no timer to restart, or the token of somebody else's event would be given away.
+// restartableState hides current state from Dendrite unless it has a running timer of the same sender. If the content of a new event is the same,
+// Dendrite answers with the ID of the current event, before it checks whether the sender may send it: there would be no timer to restart, or the
+// answer would have the token of another user's event.
 type restartableState struct {
 	api.ClientRoomserverAPI
-	timers Timers
-	userID string
+	running func(eventID, sender string) bool
+	userID  string
 }
 
 // QueryCurrentState implements api.QueryEventsAPI.
@@ -228,14 +238,14 @@ func (r *restartableState) QueryCurrentState(
 		return err
 	}
 	for tuple, e := range res.StateEvents {
-		if !r.timers.Running(e.EventID(), r.userID) {
+		if !r.running(e.EventID(), r.userID) {
 			delete(res.StateEvents, tuple)
 		}
 	}
 	return nil
 }
 
-// sentEventID reads the event ID out of Dendrite's answer, whose type is its own.
+// sentEventID reads the event ID from Dendrite's answer, whose type is not exported.
 func sentEventID(res util.JSONResponse) (string, error) {
 	data, err := json.Marshal(res.JSON)
 	if err != nil {
@@ -248,7 +258,7 @@ func sentEventID(res util.JSONResponse) (string, error) {
 	return sent.EventID, err
 }
 
-// readAlready returns a body that reads as the original did: these bytes, and then this error, if any.
+// readAlready returns a body that yields these bytes and then this error, if any.
 func readAlready(body []byte, err error) io.ReadCloser {
 	if err == nil {
 		return io.NopCloser(bytes.NewReader(body))
