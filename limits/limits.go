@@ -21,9 +21,12 @@ import (
 // remembered is how many keys are remembered. Who is forgotten starts afresh, which costs more requests than it gains.
 const remembered = 1 << 14
 
+// Rate is how many requests are allowed, and how fast.
+type Rate = expiration.RateLimit
+
 // Limiter limits the requests with each key.
 type Limiter[K comparable] struct {
-	limit   expiration.RateLimit
+	limit   Rate
 	start   time.Time
 	buckets *lru.Cache[K, *bucket]
 }
@@ -35,7 +38,7 @@ type bucket struct {
 }
 
 // New returns a limiter. The zero limit allows everything.
-func New[K comparable](limit expiration.RateLimit) *Limiter[K] {
+func New[K comparable](limit Rate) *Limiter[K] {
 	buckets, err := lru.New[K, *bucket](remembered)
 	if err != nil {
 		panic(err) // only for a size below 1

@@ -23,7 +23,6 @@ import (
 	"github.com/matrix-org/util"
 	"github.com/tidwall/gjson"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
@@ -41,7 +40,7 @@ type Summaries struct {
 // Config is what the routes can be told.
 type Config struct {
 	// Limit is how often a user may ask, and how often an address without a login. The zero value allows everything.
-	Limit expiration.RateLimit
+	Limit limits.Rate
 	// RealIPHeader is the header in which a trusted reverse proxy names the client's address, or "" if there is none.
 	RealIPHeader string
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/stretchr/testify/require"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 const (
@@ -71,7 +71,7 @@ func (logins) QueryAccessToken(_ context.Context, req *userapi.QueryAccessTokenR
 	return nil
 }
 
-func newRoutes(rsAPI RoomserverAPI, limit expiration.RateLimit) http.Handler {
+func newRoutes(rsAPI RoomserverAPI, limit limits.Rate) http.Handler {
 	routers := httputil.NewRouters()
 	dendrite := &config.ClientAPI{Matrix: &config.Global{}}
 	dendrite.Matrix.ServerName = "localhost"
@@ -98,7 +98,7 @@ func TestPrivateIsLikeUnknown(t *testing.T) {
 	for _, token := range []string{"", "alice"} {
 		synctest.Test(t, func(t *testing.T) {
 			rsAPI := &fakeRoomserver{slow: 7 * time.Millisecond}
-			routes := newRoutes(rsAPI, expiration.RateLimit{})
+			routes := newRoutes(rsAPI, limits.Rate{})
 			look := func(roomID string) (asked []string, took time.Duration, body string) {
 				rsAPI.asked = nil
 				start := time.Now()
@@ -118,7 +118,7 @@ func TestPrivateIsLikeUnknown(t *testing.T) {
 
 // Neither a connection each nor a header that no proxy sets makes a new client; a user counts wherever it is.
 func TestLimits(t *testing.T) {
-	routes := newRoutes(&fakeRoomserver{}, expiration.RateLimit{Threshold: 1, Cooloff: time.Hour})
+	routes := newRoutes(&fakeRoomserver{}, limits.Rate{Threshold: 1, Cooloff: time.Hour})
 	require.Equal(t, http.StatusNotFound, get(routes, unknown, "").Code)
 	res := get(routes, unknown, "", "X-Forwarded-For", "203.0.113.7")
 	require.Equal(t, http.StatusTooManyRequests, res.Code)
