@@ -101,7 +101,7 @@ func New(
 	if err != nil {
 		return nil, err
 	}
-	sender := roomserver.NewGuard(roomserver.NewCloser(&dendriteCfg.ClientAPI, wrapper), accounts)
+	sender := roomserver.NewGuard(roomserver.NewCloser(&dendriteCfg.ClientAPI, wrapper), accounts.Deactivated)
 	componentCfg.Explain = clientapi.Explain
 	timers := expiration.New(componentCfg, store, intake.Settling(sender), tokens)
 	wrapper.Watch(timers)
@@ -130,7 +130,7 @@ func (e *Extension) RoomserverAPI() api.RoomserverInternalAPI { return e.rsAPI }
 
 // UserAPI returns the user API that Dendrite's client API must be given in place of Dendrite's own.
 func (e *Extension) UserAPI(userAPI dendriteuserapi.UserInternalAPI) dendriteuserapi.UserInternalAPI {
-	return userapi.New(userAPI, e.accounts, e.timers)
+	return userapi.New(userAPI, e.accounts, e.timers.CancelAll)
 }
 
 // AddPublicRoutes registers the routes. Dendrite's own must come after them.

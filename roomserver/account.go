@@ -12,30 +12,27 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// Accounts knows the accounts of this server.
-type Accounts interface {
-	// Deactivated reports whether an account is deactivated, or about to be. An account that does not exist is not.
-	Deactivated(ctx context.Context, userID string) (bool, error)
-}
+// Deactivated reports whether an account of this server is deactivated, or about to be. It is false for an unknown account.
+type Deactivated func(ctx context.Context, userID string) (bool, error)
 
-// Guard is a Closer that looks at the sender of a delayed event before it sends the event. Who scheduled it was logged in and in
-// the room; both can have changed since, and the roomserver checks neither: a join of a public room needs no membership, and no
-// event needs an account.
+// Guard is a Closer that checks the sender of a delayed event before it sends the event. The sender was logged in and in the room when the event was
+// scheduled. Both can have changed since, and the roomserver checks neither: a join of a public room needs no membership, and no event needs an
+// account.
 //
-// Closing events are not concerned: they are the homeserver's word about an event that is in the room.
+// Closing events are not checked: with them the homeserver speaks about an event that is in the room.
 type Guard struct {
 	*Closer
-	accounts Accounts
+	deactivated Deactivated
 }
 
 var _ expiration.Roomserver = (*Guard)(nil)
 
-// NewGuard returns a sender that asks the accounts before it sends a delayed event.
-func NewGuard(closer *Closer, accounts Accounts) *Guard {
-	return &Guard{Closer: closer, accounts: accounts}
+// NewGuard returns a sender that checks the sender's account and membership.
+func NewGuard(closer *Closer, deactivated Deactivated) *Guard {
+	return &Guard{Closer: closer, deactivated: deactivated}
 }
 
-// errNotJoined answers a user who is out of the room and has a membership event sent there.
+// errNotJoined is the refusal of a membership event whose sender is not in the room.
 var errNotJoined = json.RawMessage(`{"errcode":"M_FORBIDDEN","error":"The sender is no longer in the room"}`)
 
 // Send implements expiration.Roomserver. The error is a *expiration.DropError if the account is deactivated.
@@ -53,7 +50,7 @@ func (g *Guard) Send(
 	})
 }
 
-// Resubmit implements expiration.Roomserver. What the roomserver has was sent before the account was deactivated.
+// Resubmit implements expiration.Roomserver. An event that the roomserver has was sent before the account was deactivated.
 func (g *Guard) Resubmit(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) error {
 	if t.Delayed != nil {
 		if err := g.checkAccount(ctx, t.Event); err != nil {
@@ -67,7 +64,7 @@ func (g *Guard) Resubmit(ctx context.Context, t expiration.Timer, signed expirat
 
 // checkAccount returns a *expiration.DropError if the sender's account is deactivated.
 func (g *Guard) checkAccount(ctx context.Context, e expiration.Event) error {
-	deactivated, err := g.accounts.Deactivated(ctx, e.Sender)
+	deactivated, err := g.deactivated(ctx, e.Sender)
 	switch {
 	case err != nil:
 		return fmt.Errorf("looking up the sender's account: %w", err)
@@ -77,8 +74,8 @@ func (g *Guard) checkAccount(ctx context.Context, e expiration.Event) error {
 	return nil
 }
 
-// checkMember returns a *expiration.RefusedError if a membership event's sender is not joined. The sender was when it was
-// scheduled, and the auth rules would let a user who is out come back by it, or knock.
+// checkMember returns a *expiration.RefusedError if the sender of a membership event is not joined any more. The auth rules would let a user who has
+// left come back by the event, or knock.
 func (g *Guard) checkMember(ctx context.Context, e expiration.Event) error {
 	if e.Type != spec.MRoomMember {
 		return nil

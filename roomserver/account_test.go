@@ -51,10 +51,10 @@ func (m *membership) QueryLatestEventsAndState(
 	return nil
 }
 
-func newGuard(m *membership, a Accounts) *Guard {
+func newGuard(m *membership, a accounts) *Guard {
 	wrapper := NewAPI(m)
 	wrapper.Watch(&m.journal)
-	return NewGuard(NewCloser(nil, wrapper), a)
+	return NewGuard(NewCloser(nil, wrapper), a.Deactivated)
 }
 
 // delayedTimer returns the timer of a delayed event of Alice's.

@@ -1,5 +1,5 @@
-// Package userapi is the seam to Dendrite's user API. It cancels what a user has scheduled when the account is deactivated, and
-// knows which accounts are deactivated.
+// Package userapi is the seam to Dendrite's user API: it cancels a user's delayed events when the account is deactivated, and tells which accounts
+// are deactivated.
 package userapi
 
 import (

@@ -9,27 +9,22 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// Canceller cancels what a user has scheduled, and waits for what is being sent.
-type Canceller interface {
-	CancelAll(ctx context.Context, userID string) error
-}
-
-// API wraps Dendrite's user API. It must be given to Dendrite's client API in its place. Where it is not, no event of a deactivated
-// account is sent either, see [Accounts], but the events stay scheduled until they are due.
+// API wraps Dendrite's user API. Dendrite's client API must be given it in place of its own. Otherwise the events of a deactivated account stay
+// scheduled until they are due; they are not sent then either, see [Accounts].
 type API struct {
 	api.UserInternalAPI
 	accounts  *Accounts
-	scheduled Canceller
+	cancelAll func(ctx context.Context, userID string) error
 }
 
-// New returns a wrapper of Dendrite's user API.
-func New(inner api.UserInternalAPI, accounts *Accounts, scheduled Canceller) *API {
-	return &API{UserInternalAPI: inner, accounts: accounts, scheduled: scheduled}
+// New returns a wrapper of Dendrite's user API. cancelAll cancels all delayed events of a user, and waits for those that are being sent.
+func New(inner api.UserInternalAPI, accounts *Accounts, cancelAll func(ctx context.Context, userID string) error) *API {
+	return &API{UserInternalAPI: inner, accounts: accounts, cancelAll: cancelAll}
 }
 
-// PerformAccountDeactivation implements api.ClientUserAPI. It cancels first, so that a fault of our database is known before
-// anything has happened, and the user, who can log in no more, need not repeat what failed halfway. From then on the account counts
-// as deactivated: a join that is due when Dendrite has taken the user out of the rooms, and not yet marked the account, is not sent.
+// PerformAccountDeactivation implements api.ClientUserAPI. It cancels first: a fault of our database then fails the request before anything has
+// changed, while the user can still log in to repeat it. From then on the account counts as deactivated. So a join is not sent that is due after
+// Dendrite has taken the user out of the rooms and before it has marked the account.
 func (a *API) PerformAccountDeactivation(
 	ctx context.Context, req *api.PerformAccountDeactivationRequest, res *api.PerformAccountDeactivationResponse,
 ) error {
@@ -37,14 +32,14 @@ func (a *API) PerformAccountDeactivation(
 	// A client that hangs up does not leave an account half deactivated.
 	ctx = context.WithoutCancel(ctx)
 	defer a.accounts.end(userID)()
-	if err := a.scheduled.CancelAll(ctx, userID); err != nil {
+	if err := a.cancelAll(ctx, userID); err != nil {
 		return err
 	}
 	if err := a.UserInternalAPI.PerformAccountDeactivation(ctx, req, res); err != nil {
 		return err
 	}
-	// A request that had its access token checked before can have scheduled more. It would not be sent, so this is for its content.
-	if err := a.scheduled.CancelAll(ctx, userID); err != nil {
+	// A request whose access token was checked earlier can have scheduled more. That would not be sent; this deletes its content.
+	if err := a.cancelAll(ctx, userID); err != nil {
 		logrus.WithError(err).WithField("user_id", userID).Warn("Failed to cancel what a deactivated account has scheduled, will do so when it is due")
 	}
 	return nil

@@ -76,12 +76,12 @@ func TestAccounts(t *testing.T) {
 	}
 }
 
-// steps is a user API and what cancels, and writes down what is called.
+// steps is a user API and a function that cancels. It notes the calls.
 type steps struct {
 	api.UserInternalAPI
 	t                 *testing.T
 	accounts          *Accounts
-	cancels, failedAt int // how often something was cancelled, and which of them fails
+	cancels, failedAt int // the calls of CancelAll, and which of them fails
 	calls             []string
 	failed            error
 }
@@ -128,7 +128,7 @@ func TestDeactivation(t *testing.T) {
 			hungUp, cancel := context.WithCancel(t.Context())
 			cancel()
 			var res api.PerformAccountDeactivationResponse
-			err := New(s, accounts, s).PerformAccountDeactivation(hungUp, &api.PerformAccountDeactivationRequest{Localpart: "alice"}, &res)
+			err := New(s, accounts, s.CancelAll).PerformAccountDeactivation(hungUp, &api.PerformAccountDeactivationRequest{Localpart: "alice"}, &res)
 			require.ErrorIs(t, err, test.err)
 			require.Equal(t, test.err == nil, res.AccountDeactivated)
 			require.Equal(t, test.want, s.calls)
