@@ -1,0 +1,198 @@
+package msc4140
+
+import (
+	"bytes"
+	"encoding/json"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// world is a set of foreign packages, or several of these sets.
+type world int
+
+const (
+	dendrite   world = 1 << iota // Dendrite, beside this module
+	matrix                       // gomatrixserverlib and util: events, and Matrix errors
+	web                          // net/http, and a router
+	everything = dendrite | matrix | web
+)
+
+// arrows has a row for each package: the packages of this module that it may import, and the worlds that it may import from. "x/..." means all packages
+// below x. A package without a row has the row of the nearest folder above it. Tests and programs may import everything, and nobody imports them.
+var arrows = map[string]struct {
+	own    []string
+	worlds world
+}{
+	"": {[]string{ // the door joins everything
+		"around", "clientapi", "dendritefix", "expiration", "expiration/storage", "inputqueue", "roomserver", "rtc", "summary",
+		"syncapi", "syncapi/delayid", "syncapi/stateafter", "userapi",
+	}, dendrite | web},
+
+	// The engine knows nobody.
+	"expiration": {[]string{"expiration/internal/...", "failpoint", "guard", "keylock"}, 0},
+	// The tables use Dendrite's way of opening databases, migrations and prepared statements.
+	"expiration/storage": {[]string{"expiration", "expiration/storage/...", "guard"}, dendrite},
+
+	// The adapters join the engine to Dendrite, and do not know one another.
+	"clientapi":  {[]string{"around", "dendritefix", "eventsize", "expiration", "failpoint", "jsondepth", "keylock", "limits"}, everything},
+	"roomserver": {[]string{"dendritefix", "eventsize", "expiration", "failpoint", "inputqueue", "keylock"}, everything},
+	"syncapi":    {[]string{"dendritefix", "expiration", "failpoint", "guard"}, dendrite | matrix},
+	"userapi":    {nil, dendrite | matrix},
+	// unsigned.delay_id asks for an interface and needs nothing else.
+	"syncapi/delayid": {nil, everything},
+
+	// Other MSCs, and mended faults of Dendrite, have nothing to do with timers.
+	"syncapi/stateafter": {[]string{"around"}, everything},
+	"rtc":                {[]string{"around"}, everything},
+	"summary":            {[]string{"limits"}, everything},
+	"dendritefix":        {[]string{"guard", "inputqueue", "jsondepth"}, everything},
+
+	// Shared helpers.
+	"around":     {nil, everything},
+	"eventsize":  {nil, matrix},
+	"failpoint":  {nil, 0},
+	"guard":      {nil, 0},
+	"inputqueue": {nil, dendrite | matrix},
+	// The fake stands for the queues of its parent.
+	"inputqueue/fakequeue": {[]string{"inputqueue"}, dendrite | matrix},
+	"jsondepth":            {nil, 0},
+	"keylock":              {nil, 0},
+	// A limit of requests is counted with the token bucket of the engine, expiration.RateLimit.
+	"limits": {[]string{"expiration"}, matrix | web},
+}
+
+// matrixInEngine are the exceptions to the rule that the engine has no HTTP status and no Matrix JSON. All but one say why a delayed event was refused: an
+// expiration.RefusedError has a status and the body of an answer, and the body is stored with the finalised event. The last one finds an event among
+// the prev events of a signed event.
+var matrixInEngine = []string{
+	`"HTTP %d: %s"`,
+	`Code: 413`,
+	`Code: 429`,
+	"`" + `{"errcode":"M_FORBIDDEN","error":"The sender may no longer send this event"}` + "`",
+	"`" + `{"errcode":"M_LIMIT_EXCEEDED","error":"Too many of your events are running"}` + "`",
+	"`" + `{"errcode":"M_NOT_FOUND","error":"The room is gone"}` + "`",
+	"`" + `{"errcode":"M_TOO_LARGE","error":"The closing event would be too large"}` + "`",
+	"`" + `{"errcode":"M_UNKNOWN","error":"The homeserver was not able to send this event"}` + "`",
+	`"prev_events"`,
+}
+
+// outside are the folders of tests and programs.
+var outside = []string{"cmd", "docker", "docs", "patches", "test", "expiration/storage/storagetest"}
+
+// module is the path of this module; a package's name in the tables is its path below that.
+const module = "github.com/matrix-org/dendrite/setup/mscs/msc4140"
+
+// within reports whether a package is one of some, or lies below one of them.
+func within(pkg string, folders []string) bool {
+	return slices.ContainsFunc(folders, func(folder string) bool { return pkg == folder || strings.HasPrefix(pkg, folder+"/") })
+}
+
+func worldOf(path string) world {
+	is := func(prefixes ...string) bool { return within(path, prefixes) }
+	switch {
+	case is("github.com/matrix-org/dendrite"):
+		return dendrite
+	case is("github.com/matrix-org/gomatrixserverlib", "github.com/matrix-org/gomatrix", "github.com/matrix-org/util"):
+		return matrix
+	case is("net/http", "github.com/gorilla"):
+		return web
+	}
+	return 0
+}
+
+// A package imports only what its row allows.
+func TestArrows(t *testing.T) {
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "./...").Output()
+	require.NoError(t, err)
+	for packages := json.NewDecoder(bytes.NewReader(out)); packages.More(); {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		require.NoError(t, packages.Decode(&p))
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		if within(name, outside) {
+			continue
+		}
+		row, ok := arrows[name]
+		for folder := name; !ok && strings.Contains(folder, "/"); {
+			folder = folder[:strings.LastIndexByte(folder, '/')]
+			row, ok = arrows[folder]
+		}
+		if !ok {
+			t.Errorf("%s has no row in the table of arrows", name)
+			continue
+		}
+		for _, path := range p.Imports {
+			if path == module || strings.HasPrefix(path, module+"/") {
+				to := strings.TrimPrefix(strings.TrimPrefix(path, module), "/")
+				if !slices.ContainsFunc(row.own, func(own string) bool {
+					below, all := strings.CutSuffix(own, "/...")
+					return to == own || all && strings.HasPrefix(to, below+"/")
+				}) {
+					t.Errorf("%s must not import %s", name, to)
+				}
+			} else if worldOf(path)&^row.worlds != 0 {
+				t.Errorf("%s must not import %s", name, path)
+			}
+		}
+	}
+}
+
+var ofMatrix = regexp.MustCompile(`errcode|HTTP|\bM_[A-Z]|(prev|auth)_events`)
+
+// The engine has no HTTP status and no Matrix JSON, except for the listed exceptions.
+func TestNoMatrixInEngine(t *testing.T) {
+	found := map[string]bool{}
+	require.NoError(t, filepath.WalkDir("expiration", func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && path == filepath.Join("expiration", "storage"):
+			return filepath.SkipDir
+		case filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.ImportSpec:
+				return false
+			case *ast.KeyValueExpr:
+				key, _ := n.Key.(*ast.Ident)
+				if code, ok := n.Value.(*ast.BasicLit); ok && key != nil && key.Name == "Code" {
+					found["Code: "+code.Value] = true
+				}
+			case *ast.BasicLit:
+				if n.Kind == token.STRING && ofMatrix.MatchString(n.Value) {
+					found[n.Value] = true
+				}
+			}
+			return true
+		})
+		return nil
+	}))
+	for what := range found {
+		if !slices.Contains(matrixInEngine, what) {
+			t.Errorf("expiration/ has %s, which belongs to an adapter", what)
+		}
+	}
+	for _, what := range matrixInEngine {
+		if !found[what] {
+			t.Errorf("expiration/ has %s no more: take it out of the list", what)
+		}
+	}
+}
