@@ -27,8 +27,9 @@ const (
 	everything = dendrite | matrix | web
 )
 
-// arrows has a row for each package: the packages of this module that it may import, and the worlds that it may import from. "x/..." means all packages
-// below x. A package without a row has the row of the nearest folder above it. Tests and programs may import everything, and nobody imports them.
+// arrows has a row for each package: the packages of this module that it may import, and the worlds that it may import from.
+// "x/..." means all packages below x. A package without a row has the row of the nearest folder above it. Tests and programs may
+// import everything, and nobody imports them.
 var arrows = map[string]struct {
 	own    []string
 	worlds world
@@ -71,9 +72,9 @@ var arrows = map[string]struct {
 	"limits": {[]string{"expiration"}, matrix | web},
 }
 
-// matrixInEngine are the exceptions to the rule that the engine has no HTTP status and no Matrix JSON. All but one say why a delayed event was refused: an
-// expiration.RefusedError has a status and the body of an answer, and the body is stored with the finalised event. The last one finds an event among
-// the prev events of a signed event.
+// matrixInEngine are the exceptions to the rule that the engine has no HTTP status and no Matrix JSON. All but one say why a
+// delayed event was refused: an expiration.RefusedError has a status and the body of an answer, and the body is stored with the
+// finalised event. The last one finds an event among the prev events of a signed event.
 var matrixInEngine = []string{
 	`"HTTP %d: %s"`,
 	`Code: 413`,

@@ -3,8 +3,8 @@
 // a closing copy of the event. Or it schedules an event to be sent later and keeps pushing it back; when that stops, the
 // homeserver sends it. One component keeps the timers of both.
 //
-// This package is the door: it joins the rooms of the house behind it, which ARCHITECTURE.md shows. A Dendrite that wants the
-// feature does six things, in this order:
+// This package is the door: it only joins the other packages, which ARCHITECTURE.md lists. A Dendrite that wants the feature makes six
+// calls, in this order:
 //
 //	cfg, err := config.Load(...)            // of the package config below this one
 //	ext, err := msc4140.New(...)            // with the roomserver API, before any other component is given it
@@ -67,8 +67,8 @@ type Extension struct {
 	rooms    *summary.Summaries
 }
 
-// New opens the database and wires the component to Dendrite's. It starts nothing. It mends what a crash broke in JetStream,
-// which must be done before any component reads a stream.
+// New opens the database and wires everything together. It starts nothing. It repairs JetStream's consumers after a crash, which
+// must be done before any component reads a stream.
 func New(
 	processCtx *process.ProcessContext, cfg *config.Config, dendriteCfg *dendriteconfig.Dendrite,
 	cm *sqlutil.Connections, natsInstance *jetstream.NATSInstance, rsAPI api.RoomserverInternalAPI, enableMetrics bool,
@@ -144,7 +144,7 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteus
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }
 
-// features returns what clients are told that this server can do.
+// features returns the unstable features that /versions adds to Dendrite's.
 func (e *Extension) features() []string {
 	features := []string{"org.matrix.msc4222"}
 	if e.delayed {
@@ -156,14 +156,14 @@ func (e *Extension) features() []string {
 	return features
 }
 
-// KeepAlivesFirst returns a handler that answers keep-alives itself, and leaves everything else to next, which serves the
-// routers. Without it keep-alives are answered too, but cost more.
+// KeepAlivesFirst returns a handler that answers keep-alives itself and gives everything else to next, which serves the routers.
+// Without it the routers answer keep-alives too, at a higher cost.
 func (e *Extension) KeepAlivesFirst(next http.Handler) http.Handler {
 	return e.client.KeepAlivesFirst(next)
 }
 
-// Start loads the timers and starts to watch deadlines and the output stream. Both stop when Dendrite shuts down, and the database is
-// made whole for whoever copies its file then.
+// Start loads the timers and starts to watch deadlines and the output stream. Both stop when Dendrite shuts down. Then the
+// database's log is written back, so that its file can be copied.
 func (e *Extension) Start() error {
 	ctx := e.process.Context()
 	if err := e.timers.Start(ctx); err != nil {
@@ -175,7 +175,7 @@ func (e *Extension) Start() error {
 		defer e.process.ComponentFinished()
 		<-e.process.WaitForShutdown()
 		e.Stop()
-		// The consumer may still be reading. What it can no longer write it does not acknowledge, and gets again at the next start.
+		// The consumer may still be reading. It does not acknowledge a message that it can no longer write, and gets it again at the next start.
 		if err := e.store.Close(); err != nil {
 			logrus.WithError(err).Warn("Failed to write back the log of the database of expiring events: copy it with the database")
 		}
@@ -186,15 +186,15 @@ func (e *Extension) Start() error {
 	return nil
 }
 
-// Stop stops the timers and waits for the closings that are under way. Dendrite's own shutdown does it too; whoever
-// calls it before that spares the next start some work. It may be called twice.
+// Stop stops the timers and waits for running closings. Dendrite's shutdown calls it too; a call before that spares the next
+// start some work. It may be called twice.
 func (e *Extension) Stop() {
 	e.timers.Stop()
 	e.quiet.Stop()
 }
 
-// health answers what Dendrite's own health check does, and looks at our database too. Dendrite's list of reasons is
-// written once and never cleared, which does not suit a database that comes back.
+// health is Dendrite's health check with a check of our database. Dendrite's own list of reasons is never cleared, which does not
+// suit a database that comes back.
 func (e *Extension) health(w http.ResponseWriter, req *http.Request) {
 	_, warnings := e.process.IsDegraded()
 	ctx, cancel := context.WithTimeout(req.Context(), healthTimeout)

@@ -1,5 +1,5 @@
-// Package around is for routes that answer as Dendrite's own do, with something changed. They are registered before
-// Dendrite's, and ask its routes by themselves.
+// Package around is for routes that change an answer of Dendrite's. Such a route is registered before Dendrite's route, and asks
+// it for the answer.
 package around
 
 import (
@@ -12,15 +12,15 @@ import (
 	"github.com/matrix-org/util"
 )
 
-// asked marks the context of a request that one of these routes has taken.
+// asked marks the context of a request that is passed on to Dendrite.
 type asked struct{}
 
-// First matches all requests but those that Dendrite is asked with. Each of these routes must have it.
+// First matches all requests except those that are passed on to Dendrite. Each of these routes must have it as a matcher.
 func First(req *http.Request, _ *mux.RouteMatch) bool {
 	return req.Context().Value(asked{}) == nil
 }
 
-// Dendrite returns what Dendrite's route answers. If that is not a success, it is to be passed on, and ok is false.
+// Dendrite returns the answer of Dendrite's route. ok is false if it is not a success; then the caller answers the same.
 func Dendrite(router http.Handler, req *http.Request) (answer util.JSONResponse, body []byte, ok bool) {
 	kept := buffer{header: http.Header{}, code: http.StatusOK}
 	router.ServeHTTP(&kept, req.WithContext(context.WithValue(req.Context(), asked{}, true)))

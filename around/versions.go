@@ -9,8 +9,8 @@ import (
 	"github.com/matrix-org/util"
 )
 
-// AddVersions registers a route that answers /versions as Dendrite does, with more unstable features in it. It must be called
-// before Dendrite registers its own.
+// AddVersions registers a route that adds unstable features to Dendrite's answer of /versions. It must be called before Dendrite
+// registers its own.
 func AddVersions(router *mux.Router, features ...string) {
 	router.Handle("/versions", httputil.MakeExternalAPI("versions", func(req *http.Request) util.JSONResponse {
 		answer, body, ok := Dendrite(router, req)

@@ -11,7 +11,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// expireKey is the field that makes an event an expiring one (contract, section 1).
+// expireKey is the field that makes an event an expiring one.
 const expireKey = "m.will_expire"
 
 var (

@@ -9,8 +9,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
-// guesses limits the requests with unknown tokens from each address (contract, section 2). How many there are with one that is
-// known, the component counts.
+// guesses limits the requests with unknown tokens from each address. Requests with known tokens are counted by the engine.
 type guesses struct {
 	limiter *limits.Limiter[netip.Prefix]
 	// realIPHeader is the header in which a trusted reverse proxy names the client's address, or "" if there is none.
@@ -21,8 +20,8 @@ func newGuesses(limit expiration.RateLimit, realIPHeader string) *guesses {
 	return &guesses{limits.New[netip.Prefix](limit), realIPHeader}
 }
 
-// mayAsk returns a *rateError if there are too many requests with a token or delay ID, of which the component says whether it
-// is known and how long to wait, or too many with unknown ones from this address.
+// mayAsk returns a *rateError if there are too many requests with a known token or delay ID, or too many with unknown ones from
+// this address. The engine has told whether it is known, and how long to wait.
 func (g *guesses) mayAsk(req *http.Request, known bool, wait time.Duration) error {
 	if !known {
 		wait = g.limiter.Wait(limits.ClientNetwork(req, g.realIPHeader), time.Now())

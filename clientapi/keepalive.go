@@ -42,9 +42,9 @@ type Keeper interface {
 	End(context.Context, expiration.TokenHash) error
 }
 
-// keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} for one method. It does the same as a handler of Dendrite's
-// MakeExternalAPI, with limits for the size and the time of the body, and without dumps of requests in the log, see untraced. Refreshes are by far
-// the most frequent requests: a successful one gets no logger and no ID if nobody would see them.
+// keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} for one method. It does the same as a handler of
+// Dendrite's MakeExternalAPI, with limits for the size and the time of the body, and without dumps of requests in the log, see
+// untraced. Refreshes are by far the most frequent requests: a successful one gets no logger and no ID if nobody would see them.
 type keepAlive struct {
 	api *API
 	// do refreshes or ends an event.

@@ -1,9 +1,9 @@
 // Package clientapi is the HTTP of expiring and delayed events: it parses and limits requests, and turns results into answers and Matrix errors.
 //
-// Clients mark an event with the field m.will_expire and call the keep-alive endpoint, or they put a delay into the query of a send and call the
-// endpoints of delayed events. The routes for sending take the place of Dendrite's and call Dendrite's own function, so a request with neither
-// field nor delay is handled as ever. The memory of each request is bounded, except for the body of a send without a delay, which Dendrite does not
-// bound either.
+// Clients mark an event with the field m.will_expire and call the keep-alive endpoint, or they put a delay into the query of a
+// send and call the endpoints of delayed events. The routes for sending take the place of Dendrite's and call Dendrite's own
+// function, so a request with neither field nor delay is handled as ever. The memory of each request is bounded, except for the
+// body of a send without a delay, which Dendrite does not bound either.
 package clientapi
 
 import (

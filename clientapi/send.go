@@ -221,9 +221,9 @@ func (a *API) stateKey(ctx context.Context, to target) expiration.StateKey {
 	return s
 }
 
-// restartableState hides current state from Dendrite unless it has a running timer of the same sender. If the content of a new event is the same,
-// Dendrite answers with the ID of the current event, before it checks whether the sender may send it: there would be no timer to restart, or the
-// answer would have the token of another user's event.
+// restartableState hides current state from Dendrite unless it has a running timer of the same sender. If the content of a new
+// event is the same, Dendrite answers with the ID of the current event, before it checks whether the sender may send it: there
+// would be no timer to restart, or the answer would have the token of another user's event.
 type restartableState struct {
 	api.ClientRoomserverAPI
 	running func(eventID, sender string) bool

@@ -15,9 +15,9 @@ const (
 	keptFor         = time.Minute
 )
 
-// KeepConnections keeps idle connections to SQLite databases open. Dendrite's setting for that counts only for PostgreSQL, so Go keeps two. When more
-// than two queries run at once, each of the others opens the file, reads the schema and plans its statements anew. A writer that does so delays all
-// other writers. See docs/performance.md, "Mass expiry".
+// KeepConnections keeps idle connections to SQLite databases open. Dendrite's setting for that counts only for PostgreSQL, so Go
+// keeps two. When more than two queries run at once, each of the others opens the file, reads the schema and plans its statements
+// anew. A writer that does so delays all other writers. See docs/performance.md, "Mass expiry".
 //
 // This file can go when Dendrite's max_idle_conns counts for SQLite too.
 func KeepConnections(cm *sqlutil.Connections, databases ...*config.DatabaseOptions) error {

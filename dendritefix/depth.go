@@ -15,9 +15,10 @@ import (
 
 // BoundDepth is a middleware for routes of clients: it refuses a request whose body has JSON that is nested too deeply.
 //
-// Dendrite accepts the 10,000 levels that Go decodes, and wraps them in more: an event with 9,993 levels breaks /sync for every user in its room,
-// and for an event with a few more the roomserver never answers. Content comes with many requests (sends, createRoom, to-device messages, account
-// data), so all of them are bounded here. The levels are counted while the handler reads the body; the body is not kept.
+// Dendrite accepts the 10,000 levels that Go decodes, and wraps them in more: an event with 9,993 levels breaks /sync for every
+// user in its room, and for an event with a few more the roomserver never answers. Content comes with many requests (sends,
+// createRoom, to-device messages, account data), so all of them are bounded here. The levels are counted while the handler reads
+// the body; the body is not kept.
 //
 // This file can go when Dendrite bounds the depth of JSON itself.
 func BoundDepth(next http.Handler) http.Handler {

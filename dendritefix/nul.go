@@ -34,9 +34,9 @@ func RefuseNUL(next http.Handler) http.Handler {
 	})
 }
 
-// Unstorable reports whether an event's content has a NUL character in a field that Dendrite writes into a column of its own: the relation of the
-// event, and the ID of the event that it redacts. PostgreSQL does not store it. The sync API then retries the same event for ever, so that no /sync
-// has anything new, and the roomserver does not answer.
+// Unstorable reports whether an event's content has a NUL character in a field that Dendrite writes into a column of its own: the
+// relation of the event, and the ID of the event that it redacts. PostgreSQL does not store it. The sync API then retries the
+// same event for ever, so that no /sync has anything new, and the roomserver does not answer.
 func Unstorable(content []byte) bool {
 	if !bytes.Contains(content, []byte(`\u0000`)) { // there is no other spelling in JSON
 		return false

@@ -26,10 +26,10 @@ type QueryCurrentState = func(context.Context, *api.QueryCurrentStateRequest, *a
 
 // PowerLevels notices rooms that have lost their power levels, and logs an error for each.
 //
-// When two changes of power levels cross that are not the room creator's, the state resolution of Dendrite v0.13.8 can leave the room with
-// none, while other servers have one of the two. After that only the creator may send state on this server: the state of calls is refused, and
-// so are closing and delayed events. This cannot be mended from outside, but the operator is told. A loss that an event of another type causes, for
-// example a merge of two branches, is not noticed.
+// When two changes of power levels cross that are not the room creator's, the state resolution of Dendrite v0.13.8 can leave the
+// room with none, while other servers have one of the two. After that only the creator may send state on this server: the state
+// of calls is refused, and so are closing and delayed events. This cannot be mended from outside, but the operator is told. A
+// loss that an event of another type causes, for example a merge of two branches, is not noticed.
 //
 // This file can go when Dendrite's state resolution decides as other servers' does.
 type PowerLevels struct {

@@ -44,9 +44,10 @@ type Queues interface {
 // federation transactions have been answered with 200. The closing event of an event that runs for a minute, in a room that is quiet but for
 // it, comes just then.
 //
-// There are two remedies. A request that waits for the roomserver gives its event once more after lookAfter, which starts a new worker. An event
-// that comes asynchronously, or that the roomserver gives itself, is looked for after that time, and if it is still in the queue, the room's worker
-// is woken. There is one look for a room at a time, and none if something else came shortly before.
+// There are two remedies. A request that waits for the roomserver gives its event once more after lookAfter, which starts a new
+// worker. An event that comes asynchronously, or that the roomserver gives itself, is looked for after that time, and if it is
+// still in the queue, the room's worker is woken. There is one look for a room at a time, and none if something else came shortly
+// before.
 //
 // This file can go when a worker of Dendrite's takes everything out of its queue before it ends.
 type QuietRooms struct {

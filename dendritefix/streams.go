@@ -25,9 +25,9 @@ var storedStreams = []string{
 
 // ResetStrandedConsumers resets the consumers whose positions are beyond the ends of their streams.
 //
-// A crash at the wrong moment makes JetStream forget the last sequence number of an empty stream, and Dendrite's streams are mostly empty.
-// The stream counts from 1 again. A durable consumer that was at 1000 then misses the next 1000 messages: nobody can send in a room, or clients are
-// not told of anything. JetStream logs this and does not repair it.
+// A crash at the wrong moment makes JetStream forget the last sequence number of an empty stream, and Dendrite's streams are
+// mostly empty. The stream counts from 1 again. A durable consumer that was at 1000 then misses the next 1000 messages: nobody
+// can send in a room, or clients are not told of anything. JetStream logs this and does not repair it.
 //
 // It must be called before anything is published: between its two steps, JetStream keeps no message for the consumer. The consumer would have
 // missed those messages in any case.

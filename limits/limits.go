@@ -1,5 +1,5 @@
-// Package limits bounds how many requests come from each client: from an address, or from a user. Whoever makes an expensive answer
-// without a login needs it; Dendrite's own limiter believes any X-Forwarded-For header, and else takes each connection for a client.
+// Package limits bounds the requests from one address or of one user. Dendrite's own limiter trusts any X-Forwarded-For header,
+// and without one it takes each connection for a client of its own.
 package limits
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// remembered is how many keys are remembered. Who is forgotten starts afresh, which costs more requests than it gains.
+// remembered is how many keys are remembered. A forgotten key starts afresh; to be forgotten costs a client more requests than it gains.
 const remembered = 1 << 14
 
 // Rate is how many requests are allowed, and how fast.
@@ -46,7 +46,7 @@ func New[K comparable](limit Rate) *Limiter[K] {
 	return &Limiter[K]{limit: limit, start: time.Now(), buckets: buckets}
 }
 
-// Wait returns 0 if a request with this key is allowed now, and else after how long it will be.
+// Wait returns 0 if a request with this key is allowed now, or else the time until it is.
 func (l *Limiter[K]) Wait(key K, now time.Time) time.Duration {
 	b, ok := l.buckets.Get(key)
 	if !ok {
@@ -60,8 +60,8 @@ func (l *Limiter[K]) Wait(key K, now time.Time) time.Duration {
 	return b.Take(l.limit, now.Sub(l.start))
 }
 
-// ClientNetwork returns the client's address; for IPv6 its /64, of which one client has all. A header counts only if the
-// operator has said that a proxy sets it, and of a list only the last entry: the others may be the client's invention.
+// ClientNetwork returns the client's address; for IPv6 its /64, because one client has all of it. A header counts only if the
+// operator has said that a proxy sets it. Of a list only the last entry counts: the client may have invented the others.
 func ClientNetwork(req *http.Request, realIPHeader string) netip.Prefix {
 	host, _, err := net.SplitHostPort(req.RemoteAddr)
 	if err != nil {
@@ -86,8 +86,8 @@ func ClientNetwork(req *http.Request, realIPHeader string) netip.Prefix {
 	return prefix
 }
 
-// Exceeded is the answer to a request that came too soon. It says when to come again twice: browsers cannot read the header through
-// Dendrite's CORS settings.
+// Exceeded is the answer to a request that came too soon. It has the pause twice, in the body and in a header: with Dendrite's
+// CORS settings browsers cannot read the header.
 func Exceeded(msg string, after time.Duration) util.JSONResponse {
 	ms := max((after + time.Millisecond - 1).Milliseconds(), 1)
 	return util.JSONResponse{

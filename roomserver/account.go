@@ -15,9 +15,9 @@ import (
 // Deactivated reports whether an account of this server is deactivated, or about to be. It is false for an unknown account.
 type Deactivated func(ctx context.Context, userID string) (bool, error)
 
-// Guard is a Closer that checks the sender of a delayed event before it sends the event. The sender was logged in and in the room when the event was
-// scheduled. Both can have changed since, and the roomserver checks neither: a join of a public room needs no membership, and no event needs an
-// account.
+// Guard is a Closer that checks the sender of a delayed event before it sends the event. The sender was logged in and in the room
+// when the event was scheduled. Both can have changed since, and the roomserver checks neither: a join of a public room needs no
+// membership, and no event needs an account.
 //
 // Closing events are not checked: with them the homeserver speaks about an event that is in the room.
 type Guard struct {
@@ -74,8 +74,8 @@ func (g *Guard) checkAccount(ctx context.Context, e expiration.Event) error {
 	return nil
 }
 
-// checkMember returns a *expiration.RefusedError if the sender of a membership event is not joined any more. The auth rules would let a user who has
-// left come back by the event, or knock.
+// checkMember returns a *expiration.RefusedError if the sender of a membership event is not joined any more. The auth rules would
+// let a user who has left come back by the event, or knock.
 func (g *Guard) checkMember(ctx context.Context, e expiration.Event) error {
 	if e.Type != spec.MRoomMember {
 		return nil

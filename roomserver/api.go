@@ -1,9 +1,9 @@
-// Package roomserver is the seam between expiring events and Dendrite's roomserver: a wrapper around the roomserver's
-// interface, which sees each event before it is sent, and the sender of closing events.
+// Package roomserver is the seam to Dendrite's roomserver: a wrapper that sees each event before it is sent, and the sender of
+// closing and delayed events.
 //
-// The wrapper is given to all of Dendrite's components in the roomserver's place. It guarantees that when a local send of a state
-// event returns, the tokens of what it replaced are worth nothing any more. What the roomserver sends by itself (invites, leaves, kicks) does not pass through here;
-// the output stream tells of it, see package syncapi.
+// All of Dendrite's components are given the wrapper in the roomserver's place. When a local send of a state event returns, the
+// token of the replaced event is invalid. Events that the roomserver sends by itself (invites, leaves, kicks) do not pass through
+// here; they come over the output stream, see package syncapi.
 package roomserver
 
 import (
@@ -39,8 +39,8 @@ type API struct {
 // sender is a user in a room.
 type sender struct{ roomID, userID string }
 
-// LockSender waits until no other event of a user is being sent into a room, and returns the function that lets the next one in. Dendrite's
-// SendEvent has a lock of its own for that, which obeys no context: who takes this one first never waits there.
+// LockSender waits until no other event of a user is being sent into a room, and returns the function that unlocks. Dendrite's
+// SendEvent has a lock of its own for that, which obeys no context. A caller that holds this lock never waits there.
 func (a *API) LockSender(ctx context.Context, roomID, userID string) (unlock func(), err error) {
 	return a.senders.Lock(ctx, sender{roomID, userID})
 }
@@ -50,7 +50,7 @@ func NewAPI(inner api.RoomserverInternalAPI) *API {
 	return &API{RoomserverInternalAPI: inner, senders: keylock.New[sender]()}
 }
 
-// Watch sets who is told of state events. The watcher needs the wrapper itself, so it cannot come with NewAPI.
+// Watch sets the watcher of state events. The watcher needs the wrapper itself, so it cannot come with NewAPI.
 func (a *API) Watch(w StateWatcher) { a.watcher = w }
 
 // SetFederationAPI implements api.RoomserverInternalAPI.
@@ -88,7 +88,7 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 	tell(ctx, req, a.watcher.StateSent, "Failed to stop the timers of overtaken events")
 }
 
-// tell tells the watcher of state events. If that fails, the sender need not know: the output stream tells of the change too.
+// tell tells the watcher of state events. An error is only logged: the output stream tells of the change too.
 func tell(
 	ctx context.Context, req *api.InputRoomEventsRequest, watch func(context.Context, expiration.StateKey, string) error, failed string,
 ) {

@@ -230,8 +230,8 @@ func readBuilt(signed expiration.SignedEvent) (gomatrixserverlib.PDU, error) {
 	return nil, &expiration.UnsendableError{Cause: fmt.Errorf("reading %s, which was built earlier: %w", signed.EventID, err)}
 }
 
-// Wake implements expiration.Roomserver. In a room in which nothing happened for a minute Dendrite reads nothing from the queue,
-// not even what JetStream would bring again, until the room's next event comes.
+// Wake implements expiration.Roomserver. In a room in which nothing happened for a minute, Dendrite reads nothing from the queue
+// until the room's next event comes, not even messages that JetStream redelivers.
 func (c *Closer) Wake(ctx context.Context, roomID string) error {
 	return inputqueue.Wake(ctx, c.rsAPI, c.cfg.Matrix.ServerName, roomID)
 }

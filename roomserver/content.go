@@ -19,7 +19,7 @@ const (
 	expireRelType = "m.expire.relationship"
 )
 
-// closingContent returns the content of a closing event (contract, section 3).
+// closingContent returns the content of a closing event.
 func closingContent(original []byte, eventID string, o expiration.Outcome) ([]byte, error) {
 	var content map[string]json.RawMessage
 	if err := json.Unmarshal(original, &content); err != nil {

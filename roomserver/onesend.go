@@ -17,23 +17,23 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// oneSend is the roomserver as one call of Dendrite's SendEvent sees it. SendEvent takes the roomserver as a parameter, and uses it
-// to query, build and send; so a decorator made for one send can see and decide everything, and nothing travels in a context. SendEvent
-// starts no goroutines, so there is no lock.
+// oneSend decorates the roomserver for one call of Dendrite's SendEvent. SendEvent takes the roomserver as a parameter and uses
+// it to query, build and send, so the decorator sees and decides everything, and no value travels in a context. SendEvent starts
+// no goroutines, so there is no lock.
 type oneSend struct {
 	api.ClientRoomserverAPI
 	hook *expiration.Hook
-	// ground is nil if nobody asks upon what the event is built.
+	// ground is nil if the prev events and the state do not matter.
 	ground *ground
-	// fault is the first error of the roomserver or its database. Without one, what SendEvent answers is its verdict about the event,
-	// and the same event gets the same answer again.
+	// fault is the first error of the roomserver or its database. Without one, the answer of SendEvent is a verdict about the
+	// event: the same event gets the same answer again.
 	fault error
-	// rejected: the roomserver has the event, and has found it against the rules of the room.
+	// rejected: the roomserver has the event, and the auth rules do not allow it.
 	rejected bool
 }
 
-// Hooked returns the request and the roomserver for one call of Dendrite's SendEvent, which calls the hook. What Dendrite logs as an
-// error because the hook has called the send off is no error, and is logged as debug output.
+// Hooked returns the request and the roomserver for one call of Dendrite's SendEvent, which calls the hook. If the hook calls the
+// send off, Dendrite logs an error; the request's logger turns it into debug output.
 func (a *API) Hooked(req *http.Request, hook *expiration.Hook) (*http.Request, api.ClientRoomserverAPI) {
 	s := &oneSend{ClientRoomserverAPI: a, hook: hook}
 	return s.quiet(req), s
@@ -55,15 +55,14 @@ func (s *oneSend) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsR
 	}
 }
 
-// rejected reports whether the answer of the roomserver is that an event is against the rules of its room, or the wrapper's that it
-// does not let the event in. The roomserver answers with a text alone, in which only the prefix tells this from a fault of its database.
+// rejected reports whether the auth rules do not allow an event, or the wrapper refused it. The roomserver answers with a text
+// alone, in which only the prefix distinguishes a rejection from a fault of its database.
 func rejected(res *api.InputRoomEventsResponse) bool {
 	return dendritefix.Refused(res.ErrMsg) || strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error())
 }
 
-// verdict returns what an answer of SendEvent's means that is not a success: why the hook called the send off, a fault of the
-// roomserver's, a *expiration.RefusedError for what a client is to be told, or a *expiration.UnsendableError if Dendrite cannot do
-// anything with the event.
+// verdict returns the error that an answer of SendEvent means, which is not a success: the hook's reason to call the send off, a fault of the
+// roomserver, a *expiration.RefusedError that a client may be told, or a *expiration.UnsendableError if Dendrite cannot handle the event.
 func (s *oneSend) verdict(res util.JSONResponse) error {
 	body, err := json.Marshal(res.JSON)
 	if err != nil {
@@ -92,14 +91,14 @@ func (s *oneSend) note(err error) {
 	}
 }
 
-// noted is note for what returns something besides.
+// noted is note for a query that also returns a result.
 func noted[T any](s *oneSend, result T, err error) (T, error) {
 	s.note(err)
 	return result, err
 }
 
-// The other methods are those that SendEvent calls on the lines of Dendrite that there are. The error of another one would be taken
-// for a verdict.
+// These are the other methods that SendEvent calls, in all supported lines of Dendrite. The error of a method without a wrapper
+// would be taken for a verdict.
 
 func (s *oneSend) QueryRoomVersionForRoom(ctx context.Context, roomID string) (gomatrixserverlib.RoomVersion, error) {
 	version, err := s.ClientRoomserverAPI.QueryRoomVersionForRoom(ctx, roomID)

@@ -15,21 +15,20 @@ import (
 )
 
 const (
-	// laneSettles is how long one attempt that a deadline started waits for a room's queue: it holds a place that others need. The
-	// next attempt goes on waiting.
+	// laneSettles is how long one attempt that a deadline started waits for a room's queue: it holds a place that other rooms
+	// need. The next attempt goes on waiting.
 	laneSettles = 500 * time.Millisecond
-	// callerSettles is how long a request waits that ends or sends an event: longer than a room's worker is deaf.
+	// callerSettles is how long a request that ends or sends an event waits. It is longer than a room's worker is deaf.
 	callerSettles = 7 * time.Second
-	// settlesFor is how long all attempts together wait for a room. Another server can keep the queue busy for as long as it
-	// likes: after this time the event is sent all the same.
+	// settlesFor is how long all attempts together wait for a room. Another server can keep the queue busy for ever, so after
+	// this time the event is sent in any case.
 	settlesFor = 10 * time.Second
-	// settleMemory is how long it is remembered that a room was waited for, from the last attempt on. It is longer than the longest
-	// pause between two attempts.
+	// settleMemory is how long after the last attempt a wait for a room is remembered. It is longer than the longest pause between two attempts.
 	settleMemory = time.Minute
 	// firstPoll is the pause after the first look at a queue; it doubles with each further one up to lastPoll.
 	firstPoll = 10 * time.Millisecond
 	lastPoll  = 250 * time.Millisecond
-	// settleWake is the pause between two attempts to wake a room's worker, however many wait for it.
+	// settleWake is the pause between two attempts to wake a room's worker, shared by all that wait for the room.
 	settleWake = time.Second
 	// maxSettled is how many rooms are remembered, so that memory is bounded: some ten megabytes.
 	maxSettled = 50_000
@@ -40,10 +39,10 @@ var errUnsettled = errors.New("the roomserver has not dealt with what came for t
 
 // settled knows the rooms whose queues are empty.
 //
-// A federation transaction is answered before the roomserver has dealt with its events. What is due would be built without
-// knowledge of them, and would overwrite newer state: the other server had its answer, so the two do not cross. A room counts as
-// empty only after somebody has looked, until something comes asynchronously; so a room in which only this server's users
-// are costs one look for each start of the process.
+// A federation transaction is answered before the roomserver has dealt with its events. An event that is due would be built
+// without them and overwrite newer state, although the other server had its answer before. A room counts as empty after a look
+// into its queue, until something comes asynchronously. So a room with users of this server alone costs one look after each start
+// of the process.
 type settled struct {
 	queues queues
 	output output
@@ -55,18 +54,18 @@ type settled struct {
 	looks uint64 // counts up, see roomQueue.look
 }
 
-// roomQueue is what is known of one room.
+// roomQueue is the knowledge about one room.
 type roomQueue struct {
-	// look is another number each time something has come: an attempt that began to look before that has seen nothing.
+	// look changes each time something has come: the result of a look that began before is void.
 	look  uint64
 	empty bool
-	// redacted: a redaction may have come since the queue was seen to be empty. At first nobody knows.
+	// redacted: a redaction may have come since the queue was seen to be empty. It is set for a new room.
 	redacted bool
-	// since is when the first attempt found something in the queue, last is when the last attempt did.
+	// since and last are the times at which the first and the last attempt found something in the queue.
 	since, last time.Time
 	woken       time.Time
-	// owed is the earliest deadline of an attempt that has waited in vain. Until that is made, or settlesFor is over, no later deadline
-	// of the room has its turn: what failed here is the room's, and the order of the deadlines holds.
+	// owed is the earliest deadline whose attempt has waited in vain. Until that attempt is repeated, or settlesFor is over,
+	// later deadlines of the room wait too, so that the order of the deadlines holds.
 	owed, owedAt time.Time
 }
 
@@ -114,7 +113,7 @@ func (s *settled) begin(roomID string) (look uint64, empty bool) {
 	defer s.mu.Unlock()
 	r := s.rooms[roomID]
 	if r == nil {
-		for other := range s.rooms { // what is forgotten is looked up again
+		for other := range s.rooms { // a forgotten room is looked up again
 			if len(s.rooms) < maxSettled {
 				break
 			}
@@ -139,8 +138,7 @@ func (s *settled) dealtWith(roomID string, look uint64) {
 	}
 }
 
-// waited notes that an attempt waited for a room's queue in vain, and reports whether all attempts together have waited for long
-// enough.
+// waited notes that an attempt waited for a room's queue in vain. It reports whether all attempts together have waited for long enough.
 func (s *settled) waited(roomID string) bool {
 	now := time.Now()
 	s.mu.Lock()
@@ -156,8 +154,8 @@ func (s *settled) waited(roomID string) bool {
 	return now.Sub(r.since) >= settlesFor
 }
 
-// owes reports whether an event with an earlier deadline comes first in its room. It notes that this one was not able to wait any
-// longer, or that it has its turn.
+// owes reports whether an event with an earlier deadline comes first in its room. It notes that this attempt has waited in vain,
+// or that it is its turn.
 func (s *settled) owes(roomID string, deadline time.Time, failed bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -175,7 +173,7 @@ func (s *settled) owes(roomID string, deadline time.Time, failed bool) bool {
 	return false
 }
 
-// inTurn is wait for an event that a deadline sends.
+// inTurn is wait for an event that is due at a deadline.
 func (s *settled) inTurn(ctx context.Context, roomID string, deadline time.Time) (looked bool, err error) {
 	looked, err = s.wait(ctx, roomID, laneSettles)
 	if s.owes(roomID, deadline, err != nil) {
@@ -184,8 +182,8 @@ func (s *settled) inTurn(ctx context.Context, roomID string, deadline time.Time)
 	return looked, err
 }
 
-// wait returns when the roomserver has dealt with all that lies in a room's queue now, and looked reports whether it had to look.
-// The error is errUnsettled if that takes longer than patience, but nil if it has taken too long altogether.
+// wait returns when the roomserver has dealt with the present contents of a room's queue. looked: it had to look into the queue. The error is
+// errUnsettled if that takes longer than patience, but nil if all attempts together have taken too long.
 func (s *settled) wait(ctx context.Context, roomID string, patience time.Duration) (looked bool, err error) {
 	look, empty := s.begin(roomID)
 	if empty {
@@ -205,7 +203,7 @@ func (s *settled) wait(ctx context.Context, roomID string, patience time.Duratio
 	return true, err
 }
 
-// mayBeRedacted reports whether a redaction has come for a room, or nobody knows.
+// mayBeRedacted reports whether a redaction may have come for a room.
 func (s *settled) mayBeRedacted(roomID string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -226,7 +224,7 @@ func (s *settled) mayWake(roomID string) bool {
 	return true
 }
 
-// drain waits for what lies in a room's queue now, and wakes the room's worker if nobody works on it.
+// drain waits for the present contents of a room's queue, and wakes the room's worker if nobody works on them.
 func (s *settled) drain(ctx context.Context, roomID string) error {
 	b, err := s.queues.Backlog(ctx, roomID)
 	all := b.Taken + b.Waiting
@@ -244,12 +242,12 @@ func (s *settled) drain(ctx context.Context, roomID string) error {
 	return err
 }
 
-// hear waits until the timers know of what the roomserver has done, where that cannot be seen in the room itself: a redaction that
-// Dendrite does not apply, see syncapi.
+// hear waits until the timers have heard of everything that the roomserver has done, if the room itself does not show it:
+// Dendrite does not apply some redactions, see dendritefix.RedactsInContent.
 func (s *settled) hear(ctx context.Context, roomID string) error {
 	version, err := s.version(ctx, roomID)
 	if err != nil || !dendritefix.RedactsInContent(version) {
-		return nil // a room that is not known has nothing to wait for
+		return nil // nor is there anything to wait for in an unknown room
 	}
 	written, err := s.output.written(ctx)
 	if err != nil {
@@ -275,7 +273,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// settling is a roomserver that builds what is due upon what has come before.
+// settling is a roomserver that builds due events upon everything that came before them.
 type settling struct {
 	expiration.Roomserver
 	settled *settled
@@ -292,8 +290,7 @@ func (s *settling) Close(
 	return s.Roomserver.Close(ctx, e, o, sent, lost, claim)
 }
 
-// Send implements expiration.Roomserver. Whether somebody else has set the state was looked up before: what came to light since
-// counts too.
+// Send implements expiration.Roomserver. The caller has checked whether another user has set the state; after a wait it is checked again.
 func (s *settling) Send(
 	ctx context.Context, t expiration.Timer, o expiration.Outcome, claim func(context.Context, expiration.Built) error,
 ) (string, error) {
@@ -313,7 +310,7 @@ func (s *settling) Send(
 	return s.Roomserver.Send(ctx, t, o, claim)
 }
 
-// wait waits for the room's queue: for an event that is due in its turn, and for one that somebody waits for at once.
+// wait waits for the room's queue. An event that is due waits for its turn; a request does not.
 func (s *settling) wait(ctx context.Context, roomID string, o expiration.Outcome, deadline time.Time) (looked bool, err error) {
 	if o == expiration.Ended {
 		return s.settled.wait(ctx, roomID, callerSettles)

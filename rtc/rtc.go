@@ -1,4 +1,4 @@
-// Package rtc tells clients over what the media of their calls can go (MatrixRTC transports, MSC4143).
+// Package rtc tells clients which transports their calls can use (MatrixRTC, MSC4143).
 package rtc
 
 import (
@@ -13,19 +13,18 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/around"
 )
 
-// Transport is something over which the media of calls go (MSC4143).
+// Transport carries the media of calls.
 type Transport struct {
-	// Type is what it is: "livekit" (MSC4195).
+	// Type is "livekit" (MSC4195).
 	Type string `yaml:"type" json:"type"`
-	// LiveKitServiceURL is where clients get tokens for LiveKit's SFU.
+	// LiveKitServiceURL is the service that gives clients tokens for LiveKit's SFU.
 	LiveKitServiceURL string `yaml:"livekit_service_url" json:"livekit_service_url"`
 }
 
-// wellKnownTransports is where clients look that do not know the endpoint.
+// wellKnownTransports is the key for clients that do not know the endpoint.
 const wellKnownTransports = "org.matrix.msc4143.rtc_foci"
 
-// AddRoutes registers the routes that tell clients of the transports, the best first. It must be called before Dendrite
-// registers its own.
+// AddRoutes registers the routes with the transports, the best first. It must be called before Dendrite registers its own.
 func AddRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI, transports []Transport) {
 	if transports == nil {
 		transports = []Transport{}
@@ -42,7 +41,7 @@ func AddRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI, t
 	}
 }
 
-// addWellKnownTransports adds the transports to what Dendrite says about itself, if it is configured to say anything.
+// addWellKnownTransports adds the transports to Dendrite's /.well-known/matrix/client, if Dendrite is configured to serve it.
 func addWellKnownTransports(router *mux.Router, transports []Transport) {
 	router.Handle("/client", httputil.MakeExternalAPI("wellknown", func(req *http.Request) util.JSONResponse {
 		answer, body, ok := around.Dendrite(router, req)

@@ -1,12 +1,9 @@
-// Package syncapi reads the roomserver's output stream, and stops the timers of events that were replaced, redacted, or
-// whose sender is gone.
+// Package syncapi reads the roomserver's output stream, and stops the timers of events that were replaced or redacted, or whose
+// senders have left.
 //
-// The stream tells of everything that happens in rooms, whoever did it, in the order of each room, at least once, and
-// across restarts: the consumer is durable. It comes a moment after the fact, so nothing depends on it but how soon a
-// token becomes invalid; what must not be sent is checked again when a closing event is built.
-//
-// On the other side of Dendrite's sync API, which knows nothing of delayed events, AddDelayIDs adds their delay IDs to what
-// it answers their senders.
+// The stream has every event of every room, in the order of the room, at least once and across restarts: the consumer is durable.
+// A message comes a moment after the fact. Only the time at which a token becomes invalid depends on it; when a closing event is
+// built, everything is checked again.
 package syncapi
 
 import (
@@ -33,17 +30,17 @@ import (
 const (
 	// batch is how many messages are read at once.
 	batch = 64
-	// forgetAfter is how long the stream keeps messages for a consumer that is away, so that a server that goes back to
-	// stock Dendrite does not keep them for ever.
+	// forgetAfter is how long the stream keeps messages for an absent consumer. Without a limit, a server that goes back to stock
+	// Dendrite would keep them for ever.
 	forgetAfter = 24 * time.Hour
-	// redeliverAfter is how long after a crash a message comes again that had come and not been acknowledged: for so long
-	// an event that was replaced in that moment can be taken for running.
+	// redeliverAfter is how long after a crash an unacknowledged message is redelivered. For this time, an event that was
+	// replaced at the crash can be taken for running.
 	redeliverAfter = 5 * time.Second
-	// pause is how long to wait before messages are read again that could not be dealt with.
+	// pause is the pause before failed messages are read again.
 	pause = time.Second
 )
 
-// Timers is what the consumer needs of the component.
+// Timers is the part of the engine that the consumer tells of changes.
 type Timers interface {
 	StateRemoved(ctx context.Context, eventID string) error
 	StateChanged(ctx context.Context, s expiration.StateKey, eventID string) error
@@ -97,7 +94,7 @@ func (c *Consumer) Start(ctx context.Context) error {
 	)
 }
 
-// onMessages acknowledges what has been written: a timer that was stopped must not come back with a crash.
+// onMessages acknowledges messages after their effects are written: a stopped timer must not come back after a crash.
 func (c *Consumer) onMessages(ctx context.Context, msgs []*nats.Msg) bool {
 	failpoint.Pass(failpoint.Stream)
 	var failed error
@@ -109,7 +106,7 @@ func (c *Consumer) onMessages(ctx context.Context, msgs []*nats.Msg) bool {
 				logrus.WithError(err).Error("expiration consumer: message parse failure")
 				continue
 			}
-			// One that panics is left out: what must not be sent is looked at again before it is.
+			// A message that panics is left out: everything is checked again before an event is sent.
 			guard.Run("reading the roomserver's output", func() {
 				failed = errors.Join(failed, c.onOutput(ctx, &output, sentAt(msg)))
 			})
@@ -176,13 +173,13 @@ func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoom
 		logrus.WithError(err).WithField("event_id", event.EventID()).Error("expiration consumer: unknown member")
 		return failed
 	}
-	// The message may come late, or again, when the user has long joined once more.
+	// The message may come late, or again, after the user has rejoined.
 	c.timers.DropSender(ctx, event.RoomID().String(), userID.String(), sent)
 	return errors.Join(failed, c.cancelMembership(ctx, event, userID.String(), sent))
 }
 
-// cancelMembership cancels the membership events that a user who is out of a room scheduled there before, about the user: a delayed
-// join must not undo the leave. Membership events about others stay: the sender may be back when they are due.
+// cancelMembership cancels the user's own membership events that the user scheduled before leaving the room: a delayed join must
+// not undo the leave. Membership events about other users stay, because the sender may be back when they are due.
 func (c *Consumer) cancelMembership(ctx context.Context, event *types.HeaderedEvent, userID string, sent time.Time) (failed error) {
 	// In rooms with pseudo IDs a client may name either ID.
 	for _, key := range slices.Compact([]string{userID, *event.StateKey()}) {

@@ -17,7 +17,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// told writes down which membership events are cancelled, and who is dropped. It knows the users of a room with pseudo IDs.
+// told notes which membership events are cancelled, and which senders and events are dropped. It knows the users of a room with pseudo IDs.
 type told struct {
 	Roomserver // panics if it is asked for more
 	Timers
@@ -46,7 +46,7 @@ func (d *told) QueryUserIDForSender(_ context.Context, _ spec.RoomID, id spec.Se
 	return spec.NewUserID(string(id), true)
 }
 
-// Whoever is out of a room loses what he scheduled about himself there before, and nobody else does.
+// A user who leaves a room loses the membership events that the user scheduled about itself there, and other users lose none.
 func TestMembershipEventsOfWhoIsOut(t *testing.T) {
 	const room, alice = "!room:example.org", "@alice:example.org"
 	failed := errors.New("disk full")

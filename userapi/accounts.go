@@ -1,5 +1,5 @@
-// Package userapi is the seam to Dendrite's user API: it cancels a user's delayed events when the account is deactivated, and tells which accounts
-// are deactivated.
+// Package userapi is the seam to Dendrite's user API: it cancels a user's delayed events when the account is deactivated, and
+// tells which accounts are deactivated.
 package userapi
 
 import (

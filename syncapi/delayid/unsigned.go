@@ -1,4 +1,4 @@
-// Package delayid tells the senders of delayed events, in what Dendrite answers them, which delay IDs their events had.
+// Package delayid adds unsigned.delay_id to Dendrite's answers, so that the sender of a delayed event recognises it.
 package delayid
 
 import (
@@ -16,24 +16,22 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// Sent knows the delayed events that were sent, for as long as they can be looked up. An event must be known before the
-// roomserver is given it: the sync that waits for it answers at once.
+// Sent knows the sent delayed events for as long as they can be looked up. An event must be known before the roomserver gets it:
+// a waiting sync answers at once.
 type Sent interface {
-	// AnySent reports whether there are any, and HasSent whether the user has. Both are asked for almost every answer that
-	// has events, and must be cheap.
+	// AnySent reports whether there are any, and HasSent whether a user has sent any. Both are called for almost every answer
+	// with events, and must be cheap.
 	AnySent() bool
 	HasSent(userID string) bool
-	// DelayIDs returns the delay IDs of those of the events that the user sent as delayed events, by event ID. It is given
-	// each event ID once.
+	// DelayIDs returns the delay IDs of the events that the user sent as delayed events, by event ID. Each event ID is given once.
 	DelayIDs(ctx context.Context, userID string, eventIDs []string) (map[string]string, error)
 }
 
-// eventPaths are the requests whose answers tell the sender of a delayed event its delay ID, behind the version of the
-// client API.
+// eventPaths are the requests whose answers get delay IDs, without the prefix and the version of the client API.
 var eventPaths = []string{"sync", "rooms/*/messages", "rooms/*/event/*", "rooms/*/context/*"}
 
-// Add returns a middleware for the router of the client API. To what Dendrite answers a user it adds the delay IDs
-// of the events that this user sent as delayed events. All other answers go through it as they are written.
+// Add returns a middleware for the router of the client API. It adds the delay IDs of the events that the requester sent as
+// delayed events. All other answers pass through unchanged, as they are written.
 func Add(sent Sent, userAPI userapi.QueryAcccessTokenAPI) mux.MiddlewareFunc {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -48,7 +46,7 @@ func Add(sent Sent, userAPI userapi.QueryAcccessTokenAPI) mux.MiddlewareFunc {
 	}
 }
 
-// answersEvents reports whether the answers to requests for a path, as it was written, are looked at.
+// answersEvents reports whether the answers to requests for an escaped path may get delay IDs.
 func answersEvents(escapedPath string) bool {
 	rest, ok := strings.CutPrefix(escapedPath, httputil.PublicClientPathPrefix)
 	if !ok {
@@ -66,8 +64,8 @@ func answersEvents(escapedPath string) bool {
 	return false
 }
 
-// answer is what a handler writes. Whether it is held back is decided when the handler begins to write and not before: a
-// sync may wait for the very event that makes the requester one who has sent a delayed event.
+// answer is a response writer that may hold the answer back. It decides that when the handler begins to write, and not before: a
+// sync may wait for the first delayed event that the requester sends.
 type answer struct {
 	http.ResponseWriter
 	req     *http.Request
@@ -75,7 +73,7 @@ type answer struct {
 	userAPI userapi.QueryAcccessTokenAPI
 
 	begun bool
-	// held has the body of an answer to userID, and is nil if the answer goes through.
+	// held has the body of an answer to userID. It is nil if the answer passes through.
 	held   *bytes.Buffer
 	userID string
 }
@@ -102,7 +100,7 @@ func (a *answer) Write(data []byte) (int, error) {
 	return a.ResponseWriter.Write(data)
 }
 
-// Flush is http.Flusher. What is held back stays until it is whole.
+// Flush is http.Flusher. An answer that is held back stays until it is complete.
 func (a *answer) Flush() {
 	if !a.begun {
 		a.WriteHeader(http.StatusOK)
@@ -115,7 +113,7 @@ func (a *answer) Flush() {
 // Unwrap is for http.ResponseController.
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
-// concerned reports whether there may be something to add to the answer, and finds out for whom.
+// concerned reports whether the answer may need delay IDs, and finds the requester.
 func (a *answer) concerned() bool {
 	if !a.sent.AnySent() || a.req.Context().Err() != nil {
 		return false
@@ -124,7 +122,7 @@ func (a *answer) concerned() bool {
 	if !strings.HasPrefix(header.Get("Content-Type"), "application/json") || header.Get("Content-Encoding") != "" {
 		return false
 	}
-	// The handler has done this too, but tells nobody what it found.
+	// The handler has done this too, but does not expose the result.
 	device, err := auth.VerifyUserFromRequest(a.req, a.userAPI)
 	if err != nil {
 		return false
@@ -133,7 +131,7 @@ func (a *answer) concerned() bool {
 	return a.sent.HasSent(a.userID)
 }
 
-// finish writes what was held back.
+// finish writes an answer that was held back.
 func (a *answer) finish() {
 	if a.held == nil {
 		return

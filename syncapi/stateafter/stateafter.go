@@ -26,22 +26,23 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/around"
 )
 
-// Route answers /sync as Dendrite does, but with the state at the end of each timeline in place of the state at its
-// beginning, for clients that ask for it (MSC4222).
+// Route answers /sync as Dendrite does, but with the state at the end of each timeline in place of the state at its beginning,
+// for clients that ask for it.
 //
-// Dendrite makes the answer; then the state in it is replaced by what its syncapi wrote down of the roomserver's resolved
-// state, see [record]. What it tells: after any number of syncs, one from the next_batch of the other, a client has exactly
-// the state that the room had at the last next_batch, whatever the roomserver has done since. State that came by state
-// resolution, and is in no timeline, is in it, even if Dendrite would not have mentioned the room; state that came after
-// next_batch is not, unless the room's state has been written anew meanwhile (which is told with the next sync). What is not in
-// it: that state went away with nothing in its place, which the MSC has no words for; and state that changes by resolution
-// together with a redaction, of which Dendrite's syncapi takes no notice.
+// Dendrite makes the answer. Then the state in it is replaced from Dendrite's own record of the roomserver's resolved state, see
+// [record]. After a chain of syncs, a client has exactly the state that the room had at the last next_batch, whatever the
+// roomserver has done since:
+//
+//   - State that came by state resolution and is in no timeline is included, even if Dendrite's answer does not have the room.
+//   - State that came after next_batch is not included, unless the room's state has been rewritten meanwhile; then the next sync has it.
+//   - State that vanished without a replacement is not reported, because MSC4222 cannot express it.
+//   - State that changes by resolution together with a redaction is not reported, because Dendrite's syncapi does not notice it.
 type Route struct {
 	dendrite http.Handler
 	record   *record
 }
 
-// The names of the parameter and of the field, as the specification has them and as they were before.
+// The stable and unstable names of the parameter and of the field.
 const (
 	parameter         = "use_state_after"
 	unstableParameter = "org.matrix.msc4222.use_state_after"
@@ -60,8 +61,7 @@ func New(
 	return &Route{record: record}, nil
 }
 
-// AddRoutes registers the route. It must be called before Dendrite registers its own, which gets all requests that do not have
-// the parameter.
+// AddRoutes registers the route. It must be called before Dendrite registers its own, which gets all requests without the parameter.
 func (s *Route) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	s.dendrite = router
 	router.Handle("/{apiversion:(?:r0|v3)}/sync",
@@ -98,10 +98,10 @@ func (s *Route) sync(req *http.Request, device *userapi.Device) util.JSONRespons
 	return util.JSONResponse{Code: http.StatusOK, JSON: result}
 }
 
-// object is a JSON object of which only some keys are looked at.
+// object is a JSON object with only some keys decoded.
 type object = map[string]json.RawMessage
 
-// replace puts the field with this name into all rooms of an answer, in place of their state.
+// replace puts the field with this name into all rooms of an answer in place of their state.
 func (s *Route) replace(
 	ctx context.Context, body []byte, query url.Values, device *userapi.Device, name string,
 ) (object, error) {
@@ -170,7 +170,7 @@ func (s *Route) replace(
 	return answer, assemble(answer, rooms, join, leave)
 }
 
-// assemble puts the parts of an answer together again.
+// assemble encodes the parts of an answer again.
 func assemble(answer, rooms object, join, leave map[string]object) (err error) {
 	if len(join) == 0 && len(leave) == 0 {
 		return nil
@@ -189,13 +189,13 @@ func assemble(answer, rooms object, join, leave map[string]object) (err error) {
 	return err
 }
 
-// members are users whose membership the answer for a room makes necessary, or at least useful.
+// members are the users whose memberships a client needs, or can use, to show the answer for a room.
 type members struct {
 	// senders are those of the timeline.
 	senders []string
 	// others have a member event in the timeline, or are needed for the room's name.
 	others []string
-	// loaded are those that Dendrite has put into the state because the client may not know them yet.
+	// loaded are in the state because, for Dendrite, the client may not know them yet.
 	loaded []string
 }
 
