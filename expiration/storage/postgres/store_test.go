@@ -1,15 +1,38 @@
 package postgres
 
 import (
+	"database/sql"
 	"testing"
 	"time"
 
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/storagetest"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
-// A page that was filled with timers has room for many new versions once they were refreshed, see addSlackSQL.
+func TestMain(m *testing.M) { postgres.Main(m) }
+
+// newDatabase returns an empty database.
+func newDatabase(t *testing.T) *sql.DB {
+	t.Helper()
+	options := &config.DatabaseOptions{ConnectionString: config.DataSource(postgres.NewDatabase(t))}
+	options.Defaults(10)
+	db, err := sqlutil.Open(options, sqlutil.NewDummyWriter())
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return db
+}
+
+func TestRefusesOtherTables(t *testing.T) {
+	db := newDatabase(t)
+	storagetest.RefusesOtherTables(t, db, func() (expiration.Store, error) { return Open(t.Context(), db) })
+}
+
+// A page that was filled with timers has room for many new versions once the timers were refreshed, see schemaSQL.
 func TestRefreshedRowsLeaveRoom(t *testing.T) {
 	db := newDatabase(t)
 	store, err := Open(t.Context(), db)
@@ -17,7 +40,7 @@ func TestRefreshedRowsLeaveRoom(t *testing.T) {
 	_, err = db.ExecContext(t.Context(), "INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms)"+
 		" SELECT n, 1000, 1000 FROM generate_series(1, 1000) AS n")
 	require.NoError(t, err)
-	// taken returns how much of the first page its rows take, old versions not counted.
+	// taken returns the share of the first page that its rows take, without their old versions.
 	taken := func() (share float64) {
 		t.Helper()
 		const itemPointer = 4
@@ -32,7 +55,7 @@ func TestRefreshedRowsLeaveRoom(t *testing.T) {
 	for i := range refreshes {
 		refreshes[i] = expiration.Refresh{NID: int64(i) + 1, Duration: time.Second, Deadline: time.UnixMilli(2000)}
 	}
-	for i := range refreshes { // one by one: each in the place of what was there before
+	for i := range refreshes { // one by one, so that each can replace an old version
 		found, err := store.Refresh(t.Context(), refreshes[i:i+1])
 		require.NoError(t, err)
 		require.Equal(t, []bool{true}, found)
@@ -41,13 +64,13 @@ func TestRefreshedRowsLeaveRoom(t *testing.T) {
 	require.Greater(t, taken(), 0.6, "the rows have moved to other pages")
 }
 
-// A server that has become a standby, or was told to write nothing, can still be read.
+// A PostgreSQL server that is a standby, or is configured to be read-only, can still be read.
 func TestPingNoticesThatNothingCanBeWritten(t *testing.T) {
 	db := newDatabase(t)
 	store, err := Open(t.Context(), db)
 	require.NoError(t, err)
 	require.NoError(t, store.Ping(t.Context()))
-	db.SetMaxOpenConns(1) // what one connection was told, no other knows
+	db.SetMaxOpenConns(1) // because a setting holds for one connection
 	_, err = db.ExecContext(t.Context(), "SET default_transaction_read_only = on")
 	require.NoError(t, err)
 	require.ErrorIs(t, store.Ping(t.Context()), errReadOnly)

@@ -11,14 +11,14 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// What was finalised, beside the timers.
+// The statements on finalised delayed events.
 const (
 	insertFinalisedSQL = "INSERT INTO expiration_finalised (row_id, room_id, event_type, state_key, sender, token_hash," +
 		" duration_ms, received_ms, deadline_ms, request_hash, content, finalised_ms, event_id, error)" +
 		" SELECT t.event_id, t.room_id, t.event_type, t.state_key, t.sender, t.token_hash, d.duration_ms, t.received_ms," +
 		" d.deadline_ms, t.request_hash, t.content, $1, $2, $3" + fromTimersSQL + " WHERE t.timer_nid = $4 AND t.content IS NOT NULL" +
 		" RETURNING sender"
-	// Those that were finalised later than the one that is to go are as many as are kept.
+	// The offset is the number of rows that are kept: the newest row that is not kept goes, with all before it.
 	limitFinalisedSQL = "DELETE FROM expiration_finalised WHERE sender = $1 AND finalised_nid <=" +
 		" (SELECT finalised_nid FROM expiration_finalised WHERE sender = $2 ORDER BY finalised_nid DESC LIMIT 1 OFFSET $3)"
 	selectFinalisedSQL = "SELECT row_id, room_id, event_type, state_key, sender, duration_ms, received_ms, deadline_ms, content," +
@@ -30,14 +30,7 @@ const (
 	pruneSQL = "DELETE FROM expiration_finalised WHERE finalised_ms < $1"
 )
 
-// FinalisedIndexesSQL is the end of the migration that makes the table: how its rows are found.
-const FinalisedIndexesSQL = `
-CREATE INDEX expiration_finalised_sender ON expiration_finalised (sender, finalised_nid);
-CREATE INDEX expiration_finalised_request ON expiration_finalised (request_hash) WHERE request_hash IS NOT NULL;
-CREATE INDEX expiration_finalised_event ON expiration_finalised (event_id) WHERE event_id IS NOT NULL;
-CREATE INDEX expiration_finalised_time ON expiration_finalised (finalised_ms)`
-
-// Commit calls f and commits, or rolls back if it fails or panics.
+// Commit calls f and commits, or rolls back if f fails or panics.
 func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
 	defer func() { _ = txn.Rollback() }() // which does nothing after a commit
 	if err := f(txn); err != nil {
@@ -55,13 +48,13 @@ func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, run
 		text := string(f.Error)
 		failure = &text
 	}
-	err := s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
+	err := s.database.Transaction(ctx, func(txn *sql.Tx) error {
 		var sender string
 		if err := txn.QueryRowContext(ctx, insertFinalisedSQL, f.At.UnixMilli(), eventID, failure, nid).Scan(&sender); err != nil {
 			return err
 		}
-		// If the timer may not go, what was inserted is rolled back.
-		if n, err := s.Writer.Remove(ctx, txn, []int64{nid}, running); err != nil || n == 0 {
+		// The insertion is rolled back if the timer may not be removed.
+		if n, err := s.database.Remove(ctx, txn, []int64{nid}, running); err != nil || n == 0 {
 			return cmp.Or(err, sql.ErrNoRows)
 		}
 		_, err := txn.ExecContext(ctx, limitFinalisedSQL, sender, sender, keep)
@@ -79,7 +72,7 @@ func (s *Store) Finalised(ctx context.Context, h expiration.TokenHash) (expirati
 		duration, received, deadline, finalised int64
 		t                                       = expiration.Timer{TokenHash: h, Delayed: &expiration.Delayed{}}
 	)
-	err := s.DB.QueryRowContext(ctx, selectFinalisedSQL, h[:]).Scan(
+	err := s.db.QueryRowContext(ctx, selectFinalisedSQL, h[:]).Scan(
 		&t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &duration, &received, &deadline,
 		&t.Delayed.Content, &finalised, &eventID, &failure,
 	)
@@ -102,7 +95,7 @@ func (s *Store) Finalised(ctx context.Context, h expiration.TokenHash) (expirati
 }
 
 func (s *Store) FinalisedAs(ctx context.Context, sender string, eventIDs []string) (map[string]string, error) {
-	rows, err := s.DB.QueryContext(ctx, selectFinalisedAsSQL+s.Many.Among("event_id", "$2"), sender, s.Many.Value(eventIDs))
+	rows, err := s.db.QueryContext(ctx, selectFinalisedAsSQL+s.database.Among("event_id", "$2"), sender, s.database.Values(eventIDs))
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +109,7 @@ func (s *Store) FinalisedAs(ctx context.Context, sender string, eventIDs []strin
 }
 
 func (s *Store) FinalisedSenders(ctx context.Context) (senders []string, err error) {
-	rows, err := s.DB.QueryContext(ctx, selectSendersSQL)
+	rows, err := s.db.QueryContext(ctx, selectSendersSQL)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +123,7 @@ func (s *Store) FinalisedSenders(ctx context.Context) (senders []string, err err
 }
 
 func (s *Store) Requested(ctx context.Context, h expiration.RequestHash) (rowID string, err error) {
-	err = s.DB.QueryRowContext(ctx, selectRequestSQL, h[:], h[:]).Scan(&rowID)
+	err = s.db.QueryRowContext(ctx, selectRequestSQL, h[:], h[:]).Scan(&rowID)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = expiration.ErrNotFound
 	}
@@ -138,7 +131,7 @@ func (s *Store) Requested(ctx context.Context, h expiration.RequestHash) (rowID 
 }
 
 func (s *Store) Prune(ctx context.Context, before time.Time) error {
-	return s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
+	return s.database.Transaction(ctx, func(txn *sql.Tx) error {
 		_, err := txn.ExecContext(ctx, pruneSQL, before.UnixMilli())
 		return err
 	})

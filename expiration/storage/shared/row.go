@@ -8,12 +8,12 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// columns are those of a timer, from the tables t and d.
+// columns are the columns of a timer, from expiration_timers as t and expiration_deadlines as d.
 const columns = "t.timer_nid, t.event_id, t.room_id, t.event_type, t.state_key, t.sender, t.token_hash, d.duration_ms," +
 	" t.received_ms, d.deadline_ms, t.request_hash, t.room_version, t.pdu, d.outcome," +
 	" t.content, t.expires_ms, t.origin_server_ts, t.over_event_id, t.exempt"
 
-// readTimer returns the timer of a row. Of its claim, if there is one, it has the outcome.
+// readTimer returns the timer of a row. Its claim, if there is one, has the outcome only.
 func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
 	var (
 		stateKey, outcome, roomVersion                   sql.NullString
@@ -57,8 +57,8 @@ func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
 	return t, nil
 }
 
-// epoch is what the column of the time that an event is to bear has for the first millisecond of 1970: 0 there is no time.
-// Earlier times no event can bear.
+// epoch stands for the first millisecond of 1970 in the column origin_server_ts, where 0 means that no time was given. No event can have
+// an earlier time.
 const epoch = -1
 
 func storedTimestamp(t time.Time) int64 {

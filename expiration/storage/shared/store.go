@@ -1,12 +1,15 @@
-// Package shared is the one implementation of expiration.Store. The SQL is the same for SQLite and PostgreSQL; what is
-// not (types of columns, and how a write is made durable) stands in the packages beside this one.
+// Package shared is the one implementation of expiration.Store. The packages beside it have what differs between SQLite and PostgreSQL:
+// the types of columns, and how a write is made durable.
 //
-// A timer is a row in three tables. The event is in expiration_timers, and takes one to two kilobytes; what a refresh writes is in
-// expiration_deadlines, and takes thirty bytes, so that a batch of refreshes writes a few pages and not one for each; what else the
-// start reads is in expiration_digests, so that it need not go through the events; a timer that has no row there is one of which
-// somebody doubted that its event is still the current state. Whether the timer runs is decided by its
-// deadline's row: outcome is NULL while it does, and without the row there is no timer. When it is claimed, the event that is sent
-// comes into expiration_claims.
+// A timer is one row in each of three tables, so that what is written often, and what the start reads, is small:
+//
+//	expiration_timers     the event, 1 to 2 KB; written once
+//	expiration_deadlines  30 bytes; a refresh writes only this row, so a batch of refreshes writes few pages
+//	expiration_digests    what the start reads besides the deadlines, without going through the events
+//
+// The row in expiration_deadlines decides whether there is a timer, and the timer runs while outcome is NULL there. A timer without a
+// digest is in doubt: its event may have been replaced. A claim sets the outcome and writes the event that is sent to expiration_claims.
+// What became of delayed events is in expiration_finalised.
 package shared
 
 import (
@@ -23,7 +26,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// Parameters stand in the order of their numbers: SQLite counts them by where they first appear.
+// Parameters first appear in the order of their numbers, because SQLite numbers them that way.
 const (
 	InsertTimerSQL = "INSERT INTO expiration_timers" +
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, received_ms," +
@@ -31,7 +34,7 @@ const (
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
 	readTimersSQL = "SELECT " + columns + fromTimersSQL + " WHERE "
 	readClaimsSQL = "SELECT timer_nid, event_id, room_version, pdu FROM expiration_claims WHERE "
-	// The range is given twice, because PostgreSQL does not conclude from the join that it holds on both sides.
+	// The range is given for both tables, because PostgreSQL does not infer it for one from the other.
 	selectIndexSQL = "SELECT d.timer_nid, g.digest, d.outcome IS NOT NULL, d.duration_ms, d.deadline_ms" +
 		" FROM expiration_deadlines AS d LEFT JOIN expiration_digests AS g" +
 		" ON g.timer_nid = d.timer_nid AND g.timer_nid BETWEEN $1 AND $2 WHERE d.timer_nid BETWEEN $1 AND $2"
@@ -41,67 +44,48 @@ const (
 	pingSQL        = "SELECT COUNT(*) FROM (SELECT 1 FROM expiration_timers LIMIT 1) AS timers"
 )
 
-// readersAtStart is how many connections read all timers.
+// readersAtStart is how many connections read all timers at the start.
 const readersAtStart = 4
 
-// Writer is what differs between the databases. What it has written when it returns is durable.
-type Writer interface {
-	// Transaction calls f once, with a transaction that it must not end.
+// Database is what differs between the databases. A write is durable when its method returns.
+type Database interface {
+	// Among returns the condition that a column has one of many values, which are one parameter: the result of Values for a slice.
+	Among(column, parameter string) string
+	Values(slice any) any
+	// Transaction calls f once, with a transaction that f must not end.
 	Transaction(ctx context.Context, f func(*sql.Tx) error) error
-	// Insert adds the rows of a timer. The values are those of InsertTimerSQL, the first is the timer's number; duration and
+	// Insert adds the rows of a timer. The values are those of InsertTimerSQL, and the first is the timer's number. Duration and
 	// deadline are in milliseconds.
 	Insert(ctx context.Context, values []any, d expiration.Digest, duration, deadline int64) error
-	// Remove deletes all rows of timers, of running ones only if running is set, and returns how many timers there were. Without a
-	// transaction it is one by itself.
+	// Remove deletes all rows of timers, or only of running timers, and returns how many timers there were. If txn is nil, it is a
+	// transaction of its own.
 	Remove(ctx context.Context, txn *sql.Tx, nids []int64, running bool) (int64, error)
-	// Refresh and Claim change timers that are as they must be, and call found for each of them.
+	// Refresh and Claim change the timers that meet the condition, and call found for each of them.
 	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error
 	Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error
 	// Ping returns an error if nothing can be written now. It writes nothing.
 	Ping(ctx context.Context) error
-	// Close makes the database whole for whoever copies it. After that nothing can be written.
+	// Close puts everything where a copy of the database has it. After that nothing can be written.
 	Close() error
-}
-
-// Many is how a database is given any number of values as one parameter.
-type Many struct {
-	// Among returns the condition that a column has one of the values of a parameter.
-	Among func(column, parameter string) string
-	// Value returns what the parameter is for a slice.
-	Value func(values any) any
 }
 
 // Store implements expiration.Store.
 type Store struct {
-	// DB is for reading what is read rarely, Statements for the rest.
-	DB         *sql.DB
-	Statements *Statements
-	Writer     Writer
-	Many       Many
+	db       *sql.DB
+	database Database
+	// What is read often is planned once: planning can take longer than reading.
+	readTimers, readClaims *sql.Stmt
 }
 
 var _ expiration.Store = (*Store)(nil)
 
-// Migration is one step from an empty database to the table as it is now.
-type Migration struct {
-	// Name is never changed: the database remembers it.
-	Name string
-	SQL  string
-}
-
-// Migrate brings the database up to date, by the steps that it has not yet seen.
-func Migrate(ctx context.Context, db *sql.DB, steps ...Migration) error {
-	m := sqlutil.NewMigrator(db)
-	for _, step := range steps {
-		m.AddMigrations(sqlutil.Migration{
-			Version: "expiration: " + step.Name,
-			Up: func(ctx context.Context, txn *sql.Tx) error {
-				_, err := txn.ExecContext(ctx, step.SQL)
-				return err
-			},
-		})
-	}
-	return m.Up(ctx)
+// New returns the store of a database that has the tables.
+func New(db *sql.DB, database Database) (*Store, error) {
+	s := &Store{db: db, database: database}
+	return s, sqlutil.StatementList{
+		{Statement: &s.readTimers, SQL: readTimersSQL + database.Among("t.timer_nid", "$1")},
+		{Statement: &s.readClaims, SQL: readClaimsSQL + database.Among("timer_nid", "$1")},
+	}.Prepare(db)
 }
 
 func (s *Store) Insert(ctx context.Context, t expiration.Timer, d expiration.Digest) error {
@@ -116,14 +100,14 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer, d expiration.Dig
 	if t.Delayed != nil {
 		delayed = *t.Delayed
 	}
-	return s.Writer.Insert(ctx, []any{
+	return s.database.Insert(ctx, []any{
 		t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:], t.Received.UnixMilli(),
 		nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(),
 		storedTimestamp(delayed.Timestamp), delayed.Over, delayed.Exempt,
 	}, d, t.Duration.Milliseconds(), t.Deadline.UnixMilli())
 }
 
-// nullable stores no bytes as NULL. Versions of lib/pq before 1.11, which a Dendrite tree may have, would store an empty string.
+// nullable returns NULL for nil. Versions of lib/pq before 1.11, which a Dendrite tree may use, store nil as an empty string.
 func nullable(data []byte) any {
 	if data == nil {
 		return nil
@@ -132,14 +116,14 @@ func nullable(data []byte) any {
 }
 
 func (s *Store) Refresh(ctx context.Context, refreshes []expiration.Refresh) ([]bool, error) {
-	return change(ctx, refreshes, func(r expiration.Refresh) int64 { return r.NID }, s.Writer.Refresh)
+	return change(ctx, refreshes, func(r expiration.Refresh) int64 { return r.NID }, s.database.Refresh)
 }
 
 func (s *Store) Claim(ctx context.Context, claims []expiration.ConditionalClaim) ([]bool, error) {
-	return change(ctx, claims, func(c expiration.ConditionalClaim) int64 { return c.NID }, s.Writer.Claim)
+	return change(ctx, claims, func(c expiration.ConditionalClaim) int64 { return c.NID }, s.database.Claim)
 }
 
-// change writes to several timers and reports for each whether it was found.
+// change writes to several timers, and reports for each of them whether it was found.
 func change[W any](
 	ctx context.Context, writes []W, nid func(W) int64, write func(context.Context, []W, func(nid int64)) error,
 ) ([]bool, error) {
@@ -174,24 +158,24 @@ func each(ctx context.Context, rows *sql.Rows, f func() error) error {
 }
 
 func (s *Store) Doubt(ctx context.Context, nids []int64) error {
-	return s.Writer.Transaction(ctx, func(txn *sql.Tx) error {
-		_, err := txn.ExecContext(ctx, doubtTimersSQL+s.Many.Among("timer_nid", "$1"), s.Many.Value(nids))
+	return s.database.Transaction(ctx, func(txn *sql.Tx) error {
+		_, err := txn.ExecContext(ctx, doubtTimersSQL+s.database.Among("timer_nid", "$1"), s.database.Values(nids))
 		return err
 	})
 }
 
 func (s *Store) Drop(ctx context.Context, nids []int64) error {
-	_, err := s.Writer.Remove(ctx, nil, nids, true)
+	_, err := s.database.Remove(ctx, nil, nids, true)
 	return err
 }
 
 func (s *Store) Delete(ctx context.Context, nids []int64) error {
-	_, err := s.Writer.Remove(ctx, nil, nids, false)
+	_, err := s.database.Remove(ctx, nil, nids, false)
 	return err
 }
 
 func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, error) {
-	rows, err := s.Statements.QueryContext(ctx, readTimersSQL+s.Many.Among("t.timer_nid", "$1"), s.Many.Value(nids))
+	rows, err := s.readTimers.QueryContext(ctx, s.database.Values(nids))
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +189,7 @@ func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, er
 		}
 		return err
 	}); err == nil && len(claimed) > 0 {
-		err = s.readClaims(ctx, claimed, found)
+		err = s.addClaims(ctx, claimed, found)
 	}
 	timers := make([]*expiration.Timer, len(nids))
 	for i, nid := range nids {
@@ -214,11 +198,11 @@ func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, er
 	return timers, err
 }
 
-// readClaims adds the events that are sent to timers that are claimed. A join would do it too, but when many timers run out at
-// once its table grows from nothing to thousands of rows within a second, and PostgreSQL goes through all of them each time, as
-// it once planned for none.
-func (s *Store) readClaims(ctx context.Context, nids []int64, timers map[int64]*expiration.Timer) error {
-	rows, err := s.Statements.QueryContext(ctx, readClaimsSQL+s.Many.Among("timer_nid", "$1"), s.Many.Value(nids))
+// addClaims adds the events that are sent to claimed timers. A join would be slow on PostgreSQL: when many timers expire at once,
+// expiration_claims grows from nothing to thousands of rows within a second. A plan made for the empty table then reads all of them each
+// time.
+func (s *Store) addClaims(ctx context.Context, nids []int64, timers map[int64]*expiration.Timer) error {
+	rows, err := s.readClaims.QueryContext(ctx, s.database.Values(nids))
 	if err != nil {
 		return err
 	}
@@ -242,10 +226,11 @@ func (s *Store) readClaims(ctx context.Context, nids []int64, timers map[int64]*
 	return err
 }
 
-// Index reads with several connections at once: for a million timers, most of the time goes into taking rows apart.
+// Index implements expiration.Store. It reads with several connections at once, because decoding the rows of a million timers takes
+// longer than reading them.
 func (s *Store) Index(ctx context.Context, f func(expiration.Indexed) error) error {
 	var first, last int64
-	if err := s.DB.QueryRowContext(ctx, selectRangeSQL).Scan(&first, &last); err != nil {
+	if err := s.db.QueryRowContext(ctx, selectRangeSQL).Scan(&first, &last); err != nil {
 		return err
 	}
 	var mu sync.Mutex // held while f is called
@@ -271,9 +256,9 @@ func (s *Store) Index(ctx context.Context, f func(expiration.Indexed) error) err
 	return readers.Wait()
 }
 
-// indexRange is Index for a range of numbers, some at a time.
+// indexRange is Index for a range of numbers. It calls f with some timers at a time.
 func (s *Store) indexRange(ctx context.Context, first, last int64, f func([]expiration.Indexed) error) error {
-	rows, err := s.DB.QueryContext(ctx, selectIndexSQL, first, last)
+	rows, err := s.db.QueryContext(ctx, selectIndexSQL, first, last)
 	if err != nil {
 		return err
 	}
@@ -298,15 +283,16 @@ func (s *Store) indexRange(ctx context.Context, first, last int64, f func([]expi
 	return f(batch)
 }
 
-// Ping implements expiration.Store. A database that can only be read answers every query, and fails every send.
+// Ping implements expiration.Store. It reads and asks whether writing is possible: a read-only database answers queries, but every send
+// fails.
 func (s *Store) Ping(ctx context.Context) error {
 	var n int
-	if err := s.DB.QueryRowContext(ctx, pingSQL).Scan(&n); err != nil {
+	if err := s.db.QueryRowContext(ctx, pingSQL).Scan(&n); err != nil {
 		return err
 	}
-	return s.Writer.Ping(ctx)
+	return s.database.Ping(ctx)
 }
 
-// Close ends all writing, and makes the database whole for whoever copies it afterwards. What comes later fails, and is done at the next
-// start. The connections themselves are Dendrite's to close.
-func (s *Store) Close() error { return s.Writer.Close() }
+// Close ends all writing, and puts everything where a copy of the database has it. Later writes fail; their work is done after the next
+// start. Dendrite closes the connections themselves.
+func (s *Store) Close() error { return s.database.Close() }

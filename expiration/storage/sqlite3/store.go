@@ -16,152 +16,26 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
-const createTimersSQL = `
-CREATE TABLE expiration_timers (
-	event_id TEXT NOT NULL PRIMARY KEY,
-	room_id TEXT NOT NULL,
-	event_type TEXT NOT NULL,
-	-- NULL for events that are not state
-	state_key TEXT,
-	-- the full user ID
-	sender TEXT NOT NULL,
-	-- SHA-256 of the refresh token
-	token_hash BLOB NOT NULL,
-	duration_ms INTEGER NOT NULL,
-	received_ms INTEGER NOT NULL,
-	deadline_ms INTEGER NOT NULL,
-	-- NULL while the timer runs; set together once it is claimed
-	outcome TEXT,
-	closing_event_id TEXT,
-	closing_room_version TEXT,
-	closing_pdu BLOB
-)`
-
-// NULL for events that are not sent with a transaction ID
-const addRequestsSQL = `
-ALTER TABLE expiration_timers ADD COLUMN request_hash BLOB;
-ALTER TABLE expiration_timers ADD COLUMN room_version TEXT;
-ALTER TABLE expiration_timers ADD COLUMN pdu BLOB`
-
-// SQLite cannot change the primary key of a table.
-const numberTimersSQL = `
-CREATE TABLE expiration_timers_numbered (
-	timer_nid INTEGER NOT NULL PRIMARY KEY,
-	event_id TEXT NOT NULL UNIQUE,
-	room_id TEXT NOT NULL,
-	event_type TEXT NOT NULL,
-	state_key TEXT,
-	sender TEXT NOT NULL,
-	token_hash BLOB NOT NULL,
-	duration_ms INTEGER NOT NULL,
-	received_ms INTEGER NOT NULL,
-	deadline_ms INTEGER NOT NULL,
-	outcome TEXT,
-	closing_event_id TEXT,
-	closing_room_version TEXT,
-	closing_pdu BLOB,
-	request_hash BLOB,
-	room_version TEXT,
-	pdu BLOB
-);
-INSERT INTO expiration_timers_numbered SELECT rowid, * FROM expiration_timers;
-DROP TABLE expiration_timers;
-ALTER TABLE expiration_timers_numbered RENAME TO expiration_timers`
-
-// content is NULL for expiring events, and event_id the row's own ID for the others. What was finalised is kept in the order in
-// which that happened.
-const addDelayedSQL = `
-ALTER TABLE expiration_timers RENAME COLUMN closing_event_id TO sent_event_id;
-ALTER TABLE expiration_timers RENAME COLUMN closing_room_version TO sent_room_version;
-ALTER TABLE expiration_timers RENAME COLUMN closing_pdu TO sent_pdu;
-ALTER TABLE expiration_timers ADD COLUMN content BLOB;
-ALTER TABLE expiration_timers ADD COLUMN expires_ms INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE expiration_timers ADD COLUMN origin_server_ts INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE expiration_timers ADD COLUMN over_event_id TEXT NOT NULL DEFAULT '';
-CREATE UNIQUE INDEX expiration_timers_request ON expiration_timers (request_hash) WHERE content IS NOT NULL;
-CREATE TABLE expiration_finalised (
-	finalised_nid INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-	row_id TEXT NOT NULL,
-	room_id TEXT NOT NULL,
-	event_type TEXT NOT NULL,
-	state_key TEXT,
-	sender TEXT NOT NULL,
-	token_hash BLOB NOT NULL UNIQUE,
-	duration_ms INTEGER NOT NULL,
-	received_ms INTEGER NOT NULL,
-	deadline_ms INTEGER NOT NULL,
-	request_hash BLOB,
-	content BLOB NOT NULL,
-	finalised_ms INTEGER NOT NULL,
-	event_id TEXT,
-	error TEXT
-);` + shared.FinalisedIndexesSQL
-
-const splitTimersSQL = `
-CREATE TABLE expiration_deadlines (
-	timer_nid INTEGER NOT NULL PRIMARY KEY,
-	duration_ms INTEGER NOT NULL,
-	deadline_ms INTEGER NOT NULL,
-	-- NULL while the timer runs
-	outcome TEXT
-);
-INSERT INTO expiration_deadlines SELECT timer_nid, duration_ms, deadline_ms, outcome FROM expiration_timers;
-CREATE TABLE expiration_claims (
-	timer_nid INTEGER NOT NULL PRIMARY KEY,
-	event_id TEXT NOT NULL,
-	room_version TEXT NOT NULL,
-	pdu BLOB NOT NULL
-);
-INSERT INTO expiration_claims SELECT timer_nid, sent_event_id, sent_room_version, sent_pdu FROM expiration_timers
-	WHERE outcome IS NOT NULL;
-ALTER TABLE expiration_timers DROP COLUMN duration_ms;
-ALTER TABLE expiration_timers DROP COLUMN deadline_ms;
-ALTER TABLE expiration_timers DROP COLUMN outcome;
-ALTER TABLE expiration_timers DROP COLUMN sent_event_id;
-ALTER TABLE expiration_timers DROP COLUMN sent_room_version;
-ALTER TABLE expiration_timers DROP COLUMN sent_pdu`
-
-// Timers of earlier versions have none.
-const addDigestsSQL = "CREATE TABLE expiration_digests (timer_nid INTEGER NOT NULL PRIMARY KEY, digest BLOB NOT NULL)"
-
-// Delayed events of earlier versions are not exempt.
-const addExemptSQL = "ALTER TABLE expiration_timers ADD COLUMN exempt BOOLEAN NOT NULL DEFAULT FALSE"
-
-var migrations = []shared.Migration{
-	{Name: "create timers", SQL: createTimersSQL},
-	{Name: "add requests", SQL: addRequestsSQL},
-	{Name: "number timers", SQL: numberTimersSQL},
-	{Name: "add delayed events", SQL: addDelayedSQL},
-	{Name: "split timers", SQL: splitTimersSQL},
-	{Name: "add digests", SQL: addDigestsSQL},
-	{Name: "add exempt", SQL: addExemptSQL},
-}
-
 const (
-	// pageSize is how many bytes a page of a new database has. The timers that are refreshed together mostly stand in pages of their
-	// own, and each of these goes through the log whole: with SQLite's own 4096 bytes, that is most of the time of a commit.
+	// pageSize is the size of the pages of a new database, in bytes. Timers that are refreshed together are mostly in different pages, and
+	// each page goes to the log whole: with SQLite's default of 4096 bytes, that takes most of the time of a commit.
 	pageSize = 1024
-	// checkpointPages is after how many pages the log is written back: four megabytes, as with SQLite's own sizes.
+	// checkpointPages is the number of pages in the log after which they are written back: 4 MB, as with SQLite's defaults.
 	checkpointPages = 4000
 )
 
-// Open prepares the database, which must not be shared with another component, and returns the store.
+// Open makes the tables that are missing, and returns the store. No other component may use the database.
 func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store, error) {
 	if err := create(ctx, db); err != nil {
 		return nil, err
 	}
-	if err := shared.Migrate(ctx, db, migrations...); err != nil {
+	if err := shared.CreateSchema(ctx, db, tablesSQL, schemaSQL); err != nil {
 		return nil, err
 	}
-	return &shared.Store{DB: db, Statements: &shared.Statements{DB: db}, Writer: newConnection(db, writer), Many: shared.Many{
-		Among: func(column, parameter string) string {
-			return column + " IN (SELECT value FROM json_each(" + parameter + "))"
-		},
-		Value: array,
-	}}, nil
+	return shared.New(db, newConnection(db, writer))
 }
 
-// create makes the database with pages of pageSize, if it is empty. One that an earlier version made keeps those it has.
+// create makes the database with pages of pageSize, if it is empty. A database that has tables keeps its page size.
 func create(ctx context.Context, db *sql.DB) error {
 	conn, err := db.Conn(ctx)
 	if err != nil {
@@ -171,10 +45,10 @@ func create(ctx context.Context, db *sql.DB) error {
 	return set(ctx, conn, fmt.Sprintf("page_size = %d", pageSize), writeAhead) // the second writes the first page
 }
 
-// writeAhead is the setting with which changes go to the log first.
+// writeAhead is the setting for a write-ahead log.
 const writeAhead = "journal_mode = WAL"
 
-// set changes settings, of the database or of a connection.
+// set changes settings of the database or of a connection.
 func set(ctx context.Context, conn *sql.Conn, settings ...string) error {
 	for _, setting := range settings {
 		if _, err := conn.ExecContext(ctx, "PRAGMA "+setting); err != nil {
@@ -184,26 +58,26 @@ func set(ctx context.Context, conn *sql.Conn, settings ...string) error {
 	return nil
 }
 
-// connection is the one connection on which everything is written. The settings that make a commit durable belong to a
-// connection, and database/sql opens and closes its own as it likes; Dendrite gives no way to set them for all.
+// connection implements shared.Database. It is the one connection on which everything is written: the settings that make a commit
+// durable belong to a connection, and neither database/sql nor Dendrite has a way to set them for all connections of the pool.
 type connection struct {
 	db     *sql.DB
 	writer sqlutil.Writer // runs one function at a time
 
-	// pinging is held by the one Ping that is waiting for writer.
+	// pinging is held by the one Ping that waits for writer.
 	pinging chan struct{}
 
-	// Used only inside writer, and nil before the first write and after an error.
+	// The rest is used only inside writer. conn and refresh are nil before the first write and after an error.
 	conn    *sql.Conn
-	refresh *sql.Stmt // refreshTimersSQL, which goes with conn
-	closed  bool      // used only inside writer
+	refresh *sql.Stmt // refreshTimersSQL, prepared on conn
+	closed  bool
 }
 
 func newConnection(db *sql.DB, writer sqlutil.Writer) *connection {
 	return &connection{db: db, writer: writer, pinging: make(chan struct{}, 1)}
 }
 
-// errClosed is the error of a write after Close. What was to be written is not acknowledged by whoever wanted it.
+// errClosed is the error of a write after Close.
 var errClosed = errors.New("the database of the timers is closed")
 
 // use calls f with the connection, one function at a time.
@@ -217,7 +91,7 @@ func (c *connection) use(ctx context.Context, f func(*sql.Conn) error) error {
 				return err
 			}
 		}
-		// The writer runs this in a goroutine of its own.
+		// A panic must not end the process: writer runs this function in a goroutine of its own.
 		err = errPanicked
 		guard.Run("writing timers", func() { err = f(c.conn) })
 		if err != nil {
@@ -265,9 +139,9 @@ func (c *connection) Insert(ctx context.Context, values []any, d expiration.Dige
 
 const (
 	deleteDeadlinesSQL = "DELETE FROM expiration_deadlines WHERE timer_nid IN (SELECT value FROM json_each($1))"
-	// spareClaimedSQL is the end of the former for running timers.
+	// spareClaimedSQL is appended to deleteDeadlinesSQL if only running timers are removed.
 	spareClaimedSQL = " AND outcome IS NULL"
-	// deleteRestSQL deletes from another table what belongs to timers whose deadlines are gone.
+	// deleteRestSQL deletes from another table the rows of those timers that have no deadline any more.
 	deleteRestSQL = "DELETE FROM %s AS t WHERE timer_nid IN (SELECT value FROM json_each($1))" +
 		" AND NOT EXISTS (SELECT 1 FROM expiration_deadlines AS d WHERE d.timer_nid = t.timer_nid)"
 )
@@ -296,19 +170,26 @@ func (c *connection) Remove(ctx context.Context, txn *sql.Tx, nids []int64, runn
 	return res.RowsAffected()
 }
 
+func (c *connection) Among(column, parameter string) string {
+	return column + " IN (SELECT value FROM json_each(" + parameter + "))"
+}
+
+func (c *connection) Values(slice any) any { return array(slice) }
+
 // array returns a parameter for json_each.
-func array(values any) any {
-	data, _ := json.Marshal(values) // never fails for numbers and strings
+func array(slice any) string {
+	data, _ := json.Marshal(slice) // never fails for numbers and strings
 	return string(data)
 }
 
-// One statement is one commit. Its parameter is an array of arrays.
-const refreshTimersSQL = "UPDATE expiration_deadlines SET duration_ms = r.value ->> 1, deadline_ms = r.value ->> 2" +
-	" FROM json_each($1) AS r WHERE timer_nid = r.value ->> 0 AND outcome IS NULL"
-
-// To give back each row would take as long as to change it. It is asked for when there are fewer than expected.
-const selectRunningSQL = "SELECT timer_nid FROM expiration_deadlines JOIN json_each($1) AS r ON timer_nid = r.value ->> 0" +
-	" WHERE outcome IS NULL"
+const (
+	// One statement is one commit. The parameter is an array of arrays.
+	refreshTimersSQL = "UPDATE expiration_deadlines SET duration_ms = r.value ->> 1, deadline_ms = r.value ->> 2" +
+		" FROM json_each($1) AS r WHERE timer_nid = r.value ->> 0 AND outcome IS NULL"
+	// The refreshed timers are looked up only when there were fewer than expected: to return each row would take as long as to change it.
+	selectRunningSQL = "SELECT timer_nid FROM expiration_deadlines JOIN json_each($1) AS r ON timer_nid = r.value ->> 0" +
+		" WHERE outcome IS NULL"
+)
 
 func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error {
 	values := make([][3]int64, len(refreshes))
@@ -319,8 +200,8 @@ func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// If a context can end, the driver runs each statement in a goroutine of its own, and waits for that. What takes long here is the
-	// disk, which cannot be interrupted anyway.
+	// With a context that can end, the driver runs each statement in another goroutine and waits for it. That gains nothing: most of the
+	// time is the disk's, which cannot be interrupted.
 	ctx = context.WithoutCancel(ctx)
 	return c.use(ctx, func(conn *sql.Conn) error {
 		res, err := c.refresh.ExecContext(ctx, data)
@@ -347,7 +228,8 @@ const (
 	insertClaimSQL = "INSERT INTO expiration_claims (timer_nid, event_id, room_version, pdu) VALUES ($1, $2, $3, $4)"
 )
 
-// One event after the other: to make JSON of them, and take it apart again, would take longer.
+// Claim implements shared.Database. It writes one event after another, because to encode the events as JSON and decode them again would
+// take longer.
 func (c *connection) Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error {
 	return c.Transaction(ctx, func(txn *sql.Tx) error {
 		claimTimer, err := txn.PrepareContext(ctx, claimTimerSQL)
@@ -376,8 +258,8 @@ func (c *connection) Claim(ctx context.Context, claims []expiration.ConditionalC
 	})
 }
 
-// open opens a connection whose commits survive a power failure. The write-ahead log saves one of two syncs for each; for it
-// the driver's own default would be not to sync at all. The statement that is run a thousand times per second is planned once.
+// open opens a connection whose commits survive a power failure. With a write-ahead log a commit needs one sync instead of two, but the
+// driver's default is then not to sync at all. A refresh is prepared, because it can run a thousand times a second.
 func (c *connection) open(ctx context.Context) (err error) {
 	if c.conn, err = c.db.Conn(ctx); err != nil {
 		return err
@@ -395,8 +277,8 @@ func (c *connection) open(ctx context.Context) (err error) {
 	return err
 }
 
-// Ping implements shared.Writer. It takes the lock for writing, in its turn, and gives it back. A writer that hangs cannot be
-// interrupted: no more than one Ping waits for it, and the others for that one, until they lose patience.
+// Ping implements shared.Database. It begins a write transaction and rolls it back. A writer that hangs cannot be interrupted: only one
+// Ping waits for it, and the others wait for that Ping until their contexts end.
 func (c *connection) Ping(ctx context.Context) error {
 	select {
 	case c.pinging <- struct{}{}:
@@ -406,7 +288,7 @@ func (c *connection) Ping(ctx context.Context) error {
 	done := make(chan error, 1)
 	go func() {
 		defer func() { <-c.pinging }()
-		// If the context could end between the two, the transaction would stay open.
+		// The transaction would stay open if the context ended between the two statements.
 		ctx := context.WithoutCancel(ctx)
 		done <- c.use(ctx, func(conn *sql.Conn) error {
 			if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
@@ -424,12 +306,12 @@ func (c *connection) Ping(ctx context.Context) error {
 	}
 }
 
-// closePatience is how long Close waits for what is being written and read.
+// closePatience is how long Close waits for writes and reads in progress.
 const closePatience = 10 * time.Second
 
-// Close implements shared.Writer. It moves everything from the log into the database file, so that a copy of that file alone has all
-// timers. SQLite does so by itself when the last connection is closed; but the pool cannot close this one, which is in use, and the
-// process could end before the others are closed.
+// Close implements shared.Database. It moves everything from the log into the database file, so that a copy of that file alone has all
+// timers. SQLite does the same when the last connection is closed. But the pool cannot close this connection, which is in use, and the
+// process may end before the pool has closed the others.
 func (c *connection) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
 	defer cancel()
@@ -438,13 +320,13 @@ func (c *connection) Close() error {
 		done <- c.writer.Do(nil, nil, func(*sql.Tx) error {
 			c.closed = true
 			if c.conn == nil {
-				return nil // nothing was written, and whatever an earlier process left goes with the pool's last connection
+				return nil // nothing was written; the pool's last connection moves what an earlier process left in the log
 			}
 			defer c.close()
 			var busy, logged, moved int // pages, but for the first
 			err := c.conn.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &logged, &moved)
 			if err == nil && busy != 0 {
-				err = fmt.Errorf("somebody is still reading: %d of %d pages are in the database file", moved, logged)
+				err = fmt.Errorf("a reader is still active: %d of %d pages are in the database file", moved, logged)
 			}
 			return err
 		})

@@ -29,42 +29,35 @@ func openDatabase(t *testing.T) (*sql.DB, sqlutil.Writer) {
 	return db, writer
 }
 
-// A database of an earlier version keeps its timers.
-func TestMigration(t *testing.T) {
+func TestRefusesOtherTables(t *testing.T) {
 	db, writer := openDatabase(t)
-	storagetest.Migration(t, db, migrations)
-	store, err := Open(t.Context(), db, writer)
-	require.NoError(t, err)
-	storagetest.Migrated(t, store)
+	storagetest.RefusesOtherTables(t, db, func() (expiration.Store, error) { return Open(t.Context(), db, writer) })
 }
 
-// A new database has small pages, and the log is written back as often as with large ones. An older database stays as it is.
+// A new database has small pages, and its log is written back as often as with large ones. A database that has tables keeps its page
+// size, for example one that was restored from a dump.
 func TestPages(t *testing.T) {
-	for _, old := range []bool{false, true} {
+	for pages, restored := range map[string]bool{"1024": false, "4096": true} {
 		db, writer := openDatabase(t)
-		db.SetMaxIdleConns(-1) // what one connection was told, no other knows
-		if old {
-			storagetest.Migration(t, db, migrations)
+		db.SetMaxIdleConns(-1) // so that settings of one connection are lost with it
+		if restored {
+			require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, schemaSQL))
 		}
-		store, err := Open(t.Context(), db, writer)
+		_, err := Open(t.Context(), db, writer)
 		require.NoError(t, err)
-		c := store.Writer.(*connection)
+		c := newConnection(db, writer)
 		require.NoError(t, c.open(t.Context()))
-		if old {
-			require.Equal(t, "4096", pragma(t, c, "page_size"))
-		} else {
-			require.Equal(t, "1024", pragma(t, c, "page_size"))
-		}
+		require.Equal(t, pages, pragma(t, c, "page_size"))
 		require.Equal(t, "4000", pragma(t, c, "wal_autocheckpoint"))
 		c.close()
 	}
 }
 
-// A commit must survive a power failure: the drivers' own defaults for the write-ahead log do not promise it. After a
-// failed write the connection is another one, and the same must hold.
+// A commit must survive a power failure, which the drivers' defaults for a write-ahead log do not promise. The same holds for the new
+// connection after a failed write.
 func TestEachCommitIsSynced(t *testing.T) {
 	db, writer := openDatabase(t)
-	require.NoError(t, shared.Migrate(t.Context(), db, migrations...))
+	require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, schemaSQL))
 	c := newConnection(db, writer)
 	exec := func(query string) error {
 		return c.Transaction(t.Context(), func(txn *sql.Tx) error {
@@ -89,7 +82,7 @@ func pragma(t *testing.T, c *connection, name string) (value string) {
 	return value
 }
 
-// Once it is closed, the file alone has all timers, and nothing else is left of the database.
+// After Close, the database file alone has all timers, and the files beside it are gone.
 func TestClose(t *testing.T) {
 	db, writer := openDatabase(t)
 	store, err := Open(t.Context(), db, writer)
@@ -99,7 +92,7 @@ func TestClose(t *testing.T) {
 	}
 	require.NoError(t, insert())
 	name := path(t, db)
-	require.NotEqual(t, 1, timersIn(t, name), "a timer that is in the log alone, or the test shows nothing")
+	require.NotEqual(t, 1, timersIn(t, name), "the timer must be in the log alone, or the test shows nothing")
 
 	require.NoError(t, store.Close())
 	require.Equal(t, 1, timersIn(t, name))
@@ -112,7 +105,7 @@ func TestClose(t *testing.T) {
 	require.Equal(t, []string{name}, left)
 }
 
-// Whoever cannot wait for a writer that hangs does not, and leaves nothing behind however often it happens.
+// A Ping whose context ends does not wait for a writer that hangs, and many of them leave no goroutines behind.
 func TestPingGivesUp(t *testing.T) {
 	db, writer := openDatabase(t)
 	store, err := Open(t.Context(), db, writer)
@@ -137,15 +130,14 @@ func TestPingGivesUp(t *testing.T) {
 	require.NoError(t, store.Ping(t.Context()))
 }
 
-// What can only be read is noticed.
+// A database that can only be read is noticed.
 func TestPingNoticesThatNothingCanBeWritten(t *testing.T) {
 	db, writer := openDatabase(t)
-	store, err := Open(t.Context(), db, writer)
-	require.NoError(t, err)
-	require.NoError(t, store.Ping(t.Context()))
-	c := store.Writer.(*connection)
+	require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, schemaSQL))
+	c := newConnection(db, writer)
+	require.NoError(t, c.Ping(t.Context()))
 	require.NoError(t, c.use(t.Context(), func(conn *sql.Conn) error { return set(t.Context(), conn, "query_only = ON") }))
-	require.Error(t, store.Ping(t.Context()))
+	require.Error(t, c.Ping(t.Context()))
 }
 
 // path returns the database's file.
@@ -155,7 +147,7 @@ func path(t *testing.T, db *sql.DB) (name string) {
 	return name
 }
 
-// timersIn returns how many timers there are in a copy of the database file alone, or -1 if it has no tables.
+// timersIn returns the number of timers in a copy of the database file alone, or -1 if the copy has no tables.
 func timersIn(t *testing.T, name string) (n int) {
 	t.Helper()
 	data, err := os.ReadFile(name)
