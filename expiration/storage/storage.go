@@ -13,13 +13,13 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/sqlite3"
 )
 
-// Open opens the database that the options name, or the global one, and brings it up to date.
+// Open opens the database that the options name, or else the global one, and makes the tables that are missing.
 func Open(ctx context.Context, cm *sqlutil.Connections, options *config.DatabaseOptions) (*shared.Store, error) {
 	db, writer, err := cm.Connection(options)
 	if err != nil {
 		return nil, err
 	}
-	if db == nil { // another component failed to open the same database
+	if db == nil { // because another component failed to open the same database
 		return nil, fmt.Errorf("the database is not open")
 	}
 	if options.ConnectionString.IsSQLite() {

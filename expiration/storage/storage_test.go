@@ -28,7 +28,7 @@ func TestPostgreSQL(t *testing.T) {
 	})
 }
 
-// reopen returns a function that opens the database anew, with connections and prepared state of its own.
+// reopen returns a function that opens the database again, with its own connections and prepared statements.
 func reopen(t *testing.T, dsn string) func() expiration.Store {
 	return func() expiration.Store {
 		options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}

@@ -13,7 +13,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// delayedTests are those of what the store keeps of delayed events.
+// delayedTests are the tests of delayed events.
 var delayedTests = []test{
 	{"KeepsDelayedEvents", keepsDelayedEvents},
 	{"ListsDelayedEventsWithoutContent", listsDelayedEvents},
@@ -35,7 +35,7 @@ var delayedTests = []test{
 func newDelayed(n int) expiration.Timer {
 	t := newTimer(n)
 	t.Event.ID = fmt.Sprintf("row%d", n)
-	t.Event.Request.Signed = expiration.SignedEvent{EventID: t.Event.ID} // which is not there yet
+	t.Event.Request.Signed = expiration.SignedEvent{EventID: t.Event.ID} // the event is not built yet
 	t.Delayed = &expiration.Delayed{
 		Content: fmt.Appendf(nil, `{ "n":%d, "\u0000":"ü" }`, n), Expires: time.Duration(n+1) * time.Minute,
 		Timestamp: start.Add(-time.Hour), Over: "$over", Exempt: n%2 == 1,
@@ -43,7 +43,7 @@ func newDelayed(n int) expiration.Timer {
 	return t
 }
 
-// newFinal returns what becomes of newDelayed(n).
+// newFinal returns the result of newDelayed(n) if it is sent.
 func newFinal(n int) expiration.Final {
 	return expiration.Final{At: start.Add(time.Duration(n) * time.Minute), EventID: fmt.Sprintf("$sent%d", n)}
 }
@@ -61,7 +61,7 @@ func insert(t *testing.T, store expiration.Store, timers ...expiration.Timer) {
 	}
 }
 
-// finalise finalises a timer, keeps many, and requires that there was one or not.
+// finalise finalises a timer and requires that there was one, if want is set, or none. No finalised event is dropped.
 func finalise(t *testing.T, store expiration.Store, n int, f expiration.Final, running, want bool) {
 	t.Helper()
 	done, err := store.Finalise(t.Context(), nid(n), f, running, 1000)
@@ -69,7 +69,7 @@ func finalise(t *testing.T, store expiration.Store, n int, f expiration.Final, r
 	require.Equal(t, want, done)
 }
 
-// wantFinalised requires that this became of newDelayed(n).
+// wantFinalised requires that f is the stored result of newDelayed(n).
 func wantFinalised(t *testing.T, store expiration.Store, n int, f expiration.Final) {
 	t.Helper()
 	want := newDelayed(n)
@@ -193,7 +193,7 @@ func finalisesNoExpiringEvent(t *testing.T, open func() expiration.Store) {
 	require.Equal(t, []string{"$event1"}, list(t, store))
 }
 
-// A delayed event is cancelled, restarted or claimed to be sent, and not two of these.
+// Of cancelling, restarting and claiming a delayed event at the same time, no two succeed that exclude each other.
 func oneEndWins(t *testing.T, open func() expiration.Store) {
 	store, ctx := open(), t.Context()
 	for n := range 100 {
@@ -249,7 +249,7 @@ func keepsTheLatest(t *testing.T, open func() expiration.Store) {
 	finalise(t, store, 0, cancelled, true, true)
 	for n := 1; n <= 5; n++ {
 		insert(t, store, newDelayed(n))
-		// The order is that in which it happens, whatever the clock said.
+		// The order is that of the calls, whatever the times say.
 		done, err := store.Finalise(t.Context(), nid(n), newFinal(-n), true, 2)
 		require.NoError(t, err)
 		require.True(t, done)
@@ -266,7 +266,7 @@ func keepsTheLatest(t *testing.T, open func() expiration.Store) {
 
 func findsSentEvents(t *testing.T, open func() expiration.Store) {
 	store := open()
-	// More than a database takes at once.
+	// More values than a database takes as single parameters.
 	var asked []string
 	for n := range 1200 {
 		asked = append(asked, newFinal(n).EventID)
@@ -274,7 +274,7 @@ func findsSentEvents(t *testing.T, open func() expiration.Store) {
 	want := map[string]string{}
 	for _, n := range []int{0, 499, 500, 501, 1199} {
 		timer := newDelayed(n)
-		timer.Event.Request = nil // its hash knows no such number
+		timer.Event.Request = nil // the hash of newTimer is the same for some of these
 		insert(t, store, timer)
 		finalise(t, store, n, newFinal(n), true, true)
 		want[newFinal(n).EventID] = timer.Event.ID

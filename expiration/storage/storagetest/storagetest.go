@@ -1,4 +1,4 @@
-// Package storagetest is the suite that every implementation of expiration.Store passes, on the real database.
+// Package storagetest is the conformance suite of expiration.Store, which every implementation passes on its real database.
 package storagetest
 
 import (
@@ -41,8 +41,8 @@ var expiringTests = []test{
 	{"Pings", pings},
 }
 
-// Run runs the suite. open returns a store on an empty database the first time that a test calls it, and on the same
-// database after that.
+// Run runs the suite. The function that open returns opens the store on an empty database the first time, and on the same database
+// after that.
 func Run(t *testing.T, open func(t *testing.T) func() expiration.Store) {
 	for _, test := range slices.Concat(expiringTests, delayedTests) {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
@@ -51,7 +51,7 @@ func Run(t *testing.T, open func(t *testing.T) func() expiration.Store) {
 
 var start = time.UnixMilli(1_700_000_000_123).UTC()
 
-// newTimer returns a timer with something in every field; n makes it different from others.
+// newTimer returns a timer with a value in every field, different for each n.
 func newTimer(n int) expiration.Timer {
 	stateKey := fmt.Sprintf("_@alice:example.org_DEVICE%d", n)
 	t := expiration.Timer{
@@ -72,7 +72,7 @@ func newTimer(n int) expiration.Timer {
 	return t
 }
 
-// newDigest returns a digest with something in every byte.
+// newDigest returns a digest with different bytes.
 func newDigest(n int) (d expiration.Digest) {
 	for i := range d {
 		d[i] = byte(n + i)
@@ -87,7 +87,7 @@ func tryInsert(ctx context.Context, store expiration.Store, t expiration.Timer) 
 // nid returns the number of newTimer(n).
 func nid(n int) int64 { return int64(n) + 1 }
 
-// newClaim returns claims with events of different lengths.
+// newClaim returns a claim with an event whose length depends on n.
 func newClaim(n int) expiration.Claim {
 	return expiration.Claim{Outcome: expiration.Expired, Event: expiration.SignedEvent{
 		EventID: fmt.Sprintf("$closing%d", n), RoomVersion: "10",
@@ -143,7 +143,7 @@ func list(t *testing.T, store expiration.Store) (ids []string) {
 	return ids
 }
 
-// index returns what the start reads, in the order of the numbers.
+// index returns what the start reads, sorted by number.
 func index(t *testing.T, store expiration.Store) (rows []expiration.Indexed) {
 	require.NoError(t, store.Index(t.Context(), func(row expiration.Indexed) error {
 		rows = append(rows, row)
@@ -153,7 +153,7 @@ func index(t *testing.T, store expiration.Store) (rows []expiration.Indexed) {
 	return rows
 }
 
-// indexed returns what the start reads of a timer that was inserted by tryInsert.
+// indexed returns what the start reads for a timer that was inserted by tryInsert.
 func indexed(t expiration.Timer) expiration.Indexed {
 	return expiration.Indexed{
 		NID: t.NID, Digest: newDigest(int(t.NID)), Claimed: t.Claim != nil, Duration: t.Duration, Deadline: t.Deadline,
@@ -275,7 +275,7 @@ func refreshesMany(t *testing.T, open func() expiration.Store) {
 	var want []bool
 	for n := range many {
 		timer := newTimer(n)
-		// Every third is not there, and every fifth claimed.
+		// Every third timer is missing, and every fifth is claimed.
 		missing, claimed := n%3 == 0, n%5 == 0
 		if !missing {
 			require.NoError(t, tryInsert(ctx, store, timer))
@@ -340,7 +340,7 @@ func claimsMany(t *testing.T, open func() expiration.Store) {
 	var want []bool
 	for n := range many {
 		timer := newTimer(n)
-		// Every third is not there, every fifth was refreshed, and every seventh is claimed.
+		// Every third timer is missing, every fifth was refreshed, and every seventh is claimed.
 		missing, refreshed, claimed := n%3 == 0, n%5 == 0, n%7 == 0
 		if !missing {
 			require.NoError(t, tryInsert(ctx, store, timer))
@@ -450,7 +450,7 @@ func dropSparesClaimed(t *testing.T, open func() expiration.Store) {
 	require.NoError(t, store.Delete(ctx, nil))
 }
 
-// Of dropping and claiming a timer one wins, and what goes leaves nothing behind.
+// Either a drop or a claim of the same timer wins. A timer that is removed leaves no rows behind.
 func dropOrClaim(t *testing.T, open func() expiration.Store) {
 	store, ctx := open(), t.Context()
 	for n := range 20 {
