@@ -12,39 +12,35 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// within limits the time in which the body of a request must arrive.
-func within(limit time.Duration, next http.Handler) http.Handler {
+// bounded returns a handler that limits the size of a request's body, and the time that the body may take to arrive.
+func bounded(size int64, wait time.Duration, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		control := http.NewResponseController(w)
-		_ = control.SetReadDeadline(time.Now().Add(limit))
 		req = req.WithContext(req.Context()) // a copy
-		req.Body = &timedBody{req.Body, control}
+		req.Body = boundBody(w, req.Body, size, wait)
 		next.ServeHTTP(w, req)
 	})
 }
 
-// timedBody lifts the time limit at the end of the body: a deadline that passes later would cancel the request.
-type timedBody struct {
-	io.ReadCloser
-	control *http.ResponseController
-}
-
-func (b *timedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if errors.Is(err, io.EOF) {
-		_ = b.control.SetReadDeadline(time.Time{})
+// boundBody returns a body of limited size that must arrive in time, beginning now. net/http lifts the deadline at the end of the body. If
+// the body fails, the deadline stays, so that net/http does not wait forever for the rest of the body. A ResponseWriter without deadlines
+// limits only the size.
+func boundBody(w http.ResponseWriter, body io.ReadCloser, size int64, wait time.Duration) io.ReadCloser {
+	if body == http.NoBody { // a deadline would not be lifted, and would cancel the request when it passes
+		return body
 	}
-	return n, err
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait))
+	return http.MaxBytesReader(w, body, size)
 }
 
-// readAll reads a body of limited size.
-func readAll(body io.Reader, limit int64) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(body, limit+1))
+// readBody reads a body that http.MaxBytesReader limits, and returns errors that say what the client did wrong.
+func readBody(body io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(body)
+	var size *http.MaxBytesError
 	switch {
+	case errors.As(err, &size):
+		return nil, tooLarge(fmt.Sprintf("The body must be at most %d bytes", size.Limit))
 	case err != nil:
 		return nil, badRequest(spec.NotJSON("The body could not be read"))
-	case int64(len(data)) > limit:
-		return nil, tooLarge(fmt.Sprintf("The body must be at most %d bytes", limit))
 	}
 	return data, nil
 }

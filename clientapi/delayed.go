@@ -110,7 +110,7 @@ func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to targ
 	if err != nil {
 		return errorResponse(req, err)
 	}
-	content, err := readAll(req.Body, maxScheduleSize)
+	content, err := readBody(http.MaxBytesReader(nil, req.Body, maxScheduleSize))
 	if err != nil {
 		return errorResponse(req, err)
 	}
@@ -119,7 +119,7 @@ func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to targ
 
 // scheduleByField answers the dedicated form, which has everything in its body.
 func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
-	body, err := readAll(req.Body, maxScheduleSize)
+	body, err := readBody(req.Body)
 	if err != nil {
 		return errorResponse(req, err)
 	}
@@ -267,11 +267,13 @@ func (a *API) checkJoined(req *http.Request, device *userapi.Device, roomID stri
 func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	const name = "delayed_event"
 	for _, path := range []string{"/{apiversion:(?:r0|v3)}", "/unstable/org.matrix.msc4140"} {
-		router.Handle(path+"/rooms/{roomID}/delayed_event/{eventType}/{txnID}", within(scheduleReadTimeout, a.authenticated(
-			userAPI, func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
+		schedule := a.authenticated(userAPI,
+			func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 				txnID := vars["txnID"]
 				return a.scheduleByField(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], txnID: &txnID})
-			}))).Methods(http.MethodPut, http.MethodOptions)
+			})
+		router.Handle(path+"/rooms/{roomID}/delayed_event/{eventType}/{txnID}", bounded(maxScheduleSize, scheduleReadTimeout, schedule)).
+			Methods(http.MethodPut, http.MethodOptions)
 	}
 	for path, d := range map[string]dialect{"/v1": stable, "/unstable/org.matrix.msc4140": unstable} {
 		events := path + "/delayed_events"
@@ -284,21 +286,25 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 				return a.look(req, device, d, vars["delayID"])
 			}))).Methods(http.MethodGet, http.MethodOptions)
 	}
-	router.Handle("/v1/delayed_events/{delayID}/{action}", hidden(within(keepAliveReadTimeout, a.authenticated(userAPI,
+	act := func(path string, handler http.Handler) {
+		router.Handle(path, hidden(bounded(maxKeepAliveSize, keepAliveReadTimeout, handler))).
+			Methods(http.MethodPost, http.MethodOptions)
+	}
+	act("/v1/delayed_events/{delayID}/{action}", a.authenticated(userAPI,
 		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 			return a.act(req, stable, vars["delayID"], vars["action"], device.UserID)
-		})))).Methods(http.MethodPost, http.MethodOptions)
-	router.Handle("/unstable/org.matrix.msc4140/delayed_events/{delayID}/{action}", hidden(within(keepAliveReadTimeout,
+		}))
+	act("/unstable/org.matrix.msc4140/delayed_events/{delayID}/{action}",
 		httputil.MakeExternalAPI(name, func(req *http.Request) util.JSONResponse {
 			vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
 			if err != nil {
 				return noDelayedEvent()
 			}
 			return a.act(req, unstable, vars["delayID"], vars["action"], "")
-		})))).Methods(http.MethodPost, http.MethodOptions)
-	router.Handle("/unstable/org.matrix.msc4140/delayed_events/{delayID}", hidden(within(keepAliveReadTimeout,
+		}))
+	act("/unstable/org.matrix.msc4140/delayed_events/{delayID}",
 		httputil.MakeExternalAPI(name, func(req *http.Request) util.JSONResponse {
-			body, err := readAll(req.Body, maxKeepAliveSize)
+			body, err := readBody(req.Body)
 			if err == nil {
 				err = checkObject(body, "The body")
 			}
@@ -314,5 +320,5 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 				return noDelayedEvent()
 			}
 			return a.act(req, unstable, vars["delayID"], action.Str, "")
-		})))).Methods(http.MethodPost, http.MethodOptions)
+		}))
 }

@@ -134,20 +134,12 @@ func (k *keepAlive) keep(req *http.Request, token string) error {
 	return k.do(req.Context(), hash)
 }
 
-// readToken reads the body of a request, within its limits, and returns the token.
+// readToken returns the token in the body of a request.
 func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
-	// The deadline is for the body alone: one that passes later would cancel the request. After an error it stays, because net/http then reads
-	// the rest of the body and must not wait for ever. Not every ResponseWriter has deadlines; the size is limited in any case.
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(keepAliveReadTimeout))
-	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxKeepAliveSize))
-	switch {
-	case errors.As(err, new(*http.MaxBytesError)):
-		return "", tooLarge("The body must be at most 4096 bytes")
-	case err != nil:
-		return "", badRequest(spec.NotJSON("The body could not be read"))
+	body, err := readBody(boundBody(w, req.Body, maxKeepAliveSize, keepAliveReadTimeout))
+	if err != nil {
+		return "", err
 	}
-	_ = control.SetReadDeadline(time.Time{})
 	return parseToken(body)
 }
 
