@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"database/sql"
 	"net"
 	"net/http"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/matrix-org/dendrite/internal/sqlutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140"
@@ -137,6 +139,17 @@ func TestStartFailures(t *testing.T) {
 	t.Run("FolderOfADatabaseIsMissing", func(t *testing.T) {
 		requireFails(t, "cannot write a database", configured(t, func(c string) string {
 			return strings.Replace(c, "dendrite_syncapi.db", "missing/dendrite_syncapi.db", 1)
+		})...)
+	})
+	t.Run("TablesFromBeforeTheFirstRelease", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "expiration.db")
+		db, err := sql.Open(sqlutil.SQLITE_DRIVER_NAME, file)
+		require.NoError(t, err)
+		_, err = db.ExecContext(t.Context(), "CREATE TABLE expiration_timers (event_id TEXT)")
+		require.NoError(t, err)
+		require.NoError(t, db.Close())
+		requireFails(t, "from before the first release", configured(t, func(c string) string {
+			return strings.Replace(c, "expiration: {}", "expiration: {database: {connection_string: 'file:"+file+"'}}", 1)
 		})...)
 	})
 	t.Run("NoPostgreSQL", func(t *testing.T) {
