@@ -154,7 +154,7 @@ func (c *connection) Remove(ctx context.Context, txn *sql.Tx, nids []int64, runn
 		})
 		return n, err
 	}
-	deadlines, values := deleteDeadlinesSQL, array(nids)
+	deadlines, values := deleteDeadlinesSQL, c.Values(nids)
 	if running {
 		deadlines += spareClaimedSQL
 	}
@@ -174,10 +174,8 @@ func (c *connection) Among(column, parameter string) string {
 	return column + " IN (SELECT value FROM json_each(" + parameter + "))"
 }
 
-func (c *connection) Values(slice any) any { return array(slice) }
-
-// array returns a parameter for json_each.
-func array(slice any) string {
+// Values implements shared.Database. It returns an array for json_each.
+func (c *connection) Values(slice any) any {
 	data, _ := json.Marshal(slice) // never fails for numbers and strings
 	return string(data)
 }
@@ -196,7 +194,7 @@ func (c *connection) Refresh(ctx context.Context, refreshes []expiration.Refresh
 	for i, r := range refreshes {
 		values[i] = [3]int64{r.NID, r.Duration.Milliseconds(), r.Deadline.UnixMilli()}
 	}
-	data := array(values)
+	data := c.Values(values)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
