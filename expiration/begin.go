@@ -38,7 +38,7 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (tm *index.
 	digest := t.tokens.Digest(row)
 
 	t.mu.Lock()
-	for same := t.byToken(row.TokenHash, row.Delayed != nil); same.Live(); same = t.byToken(row.TokenHash, row.Delayed != nil) {
+	for same := t.byTokenWithMu(row.TokenHash, row.Delayed != nil); same.Live(); same = t.byTokenWithMu(row.TokenHash, row.Delayed != nil) {
 		t.mu.Unlock()
 		// Its row may be on its way, and fail to come. Whoever is told that there is a timer relies on the row.
 		unlock, err := t.lockRow(ctx, same)
@@ -53,7 +53,7 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (tm *index.
 		}
 	}
 	if !exempt {
-		if err = t.overLimit(row.Delayed != nil, digest, now); err != nil {
+		if err = t.overLimitWithMu(row.Delayed != nil, digest, now); err != nil {
 			t.mu.Unlock()
 			return nil, false, err
 		}
@@ -82,7 +82,7 @@ func (t *Timers) write(ctx context.Context, tm *index.Timer, row Timer, d Digest
 		t.index.Stop(tm)
 		t.mu.Unlock()
 		t.metrics.errors.WithLabelValues("insert").Inc()
-		t.removeRowLocked(ctx, tm) // it may have been written all the same
+		t.removeRowUnderRow(ctx, tm) // it may have been written all the same
 	}()
 	failpoint.Pass(failpoint.BeforeInsert)
 	if err = t.store.Insert(ctx, row, d); err != nil {
@@ -94,7 +94,7 @@ func (t *Timers) write(ctx context.Context, tm *index.Timer, row Timer, d Digest
 }
 
 // overLimit returns an error if the sender may not have another timer of this kind. Timers.mu is held.
-func (t *Timers) overLimit(delayed bool, d Digest, now time.Duration) error {
+func (t *Timers) overLimitWithMu(delayed bool, d Digest, now time.Duration) error {
 	var (
 		state         uint64
 		count, unsent int
@@ -140,12 +140,12 @@ func (p *Pending) Activate(sent bool) {
 			p.t.index.Repeatable(p.timer)
 		}
 	}
-	p.t.activate(p.timer)
+	p.t.activateWithMu(p.timer)
 }
 
 // activate makes the scheduler look at a timer that was pending. If somebody has found it meanwhile and could not tell yet whether its
 // event is replaced, that is looked at first. Timers.mu is held.
-func (t *Timers) activate(tm *index.Timer) {
+func (t *Timers) activateWithMu(tm *index.Timer) {
 	wake := tm.Due
 	if tm.Has(index.MaybeReplaced) {
 		wake = min(wake, t.clock.now()+lookAgainAfter)

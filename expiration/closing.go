@@ -21,7 +21,7 @@ var errNotDue = errors.New("the timer was refreshed")
 var errClaimFailed = errors.New("the timer could not be claimed")
 
 // written reports whether a claim that failed may have been written all the same.
-func written(err error) bool {
+func maybeWritten(err error) bool {
 	return !errors.Is(err, errNotDue) && !errors.Is(err, errClaimFailed) && !errors.Is(err, ErrNotFound) && !errors.Is(err, batch.ErrNotAsked)
 }
 
@@ -37,7 +37,7 @@ func isFinal(err error) bool {
 func (t *Timers) close(ctx context.Context, tm *index.Timer, o Outcome, w *lanes.Turn) error {
 	unlock, err := t.lockTimer(ctx, tm)
 	if err != nil { // another attempt, or a send, took too long
-		t.again(tm, Event{}, err)
+		t.retryLater(tm, Event{}, err)
 		return err
 	}
 	defer unlock()
@@ -93,7 +93,7 @@ func (t *Timers) attemptUnguarded(ctx context.Context, tm *index.Timer, o Outcom
 	case errors.Is(err, ErrNotFound):
 		return err
 	case err != nil:
-		t.again(tm, Event{}, err)
+		t.retryLater(tm, Event{}, err)
 		return err
 	}
 	err = t.try(ctx, tm, &row, o, due, w)
@@ -112,7 +112,7 @@ func (t *Timers) try(ctx context.Context, tm *index.Timer, row *Timer, o Outcome
 	}
 	switch {
 	case row.Claim != nil:
-		t.noteClaimed(tm, *row)
+		t.noteInFlight(tm, *row)
 		failpoint.Pass(failpoint.BeforeResubmit)
 		if err = follow(ctx, w, row.Claim.Event, false); err == nil {
 			err = t.roomserver.Resubmit(ctx, *row, row.Claim.Event)
@@ -134,7 +134,7 @@ func (t *Timers) try(ctx context.Context, tm *index.Timer, row *Timer, o Outcome
 		row.Claim = &c
 		return follow(ctx, w, closing, !row.Event.decides())
 	}
-	return t.roomserver.Close(ctx, row.Event, o, t.sentTime(o, due), t.isLost(tm), claim)
+	return t.roomserver.Close(ctx, row.Event, o, t.closingTimestamp(o, due), t.isLost(tm), claim)
 }
 
 // follow waits for the turn before, when an event is built, and lets the next begin if it may be early.
@@ -142,10 +142,10 @@ func follow(ctx context.Context, w *lanes.Turn, e SignedEvent, early bool) error
 	return w.Follow(ctx, e.EventID, e.isUpon, early)
 }
 
-// sentTime returns the time that a closing event bears. One of an event that expired bears the deadline, however long after
+// closingTimestamp returns the time that a closing event bears. One of an event that expired bears the deadline, however long after
 // it is built: where another server's newer state crosses it, the room's state resolution prefers what is later, and that
 // is then whatever was sent after the deadline. It is the deadline by the wall clock as it goes now, and never before it.
-func (t *Timers) sentTime(o Outcome, due time.Duration) time.Time {
+func (t *Timers) closingTimestamp(o Outcome, due time.Duration) time.Time {
 	if o == Expired {
 		return t.clock.stored(due)
 	}
@@ -165,7 +165,7 @@ func (t *Timers) confirm(ctx context.Context, tm *index.Timer, e Event) error {
 		return err
 	}
 	failpoint.Pass(failpoint.AfterConfirm)
-	t.confirmed(tm)
+	t.noteConfirmed(tm)
 	return nil
 }
 

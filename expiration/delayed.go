@@ -77,35 +77,35 @@ func (t *Timers) AllowDelayed(delayID string) (known bool, wait time.Duration) {
 // RestartDelayed begins the delay of a scheduled event anew. The owner is "" if the delay ID is authority enough. The error is
 // ErrNotFound if there is no such event, of this owner, and a *FinalisedError if it is no longer scheduled.
 func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) error {
-	tm, err := t.delayed(delayID, owner)
+	tm, err := t.delayedTimer(delayID, owner)
 	if err == nil {
 		err = t.refresh(ctx, tm, 0)
 	}
-	return t.finalised(ctx, delayID, owner, err)
+	return t.orFinalised(ctx, delayID, owner, err)
 }
 
 // SendDelayed sends a scheduled event now. The error is that of RestartDelayed, or a *RefusedError if the event was refused,
 // or a passing fault; it stays scheduled then. It is a *DropError if the event was given to its room and did not come into it, or
 // cannot be sent at all.
 func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
-	tm, err := t.delayed(delayID, owner)
+	tm, err := t.delayedTimer(delayID, owner)
 	if err == nil {
 		err = t.endNow(ctx, tm)
 	}
-	return t.finalised(ctx, delayID, owner, err)
+	return t.orFinalised(ctx, delayID, owner, err)
 }
 
 // CancelDelayed takes a scheduled event back. The error is that of RestartDelayed.
 func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error {
-	tm, err := t.delayed(delayID, owner)
+	tm, err := t.delayedTimer(delayID, owner)
 	if err == nil {
 		err = t.cancel(ctx, tm)
 	}
-	return t.finalised(ctx, delayID, owner, err)
+	return t.orFinalised(ctx, delayID, owner, err)
 }
 
 // delayed returns the timer of a delayed event that is scheduled, or being sent.
-func (t *Timers) delayed(delayID, owner string) (*index.Timer, error) {
+func (t *Timers) delayedTimer(delayID, owner string) (*index.Timer, error) {
 	tm, sender := t.find(HashToken(delayID), true), t.tokens.names.hash(owner)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -150,7 +150,7 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 		}
 		c := Claim{Outcome: o, Event: b.Signed()}
 		if err = t.claim(ctx, tm, due, c); err != nil {
-			if pending != nil && !pending.existed && !written(err) {
+			if pending != nil && !pending.existed && !maybeWritten(err) {
 				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 				defer cancel()
 				t.drop(ctx, pending.timer, NeverSent)
@@ -158,7 +158,7 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 			return err
 		}
 		row.Claim = &c
-		t.noteClaimed(tm, *row)
+		t.noteInFlight(tm, *row)
 		return follow(ctx, w, c.Event, !row.Event.decides())
 	})
 	sent = err == nil
@@ -176,7 +176,7 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 
 // DelayedEvent returns one delayed event, of this owner if he is not "", scheduled or finalised, or ErrNotFound.
 func (t *Timers) DelayedEvent(ctx context.Context, delayID, owner string) (DelayedEvent, error) {
-	tm, err := t.delayed(delayID, owner)
+	tm, err := t.delayedTimer(delayID, owner)
 	if err == nil {
 		row, _, err := t.load(ctx, tm)
 		switch {

@@ -463,7 +463,7 @@ func (m *delayedMachine) finish() {
 	if n := m.w.store.len(); n > 0 {
 		m.problem("%d rows are left", n)
 	}
-	if !m.w.index.Empty() || len(m.w.claimed) > 0 {
+	if !m.w.index.Empty() || len(m.w.inFlight) > 0 {
 		m.problem("something is left in memory")
 	}
 }

@@ -7,27 +7,27 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// sentDelayed is a delayed event that is on its way into the room.
-type sentDelayed struct {
+// inFlight is a delayed event that is on its way into the room.
+type inFlight struct {
 	timer         *index.Timer
 	sender, rowID string
 }
 
-// noteClaimed notes that a delayed event is claimed, before anybody sees it.
-func (t *Timers) noteClaimed(tm *index.Timer, row Timer) {
+// noteInFlight notes that a delayed event is claimed, before anybody sees it.
+func (t *Timers) noteInFlight(tm *index.Timer, row Timer) {
 	if row.Delayed == nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.claimed[row.Claim.Event.EventID] = sentDelayed{tm, row.Event.Sender, row.Event.ID}
+	t.inFlight[row.Claim.Event.EventID] = inFlight{tm, row.Event.Sender, row.Event.ID}
 }
 
 // AnySent reports whether anybody, and HasSent whether a user, has delayed events that were sent and can still be looked up.
 func (t *Timers) AnySent() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.senders)+len(t.claimed) > 0
+	return len(t.senders)+len(t.inFlight) > 0
 }
 
 func (t *Timers) HasSent(userID string) bool {
@@ -37,7 +37,7 @@ func (t *Timers) HasSent(userID string) bool {
 	if _, ok := t.senders[sender]; ok {
 		return true
 	}
-	for _, sent := range t.claimed {
+	for _, sent := range t.inFlight {
 		if sent.sender == userID {
 			return true
 		}
@@ -51,7 +51,7 @@ func (t *Timers) DelayIDs(ctx context.Context, userID string, eventIDs []string)
 	delayIDs := map[string]string{}
 	t.mu.Lock()
 	for _, eventID := range eventIDs {
-		if sent, ok := t.claimed[eventID]; ok && sent.sender == userID {
+		if sent, ok := t.inFlight[eventID]; ok && sent.sender == userID {
 			delayIDs[eventID] = t.tokens.Token(sent.rowID)
 		}
 	}

@@ -18,7 +18,7 @@ func (t *Timers) DropEvent(ctx context.Context, eventID string, reason DropReaso
 	}
 	if reason == Redacted { // who repeats its request is told of it, and does not send it anew
 		t.mu.Lock()
-		t.index.Answer(tm, eventID)
+		t.index.RememberRequest(tm, eventID)
 		t.mu.Unlock()
 	}
 	t.drop(ctx, tm, reason)

@@ -16,7 +16,7 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	switch {
 	case tm == nil:
 		return ErrNotFound
-	case t.refusedOnce(tm):
+	case t.takeRefusal(tm):
 		return &DropError{Reason: SenderGone}
 	}
 	err := t.endNow(ctx, tm)
@@ -24,7 +24,7 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	switch {
 	case err == nil:
 		return nil
-	case t.refusedOnce(tm): // the stream was faster
+	case t.takeRefusal(tm): // the stream was faster
 		return &DropError{Reason: SenderGone}
 	case errors.As(err, &dropped):
 		if dropped.isRefusal() {
@@ -38,7 +38,7 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 }
 
 // refusedOnce reports whether a timer was dropped because its sender is gone and nobody was told, and forgets its token.
-func (t *Timers) refusedOnce(tm *index.Timer) bool {
+func (t *Timers) takeRefusal(tm *index.Timer) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.index.ForgetToken(tm)

@@ -171,7 +171,7 @@ type Roomserver interface {
 	// Close builds the closing event of e, with the given time as the time at which it was sent, or a later one if it would not be
 	// after e's, calls claim with it, and if that succeeds gives it to the roomserver. It returns nil when the room has the closing event.
 	// If lost is set, nobody waits any longer for e to become the current state again, and the error is not ErrSetBack.
-	Close(ctx context.Context, e Event, o Outcome, sent time.Time, lost bool, claim func(context.Context, SignedEvent) error) error
+	Close(ctx context.Context, e Event, o Outcome, timestamp time.Time, lost bool, claim func(context.Context, SignedEvent) error) error
 	// Wake makes the roomserver go on with what a crash has left in its queue for a room, as far as that is due. By itself it does
 	// so only when something comes for the room.
 	Wake(ctx context.Context, roomID string) error

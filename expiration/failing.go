@@ -53,7 +53,7 @@ func recovered(err *error) {
 func isUnsendable(err error) bool { return errors.As(err, new(*UnsendableError)) }
 
 // unsendable counts the attempts of an event that cannot be sent. It returns the error, or a *DropError after the last of them.
-func (t *Timers) unsendable(tm *index.Timer, e Event, err error) error {
+func (t *Timers) countUnsendable(tm *index.Timer, e Event, err error) error {
 	if panicked := (*panicError)(nil); errors.As(err, &panicked) {
 		t.metrics.errors.WithLabelValues("panic").Inc()
 		t.log.WithFields(logrus.Fields{
@@ -71,14 +71,14 @@ func (t *Timers) unsendable(tm *index.Timer, e Event, err error) error {
 
 // unanswered counts the attempts in which the roomserver was given an event and did not answer in time, although it answers
 // otherwise. It returns the error, or a *DropError when there were too many of them. To ask makes the room's worker go on, too.
-func (t *Timers) unanswered(tm *index.Timer, e Event, err error) error {
+func (t *Timers) countUnanswered(tm *index.Timer, e Event, err error) error {
 	ctx, cancel := context.WithTimeout(t.ctx, wakeTimeout)
 	defer cancel()
 	answers := t.roomserver.Wake(ctx, e.RoomID) == nil
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	// The question is about the room, and may be slow because of it: that others were answered lately does as well.
-	answers = answers || t.clock.now()-t.answered < lastAttemptTimeout && t.answered > 0
+	answers = answers || t.clock.now()-t.lastAnswer < lastAttemptTimeout && t.lastAnswer > 0
 	if answers {
 		tm.Unanswered = min(tm.Unanswered+1, givenUpAfter+1)
 	}

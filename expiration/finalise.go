@@ -15,7 +15,7 @@ import (
 )
 
 // finalised replaces ErrNotFound by what has become of the event, if it was ever there.
-func (t *Timers) finalised(ctx context.Context, delayID, owner string, err error) error {
+func (t *Timers) orFinalised(ctx context.Context, delayID, owner string, err error) error {
 	var dropped *DropError
 	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) || dropped.isRefusal() {
 		return err
@@ -39,7 +39,7 @@ func (t *Timers) finalise(ctx context.Context, tm *index.Timer, f Final, running
 		return err
 	}
 	defer unlock()
-	return t.finaliseLocked(ctx, tm, f, running)
+	return t.finaliseUnderRow(ctx, tm, f, running)
 }
 
 // cancel takes a scheduled event back for a caller who can hang up until writing begins, and not after that.
@@ -51,11 +51,11 @@ func (t *Timers) cancel(ctx context.Context, tm *index.Timer) error {
 	defer unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
-	return t.finaliseLocked(ctx, tm, Final{}, true)
+	return t.finaliseUnderRow(ctx, tm, Final{}, true)
 }
 
-// finaliseLocked is finalise under the row's lock.
-func (t *Timers) finaliseLocked(ctx context.Context, tm *index.Timer, f Final, running bool) error {
+// finaliseUnderRow is finalise under the row's lock.
+func (t *Timers) finaliseUnderRow(ctx context.Context, tm *index.Timer, f Final, running bool) error {
 	t.mu.Lock()
 	if !tm.Live() || running && !tm.Running() {
 		t.mu.Unlock()
@@ -66,7 +66,7 @@ func (t *Timers) finaliseLocked(ctx context.Context, tm *index.Timer, f Final, r
 	done, err := t.store.Finalise(ctx, tm.NID(), f, running, t.cfg.MaxFinalisedPerUser)
 	failpoint.Pass(failpoint.AfterDelete)
 	if err == nil && !done {
-		if _, _, err = t.loadLocked(ctx, tm); err == nil {
+		if _, _, err = t.loadUnderRow(ctx, tm); err == nil {
 			err = ErrNotFound
 		}
 		return err
@@ -82,22 +82,22 @@ func (t *Timers) finaliseLocked(ctx context.Context, tm *index.Timer, f Final, r
 	if f.Sent() {
 		t.senders[tm.Sender()] = struct{}{}
 	}
-	t.forgetClaimed(tm)
+	t.forgetInFlightWithMu(tm)
 	t.index.Stop(tm)
 	t.index.Forget(tm)
 	return nil
 }
 
-// forgetClaimed is called when a delayed event is finalised. Timers.mu is held.
-func (t *Timers) forgetClaimed(tm *index.Timer) {
-	maps.DeleteFunc(t.claimed, func(_ string, sent sentDelayed) bool { return sent.timer == tm })
+// forgetInFlightWithMu is called when a delayed event is finalised. Timers.mu is held.
+func (t *Timers) forgetInFlightWithMu(tm *index.Timer) {
+	maps.DeleteFunc(t.inFlight, func(_ string, sent inFlight) bool { return sent.timer == tm })
 }
 
 // sent is what remains to be done for a delayed event that is in its room.
-func (t *Timers) sent(ctx context.Context, tm *index.Timer, row Timer) error {
+func (t *Timers) finaliseSent(ctx context.Context, tm *index.Timer, row Timer) error {
 	err := t.finalise(ctx, tm, Final{EventID: row.Claim.Event.EventID}, false)
 	if err != nil {
-		t.again(tm, row.Event, err)
+		t.retryLater(tm, row.Event, err)
 		return err
 	}
 	t.log.WithFields(logrus.Fields{

@@ -49,7 +49,7 @@ func (w *world) wantSame(h TokenHash, delayed bool) {
 	w.t.Helper()
 	synctest.Wait()
 	w.mu.Lock()
-	tm := w.byToken(h, delayed)
+	tm := w.byTokenWithMu(h, delayed)
 	require.NotNil(w.t, tm)
 	deadline, duration := tm.Deadline, tm.Duration
 	w.mu.Unlock()
@@ -162,7 +162,7 @@ func TestClaimThatIsGivenUp(t *testing.T) {
 		c := Claim{Outcome: Ended, Event: SignedEvent{EventID: "$closing", PDU: []byte("{}")}}
 		err := w.claim(ctx, tm, 0, c)
 		require.ErrorIs(t, err, batch.ErrNotAsked)
-		require.False(t, written(err))
+		require.False(t, maybeWritten(err))
 		w.mu.Lock()
 		unsure := tm.Has(index.RowUnsure)
 		w.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 // beginning. Each event is read when it is its turn. The sequence ends with the first error.
 func (t *Timers) DelayedEvents(ctx context.Context, owner, after string) iter.Seq2[DelayedEvent, error] {
 	return func(yield func(DelayedEvent, error) bool) {
-		for _, l := range t.listed(owner, after) {
+		for _, l := range t.listOf(owner, after) {
 			row, _, err := t.load(ctx, l.timer)
 			switch {
 			case errors.Is(err, ErrNotFound) || err == nil && row.Claim != nil:
@@ -38,7 +38,7 @@ type listed struct {
 }
 
 // listed returns what a user has scheduled, in the order of the places.
-func (t *Timers) listed(owner, after string) (list []listed) {
+func (t *Timers) listOf(owner, after string) (list []listed) {
 	sender := t.tokens.names.hash(owner)
 	t.mu.Lock()
 	t.index.OfSender(sender, func(tm *index.Timer) {

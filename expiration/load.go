@@ -15,7 +15,7 @@ import (
 )
 
 // loadAll reads into memory what an earlier process had, and returns what it had begun.
-func (t *Timers) loadAll(ctx context.Context) (u unfinished, err error) {
+func (t *Timers) loadAll(ctx context.Context) (u inherited, err error) {
 	// While a million timers are loaded, the heap only grows. By default the collector would go through all of it about ten times.
 	usual := debug.SetGCPercent(loadingGCPercent)
 	u, err = t.loadTimers(ctx)
@@ -34,11 +34,11 @@ func (t *Timers) loadAll(ctx context.Context) (u unfinished, err error) {
 
 // loadTimers takes all timers in. Those that are claimed it reads whole, and those whose digests were made under another key, or
 // that have none because somebody doubted them, or an earlier version wrote them.
-func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
+func (t *Timers) loadTimers(ctx context.Context) (u inherited, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now, key := t.clock.now(), t.tokens.names.id()
-	t.forgot = now
+	t.forgotAt = now
 	var whole []int64
 	doubted := map[int64]bool{}
 	if err = t.store.Index(ctx, func(row Indexed) error {
@@ -49,7 +49,7 @@ func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
 			}
 			return nil
 		}
-		t.take(row, now)
+		t.loadTimerWithMu(row, now)
 		return nil
 	}); err != nil {
 		return u, err
@@ -63,7 +63,7 @@ func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
 			if row == nil {
 				continue
 			}
-			tm := t.take(newIndexed(*row, t.tokens.Digest(*row)), now)
+			tm := t.loadTimerWithMu(newIndexed(*row, t.tokens.Digest(*row)), now)
 			switch {
 			case row.Claim == nil:
 				if row.Delayed == nil && row.Event.StateKey != nil && doubted[row.NID] {
@@ -71,7 +71,7 @@ func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
 				}
 				continue
 			case row.Delayed != nil:
-				t.claimed[row.Claim.Event.EventID] = sentDelayed{tm, row.Event.Sender, row.Event.ID}
+				t.inFlight[row.Claim.Event.EventID] = inFlight{tm, row.Event.Sender, row.Event.ID}
 			}
 			u.claimed = append(u.claimed, tm)
 		}
@@ -80,7 +80,7 @@ func (t *Timers) loadTimers(ctx context.Context) (u unfinished, err error) {
 }
 
 // take takes in a timer that an earlier process had. Timers.mu is held.
-func (t *Timers) take(row Indexed, now time.Duration) *index.Timer {
+func (t *Timers) loadTimerWithMu(row Indexed, now time.Duration) *index.Timer {
 	due := t.clock.moment(row.Deadline)
 	overdue := due <= now
 	if t.cfg.RestartGrace > 0 {
@@ -111,7 +111,7 @@ func (t *Timers) loadSenders(ctx context.Context) error {
 
 // recover finishes what an earlier process claimed, and in the same rooms what comes before that: room by room in the order of the
 // deadlines, several rooms at once. What fails is tried again later, like any other closing.
-func (t *Timers) recover(claimed []*index.Timer) {
+func (t *Timers) finishClaimed(claimed []*index.Timer) {
 	ctx, cancel := context.WithTimeout(t.ctx, recoverTimeout)
 	defer cancel()
 	rooms := map[uint64][]*index.Timer{}

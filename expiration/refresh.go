@@ -19,7 +19,7 @@ func (t *Timers) allow(h TokenHash, delayed bool) (known bool, wait time.Duratio
 	now := t.clock.now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm := t.byToken(h, delayed)
+	tm := t.byTokenWithMu(h, delayed)
 	if tm == nil {
 		return false, 0
 	}
@@ -86,7 +86,7 @@ func (t *Timers) refresh(ctx context.Context, tm *index.Timer, duration time.Dur
 		return fmt.Errorf("storing a new deadline: %w", err)
 	}
 	if !ok {
-		if _, _, err = t.loadLocked(ctx, tm); err != nil {
+		if _, _, err = t.loadUnderRow(ctx, tm); err != nil {
 			return err
 		}
 		return ErrNotFound
@@ -94,7 +94,7 @@ func (t *Timers) refresh(ctx context.Context, tm *index.Timer, duration time.Dur
 	failpoint.Pass(failpoint.AfterRefresh)
 	t.mu.Lock()
 	tm.Duration, tm.Due, tm.Deadline = duration, due, deadline.UnixMilli()
-	tm.Settle(index.RowUnsure)
+	tm.Resolve(index.RowUnsure)
 	tm.Failures = 0
 	if tm.Presence == index.Unsent {
 		tm.Presence = index.Unconfirmed

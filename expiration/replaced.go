@@ -161,7 +161,7 @@ func (t *Timers) dropDoubtful(ctx context.Context, tm *index.Timer, row Timer) e
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm.Settle(index.MaybeReplaced)
+	tm.Resolve(index.MaybeReplaced)
 	return nil
 }
 

@@ -45,6 +45,6 @@ func (t *Timers) sendAgain(ctx context.Context, tm *index.Timer, e Event) error 
 	if err := t.roomserver.Resubmit(ctx, Timer{Event: e}, e.Request.Signed); err != nil {
 		return err
 	}
-	t.confirmed(tm)
+	t.noteConfirmed(tm)
 	return nil
 }

@@ -30,11 +30,11 @@ func (t *Timers) load(ctx context.Context, tm *index.Timer) (row Timer, due time
 		return row, 0, err
 	}
 	defer unlock()
-	return t.loadLocked(ctx, tm)
+	return t.loadUnderRow(ctx, tm)
 }
 
-// loadLocked is load under the row's lock.
-func (t *Timers) loadLocked(ctx context.Context, tm *index.Timer) (row Timer, due time.Duration, err error) {
+// loadUnderRow is load under the row's lock.
+func (t *Timers) loadUnderRow(ctx context.Context, tm *index.Timer) (row Timer, due time.Duration, err error) {
 	t.mu.Lock()
 	if !tm.Live() {
 		t.mu.Unlock()
@@ -53,14 +53,14 @@ func (t *Timers) loadLocked(ctx context.Context, tm *index.Timer) (row Timer, du
 	if found == nil {
 		if tm.Delayed() && tm.Phase() == index.Claimed { // and finalised, though that failed
 			t.senders[tm.Sender()] = struct{}{}
-			t.forgetClaimed(tm)
+			t.forgetInFlightWithMu(tm)
 		}
 		t.index.Stop(tm)
 		t.index.Forget(tm)
 		return row, 0, ErrNotFound
 	}
 	row = *found
-	tm.Settle(index.RowUnsure)
+	tm.Resolve(index.RowUnsure)
 	tm.Duration = row.Duration
 	if row.Claim != nil {
 		t.index.Claim(tm)
@@ -87,11 +87,11 @@ func (t *Timers) removeRow(ctx context.Context, tm *index.Timer) {
 		return
 	}
 	defer unlock()
-	t.removeRowLocked(ctx, tm)
+	t.removeRowUnderRow(ctx, tm)
 }
 
-// removeRowLocked is removeRow under the row's lock.
-func (t *Timers) removeRowLocked(ctx context.Context, tm *index.Timer) {
+// removeRowUnderRow is removeRow under the row's lock.
+func (t *Timers) removeRowUnderRow(ctx context.Context, tm *index.Timer) {
 	t.mu.Lock()
 	left := tm.HasRow()
 	remove := t.drops
@@ -103,7 +103,7 @@ func (t *Timers) removeRowLocked(ctx context.Context, tm *index.Timer) {
 		return
 	}
 	_, err := remove.Do(ctx, tm.NID())
-	t.removed(err, tm)
+	t.noteRemoved(err, tm)
 }
 
 // removeRowBehind is removeRow for whoever has other things to do: the row of a closed event is deleted later, with those of
@@ -146,12 +146,12 @@ func (t *Timers) sweep() {
 		}
 		err := batch.ErrUndecided
 		guard.Run("deleting rows", func() { err = t.store.Delete(ctx, nids) })
-		t.removed(err, some...)
+		t.noteRemoved(err, some...)
 	}
 }
 
 // removed does what follows from an attempt to delete rows.
-func (t *Timers) removed(err error, timers ...*index.Timer) {
+func (t *Timers) noteRemoved(err error, timers ...*index.Timer) {
 	failpoint.Pass(failpoint.AfterDelete)
 	if err == nil {
 		t.mu.Lock()
@@ -171,13 +171,13 @@ func (t *Timers) removed(err error, timers ...*index.Timer) {
 // Settle deletes the rows of timers that were stopped and could not be deleted then. Until it has returned nil, a crash
 // could bring back a timer that was stopped before.
 func (t *Timers) Settle(ctx context.Context) error {
-	for _, tm := range t.stopped() {
+	for _, tm := range t.stoppedWithRow() {
 		t.removeRow(ctx, tm)
 	}
 	if err := ctx.Err(); err != nil {
 		return err // a timer that should have been dropped may still run
 	}
-	if n := len(t.stopped()); n > 0 {
+	if n := len(t.stoppedWithRow()); n > 0 {
 		return fmt.Errorf("%d stopped timers still have their rows", n)
 	}
 	return nil
@@ -185,7 +185,7 @@ func (t *Timers) Settle(ctx context.Context) error {
 
 // stopped returns the timers that were stopped and still have their rows. Those of closed events are not among them: they are
 // deleted by whoever closed them, and what a crash could bring back is the closing event that the room has.
-func (t *Timers) stopped() (timers []*index.Timer) {
+func (t *Timers) stoppedWithRow() (timers []*index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for tm := range t.index.Left() {

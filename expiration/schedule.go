@@ -24,7 +24,7 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 			return "", err
 		}
 		defer unlock()
-		if delayID, err = t.scheduled(ctx, e.Request.Hash); err != nil || delayID != "" {
+		if delayID, err = t.scheduledUnderRequest(ctx, e.Request.Hash); err != nil || delayID != "" {
 			return delayID, err
 		}
 	}
@@ -48,7 +48,7 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 		return "", err
 	}
 	t.mu.Lock()
-	t.activate(tm) // unless somebody who had found it has sent or finalised it
+	t.activateWithMu(tm) // unless somebody who had found it has sent or finalised it
 	t.mu.Unlock()
 	return t.tokens.Token(e.ID), nil
 }
@@ -61,11 +61,11 @@ func (t *Timers) Scheduled(ctx context.Context, request RequestHash) (delayID st
 		return "", err
 	}
 	defer unlock()
-	return t.scheduled(ctx, request)
+	return t.scheduledUnderRequest(ctx, request)
 }
 
 // scheduled is Scheduled under the request's lock.
-func (t *Timers) scheduled(ctx context.Context, request RequestHash) (delayID string, err error) {
+func (t *Timers) scheduledUnderRequest(ctx context.Context, request RequestHash) (delayID string, err error) {
 	for sure := false; ; sure = true {
 		rowID, err := t.store.Requested(ctx, request)
 		switch {

@@ -17,18 +17,18 @@ import (
 func (t *Timers) settle(ctx context.Context, tm *index.Timer, row Timer, o Outcome, due time.Duration, err error) error {
 	switch {
 	case err == nil:
-		return t.closed(ctx, tm, row, o)
+		return t.succeeded(ctx, tm, row, o)
 	case isAwaited(err):
-		err = t.await(ctx, tm, row.Event, o, err)
+		err = t.countAwaited(ctx, tm, row.Event, o, err)
 	case isUnsendable(err):
-		err = t.unsendable(tm, row.Event, err)
+		err = t.countUnsendable(tm, row.Event, err)
 	case row.Claim != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.Is(err, lanes.ErrTurnBefore):
-		err = t.unanswered(tm, row.Event, err)
+		err = t.countUnanswered(tm, row.Event, err)
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
-		err = t.gone(ctx, tm, row, o, due, dropped)
+		err = t.abandon(ctx, tm, row, o, due, dropped)
 	} else {
-		t.again(tm, row.Event, err)
+		t.retryLater(tm, row.Event, err)
 	}
 	return err
 }
@@ -38,7 +38,7 @@ func isAwaited(err error) bool { return errors.Is(err, ErrUnknownEvent) || error
 
 // await counts how many times in a row the roomserver had not got so far when a timer was due, and sees to it that it goes on. It
 // returns the error, or a *DropError if the roomserver has been waited for long enough.
-func (t *Timers) await(ctx context.Context, tm *index.Timer, e Event, o Outcome, err error) error {
+func (t *Timers) countAwaited(ctx context.Context, tm *index.Timer, e Event, o Outcome, err error) error {
 	unsent := errors.Is(err, ErrUnknownEvent)
 	t.mu.Lock()
 	if o == Expired { // not those who ask as often as they like
@@ -71,13 +71,13 @@ func (t *Timers) isLost(tm *index.Timer) bool {
 
 // closed takes a timer out whose event is in the room. It returns ErrNotFound if the event was closed otherwise
 // than the caller wanted: the token was invalid before he came.
-func (t *Timers) closed(ctx context.Context, tm *index.Timer, row Timer, o Outcome) error {
+func (t *Timers) succeeded(ctx context.Context, tm *index.Timer, row Timer, o Outcome) error {
 	failpoint.Pass(failpoint.AfterClosing)
 	t.mu.Lock()
-	t.answered = t.clock.now()
-	late := t.answered - tm.Due
+	t.lastAnswer = t.clock.now()
+	late := t.lastAnswer - tm.Due
 	if row.Delayed == nil {
-		t.index.Answer(tm, row.Event.ID)
+		t.index.RememberRequest(tm, row.Event.ID)
 		t.index.Stop(tm)
 	}
 	t.mu.Unlock()
@@ -85,7 +85,7 @@ func (t *Timers) closed(ctx context.Context, tm *index.Timer, row Timer, o Outco
 		t.metrics.lateness.Observe(late.Seconds())
 	}
 	if row.Delayed != nil {
-		if err := t.sent(ctx, tm, row); err != nil {
+		if err := t.finaliseSent(ctx, tm, row); err != nil {
 			return err
 		}
 	} else {
@@ -103,23 +103,23 @@ func (t *Timers) closed(ctx context.Context, tm *index.Timer, row Timer, o Outco
 
 // gone takes a timer out whose event will never be sent, and returns the reason, or a passing fault if it could not. What would not have
 // been sent then may be sent later: a timer that expired, and was refreshed while that was found out, runs on.
-func (t *Timers) gone(ctx context.Context, tm *index.Timer, row Timer, o Outcome, due time.Duration, dropped *DropError) error {
+func (t *Timers) abandon(ctx context.Context, tm *index.Timer, row Timer, o Outcome, due time.Duration, dropped *DropError) error {
 	// The attempt may have used up its time.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
 	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
-		t.again(tm, row.Event, err)
+		t.retryLater(tm, row.Event, err)
 		return err
 	}
 	defer unlock()
 	if o == Expired && row.Claim == nil && dropped.isOfMoment() && t.isRefreshed(tm, due) {
-		t.again(tm, row.Event, errNotDue)
+		t.retryLater(tm, row.Event, errNotDue)
 		return errNotDue
 	}
 	if row.Delayed != nil {
-		if err := t.finaliseLocked(ctx, tm, t.finalOf(dropped), false); err != nil {
-			t.again(tm, row.Event, err)
+		if err := t.finaliseUnderRow(ctx, tm, t.finalOf(dropped), false); err != nil {
+			t.retryLater(tm, row.Event, err)
 			return err
 		}
 		return dropped
@@ -127,7 +127,7 @@ func (t *Timers) gone(ctx context.Context, tm *index.Timer, row Timer, o Outcome
 	t.mu.Lock()
 	already := !tm.Live()
 	if dropped.Reason == Redacted {
-		t.index.Answer(tm, row.Event.ID)
+		t.index.RememberRequest(tm, row.Event.ID)
 	}
 	t.index.Stop(tm)
 	t.mu.Unlock()
@@ -149,7 +149,7 @@ func (t *Timers) isRefreshed(tm *index.Timer, due time.Duration) bool {
 }
 
 // again schedules the next attempt after one that failed in passing. The event is empty if its row could not be read.
-func (t *Timers) again(tm *index.Timer, e Event, err error) {
+func (t *Timers) retryLater(tm *index.Timer, e Event, err error) {
 	if t.ctx.Err() != nil { // stopping; the next Start takes it up
 		return
 	}

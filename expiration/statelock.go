@@ -21,14 +21,14 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		case err == nil:
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case !decidesWhoMay(s.Type) && t.halfDone(state):
+		case !decidesWhoMay(s.Type) && t.attemptHasClaimed(state):
 			time.Sleep(2 * time.Millisecond) // so that what is sent now bears a later time
 			return func() {}, nil
 		}
 	}
 	patient, cancel := context.WithTimeout(ctx, sendPatience)
 	defer cancel()
-	for _, tm := range t.unfinished(state) {
+	for _, tm := range t.halfClosed(state) {
 		err = t.attempt(patient, tm, Expired, nil)
 		t.removeRow(ctx, tm)
 		if err != nil && !isFinal(err) {
@@ -54,9 +54,9 @@ func (t *Timers) lockSoon(ctx context.Context, state uint64) (unlock func(), err
 	return t.states.Lock(ctx, state)
 }
 
-// halfDone reports whether an attempt has the lock of a piece of state, and has claimed its event. One that has not may build its event
+// attemptHasClaimed reports whether an attempt has the lock of a piece of state, and has claimed its event. One that has not may build its event
 // later than a send that goes past it, and overwrite what is sent.
-func (t *Timers) halfDone(state uint64) (claimed bool) {
+func (t *Timers) attemptHasClaimed(state uint64) (claimed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, ok := t.attempts[state]; !ok {

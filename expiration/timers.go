@@ -104,15 +104,15 @@ type Timers struct {
 	stop    context.CancelFunc
 	watcher sync.WaitGroup // started by Start, ended by Stop after the lanes' turns; and what these leave to be done behind them
 
-	mu       sync.Mutex // guards what follows
-	index    *index.Index
-	answered time.Duration // when the roomserver was done last with an event that it was given; 0 at first
+	mu         sync.Mutex // guards what follows
+	index      *index.Index
+	lastAnswer time.Duration // when the roomserver was done last with an event that it was given; 0 at first
 	// attempts has the pieces of state whose locks attempts have.
 	attempts map[uint64]struct{}
-	swept    []*index.Timer         // closed events whose rows sweep deletes; if there are any, it is on its way
-	forgot   time.Duration          // when requests were forgotten last
-	claimed  map[string]sentDelayed // the delayed events that are claimed and not finalised, by the IDs of the events
-	senders  map[uint64]struct{}    // the hashes of the users with finalised events that were sent
+	swept    []*index.Timer      // closed events whose rows sweep deletes; if there are any, it is on its way
+	forgotAt time.Duration       // when requests were forgotten last
+	inFlight map[string]inFlight // the delayed events that are claimed and not finalised, by the IDs of the events
+	senders  map[uint64]struct{} // the hashes of the users with finalised events that were sent
 }
 
 // New returns the component. It does nothing before Start.
@@ -134,7 +134,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		wakeup:    make(chan struct{}, 1),
 		index:     index.New(),
 		attempts:  map[uint64]struct{}{},
-		claimed:   map[string]sentDelayed{},
+		inFlight:  map[string]inFlight{},
 		senders:   map[uint64]struct{}{},
 		lanes:     lanes.New(lanes.EarlyEvery),
 	}
@@ -156,29 +156,29 @@ func (t *Timers) Collectors() []prometheus.Collector { return t.metrics.collecto
 // Start loads the timers, finishes what an earlier process had claimed, and starts to watch the deadlines, until Stop is
 // called or ctx is done. It must return before events are sent or tokens used.
 func (t *Timers) Start(ctx context.Context) error {
-	unfinished, err := t.loadAll(ctx)
+	inherited, err := t.loadAll(ctx)
 	if err != nil {
 		return fmt.Errorf("loading the timers of expiring events: %w", err)
 	}
 	failpoint.Pass(failpoint.AfterLoad)
-	t.run(ctx, unfinished)
+	t.run(ctx, inherited)
 	return nil
 }
 
-// unfinished is what an earlier process had begun with timers.
-type unfinished struct {
+// inherited is what an earlier process had begun with timers.
+type inherited struct {
 	claimed []*index.Timer
 	// doubted are those of state events that may have been replaced.
 	doubted []*index.Timer
 }
 
 // run is Start when everything is loaded.
-func (t *Timers) run(ctx context.Context, u unfinished) {
+func (t *Timers) run(ctx context.Context, u inherited) {
 	t.ctx, t.stop = context.WithCancel(ctx)
 	for _, tm := range u.doubted {
 		t.supersede(tm)
 	}
-	t.recover(u.claimed)
+	t.finishClaimed(u.claimed)
 	t.watcher.Go(func() { guard.KeepGoing(t.ctx, "watching the deadlines", t.watch) })
 	t.watcher.Go(func() { guard.KeepGoing(t.ctx, "pruning", t.prune) })
 }
@@ -207,11 +207,11 @@ func (t *Timers) Token(eventID string) string { return t.tokens.Token(eventID) }
 func (t *Timers) find(h TokenHash, delayed bool) *index.Timer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.byToken(h, delayed)
+	return t.byTokenWithMu(h, delayed)
 }
 
 // byToken is find under Timers.mu.
-func (t *Timers) byToken(h TokenHash, delayed bool) *index.Timer {
+func (t *Timers) byTokenWithMu(h TokenHash, delayed bool) *index.Timer {
 	return t.index.ByToken(tokenOf(h), delayed)
 }
 
@@ -238,14 +238,14 @@ func (t *Timers) isRunning(tm *index.Timer) bool {
 }
 
 // confirmed notes that an event is in its room.
-func (t *Timers) confirmed(tm *index.Timer) {
+func (t *Timers) noteConfirmed(tm *index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tm.Presence, tm.Awaited = index.Confirmed, 0
 }
 
-// unfinished returns the timers of a piece of state that are claimed and not closed, but for those that the roomserver does not answer.
-func (t *Timers) unfinished(state uint64) (timers []*index.Timer) {
+// inherited returns the timers of a piece of state that are claimed and not closed, but for those that the roomserver does not answer.
+func (t *Timers) halfClosed(state uint64) (timers []*index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.index.OfState(state, func(tm *index.Timer) {

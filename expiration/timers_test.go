@@ -65,10 +65,10 @@ func (w *world) start(cfg Config) {
 		require.NoError(w.t, w.Start(w.t.Context()))
 		return
 	}
-	unfinished, err := w.loadAll(w.t.Context())
+	inherited, err := w.loadAll(w.t.Context())
 	require.NoError(w.t, err)
 	w.loaded()
-	w.run(w.t.Context(), unfinished)
+	w.run(w.t.Context(), inherited)
 }
 
 // explain returns a refusal as it is, and else the error itself.

@@ -30,9 +30,9 @@ func (t *Timers) watch() {
 func (t *Timers) dispatch(now time.Duration) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if now-t.forgot > retriedFor {
+	if now-t.forgotAt > retriedFor {
 		t.index.ForgetRequests()
-		t.forgot = now
+		t.forgotAt = now
 	}
 	for tm := t.index.First(); tm != nil; tm = t.index.First() {
 		if wake, _ := tm.Wake(); wake > now {

@@ -29,7 +29,7 @@ type Batches[Q, A any] struct {
 	// ask deals with a batch and returns an answer for each question. It is never called without any.
 	ask func(context.Context, []Q) ([]A, error)
 	// turn is full while somebody asks.
-	turn chan struct{}
+	asking chan struct{}
 
 	mu   sync.Mutex   // guards next, and the batches that gather; a leaf, see the lock order in expiration/doc.go
 	next *batch[Q, A] // the one that gathers and has room, or nil
@@ -54,7 +54,7 @@ var ErrUndecided = errors.New("the batch did not come to its end")
 
 // New returns batches of which each is asked for by a function, as Batches.ask says.
 func New[Q, A any](ask func(context.Context, []Q) ([]A, error)) *Batches[Q, A] {
-	return &Batches[Q, A]{ask: ask, turn: make(chan struct{}, 1)}
+	return &Batches[Q, A]{ask: ask, asking: make(chan struct{}, 1)}
 }
 
 // Do returns the answer when the question's batch is decided. If the context ends while the batch still gathers, the question is
@@ -70,7 +70,7 @@ func (b *Batches[Q, A]) Do(ctx context.Context, question Q) (answer A, err error
 	mine := b.gather(question, place)
 	select {
 	case <-mine.decided:
-	case b.turn <- struct{}{}:
+	case b.asking <- struct{}{}:
 		b.lead(context.WithoutCancel(ctx), mine)
 	case <-ctx.Done():
 		if b.withdraw(mine, place) {
@@ -126,7 +126,7 @@ func (b *Batches[Q, A]) withdraw(mine *batch[Q, A], place *int) bool {
 
 // lead is called by a caller of a batch that has the turn. It ends the gathering and asks, unless another caller of the batch has done so.
 func (b *Batches[Q, A]) lead(ctx context.Context, mine *batch[Q, A]) {
-	defer func() { <-b.turn }()
+	defer func() { <-b.asking }()
 	b.mu.Lock()
 	if mine.begun { // and decided: whoever asked had the turn until then
 		b.mu.Unlock()

@@ -54,8 +54,8 @@ type Index struct {
 	// byRequest has the timers of requests of which Dendrite's memory does not know what came of them: those of earlier
 	// processes, and those that failed.
 	byRequest map[uint64]*Timer
-	// answered has the events of requests whose timers have ended, and answeredBefore those of an earlier time.
-	answered, answeredBefore map[uint64]string
+	// answered has the events of requests whose timers have ended, and endedBefore those of an earlier time.
+	ended, endedBefore map[uint64]string
 }
 
 // New returns an index without timers.
@@ -67,7 +67,7 @@ func New() *Index {
 		left:     map[*Timer]struct{}{},
 
 		byRequest: map[uint64]*Timer{},
-		answered:  map[uint64]string{},
+		ended:     map[uint64]string{},
 	}
 }
 
@@ -303,19 +303,19 @@ func (x *Index) Repeatable(tm *Timer) {
 
 // OfRequest returns the timer of a request that may be repeated, or the event of one whose timer has ended.
 func (x *Index) OfRequest(request uint64) (tm *Timer, eventID string) {
-	return x.byRequest[request], cmp.Or(x.answered[request], x.answeredBefore[request])
+	return x.byRequest[request], cmp.Or(x.ended[request], x.endedBefore[request])
 }
 
-// Answer remembers the event of a request whose timer ends, if the request may be repeated.
-func (x *Index) Answer(tm *Timer, eventID string) {
+// RememberRequest remembers the event of a request whose timer ends, if the request may be repeated.
+func (x *Index) RememberRequest(tm *Timer, eventID string) {
 	if tm != nil && tm.request != 0 && x.byRequest[tm.request] == tm {
 		delete(x.byRequest, tm.request)
-		x.answered[tm.request] = eventID
+		x.ended[tm.request] = eventID
 	}
 }
 
 // ForgetRequests forgets the requests whose timers had ended already when it was called last.
-func (x *Index) ForgetRequests() { x.answered, x.answeredBefore = map[uint64]string{}, x.answered }
+func (x *Index) ForgetRequests() { x.ended, x.endedBefore = map[uint64]string{}, x.ended }
 
 // First returns the timer that the scheduler is to look at first, or nil.
 func (x *Index) First() *Timer {

@@ -92,7 +92,7 @@ func TestIndex(t *testing.T) {
 			case "doubt":
 				tm.Doubt(rapid.SampledFrom([]Doubts{RowUnsure, MaybeReplaced, Superseded}).Draw(t, "doubt"))
 			case "settle":
-				tm.Settle(rapid.SampledFrom([]Doubts{RowUnsure, MaybeReplaced, Superseded}).Draw(t, "doubt"))
+				tm.Resolve(rapid.SampledFrom([]Doubts{RowUnsure, MaybeReplaced, Superseded}).Draw(t, "doubt"))
 			}
 			if changed != (tm.Phase() != before) || changed && !slices.Contains(ways[before], tm.Phase()) {
 				t.Fatalf("from %s to %s, and the method says %t", before, tm.Phase(), changed)
@@ -163,8 +163,8 @@ func TestRequests(t *testing.T) {
 	want(2, nil, "")
 	want(3, failed, "")
 	want(0, nil, "")
-	x.Answer(old, "$old")
-	x.Answer(sent, "$sent")
+	x.RememberRequest(old, "$old")
+	x.RememberRequest(sent, "$sent")
 	x.Stop(old)
 	x.Stop(sent)
 	x.Stop(failed)

@@ -170,8 +170,8 @@ func (tm *Timer) Doubt(d Doubts) {
 	tm.doubts |= d
 }
 
-// Settle takes doubts away.
-func (tm *Timer) Settle(d Doubts) {
+// Resolve takes doubts away.
+func (tm *Timer) Resolve(d Doubts) {
 	if d&MaybeReplaced != 0 {
 		d |= Superseded
 	}

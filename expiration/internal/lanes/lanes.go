@@ -52,7 +52,7 @@ type Lanes struct {
 	mu       sync.Mutex       // guards everything below; a leaf, see the lock order in expiration/doc.go
 	rooms    map[uint64]*lane // the rooms that have timers waiting or in work
 	first    class
-	again    class
+	retries  class
 	overtime int                  // how many rooms are in progress without a place
 	hung     map[uint64]time.Time // until when the timers of these senders count as retries
 	stopped  bool
@@ -62,9 +62,9 @@ type Lanes struct {
 
 // lane is one room's due timers.
 type lane struct {
-	room    uint64        // its hash
-	first   queue         // first attempts
-	again   queue         // retries
+	room    uint64 // its hash
+	first   queue  // first attempts
+	retries queue
 	turns   []*Turn       // in progress, the oldest first; turnsPerRoom at the most
 	class   *class        // whose place the room has, or had before it overran
 	placed  bool          // it has it
@@ -81,7 +81,7 @@ type queue struct {
 	lane    *lane
 	waiting []Job
 	offered *sender // in whose heap the queue is, or nil
-	turn    uint64  // since when the first timer waits, as classes count; 0 if it was not offered yet
+	ticket  uint64  // since when the first timer waits, as classes count; 0 if it was not offered yet
 	at      int     // the index in it
 }
 
@@ -108,7 +108,7 @@ func (q *queue) add(j Job) int {
 // take takes the first timer out.
 func (q *queue) take() Job {
 	j := q.waiting[0]
-	q.turn = 0
+	q.ticket = 0
 	if q.waiting = q.waiting[1:]; len(q.waiting) == 0 {
 		q.waiting = nil
 	}
@@ -174,11 +174,11 @@ var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }
 func New(earlyEvery int) *Lanes {
 	l := &Lanes{
 		rooms: map[uint64]*lane{}, hung: map[uint64]time.Time{}, earlyEvery: earlyEvery,
-		first: newClass(Places, senderShare, maxLoans),
-		again: newClass(RetryPlaces, retryShare, maxRetryLoans),
+		first:   newClass(Places, senderShare, maxLoans),
+		retries: newClass(RetryPlaces, retryShare, maxRetryLoans),
 	}
 	// By deadlines, a sender with many timers that always fail would be first for ever.
-	l.again.inTurns = true
+	l.retries.byTicket = true
 	return l
 }
 
@@ -189,12 +189,12 @@ func (l *Lanes) Add(j Job, inRoom uint64, retry bool) {
 	room := l.rooms[inRoom]
 	if room == nil {
 		room = &lane{room: inRoom, last: over, alone: l.earlyEvery}
-		room.first.lane, room.again.lane = room, room
+		room.first.lane, room.retries.lane = room, room
 		l.rooms[inRoom] = room
 	}
 	q := &room.first
 	if retry || l.isHung(j.Sender) {
-		q = &room.again
+		q = &room.retries
 	}
 	if q.add(j) == 0 { // else nothing changes for the room
 		l.arrange(room)
@@ -207,9 +207,9 @@ func (l *Lanes) Add(j Job, inRoom uint64, retry bool) {
 func (l *Lanes) arrange(room *lane) {
 	l.withdraw(room)
 	for len(room.first.waiting) > 0 && l.isHung(room.first.waiting[0].Sender) {
-		room.again.add(room.first.take())
+		room.retries.add(room.first.take())
 	}
-	first, again := len(room.first.waiting) > 0, len(room.again.waiting) > 0
+	first, retry := len(room.first.waiting) > 0, len(room.retries.waiting) > 0
 	switch {
 	case l.stopped:
 	case len(room.turns) > 0:
@@ -217,12 +217,12 @@ func (l *Lanes) arrange(room *lane) {
 		if first && !room.busy && len(room.turns) < turnsPerRoom && room.placed && room.class == &l.first {
 			l.begin(&room.first)
 		}
-	case first || again:
+	case first || retry:
 		if first {
 			l.first.offer(&room.first)
 		}
-		if again && (!first || room.passed >= retryEvery) {
-			l.again.offer(&room.again)
+		if retry && (!first || room.passed >= retryEvery) {
+			l.retries.offer(&room.retries)
 		}
 	default:
 		delete(l.rooms, room.room)
@@ -232,13 +232,13 @@ func (l *Lanes) arrange(room *lane) {
 // withdraw ends the waiting of a room's queues for places. Lanes.mu is held.
 func (l *Lanes) withdraw(room *lane) {
 	l.first.withdraw(&room.first)
-	l.again.withdraw(&room.again)
+	l.retries.withdraw(&room.retries)
 }
 
 // serve begins as many turns as there are places for. Lanes.mu is held.
 func (l *Lanes) serve() {
 	for !l.stopped {
-		q := l.again.next()
+		q := l.retries.next()
 		if q == nil {
 			q = l.first.next()
 		}
@@ -256,15 +256,15 @@ func (l *Lanes) begin(q *queue) {
 	w := &Turn{lanes: l, room: room, job: q.take(), before: room.last, done: make(chan struct{}), early: len(room.turns) > 0}
 	room.busy, room.last = true, w.done
 	room.turns = append(room.turns, w)
-	if q == &room.again {
+	if q == &room.retries {
 		room.passed = 0
-	} else if len(room.again.waiting) > 0 {
+	} else if len(room.retries.waiting) > 0 {
 		room.passed++
 	}
 	if !w.early {
 		room.class, room.placed = &l.first, true
-		if q == &room.again {
-			room.class = &l.again
+		if q == &room.retries {
+			room.class = &l.retries
 		}
 		room.class.free--
 		l.lead(room)

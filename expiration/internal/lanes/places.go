@@ -44,8 +44,8 @@ type class struct {
 	share        int                // how many rooms of one sender can be in progress without a loan
 	loans        int                // how many loans there can be
 	lent         int                // how many there are
-	inTurns      bool               // the sender is next who has waited longest, not the one with the earliest deadline
-	turn         uint64             // the last number given to a sender
+	byTicket     bool               // the sender is next who has waited longest, not the one with the earliest deadline
+	lastTicket   uint64             // the last number given to a sender
 	senders      map[uint64]*sender // those with rooms that wait or are in progress, by hash
 	within, over senderHeap         // those with rooms that wait
 }
@@ -56,7 +56,7 @@ type sender struct {
 	hash   uint64
 	queues queueHeap   // those that wait for a place
 	holds  int         // how many rooms are in progress, overtime included
-	turn   uint64      // grows each time that the sender comes to wait, gets a place or gives it back
+	ticket uint64      // grows each time that the sender comes to wait, gets a place or gives it back
 	heap   *senderHeap // class.within, class.over or nil
 	at     int         // the index in it
 }
@@ -85,13 +85,13 @@ func (c *class) next() *queue {
 
 // offer lets a queue wait for a place.
 func (c *class) offer(q *queue) {
-	if q.turn == 0 {
-		q.turn = c.number()
+	if q.ticket == 0 {
+		q.ticket = c.nextTicket()
 	}
-	s := c.sender(q.waiting[0].Sender, q.turn)
+	s := c.sender(q.waiting[0].Sender, q.ticket)
 	q.offered = s
 	heap.Push(&s.queues, q)
-	c.settle(s)
+	c.reposition(s)
 }
 
 // withdraw ends the waiting of a queue, if it waits.
@@ -99,7 +99,7 @@ func (c *class) withdraw(q *queue) {
 	if s := q.offered; s != nil {
 		q.offered = nil
 		heap.Remove(&s.queues, q.at)
-		c.settle(s)
+		c.reposition(s)
 	}
 }
 
@@ -110,8 +110,8 @@ func (c *class) hold(hash uint64) *sender {
 		c.lent++
 	}
 	s.holds++
-	s.turn = c.number()
-	c.settle(s)
+	s.ticket = c.nextTicket()
+	c.reposition(s)
 	return s
 }
 
@@ -121,28 +121,28 @@ func (c *class) drop(s *sender) {
 	if s.holds >= c.share {
 		c.lent--
 	}
-	s.turn = c.number()
-	c.settle(s)
+	s.ticket = c.nextTicket()
+	c.reposition(s)
 }
 
 // sender returns what is known of a user. One of whom nothing is known has this turn: a room that is busy with other timers withdraws
 // its queue again and again, which must not cost the turn.
-func (c *class) sender(hash, turn uint64) *sender {
+func (c *class) sender(hash, ticket uint64) *sender {
 	s := c.senders[hash]
 	if s == nil {
-		s = &sender{class: c, hash: hash, turn: turn}
+		s = &sender{class: c, hash: hash, ticket: ticket}
 		c.senders[hash] = s
 	}
 	return s
 }
 
-func (c *class) number() uint64 {
-	c.turn++
-	return c.turn
+func (c *class) nextTicket() uint64 {
+	c.lastTicket++
+	return c.lastTicket
 }
 
 // settle puts a sender where it belongs, after any change, or forgets it.
-func (c *class) settle(s *sender) {
+func (c *class) reposition(s *sender) {
 	if s.heap != nil {
 		heap.Remove(s.heap, s.at)
 		s.heap = nil
@@ -161,8 +161,8 @@ func (c *class) settle(s *sender) {
 
 // precedes is the order in which senders get places: that of the earliest deadlines, or in turns.
 func (s *sender) precedes(other *sender) bool {
-	if s.class.inTurns {
-		return s.turn < other.turn
+	if s.class.byTicket {
+		return s.ticket < other.ticket
 	}
 	return s.queues[0].due() < other.queues[0].due()
 }

@@ -44,10 +44,10 @@ func inLanes(t *testing.T, attempt func(l *testLanes, r int64, w *Turn) (failed 
 		l.check(t)
 		require.Empty(t, l.rooms)
 		require.Equal(t, Places, l.first.free)
-		require.Equal(t, RetryPlaces, l.again.free)
+		require.Equal(t, RetryPlaces, l.retries.free)
 		require.Empty(t, l.first.senders)
-		require.Empty(t, l.again.senders)
-		require.Zero(t, l.overtime+l.first.lent+l.again.lent)
+		require.Empty(t, l.retries.senders)
+		require.Zero(t, l.overtime+l.first.lent+l.retries.lent)
 		l.Stop()
 		l.Wait()
 	})
@@ -58,7 +58,7 @@ func (l *testLanes) check(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, c := range []*class{&l.first, &l.again} {
+	for _, c := range []*class{&l.first, &l.retries} {
 		held, overtime, lent, queues := 0, 0, 0, 0
 		for _, room := range l.rooms {
 			switch {
@@ -92,9 +92,9 @@ func (l *testLanes) check(t *testing.T) {
 		require.Nil(t, c.next(), "nobody waits for a place that is free")
 	}
 	for _, room := range l.rooms {
-		waits := len(room.first.waiting)+len(room.again.waiting) > 0
+		waits := len(room.first.waiting)+len(room.retries.waiting) > 0
 		require.True(t, waits || len(room.turns) > 0, "a room is forgotten")
-		require.Equal(t, waits && len(room.turns) == 0, room.first.offered != nil || room.again.offered != nil)
+		require.Equal(t, waits && len(room.turns) == 0, room.first.offered != nil || room.retries.offered != nil)
 	}
 }
 
@@ -285,7 +285,7 @@ func TestHostileSenders(t *testing.T) {
 		l.mu.Lock() // those that are left would take very long
 		for _, room := range l.rooms {
 			l.withdraw(room)
-			room.first.waiting, room.again.waiting = nil, nil
+			room.first.waiting, room.retries.waiting = nil, nil
 			l.arrange(room)
 		}
 		l.mu.Unlock()
@@ -440,7 +440,7 @@ func TestFailureIsNotAHang(t *testing.T) {
 // A sender whose queue is withdrawn because its room is busy, and offered again, keeps its turn.
 func TestTurnOutlivesWithdrawal(t *testing.T) {
 	c := newClass(1, retryShare, maxRetryLoans)
-	c.inTurns = true
+	c.byTicket = true
 	queueOf := func(sender uint64) *queue { return &queue{waiting: []Job{{Sender: sender}}} }
 	first, second := queueOf(1), queueOf(2)
 	c.offer(first)
