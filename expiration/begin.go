@@ -16,10 +16,11 @@ type Pending struct {
 	existed bool // the timer is that of an equal event, which another request sent
 }
 
-// Begin stores the timer of an event that is about to be given to the roomserver. The deadline is the given duration,
-// which must be positive, from now. The limit of running timers does not hold for exempt users; for others the error is
-// a *LimitError when it is reached. A timer that the new event replaces does not count, nor does, within bounds, one whose
-// event the roomserver has failed to take, or does not know: most likely it never runs.
+// Begin stores the timer of an event that is about to be given to the roomserver. The deadline is the given duration, which must be
+// positive, from now. The error is a *LimitError if the sender has reached the limit of running timers; exempt users have no limit.
+//
+// Two kinds of timers do not count: the one that the new event replaces and, up to unsentFactor times the limit, those whose event the
+// roomserver failed to take or does not know. Most likely these never run.
 func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exempt bool) (*Pending, error) {
 	tm, existed, err := t.insert(ctx, Timer{Event: e, Duration: duration}, exempt)
 	if err != nil {
@@ -28,8 +29,8 @@ func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exe
 	return &Pending{t: t, timer: tm, existed: existed}, nil
 }
 
-// insert takes a timer in and stores it, with the deadline counted from now. The scheduler does not look at it yet. It may be
-// there already: equal messages, built in the same millisecond upon the same events, are one event.
+// insert adds a timer to the index and stores its row. The deadline counts from now, and the scheduler does not look at the timer yet.
+// existed is true if the timer exists already: equal messages, built in the same millisecond upon the same prev events, are one event.
 func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (tm *index.Timer, existed bool, err error) {
 	now := t.clock.now()
 	due := now + row.Duration
@@ -40,7 +41,7 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (tm *index.
 	t.mu.Lock()
 	for same := t.byTokenWithMu(row.TokenHash, row.Delayed != nil); same.Live(); same = t.byTokenWithMu(row.TokenHash, row.Delayed != nil) {
 		t.mu.Unlock()
-		// Its row may be on its way, and fail to come. Whoever is told that there is a timer relies on the row.
+		// The row of the existing timer may still be written, and the write may fail. The caller relies on the row, so wait for it.
 		unlock, err := t.lockRow(ctx, same)
 		if err != nil {
 			return nil, false, err
@@ -59,8 +60,8 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (tm *index.
 		}
 	}
 	row.NID = t.index.NextNID()
-	// Whoever finds the timer from now on waits until it is decided whether there is a row. Nobody has the lock of a new number, so
-	// that nothing is waited for here.
+	// From now on the timer can be found, and callers that find it wait for the row's lock until the write is decided. The number is new,
+	// so nobody else holds its lock, and Lock does not block here.
 	unlock, _ := t.rows.Lock(context.Background(), row.NID)
 	defer unlock()
 	tm = t.index.Add(newIndexed(row, digest).row(), due)
@@ -71,7 +72,7 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (tm *index.
 	return tm, false, nil
 }
 
-// write writes the row of a new timer under the row's lock, and takes the timer out if that fails.
+// write writes the row of a new timer under the row's lock, and stops the timer if the write fails.
 func (t *Timers) write(ctx context.Context, tm *index.Timer, row Timer, d Digest) (err error) {
 	written := false
 	defer func() { // also after a panic
@@ -82,7 +83,7 @@ func (t *Timers) write(ctx context.Context, tm *index.Timer, row Timer, d Digest
 		t.index.Stop(tm)
 		t.mu.Unlock()
 		t.metrics.errors.WithLabelValues("insert").Inc()
-		t.removeRowUnderRow(ctx, tm) // it may have been written all the same
+		t.removeRowUnderRow(ctx, tm) // a failed write may still have reached the database
 	}()
 	failpoint.Pass(failpoint.BeforeInsert)
 	if err = t.store.Insert(ctx, row, d); err != nil {
@@ -93,7 +94,7 @@ func (t *Timers) write(ctx context.Context, tm *index.Timer, row Timer, d Digest
 	return nil
 }
 
-// overLimit returns an error if the sender may not have another timer of this kind. Timers.mu is held.
+// overLimitWithMu returns a *LimitError if the sender may not have another timer of this kind.
 func (t *Timers) overLimitWithMu(delayed bool, d Digest, now time.Duration) error {
 	var (
 		state         uint64
@@ -125,12 +126,12 @@ func (t *Timers) overLimitWithMu(delayed bool, d Digest, now time.Duration) erro
 	return &LimitError{RetryAfter: max(first-now, 0)}
 }
 
-// Activate makes the timer run. It is called when the roomserver has answered, whatever the answer was: an event that is
-// not in its room is found out when the timer fires, and one whose fate is unknown must not lose its timer.
+// Activate makes the timer run. It is called when the roomserver has answered, whatever the answer was. If the event did not reach its
+// room, the first attempt finds out; an event with an unknown fate must not lose its timer.
 func (p *Pending) Activate(sent bool) {
 	p.t.mu.Lock()
 	defer p.t.mu.Unlock()
-	if !p.timer.Live() { // the stream can be faster than the roomserver's answer
+	if !p.timer.Live() { // the output stream was faster than the roomserver's answer
 		return
 	}
 	p.timer.Presence = index.Confirmed
@@ -143,8 +144,8 @@ func (p *Pending) Activate(sent bool) {
 	p.t.activateWithMu(p.timer)
 }
 
-// activate makes the scheduler look at a timer that was pending. If somebody has found it meanwhile and could not tell yet whether its
-// event is replaced, that is looked at first. Timers.mu is held.
+// activateWithMu makes a pending timer run. If a lookup has meanwhile marked the timer MaybeReplaced, the scheduler settles that doubt
+// first.
 func (t *Timers) activateWithMu(tm *index.Timer) {
 	wake := tm.Due
 	if tm.Has(index.MaybeReplaced) {

@@ -10,12 +10,12 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// cancelPatience is how long CancelAll waits, all in all, for events that are being sent.
+// cancelPatience is how long CancelAll waits, in total, for events that are being sent.
 const cancelPatience = 5 * time.Second
 
-// CancelAll cancels the delayed events that a user has scheduled, in all rooms. It waits, within bounds, for those that are being
-// sent: when it returns nil, they are in their rooms. The error says that some may still be scheduled; CancelAll may be called
-// again. An event that a request schedules after it has looked is left alone, so the Roomserver must refuse to send it.
+// CancelAll cancels the delayed events that a user has scheduled, in all rooms. It waits, up to cancelPatience, for those that are being
+// sent: they are in their rooms when it returns nil. After an error some may still be scheduled, and CancelAll may be called again. An
+// event that is scheduled after CancelAll has collected the timers is not cancelled, so the Roomserver must refuse to send it.
 func (t *Timers) CancelAll(ctx context.Context, owner string) error {
 	var timers []*index.Timer
 	sender := t.tokens.names.hash(owner)
@@ -35,8 +35,8 @@ func (t *Timers) CancelAll(ctx context.Context, owner string) error {
 	return failed
 }
 
-// CancelState cancels the delayed events that a user scheduled for a piece of state before a time. One that is being sent is left
-// alone. If it fails, some may still be scheduled: call it again.
+// CancelState cancels the delayed events that a user scheduled for a piece of state before a time. It does not touch one that is being
+// sent. After an error some may still be scheduled, and CancelState may be called again.
 func (t *Timers) CancelState(ctx context.Context, s StateKey, owner string, before time.Time) error {
 	var timers []*index.Timer
 	state, sender := t.tokens.names.state(s), t.tokens.names.hash(owner)

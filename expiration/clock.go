@@ -6,8 +6,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// clock joins the two clocks that there are. Moments are compared by the monotonic one, which does not step: they are the
-// time since the start. What is stored, or sent to others, is the wall clock's.
+// clock combines the monotonic clock and the wall clock. Moments are durations since the start of the process, and are compared by the
+// monotonic clock, which never steps. Times that are stored or sent to others are wall-clock times.
 type clock struct {
 	start time.Time
 	wall  func() time.Time
@@ -20,7 +20,7 @@ func newClock() clock {
 // now returns the present moment.
 func (c clock) now() time.Duration { return time.Since(c.start) }
 
-// stored returns a moment as the database keeps it: in whole milliseconds, rounded up, so that nothing is ever early.
+// stored returns a moment as the database keeps it: in whole milliseconds, rounded up, so that a deadline never passes early.
 func (c clock) stored(moment time.Duration) time.Time {
 	now := c.now()
 	t := c.wall().Add(moment - now).UTC()
@@ -30,7 +30,7 @@ func (c clock) stored(moment time.Duration) time.Time {
 	return t
 }
 
-// moment returns when a stored time comes, if the wall clock does not step until then.
+// moment returns the moment of a stored time, assuming that the wall clock does not step until then.
 func (c clock) moment(stored time.Time) time.Duration {
 	wall := c.wall()
 	return c.now() + stored.Sub(wall)

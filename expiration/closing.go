@@ -14,13 +14,13 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
-// errNotDue: the timer was refreshed since its closing event began to be built, or before.
+// errNotDue: the timer is not due, or was refreshed after its event was built.
 var errNotDue = errors.New("the timer was refreshed")
 
-// errClaimFailed: the row was not as it was seen, or nobody knows.
+// errClaimFailed: the row did not match the condition of the claim.
 var errClaimFailed = errors.New("the timer could not be claimed")
 
-// written reports whether a claim that failed may have been written all the same.
+// maybeWritten reports whether a claim that failed may still have been written.
 func maybeWritten(err error) bool {
 	return !errors.Is(err, errNotDue) && !errors.Is(err, errClaimFailed) && !errors.Is(err, ErrNotFound) && !errors.Is(err, batch.ErrNotAsked)
 }
@@ -31,12 +31,12 @@ func isFinal(err error) bool {
 	return errors.Is(err, ErrNotFound) || errors.As(err, &dropped)
 }
 
-// close makes one attempt to close an event, and schedules the next one if it fails in passing. The error is nil if the
-// room has the closing event, ErrNotFound if the timer was gone, a *DropError if it now is, and else a passing fault. If the
-// timer is gone, removeRow is still to be called.
+// close makes one attempt to close an event, and schedules the next one after a passing fault. It returns nil if the room has the closing
+// event, ErrNotFound if the timer had ended already, a *DropError if the attempt ended it, and otherwise the passing fault. When the timer
+// has ended, the caller must call removeRow.
 func (t *Timers) close(ctx context.Context, tm *index.Timer, o Outcome, w *lanes.Turn) error {
 	unlock, err := t.lockTimer(ctx, tm)
-	if err != nil { // another attempt, or a send, took too long
+	if err != nil { // another attempt or a send held a lock for too long
 		t.retryLater(tm, Event{}, err)
 		return err
 	}
@@ -44,10 +44,10 @@ func (t *Timers) close(ctx context.Context, tm *index.Timer, o Outcome, w *lanes
 	return t.attempt(ctx, tm, o, w)
 }
 
-// errLocked: another attempt, or a send, has taken too long. That is not the fault of whoever waited.
+// errLocked: another attempt or a send held a lock for too long. That does not count as a failure of the attempt that waited.
 var errLocked = errors.New("waiting for another attempt, or a send")
 
-// lockTimer takes the locks of an attempt: the timer's, and that of its piece of state.
+// lockTimer takes the locks that an attempt needs: that of the timer, and that of its piece of state.
 func (t *Timers) lockTimer(ctx context.Context, tm *index.Timer) (unlock func(), err error) {
 	state := tm.State()
 	unlockAttempts, err := t.closings.Lock(ctx, tm.NID())
@@ -74,7 +74,7 @@ func (t *Timers) lockTimer(ctx context.Context, tm *index.Timer) (unlock func(),
 	}, nil
 }
 
-// attempt is close under the locks. After a panic the timer is tried again.
+// attempt is close under the locks of lockTimer. A panic schedules the next attempt.
 func (t *Timers) attempt(ctx context.Context, tm *index.Timer, o Outcome, w *lanes.Turn) error {
 	t.mu.Lock()
 	t.index.Attempt(tm)
@@ -100,8 +100,8 @@ func (t *Timers) attemptUnguarded(ctx context.Context, tm *index.Timer, o Outcom
 	return t.settle(ctx, tm, row, o, due, err)
 }
 
-// try is attempt without what follows from it. It notes a claim in the row. What is due was written by a stranger, and goes into the
-// middle of Dendrite: a panic there is an error like any other.
+// try makes an attempt without acting on its result, and notes a claim in the row. The content comes from a client and passes through
+// Dendrite's code, so a panic is treated as an error of this attempt.
 func (t *Timers) try(ctx context.Context, tm *index.Timer, row *Timer, o Outcome, due time.Duration, w *lanes.Turn) (err error) {
 	defer recovered(&err)
 	notDue := due > t.clock.now()
@@ -137,14 +137,14 @@ func (t *Timers) try(ctx context.Context, tm *index.Timer, row *Timer, o Outcome
 	return t.roomserver.Close(ctx, row.Event, o, t.closingTimestamp(o, due), t.isLost(tm), claim)
 }
 
-// follow waits for the turn before, when an event is built, and lets the next begin if it may be early.
+// follow waits for the room's previous turn once an event is built, and lets the next turn begin if it may be early.
 func follow(ctx context.Context, w *lanes.Turn, e SignedEvent, early bool) error {
 	return w.Follow(ctx, e.EventID, e.isUpon, early)
 }
 
-// closingTimestamp returns the time that a closing event bears. One of an event that expired bears the deadline, however long after
-// it is built: where another server's newer state crosses it, the room's state resolution prefers what is later, and that
-// is then whatever was sent after the deadline. It is the deadline by the wall clock as it goes now, and never before it.
+// closingTimestamp returns the origin_server_ts of a closing event. An expired event bears its deadline, however late the closing event is
+// built: if newer state from another server crosses it, state resolution prefers the later time, which is whatever was sent after the
+// deadline. The deadline is converted by the present wall clock, and rounded up.
 func (t *Timers) closingTimestamp(o Outcome, due time.Duration) time.Time {
 	if o == Expired {
 		return t.clock.stored(due)
@@ -152,7 +152,7 @@ func (t *Timers) closingTimestamp(o Outcome, due time.Duration) time.Time {
 	return t.clock.stored(t.clock.now())
 }
 
-// confirm makes sure that the event is in its room, if this process has not seen it come there.
+// confirm asks the roomserver to make sure that an event is in its room, unless this process already knows that it is.
 func (t *Timers) confirm(ctx context.Context, tm *index.Timer, e Event) error {
 	t.mu.Lock()
 	confirmed := tm.Presence == index.Confirmed
@@ -169,9 +169,9 @@ func (t *Timers) confirm(ctx context.Context, tm *index.Timer, e Event) error {
 	return nil
 }
 
-// claim writes into the timer's row how it ends. To be expired, the timer must be as due as it was when the closing event
-// began to be built: if it was refreshed since, the event bears a time at which it was not due, even if the new deadline has
-// passed as well by now. Where there is nothing to be sent again, because the room has the event already, only memory is told.
+// claim writes into the timer's row how the timer ends. An expiry is refused with errNotDue if the timer was refreshed since the closing
+// event was built: the event bears a time at which the timer was not due, even if the new deadline has passed too. A claim without a PDU,
+// for an event that the room has already, changes only memory, because there is nothing to send again.
 func (t *Timers) claim(ctx context.Context, tm *index.Timer, due time.Duration, c Claim) error {
 	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {

@@ -13,24 +13,23 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 )
 
-// Delayed is what a timer sends if it is not the closing event of an event in the room, but one that a client wants sent
-// later (MSC4140 as accepted). The timer's Event says where to; its ID is the row's own then, from which the delay ID is
-// derived as a refresh token is from the ID of an event.
+// Delayed describes the event that the timer of a delayed event sends later (docs/delayed-events.md). The timer's Event says which room,
+// type and state key it has. Event.ID is random: the delay ID is derived from it as a refresh token is derived from an event ID.
 type Delayed struct {
 	// Content is a JSON object, as the client wrote it.
 	Content []byte
-	// Expires is for how long the event is to run once it is sent, as its content says, or 0.
+	// Expires is how long the event runs as an expiring event once it is sent, as its content says, or 0.
 	Expires time.Duration
-	// Timestamp is the time that the event is to bear, as an application service may say, or zero. It has whole milliseconds,
-	// and is not before 1970, of which the first moment is a time like others.
+	// Timestamp is the origin_server_ts that an application service asked for, or zero. It has whole milliseconds and is not before 1970.
+	// The first moment of 1970 is a valid time, and not zero.
 	Timestamp time.Time
-	// Exempt says that the limit of running timers does not hold for the sender. Schedule sets it.
+	// Exempt says that the sender has no limit of running timers. Schedule sets it.
 	Exempt bool
-	// Over is the event that was the current state when this one was scheduled, or "".
+	// Over is the ID of the event that was the current state when this event was scheduled, or "".
 	Over string
 }
 
-// Final says what became of a delayed event. At most one of EventID and Error is set; neither is if it was cancelled.
+// Final is the result of a delayed event. At most one of EventID and Error is set; neither is set if the event was cancelled.
 type Final struct {
 	At      time.Time // in whole milliseconds
 	EventID string
@@ -38,9 +37,10 @@ type Final struct {
 	Error json.RawMessage
 }
 
-// Sent and Cancelled report what the event came to.
+// Sent reports whether the event was sent.
 func (f Final) Sent() bool { return f.EventID != "" }
 
+// Cancelled reports whether the event was cancelled.
 func (f Final) Cancelled() bool { return f.EventID == "" && f.Error == nil }
 
 // DelayedEvent is a delayed event as its owner sees it.
@@ -49,19 +49,20 @@ type DelayedEvent struct {
 	Timer   Timer
 	// Final is nil while the event is scheduled.
 	Final *Final
-	// Place is where the event stands in the list of its owner's, or "" outside of it.
+	// Place is the position of the event in its owner's list, or "" if the event was not listed.
 	Place string
 }
 
-// ScheduledAt returns when the delay began: when the event was scheduled, or restarted last.
+// ScheduledAt returns when the delay began: when the event was scheduled or last restarted.
 func (d DelayedEvent) ScheduledAt() time.Time { return d.Timer.Deadline.Add(-d.Timer.Duration) }
 
-// FinalisedError is the error of Restart, Send and Cancel for a delayed event that is no longer scheduled.
+// FinalisedError is the error of RestartDelayed, SendDelayed and CancelDelayed for an event that is no longer scheduled.
 type FinalisedError struct{ Final Final }
 
-func (e *FinalisedError) Error() string { return "the delayed event was finalised already" }
+func (e *FinalisedError) Error() string { return "the delayed event is already finalised" }
 
-// RefusedError is how the homeserver refuses a send, for good: what a client would have been answered. The engine hands it on.
+// RefusedError says that the homeserver refuses a send for good. It holds the answer that a client would get, which the engine only passes
+// on.
 type RefusedError struct {
 	Code     int
 	Response json.RawMessage
@@ -69,13 +70,13 @@ type RefusedError struct {
 
 func (e *RefusedError) Error() string { return fmt.Sprintf("HTTP %d: %s", e.Code, e.Response) }
 
-// AllowDelayed is Allow for delay IDs. They are known as long as their events are scheduled.
+// AllowDelayed is Allow for delay IDs. A delay ID is known while its event is scheduled or being sent.
 func (t *Timers) AllowDelayed(delayID string) (known bool, wait time.Duration) {
 	return t.allow(HashToken(delayID), true)
 }
 
-// RestartDelayed begins the delay of a scheduled event anew. The owner is "" if the delay ID is authority enough. The error is
-// ErrNotFound if there is no such event, of this owner, and a *FinalisedError if it is no longer scheduled.
+// RestartDelayed restarts the delay of a scheduled event. The owner is "" if the delay ID alone is sufficient authority. The error is
+// ErrNotFound if the owner has no such event, and a *FinalisedError if the event is no longer scheduled.
 func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) error {
 	tm, err := t.delayedTimer(delayID, owner)
 	if err == nil {
@@ -84,9 +85,10 @@ func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) erro
 	return t.orFinalised(ctx, delayID, owner, err)
 }
 
-// SendDelayed sends a scheduled event now. The error is that of RestartDelayed, or a *RefusedError if the event was refused,
-// or a passing fault; it stays scheduled then. It is a *DropError if the event was given to its room and did not come into it, or
-// cannot be sent at all.
+// SendDelayed sends a scheduled event now. It returns an error of RestartDelayed, or one of these:
+//
+//   - a *RefusedError if the event was refused, or a passing fault: the event stays scheduled;
+//   - a *DropError if the event was given to its room and did not enter it, or if it can never be sent.
 func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
 	tm, err := t.delayedTimer(delayID, owner)
 	if err == nil {
@@ -95,7 +97,7 @@ func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
 	return t.orFinalised(ctx, delayID, owner, err)
 }
 
-// CancelDelayed takes a scheduled event back. The error is that of RestartDelayed.
+// CancelDelayed cancels a scheduled event. Its errors are those of RestartDelayed.
 func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error {
 	tm, err := t.delayedTimer(delayID, owner)
 	if err == nil {
@@ -104,7 +106,7 @@ func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error
 	return t.orFinalised(ctx, delayID, owner, err)
 }
 
-// delayed returns the timer of a delayed event that is scheduled, or being sent.
+// delayedTimer returns the timer of a delayed event that is scheduled or being sent. An owner of "" matches every sender.
 func (t *Timers) delayedTimer(delayID, owner string) (*index.Timer, error) {
 	tm, sender := t.find(HashToken(delayID), true), t.tokens.names.hash(owner)
 	t.mu.Lock()
@@ -115,7 +117,7 @@ func (t *Timers) delayedTimer(delayID, owner string) (*index.Timer, error) {
 	return tm, nil
 }
 
-// sendDelayed is what closing is for a delayed event.
+// sendDelayed is the counterpart of Roomserver.Close for a delayed event: it builds, claims and sends it.
 func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o Outcome, due time.Duration, w *lanes.Turn) error {
 	if row.Event.StateKey != nil {
 		replaced, err := t.roomserver.Replaced(ctx, *row)
@@ -134,7 +136,7 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 		}
 	}()
 	eventID, err := t.roomserver.Send(ctx, *row, o, func(ctx context.Context, b Built) (err error) {
-		if row.Event.StateKey != nil { // a send that went past this one may have come meanwhile, see LockState
+		if row.Event.StateKey != nil { // a send may have passed this attempt, see LockState
 			if replaced, err := t.roomserver.Replaced(ctx, *row); err != nil || replaced {
 				return cmp.Or(err, error(&DropError{Reason: Replaced}))
 			}
@@ -162,11 +164,11 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 		return follow(ctx, w, c.Event, !row.Event.decides())
 	})
 	sent = err == nil
-	if err == nil && row.Claim == nil { // the room has the same state already, and gets no event
+	if err == nil && row.Claim == nil { // the room already has the same state, so no event was built
 		row.Claim = &Claim{Outcome: o, Event: SignedEvent{EventID: eventID}}
 		err = t.claim(ctx, tm, due, *row.Claim)
 	}
-	if o == Expired { // and nobody waits for the answer
+	if o == Expired { // nobody waits for the answer
 		if errors.Is(err, ErrTooLarge) || errors.As(err, new(*LimitError)) || errors.As(err, new(*RefusedError)) {
 			return &DropError{Reason: Forbidden, Cause: err}
 		}
@@ -174,7 +176,7 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 	return err
 }
 
-// DelayedEvent returns one delayed event, of this owner if he is not "", scheduled or finalised, or ErrNotFound.
+// DelayedEvent returns a delayed event, scheduled or finalised, or ErrNotFound. An owner of "" matches every sender.
 func (t *Timers) DelayedEvent(ctx context.Context, delayID, owner string) (DelayedEvent, error) {
 	tm, err := t.delayedTimer(delayID, owner)
 	if err == nil {
@@ -195,7 +197,7 @@ func (t *Timers) DelayedEvent(ctx context.Context, delayID, owner string) (Delay
 	case errors.Is(err, ErrNotFound) || err == nil && owner != "" && owner != d.Timer.Event.Sender:
 		return DelayedEvent{}, ErrNotFound
 	case err != nil:
-		return DelayedEvent{}, fmt.Errorf("looking for a finalised event: %w", err)
+		return DelayedEvent{}, fmt.Errorf("looking up a finalised event: %w", err)
 	}
 	d.DelayID = delayID
 	return d, nil

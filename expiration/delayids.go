@@ -7,13 +7,14 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// inFlight is a delayed event that is on its way into the room.
+// inFlight is a delayed event that is claimed and not yet finalised.
 type inFlight struct {
 	timer         *index.Timer
 	sender, rowID string
 }
 
-// noteInFlight notes that a delayed event is claimed, before anybody sees it.
+// noteInFlight records a claimed delayed event before the roomserver gets it. Otherwise its sender could see the event without its delay
+// ID.
 func (t *Timers) noteInFlight(tm *index.Timer, row Timer) {
 	if row.Delayed == nil {
 		return
@@ -23,13 +24,14 @@ func (t *Timers) noteInFlight(tm *index.Timer, row Timer) {
 	t.inFlight[row.Claim.Event.EventID] = inFlight{tm, row.Event.Sender, row.Event.ID}
 }
 
-// AnySent reports whether anybody, and HasSent whether a user, has delayed events that were sent and can still be looked up.
+// AnySent reports whether any user has delayed events that were sent and can still be looked up.
 func (t *Timers) AnySent() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.senders)+len(t.inFlight) > 0
 }
 
+// HasSent reports the same for one user.
 func (t *Timers) HasSent(userID string) bool {
 	sender := t.tokens.names.hash(userID)
 	t.mu.Lock()
@@ -45,9 +47,9 @@ func (t *Timers) HasSent(userID string) bool {
 	return false
 }
 
-// DelayIDs returns the delay IDs of those of the events that the user sent as delayed events, by event ID.
+// DelayIDs returns, by event ID, the delay IDs of those events that the user sent as delayed events.
 func (t *Timers) DelayIDs(ctx context.Context, userID string, eventIDs []string) (map[string]string, error) {
-	// An event is claimed before anybody sees it, and finalised before it is forgotten here.
+	// Memory is read before the database: an event leaves memory only after it is finalised in the database.
 	delayIDs := map[string]string{}
 	t.mu.Lock()
 	for _, eventID := range eventIDs {
@@ -58,7 +60,7 @@ func (t *Timers) DelayIDs(ctx context.Context, userID string, eventIDs []string)
 	t.mu.Unlock()
 	rowIDs, err := t.store.FinalisedAs(ctx, userID, eventIDs)
 	if err != nil {
-		return nil, fmt.Errorf("looking for delayed events: %w", err)
+		return nil, fmt.Errorf("looking up delayed events: %w", err)
 	}
 	for eventID, rowID := range rowIDs {
 		delayIDs[eventID] = t.tokens.Token(rowID)

@@ -8,12 +8,12 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// Digest is what memory has of a timer that never changes: what it is found by, which is the first bytes of the hash of its token
-// and hashes of names, and when its event was accepted. It is stored, so that the start need not read names.
+// Digest holds what memory keeps of a timer and what never changes: the first bytes of its token's hash, hashes of names, and when its
+// event was accepted. It is stored, so that the start does not have to read names.
 type Digest [digestSize]byte
 
-// Where the numbers stand in a Digest, each of eight bytes but for the token's and the last. The first one says under which key
-// the hashes were made: those of another key mean nothing.
+// The offsets in a Digest. Each field is a number of eight bytes, except for the token and the last field. The first field identifies the
+// key of the hashes: hashes under another key are useless.
 const (
 	digestKey      = 0
 	digestToken    = 8
@@ -22,7 +22,7 @@ const (
 	digestSender   = digestRoom + 8
 	digestState    = digestSender + 8
 	digestRequest  = digestState + 8
-	digestReceived = digestRequest + 8 // in milliseconds
+	digestReceived = digestRequest + 8 // in milliseconds since 1970
 	digestDelayed  = digestReceived + 8
 	digestSize     = digestDelayed + 1
 )
@@ -31,17 +31,17 @@ func (d *Digest) get(at int) uint64 { return binary.BigEndian.Uint64(d[at:]) }
 
 func (d *Digest) set(at int, n uint64) { binary.BigEndian.PutUint64(d[at:], n) }
 
-// Indexed is what the start reads of a timer.
+// Indexed is what the start reads of a row.
 type Indexed struct {
 	NID    int64
 	Digest Digest // zero if the row has none
-	// Claimed says that the timer does not run any more.
+	// Claimed says that the row is claimed, so the timer no longer runs.
 	Claimed  bool
 	Duration time.Duration
 	Deadline time.Time
 }
 
-// row returns what memory keeps of it.
+// row converts it to what the index keeps.
 func (i Indexed) row() index.Row {
 	return index.Row{
 		NID: i.NID, Token: [index.TokenSize]byte(i.Digest[digestToken:]),
@@ -52,22 +52,22 @@ func (i Indexed) row() index.Row {
 	}
 }
 
-// newIndexed returns what the start will read of a row.
+// newIndexed returns what a start would read of a row.
 func newIndexed(row Timer, d Digest) Indexed {
 	return Indexed{NID: row.NID, Digest: d, Claimed: row.Claim != nil, Duration: row.Duration, Deadline: row.Deadline}
 }
 
-// names makes numbers of names, under a key: nobody without it can find two names with the same number, and by chance
-// there are none.
+// names hashes names to numbers under a secret key. Without the key nobody can construct two names with one number, and accidental
+// collisions are negligible.
 type names struct {
 	key []byte
 }
 
-// hash returns the number of a name, which is never 0.
+// hash returns the number of a name. It is never 0.
 func (n names) hash(parts ...string) uint64 {
 	data := append(make([]byte, 0, 512), n.key...)
 	for _, part := range parts {
-		data = append(append(data, part...), 0xff) // which is in no valid string
+		data = append(append(data, part...), 0xff) // this byte never occurs in UTF-8
 	}
 	sum := sha256.Sum256(data)
 	return max(binary.BigEndian.Uint64(sum[:]), 1)
@@ -79,7 +79,7 @@ func (n names) state(s StateKey) uint64 { return n.hash(s.RoomID, s.Type, s.Key)
 // request returns the number of a request.
 func (n names) request(h RequestHash) uint64 { return n.hash(string(h[:])) }
 
-// id returns the number of the key itself.
+// id returns a number that identifies the key itself.
 func (n names) id() uint64 { return n.hash() }
 
 // digest returns the digest of a row.
@@ -94,7 +94,7 @@ func (n names) digest(row Timer) (d Digest) {
 	}
 	d.set(digestReceived, uint64(row.Received.UnixMilli()))
 	switch {
-	case row.Delayed != nil: // which is found by its request in the database
+	case row.Delayed != nil: // the database finds these by their request
 		d[digestDelayed] = 1
 	case row.Event.Request != nil:
 		d.set(digestRequest, n.request(row.Event.Request.Hash))

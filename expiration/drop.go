@@ -10,13 +10,13 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// DropEvent stops the timer of an event, if it has one that runs. No closing event will be sent.
+// DropEvent stops the timer of an event if it is running. No closing event is sent.
 func (t *Timers) DropEvent(ctx context.Context, eventID string, reason DropReason) {
 	tm := t.ofEvent(eventID)
 	if tm == nil {
 		return
 	}
-	if reason == Redacted { // who repeats its request is told of it, and does not send it anew
+	if reason == Redacted { // a repeated request gets this event and sends no new one
 		t.mu.Lock()
 		t.index.RememberRequest(tm, eventID)
 		t.mu.Unlock()
@@ -40,21 +40,21 @@ func (t *Timers) DropSender(ctx context.Context, roomID, userID string, before t
 	}
 }
 
-// DropRoom stops all timers of a room.
+// DropRoom stops all timers in a room.
 func (t *Timers) DropRoom(ctx context.Context, roomID string) {
 	for _, tm := range t.timersIn(roomID) {
 		t.drop(ctx, tm, RoomGone)
 	}
 }
 
-// drop stops a running timer. One that is claimed is left to whoever closes it.
+// drop stops a running timer. A claimed timer is left to the attempt that claimed it.
 func (t *Timers) drop(ctx context.Context, tm *index.Timer, reason DropReason) {
 	if tm.Delayed() {
 		t.dropDelayed(ctx, tm, reason)
 		return
 	}
 	unlock, err := t.lockRow(ctx, tm)
-	if err != nil { // whoever asked for it asks again, or it is found out when the timer is due; see Settle
+	if err != nil { // the caller asks again, or the attempt at the deadline finds out; see Settle
 		t.log.WithError(err).WithFields(logrus.Fields{"timer_nid": tm.NID(), "reason": reason}).Warn("Failed to drop a timer")
 		return
 	}

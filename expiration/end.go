@@ -8,9 +8,9 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// End closes the event of a token now. When it returns nil, the closing event is in the room. The error is ErrNotFound
-// if no such timer runs, a *DropError if the sender may not send the closing event, and else a passing fault: the timer
-// goes on, and End may be called again.
+// End closes the event of a token now. When it returns nil, the closing event is in the room. The error is ErrNotFound if no such timer
+// runs, a *DropError if the sender may not send the closing event, and otherwise a passing fault. After a passing fault the timer goes on,
+// and End may be called again.
 func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	tm := t.find(h, false)
 	switch {
@@ -24,7 +24,7 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	switch {
 	case err == nil:
 		return nil
-	case t.takeRefusal(tm): // the stream was faster
+	case t.takeRefusal(tm): // the output stream was faster
 		return &DropError{Reason: SenderGone}
 	case errors.As(err, &dropped):
 		if dropped.isRefusal() {
@@ -37,15 +37,16 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	return fmt.Errorf("ending an expiring event: %w", err)
 }
 
-// refusedOnce reports whether a timer was dropped because its sender is gone and nobody was told, and forgets its token.
+// takeRefusal reports whether a timer was dropped because its sender is gone and no caller was told yet. If so, it forgets the token, so
+// that the refusal is answered once (docs/protocol.md, "Keep-alive").
 func (t *Timers) takeRefusal(tm *index.Timer) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.index.ForgetToken(tm)
 }
 
-// endNow makes an attempt whose caller waits for the answer. The caller can hang up until it is the timer's turn; what has begun
-// then is brought to its end.
+// endNow makes an attempt whose caller waits for the answer. The caller can give up while it waits for the locks. Once the attempt has
+// begun, it is completed regardless.
 func (t *Timers) endNow(ctx context.Context, tm *index.Timer) error {
 	waiting, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -58,8 +59,8 @@ func (t *Timers) endNow(ctx context.Context, tm *index.Timer) error {
 	defer cancel()
 	defer t.removeRow(ctx, tm)
 	for {
-		// Whoever waits for the answer need not come again for an event that cannot be sent: soon the error is another one. A panic
-		// may have come from elsewhere, and is a fault of the server's at first.
+		// An unsendable event is attempted again at once, so that the caller need not come back: after maxUnsendable attempts the error is
+		// final. A panic is the exception, because its cause may lie elsewhere in the server.
 		if err := t.attempt(ctx, tm, Ended, nil); !isUnsendable(err) || errors.As(err, new(*panicError)) {
 			return err
 		}
