@@ -409,7 +409,7 @@ func TestRoomOfADelayedEventIsPurged(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		gone, kept := w.schedule(leave("key"), "gone", 10*time.Second), w.schedule(later("!other"), "kept", 10*time.Second)
 		w.DropRoom(t.Context(), "!room")
-		require.JSONEq(t, `{"error":"no closing event: room_gone"}`, string(w.final(gone).Error))
+		require.JSONEq(t, `{"error":"the event is not sent: room_gone"}`, string(w.final(gone).Error))
 		require.Nil(t, w.final(kept))
 		time.Sleep(10 * time.Second)
 		w.wantSent("kept")

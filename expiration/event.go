@@ -10,32 +10,31 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// StateKey names one piece of a room's state. For state events it is also what a newer event replaces.
+// StateKey identifies one piece of a room's state.
 type StateKey struct {
 	RoomID string
 	Type   string
 	Key    string
 }
 
-// Event is what the component has to know of an event.
+// Event is what the engine knows of an event.
 type Event struct {
 	ID     string
 	RoomID string
 	Type   string
-	// StateKey is nil for events that are not state. In rooms with pseudo IDs it is the state key as it stands in the
-	// event.
+	// StateKey is nil for events that are not state. In rooms with pseudo IDs it is the state key as the event has it.
 	StateKey *string
-	// Sender is the full ID of the user, also in rooms with pseudo IDs.
+	// Sender is the full user ID, also in rooms with pseudo IDs.
 	Sender string
-	// Request is nil for state, and for requests without a transaction ID. It is stored, and not kept in memory.
+	// Request is nil for state events, and for requests without a transaction ID. It is stored, but not kept in memory.
 	Request *Request
 }
 
-// RequestHash is the SHA-256 of all that a client's transaction ID is unique for.
+// RequestHash is the SHA-256 of everything within which a client's transaction ID is unique.
 type RequestHash [32]byte
 
-// Request is what is kept of the request that sent an event, so that it can be repeated after a crash and sends nothing
-// new.
+// Request is what is stored of the request that sent an event. With it, a request that is repeated after a crash gets the same event and
+// sends no new one.
 type Request struct {
 	Hash   RequestHash
 	Signed SignedEvent
@@ -49,154 +48,152 @@ func (e Event) State() (StateKey, bool) {
 	return StateKey{RoomID: e.RoomID, Type: e.Type, Key: *e.StateKey}, true
 }
 
-// decides reports whether an event can decide upon whether and how others come into the room: state of the room itself, and
-// redactions.
+// decides reports whether an event may influence whether other events are allowed: a state event of the room itself, or a redaction.
 func (e Event) decides() bool {
 	return strings.HasPrefix(e.Type, "m.room.") && (e.StateKey != nil || e.Type == "m.room.redaction")
 }
 
-// Outcome says how a timer came to its end.
+// Outcome says how a timer ended.
 type Outcome string
 
 const (
-	// Expired: the deadline passed (contract, section 3).
+	// Expired: the deadline passed (docs/protocol.md, "Closing").
 	Expired Outcome = "expired"
-	// Ended: a holder of the token called /end (contract, section 3), or had a delayed event sent before it was due.
+	// Ended: a request ended the timer before its deadline: `end` with the token, or `send` with the delay ID.
 	Ended Outcome = "ended"
 )
 
-// Running is the value of m.will_expire while the timer runs (contract, section 1).
+// Running is the value of m.will_expire while the timer runs (docs/protocol.md, "Sending").
 const Running = "running"
 
-// SignedEvent is an event as it is given to the roomserver, once or again.
+// SignedEvent is a finished event in the form in which the roomserver gets it, the first time or again.
 type SignedEvent struct {
 	EventID     string
 	RoomVersion string
 	PDU         []byte
 }
 
-// isUpon reports whether the event was built upon another one: knows of it, and directly. In old room versions prev_events has arrays of ID and hash.
+// isUpon reports whether another event is among this event's prev events. In old room versions prev_events has pairs of ID and hash.
 func (e SignedEvent) isUpon(eventID string) bool {
 	return strings.Contains(gjson.GetBytes(e.PDU, "prev_events").Raw, `"`+eventID+`"`)
 }
 
-// Claim is the decision, written once, how a timer ends, and the event that is sent: the closing event of an expiring event,
-// or a delayed event itself.
+// Claim is the decision how a timer ends, and the event that is sent: the closing event, or the delayed event itself. It is written once.
 type Claim struct {
 	Outcome Outcome
 	Event   SignedEvent
 }
 
-// TokenHash is the SHA-256 of a refresh token, the only form of it that is stored.
+// TokenHash is the SHA-256 of a refresh token or a delay ID. No other form of it is stored.
 type TokenHash [32]byte
 
-// Timer is one row of the store: an expiring event whose closing event is not yet known to be in the room, or a delayed
-// event that is not.
+// Timer is one row of the store. It belongs to an expiring event whose closing event is not known to be in the room yet, or to a delayed
+// event that is not known to be in its room yet.
 type Timer struct {
-	// NID is the number of the row, unique among all that there are, and positive.
+	// NID is the row's number. It is positive and unique among the existing rows.
 	NID       int64
 	Event     Event
 	TokenHash TokenHash // of the refresh token, or of the delay ID
-	// Delayed is nil if the event is an expiring one.
+	// Delayed is nil for an expiring event.
 	Delayed  *Delayed
 	Duration time.Duration
-	// Received is when the event was accepted, Deadline when it expires. Both have whole milliseconds.
+	// Received is when the event was accepted, and Deadline when the timer expires. Both have whole milliseconds.
 	Received time.Time
 	Deadline time.Time
 	// Claim is nil while the timer runs.
 	Claim *Claim
 }
 
-// Refresh is the new deadline of a running timer.
+// Refresh sets the new deadline of a running timer.
 type Refresh struct {
 	NID      int64 // of the timer
 	Duration time.Duration
 	Deadline time.Time
 }
 
-// ConditionalClaim is a claim of a timer that must be running, with exactly this deadline.
+// ConditionalClaim is a claim that succeeds only if the timer is running and has exactly this deadline.
 type ConditionalClaim struct {
 	NID      int64 // of the timer
 	Deadline time.Time
 	Claim
 }
 
-// Store keeps timers durably: what returned without error survives a crash of the process, and a power failure as far
-// as the database does. An error says nothing about whether the write happened. Times have whole milliseconds. What is
-// written to several timers is one commit, and names no timer twice.
+// Store keeps timers durably. A call that returned nil survives a crash of the process, and a power failure as far as the database does.
+// After an error the write may have happened or not. Times have whole milliseconds. A call for several timers is one commit, and does not
+// contain a timer twice.
 //
 // storage/storagetest is the suite that every implementation passes.
 type Store interface {
-	// Insert adds a running timer, and the digest that Index returns. It is an error if there is one for the event already.
+	// Insert adds a running timer, and the digest that Index returns. It fails if the event already has a timer.
 	Insert(ctx context.Context, t Timer, d Digest) error
-	// Refresh sets duration and deadline of running timers, and reports for each whether there was one.
+	// Refresh sets duration and deadline of running timers. It reports for each refresh whether the timer was running.
 	Refresh(ctx context.Context, refreshes []Refresh) ([]bool, error)
-	// Claim ends running timers, and reports for each whether it was as its condition says.
+	// Claim claims running timers. It reports for each claim whether its condition held.
 	Claim(ctx context.Context, claims []ConditionalClaim) ([]bool, error)
-	// Doubt removes the digests of timers. At the start it is looked whether the events of those without one were replaced.
+	// Doubt removes the digests of timers. The next start asks, for each timer without a digest, whether its event was replaced.
 	Doubt(ctx context.Context, nids []int64) error
-	// Drop removes those of the timers that are running.
+	// Drop removes those of the timers that are not claimed.
 	Drop(ctx context.Context, nids []int64) error
 	// Delete removes timers, claimed or not.
 	Delete(ctx context.Context, nids []int64) error
-	// Finalise replaces the timer of a delayed event by what became of it, and reports whether there was one; if running is
-	// set, only if it is not claimed. Of the sender's finalised events the latest are kept, as many as keep says.
+	// Finalise replaces the row of a delayed event by its result, and reports whether the row existed. If running is set, a claimed row
+	// does not count. Of each sender's finalised events the latest keep are kept.
 	Finalise(ctx context.Context, nid int64, f Final, running bool, keep int) (bool, error)
 	// Finalised returns a delayed event by the hash of its delay ID, or ErrNotFound.
 	Finalised(ctx context.Context, h TokenHash) (DelayedEvent, error)
-	// FinalisedAs returns the IDs of the rows of the delayed events that were sent as those of the events, by their IDs.
+	// FinalisedAs returns, by event ID, the row IDs of those events that the sender sent as delayed events.
 	FinalisedAs(ctx context.Context, sender string, eventIDs []string) (map[string]string, error)
-	// FinalisedSenders returns who has finalised events that were sent.
+	// FinalisedSenders returns the users who have finalised events that were sent.
 	FinalisedSenders(ctx context.Context) ([]string, error)
-	// Requested returns the ID of the row that a request scheduled, finalised or not, or ErrNotFound.
+	// Requested returns the ID of the row that a request created, finalised or not, or ErrNotFound.
 	Requested(ctx context.Context, h RequestHash) (rowID string, err error)
-	// Prune forgets what was finalised before a time.
+	// Prune deletes the events that were finalised before a time.
 	Prune(ctx context.Context, before time.Time) error
-	// Read returns timers, and nil for each that is not there.
+	// Read returns the timers, and nil for each that does not exist.
 	Read(ctx context.Context, nids []int64) ([]*Timer, error)
-	// Index calls f for each timer, in any order, until f returns an error, which it returns.
+	// Index calls f for every timer, in any order. It stops at the first error of f, and returns that.
 	Index(ctx context.Context, f func(Indexed) error) error
-	// Ping returns an error if timers cannot be read or cannot be written now.
+	// Ping returns an error unless timers can be read and written now.
 	Ping(ctx context.Context) error
 }
 
-// Roomserver is what the component needs of the homeserver.
+// Roomserver is what the engine needs of the homeserver.
 //
-// All but Replaced and CurrentState are called under the lock of the event's state key, if it has one. Their errors are a *DropError
-// if there will never be a closing event, an *UnsendableError, ErrUnknownEvent, ErrSetBack, an error of claim, or a passing fault.
+// All methods except Replaced and CurrentState are called under the lock of the event's state key, if it has one. Their errors are a
+// *DropError if the event will never be sent, an *UnsendableError, ErrUnknownEvent, ErrSetBack, an error of claim, or a passing fault.
 type Roomserver interface {
-	// Confirm makes sure that the roomserver is done with an event that it was given before a crash or a fault: what it
-	// knows of, it may have stored and not yet sent.
+	// Confirm makes sure that the roomserver has finished an event that it got before a crash or a fault. An event that it knows may be
+	// stored but not sent yet.
 	Confirm(ctx context.Context, e Event) error
-	// Close builds the closing event of e, with the given time as the time at which it was sent, or a later one if it would not be
-	// after e's, calls claim with it, and if that succeeds gives it to the roomserver. It returns nil when the room has the closing event.
-	// If lost is set, nobody waits any longer for e to become the current state again, and the error is not ErrSetBack.
+	// Close builds the closing event of e, calls claim with it, and gives it to the roomserver if claim succeeds. It returns nil when the
+	// room has the closing event. The closing event bears the given timestamp, or a later one if it would not be after that of e. If lost
+	// is set, Close no longer waits for e to become the current state again, and never returns ErrSetBack.
 	Close(ctx context.Context, e Event, o Outcome, timestamp time.Time, lost bool, claim func(context.Context, SignedEvent) error) error
-	// Wake makes the roomserver go on with what a crash has left in its queue for a room, as far as that is due. By itself it does
-	// so only when something comes for the room.
+	// Wake makes the roomserver process what a crash has left in its queue for a room, as far as it is due. Otherwise the roomserver does
+	// so only when a new event arrives for the room.
 	Wake(ctx context.Context, roomID string) error
-	// Send builds a delayed event, calls claim with it, and if that succeeds gives it to the roomserver. It returns the event's
-	// ID when the room has it, without a claim if it is state that the room has already. The error can be a *RefusedError. If the outcome
-	// is Ended, somebody waits for the answer.
+	// Send builds a delayed event, calls claim with it, and gives it to the roomserver if claim succeeds. It returns the event's ID when
+	// the room has it. If the event is state that the room has already, Send returns the ID of the existing event and does not call claim.
+	// The error can also be a *RefusedError. If the outcome is Ended, a caller waits for the answer.
 	Send(ctx context.Context, t Timer, o Outcome, claim func(context.Context, Built) error) (eventID string, err error)
-	// Resubmit gives an event that was built for a timer earlier to the roomserver again: the one that was claimed, or, if
-	// the timer's event is a message, that event itself. It returns nil when the room has it.
+	// Resubmit gives an event that was built earlier to the roomserver again: the claimed event, or the timer's own event if that is a
+	// message. It returns nil when the room has it.
 	Resubmit(ctx context.Context, t Timer, signed SignedEvent) error
-	// Replaced reports whether a newer event is the current state in the place of a state event. That an expiring event is not
-	// the current state is not enough, see ErrSetBack; for a delayed event the newer one must be another user's, and newer
-	// than what it was scheduled over.
+	// Replaced reports whether a newer event is the current state in place of the timer's event. For an expiring event it is not enough
+	// that another event is the current state, see ErrSetBack. For a delayed event, the newer one must be another user's, and newer than
+	// Delayed.Over.
 	Replaced(ctx context.Context, t Timer) (bool, error)
 	// CurrentState returns the ID of the event that is the current state, or "" if there is none.
 	CurrentState(ctx context.Context, s StateKey) (string, error)
 }
 
-// DropReason says why an event gets no closing event (contract, section 3).
+// DropReason says why an event gets no closing event (docs/protocol.md, "Closing"), or why a delayed event is not sent.
 type DropReason string
 
 const (
 	// Replaced: a newer event is the current state.
 	Replaced DropReason = "replaced"
-	// Redacted: the original has no content any more.
+	// Redacted: the original was redacted.
 	Redacted DropReason = "redacted"
 	// SenderGone: the sender is no longer joined.
 	SenderGone DropReason = "sender_gone"
@@ -204,17 +201,17 @@ const (
 	Forbidden DropReason = "forbidden"
 	// RoomGone: the room was purged.
 	RoomGone DropReason = "room_gone"
-	// NeverSent: the event never came into its room.
+	// NeverSent: the event never reached its room.
 	NeverSent DropReason = "never_sent"
-	// Unsendable: no attempt to send the closing event can succeed, see UnsendableError.
+	// Unsendable: every attempt to send the event failed in the same way, see UnsendableError.
 	Unsendable DropReason = "unsendable"
-	// Unanswered: the roomserver has the closing event, and for more than an hour has not said what became of it.
+	// Unanswered: the roomserver got the event, and did not answer for more than an hour while it answered others.
 	Unanswered DropReason = "unanswered"
 	// Deactivated: the sender's account is deactivated. Only a delayed event is dropped for this reason.
 	Deactivated DropReason = "deactivated"
 )
 
-// DropError is the final reason why no closing event was sent.
+// DropError says for good that no event is sent, and why.
 type DropError struct {
 	Reason DropReason
 	// Cause may be nil.
@@ -223,25 +220,24 @@ type DropError struct {
 
 func (e *DropError) Error() string {
 	if e.Cause == nil {
-		return "no closing event: " + string(e.Reason)
+		return "the event is not sent: " + string(e.Reason)
 	}
-	return fmt.Sprintf("no closing event: %s: %s", e.Reason, e.Cause)
+	return fmt.Sprintf("the event is not sent: %s: %s", e.Reason, e.Cause)
 }
 
 func (e *DropError) Unwrap() error { return e.Cause }
 
-// isRefusal reports whether whoever asked for the event is to be told that it may not be sent. e may be nil.
+// isRefusal reports whether the caller is told that the event may not be sent. e may be nil.
 func (e *DropError) isRefusal() bool {
 	return e != nil && (e.Reason == Forbidden || e.Reason == SenderGone || e.Reason == Unsendable)
 }
 
-// isOfMoment reports whether the reason may be another one, or none, when the event would be due again.
+// isOfMoment reports whether the reason may no longer hold at a later deadline.
 func (e *DropError) isOfMoment() bool { return e.Reason == Forbidden || e.Reason == Unsendable }
 
-// LimitError is the error of Begin and Schedule for a user who has as many running timers, or scheduled events, as are allowed.
+// LimitError is the error of Begin and Schedule for a user who has reached the limit of running timers or scheduled events.
 type LimitError struct {
-	// RetryAfter is how long it is until the first of the user's timers runs out, if nobody refreshes it, or is looked at again
-	// if it has.
+	// RetryAfter is the time until the first of the user's timers expires, or, if that is overdue, until its next attempt.
 	RetryAfter time.Duration
 }
 
@@ -252,9 +248,9 @@ var (
 	ErrNotFound = errors.New("no running timer")
 	// ErrTooLarge: the closing event would not fit into an event.
 	ErrTooLarge = errors.New("the closing event would be too large")
-	// ErrSetBack: the event is not the current state, but nothing newer is: a crash can set the state of a room back to
-	// what it was earlier, until the roomserver has brought what lay in its queue. After a fault of its database it does not.
+	// ErrSetBack: neither the event nor a newer one is the current state. A crash can set a room's state back until the roomserver has
+	// processed its queue. After a fault of the roomserver's database the state stays set back.
 	ErrSetBack = errors.New("the state of the room was set back")
-	// ErrUnknownEvent: the roomserver does not know the event; it may still be queued there.
+	// ErrUnknownEvent: the roomserver does not know the event. It may still be in the roomserver's queue.
 	ErrUnknownEvent = errors.New("the roomserver does not know the event")
 )

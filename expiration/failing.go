@@ -13,29 +13,29 @@ import (
 )
 
 const (
-	// attemptTimeout ends the first attempt to close an event. It doubles with each attempt that failed, up to lastAttemptTimeout: a
-	// roomserver that does not answer is given up soon, and one that is slow is done some time.
+	// attemptTimeout limits the first attempt to close an event. It doubles with each failed attempt, up to lastAttemptTimeout. So an
+	// attempt that hangs ends soon, and a slow roomserver gets enough time eventually.
 	attemptTimeout     = 10 * time.Second
 	lastAttemptTimeout = time.Minute
-	// requestTimeout ends an attempt whose caller waits for the answer.
+	// requestTimeout limits an attempt whose caller waits for the answer.
 	requestTimeout = 30 * time.Second
-	// sendPatience is how long a send waits for an event for the same piece of state that is half done.
+	// sendPatience is how long a send waits for a half-done event of the same piece of state.
 	sendPatience = 3 * time.Second
-	// maxUnsendable is after how many attempts an event is given up that can never be sent.
+	// maxUnsendable is the number of attempts after which an unsendable event is given up.
 	maxUnsendable = 3
 	// wakeTimeout is how long the roomserver may take to show that it answers at all.
 	wakeTimeout = 2 * time.Second
 )
 
-// UnsendableError says that an event cannot be sent, although neither database nor roomserver failed: the next attempt will fail in the
-// same way. After a few of them the event is given up.
+// UnsendableError says that an event cannot be sent although neither database nor roomserver failed: the next attempt will fail in the same
+// way. After maxUnsendable attempts the event is given up.
 type UnsendableError struct{ Cause error }
 
 func (e *UnsendableError) Error() string { return fmt.Sprintf("the event cannot be sent: %s", e.Cause) }
 
 func (e *UnsendableError) Unwrap() error { return e.Cause }
 
-// panicError is a panic that was recovered, with the stack on which it occurred.
+// panicError is a recovered panic, with its stack.
 type panicError struct {
 	value any
 	stack []byte
@@ -43,7 +43,7 @@ type panicError struct {
 
 func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
 
-// recovered is deferred by a function that returns a panic as an *UnsendableError: the same input would cause it again.
+// recovered is deferred by a function that returns a panic as an *UnsendableError. The same input would panic again.
 func recovered(err *error) {
 	if value := recover(); value != nil {
 		*err = &UnsendableError{Cause: &panicError{value, debug.Stack()}}
@@ -52,7 +52,7 @@ func recovered(err *error) {
 
 func isUnsendable(err error) bool { return errors.As(err, new(*UnsendableError)) }
 
-// unsendable counts the attempts of an event that cannot be sent. It returns the error, or a *DropError after the last of them.
+// countUnsendable counts the attempts to send an unsendable event. It returns the error, or a *DropError after the last attempt.
 func (t *Timers) countUnsendable(tm *index.Timer, e Event, err error) error {
 	if panicked := (*panicError)(nil); errors.As(err, &panicked) {
 		t.metrics.errors.WithLabelValues("panic").Inc()
@@ -65,19 +65,19 @@ func (t *Timers) countUnsendable(tm *index.Timer, e Event, err error) error {
 	if tm.Unsendable++; tm.Unsendable < maxUnsendable {
 		return err
 	}
-	// A *DropError that can be told from the *UnsendableError which it has as its cause.
+	// The cause is flattened to its text, so that errors.As finds no *UnsendableError in the *DropError.
 	return &DropError{Reason: Unsendable, Cause: errors.New(err.Error())}
 }
 
-// unanswered counts the attempts in which the roomserver was given an event and did not answer in time, although it answers
-// otherwise. It returns the error, or a *DropError when there were too many of them. To ask makes the room's worker go on, too.
+// countUnanswered counts the attempts in which the roomserver got an event and did not answer in time, although it answers otherwise. It
+// returns the error, or a *DropError after too many of them. Asking the roomserver with Wake also makes the room's worker go on.
 func (t *Timers) countUnanswered(tm *index.Timer, e Event, err error) error {
 	ctx, cancel := context.WithTimeout(t.ctx, wakeTimeout)
 	defer cancel()
 	answers := t.roomserver.Wake(ctx, e.RoomID) == nil
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	// The question is about the room, and may be slow because of it: that others were answered lately does as well.
+	// Wake itself may be slow because of this room, so a recent answer for any other room counts too.
 	answers = answers || t.clock.now()-t.lastAnswer < lastAttemptTimeout && t.lastAnswer > 0
 	if answers {
 		tm.Unanswered = min(tm.Unanswered+1, givenUpAfter+1)

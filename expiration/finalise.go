@@ -14,7 +14,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// finalised replaces ErrNotFound by what has become of the event, if it was ever there.
+// orFinalised replaces ErrNotFound and a *DropError by a *FinalisedError if the event is finalised.
 func (t *Timers) orFinalised(ctx context.Context, delayID, owner string, err error) error {
 	var dropped *DropError
 	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) || dropped.isRefusal() {
@@ -30,9 +30,8 @@ func (t *Timers) orFinalised(ctx context.Context, delayID, owner string, err err
 	return &FinalisedError{*d.Final}
 }
 
-// finalise writes what became of a delayed event, and takes its timer out when that is written; if running is set, only if it
-// is still scheduled, and else the error is ErrNotFound. After another error the timer stays, and what is written is found out
-// when it is looked at next.
+// finalise writes the result of a delayed event, and ends its timer when that is written. If running is set, a claimed event is left alone,
+// and the error is ErrNotFound. After any other error the timer stays, and its next attempt reads the row.
 func (t *Timers) finalise(ctx context.Context, tm *index.Timer, f Final, running bool) error {
 	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
@@ -42,7 +41,7 @@ func (t *Timers) finalise(ctx context.Context, tm *index.Timer, f Final, running
 	return t.finaliseUnderRow(ctx, tm, f, running)
 }
 
-// cancel takes a scheduled event back for a caller who can hang up until writing begins, and not after that.
+// cancel cancels a scheduled event. The caller can give up until the write begins, and not after that.
 func (t *Timers) cancel(ctx context.Context, tm *index.Timer) error {
 	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
@@ -88,12 +87,12 @@ func (t *Timers) finaliseUnderRow(ctx context.Context, tm *index.Timer, f Final,
 	return nil
 }
 
-// forgetInFlightWithMu is called when a delayed event is finalised. Timers.mu is held.
+// forgetInFlightWithMu undoes noteInFlight when a delayed event is finalised.
 func (t *Timers) forgetInFlightWithMu(tm *index.Timer) {
 	maps.DeleteFunc(t.inFlight, func(_ string, sent inFlight) bool { return sent.timer == tm })
 }
 
-// sent is what remains to be done for a delayed event that is in its room.
+// finaliseSent finalises a delayed event that is in its room.
 func (t *Timers) finaliseSent(ctx context.Context, tm *index.Timer, row Timer) error {
 	err := t.finalise(ctx, tm, Final{EventID: row.Claim.Event.EventID}, false)
 	if err != nil {
@@ -106,14 +105,14 @@ func (t *Timers) finaliseSent(ctx context.Context, tm *index.Timer, row Timer) e
 	return nil
 }
 
-// dropDelayed finalises a scheduled event that will not be sent. If that fails, it is seen again when it is due.
+// dropDelayed finalises a scheduled event that will not be sent. If that fails, the attempt at the deadline tries again.
 func (t *Timers) dropDelayed(ctx context.Context, tm *index.Timer, reason DropReason) {
 	if err := t.finalise(ctx, tm, t.finalOf(&DropError{Reason: reason}), true); err != nil && !isFinal(err) {
 		t.log.WithError(err).WithField("timer_nid", tm.NID()).Error("Failed to cancel a delayed event")
 	}
 }
 
-// result is what the metrics call it.
+// result is the event's label in the metrics.
 func (f Final) result() string {
 	switch {
 	case f.Sent():
@@ -124,19 +123,19 @@ func (f Final) result() string {
 	return "error"
 }
 
-// finalOf returns what becomes of a delayed event that will never be sent.
+// finalOf returns the result of a delayed event that will never be sent.
 func (t *Timers) finalOf(dropped *DropError) (f Final) {
-	if dropped.Reason == Replaced || dropped.Reason == Deactivated { // which cancels it
+	if dropped.Reason == Replaced || dropped.Reason == Deactivated { // these cancel the event
 		return f
 	}
 	f.Error = t.cfg.Explain(dropped)
 	return f
 }
 
-// pruneInterval is how often finalised events are forgotten that have been kept for long enough.
+// pruneInterval is how often finalised events that are older than Config.KeepFinalised are deleted.
 const pruneInterval = time.Hour
 
-// prune forgets finalised events that were kept for long enough, from time to time.
+// prune deletes old finalised events, at the start and at each pruneInterval.
 func (t *Timers) prune() {
 	ticker := time.NewTicker(pruneInterval)
 	defer ticker.Stop()
@@ -144,7 +143,7 @@ func (t *Timers) prune() {
 		err := t.store.Prune(t.ctx, t.clock.stored(t.clock.now()).Add(-t.cfg.KeepFinalised))
 		if err != nil && t.ctx.Err() == nil {
 			t.metrics.errors.WithLabelValues("prune").Inc()
-			t.log.WithError(err).Error("Failed to forget finalised events")
+			t.log.WithError(err).Error("Failed to delete old finalised events")
 		}
 		select {
 		case <-t.ctx.Done():

@@ -2,17 +2,17 @@ package expiration
 
 import "time"
 
-// RateLimit allows Threshold requests at once, and as many again in each Cooloff. The zero value allows all.
+// RateLimit allows a burst of Threshold requests, and Threshold further requests per Cooloff. The zero value allows all.
 type RateLimit struct {
 	Threshold int
 	Cooloff   time.Duration
 }
 
-// Bucket is what is remembered of requests that are limited together: when it will be as if there had been none. However many come
-// at once, and in whatever order their times are, no more are allowed than the limit says, and those that are refused cost nothing.
+// Bucket is the state of a rate limit: the time at which it is full again. The limit holds for concurrent requests, also if their times are
+// out of order. A refused request costs nothing.
 type Bucket time.Duration
 
-// Take returns 0 if a request is allowed now, and else after how long one will be. The time is counted from some moment before the
+// Take returns 0 if a request is allowed now, and otherwise how long to wait until one is. now counts from any fixed moment before the
 // first request.
 func (b *Bucket) Take(l RateLimit, now time.Duration) (wait time.Duration) {
 	if l.Threshold == 0 {

@@ -11,8 +11,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// DelayedEvents yields what a user has scheduled, in the order of the due times, from behind a place in this order; "" is its
-// beginning. Each event is read when it is its turn. The sequence ends with the first error.
+// DelayedEvents yields the events that a user has scheduled, in the order of their deadlines. The list begins after the place given, or at
+// its start for "". Each row is read when its turn comes. The sequence ends with the first error.
 func (t *Timers) DelayedEvents(ctx context.Context, owner, after string) iter.Seq2[DelayedEvent, error] {
 	return func(yield func(DelayedEvent, error) bool) {
 		for _, l := range t.listOf(owner, after) {
@@ -31,13 +31,13 @@ func (t *Timers) DelayedEvents(ctx context.Context, owner, after string) iter.Se
 	}
 }
 
-// listed is a delayed event in a list.
+// listed is one entry of the list.
 type listed struct {
 	timer *index.Timer
 	place string
 }
 
-// listed returns what a user has scheduled, in the order of the places.
+// listOf returns what a user has scheduled, sorted by place.
 func (t *Timers) listOf(owner, after string) (list []listed) {
 	sender := t.tokens.names.hash(owner)
 	t.mu.Lock()
@@ -45,7 +45,7 @@ func (t *Timers) listOf(owner, after string) (list []listed) {
 		if !tm.Delayed() || !tm.Running() {
 			return
 		}
-		// What is due in the same millisecond is told apart by the delay ID.
+		// The token tells events with the same deadline apart.
 		if place := fmt.Sprintf("%016x%x", tm.Deadline, tm.Token()); place > after {
 			list = append(list, listed{tm, place})
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
-// loadAll reads into memory what an earlier process had, and returns what it had begun.
+// loadAll reads an earlier process's timers into memory, and returns those that need further work.
 func (t *Timers) loadAll(ctx context.Context) (u inherited, err error) {
 	// While a million timers are loaded, the heap only grows. By default the collector would go through all of it about ten times.
 	usual := debug.SetGCPercent(loadingGCPercent)
@@ -27,13 +27,13 @@ func (t *Timers) loadAll(ctx context.Context) (u inherited, err error) {
 	expiring, delayed := t.index.Len()
 	t.mu.Unlock()
 	if expiring+delayed >= manyTimers {
-		debug.FreeOSMemory() // what the rows took; the index takes less
+		debug.FreeOSMemory() // give back what the rows took; the index takes less
 	}
 	return u, t.loadSenders(ctx)
 }
 
-// loadTimers takes all timers in. Those that are claimed it reads whole, and those whose digests were made under another key, or
-// that have none because somebody doubted them, or an earlier version wrote them.
+// loadTimers loads all timers. It reads the whole row if the timer is claimed, if its digest is under another key, or if it has no digest,
+// which StateComes removes.
 func (t *Timers) loadTimers(ctx context.Context) (u inherited, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -79,7 +79,7 @@ func (t *Timers) loadTimers(ctx context.Context) (u inherited, err error) {
 	return u, nil
 }
 
-// take takes in a timer that an earlier process had. Timers.mu is held.
+// loadTimerWithMu loads one timer of an earlier process.
 func (t *Timers) loadTimerWithMu(row Indexed, now time.Duration) *index.Timer {
 	due := t.clock.moment(row.Deadline)
 	overdue := due <= now
@@ -87,14 +87,15 @@ func (t *Timers) loadTimerWithMu(row Indexed, now time.Duration) *index.Timer {
 		due = max(due, now+t.cfg.RestartGrace)
 	}
 	tm := t.index.Load(row.row(), due)
-	// Of what is overdue nobody knows yet whether it ever came into its room; if it did, it is closed soon, or refreshed.
+	// We do not know yet whether an overdue event reached its room, so it does not count against its sender's limit. If the event is there,
+	// it is soon closed or refreshed.
 	if overdue && !tm.Delayed() {
 		tm.Presence = index.Unsent
 	}
 	return tm
 }
 
-// loadSenders reads who has delayed events that were sent. Nobody may be finalising one.
+// loadSenders reads which users have delayed events that were sent. No event may be finalised meanwhile.
 func (t *Timers) loadSenders(ctx context.Context) error {
 	userIDs, err := t.store.FinalisedSenders(ctx)
 	if err != nil {
@@ -109,8 +110,8 @@ func (t *Timers) loadSenders(ctx context.Context) error {
 	return nil
 }
 
-// recover finishes what an earlier process claimed, and in the same rooms what comes before that: room by room in the order of the
-// deadlines, several rooms at once. What fails is tried again later, like any other closing.
+// finishClaimed finishes what an earlier process claimed, and the overdue timers that come before that in the same room. A room's timers
+// are attempted in the order of their deadlines; several rooms are handled concurrently. A failed attempt is retried like any other.
 func (t *Timers) finishClaimed(claimed []*index.Timer) {
 	ctx, cancel := context.WithTimeout(t.ctx, recoverTimeout)
 	defer cancel()
@@ -142,8 +143,8 @@ func (t *Timers) finishClaimed(claimed []*index.Timer) {
 	done.Wait()
 }
 
-// withEarlier returns timers that are claimed, and those of the same rooms that are not and should have been before: the attempt to
-// close them had failed in passing. All are in the order of their deadlines, and handed over to the caller.
+// withEarlier returns the claimed timers, and those of the same rooms that are unclaimed and due before them, because an attempt had
+// failed. All are sorted by deadline, and handed over from the scheduler to the caller.
 func (t *Timers) withEarlier(claimed []*index.Timer) (all []*index.Timer) {
 	if len(claimed) == 0 {
 		return nil

@@ -2,7 +2,7 @@ package expiration
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// metrics are the component's own figures. None has a label whose values users choose.
+// metrics are the engine's own metrics. No label has values that users choose.
 type metrics struct {
 	running   prometheus.GaugeFunc
 	scheduled prometheus.GaugeFunc

@@ -11,8 +11,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// Allow reports whether a token was issued by this server and has not been forgotten, although it may still be refused; and if so,
-// whether there may be a request with it now (contract, section 2): if there were too many, wait is after how long, and else 0.
+// Allow reports whether this server issued a token and still knows it, although the token may be refused. If so, wait is 0 if a request
+// with the token is allowed now, and otherwise how long to wait (docs/protocol.md, "Keep-alive").
 func (t *Timers) Allow(h TokenHash) (known bool, wait time.Duration) { return t.allow(h, false) }
 
 func (t *Timers) allow(h TokenHash, delayed bool) (known bool, wait time.Duration) {
@@ -26,8 +26,8 @@ func (t *Timers) allow(h TokenHash, delayed bool) (known bool, wait time.Duratio
 	return true, (*Bucket)(&tm.Asked).Take(t.cfg.TokenLimit, now)
 }
 
-// Refresh restarts the timer of a token with its stored duration. When it returns nil, the new deadline is durable. The
-// error is ErrNotFound if no such timer runs; after any other error the timer stands as it was, or as refreshed.
+// Refresh restarts the timer of a token with its stored duration. When it returns nil, the new deadline is durable. The error is
+// ErrNotFound if no such timer runs. After any other error the timer has either its old or its new deadline.
 func (t *Timers) Refresh(ctx context.Context, h TokenHash) error {
 	tm := t.find(h, false)
 	if tm == nil {
@@ -36,8 +36,8 @@ func (t *Timers) Refresh(ctx context.Context, h TokenHash) error {
 	return t.refresh(ctx, tm, 0)
 }
 
-// Restart gives the running timer of an event a new duration, counted from now (contract, section 1: a state event sent
-// again with identical content). The caller holds the lock of the event's state key.
+// Restart gives the running timer of an event a new duration, counted from now: a state event was sent again with identical content
+// (docs/protocol.md, "Sending"). The caller holds the lock of the event's state key.
 func (t *Timers) Restart(ctx context.Context, eventID string, duration time.Duration) error {
 	tm := t.ofEvent(eventID)
 	if tm == nil {
@@ -45,7 +45,7 @@ func (t *Timers) Restart(ctx context.Context, eventID string, duration time.Dura
 	}
 	row, _, err := t.load(ctx, tm)
 	if err == nil {
-		// It is the current state, and yet clients may not have seen it: a crash can leave it so.
+		// The event is the current state, but a crash may have kept it from the clients. Confirm makes sure that they get it.
 		err = t.confirm(ctx, tm, row.Event)
 	}
 	if err != nil {

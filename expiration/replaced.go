@@ -13,9 +13,9 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// StateComes is called before a state event of this server is given to the roomserver. It writes down which timers it may replace: whether
-// it did is found out behind the sender's answer, see StateSent, and if the process dies before, the next one has to find out before a
-// token is used. If it fails, all is well as long as the process lives. It does not fail because the caller hangs up.
+// StateComes is called before the roomserver gets a state event of this server. It marks in the database the timers that the event may
+// replace, by removing their digests. After a crash the next process looks at those before it accepts their tokens; without a crash,
+// StateSent does that. An error therefore does no harm while the process lives. StateComes goes on if the caller hangs up.
 func (t *Timers) StateComes(ctx context.Context, s StateKey, eventID string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
@@ -32,7 +32,7 @@ func (t *Timers) StateComes(ctx context.Context, s StateKey, eventID string) err
 	return nil
 }
 
-// doubt writes down that the event of a timer may be replaced. Under the row's lock: the row may be on its way.
+// doubt removes the digest of a timer. It takes the row's lock, because the row may still be written.
 func (t *Timers) doubt(ctx context.Context, tm *index.Timer) error {
 	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
@@ -43,10 +43,10 @@ func (t *Timers) doubt(ctx context.Context, tm *index.Timer) error {
 	return err
 }
 
-// StateSent is called when a state event that was sent here has come to the roomserver. It stops the delayed events that are overtaken,
-// and sees to it that no token of an expiring event that was replaced is worth anything any more: whoever uses one looks first. The
-// timer itself goes when the output stream tells of the change. To find out what the current state is, the roomserver goes through all
-// state of the room, and the sender need not wait for that. If it fails, StateChanged must be called.
+// StateSent is called when the roomserver has a state event that was sent here. It stops the delayed events that the event replaced, and
+// marks the timers of expiring events as Superseded. The next use of such a token checks the room's state first; the timer itself is
+// dropped when the output stream reports the change. The check is not done here, because the roomserver reads all state of the room for it,
+// and the sender would wait. After an error StateChanged must be called.
 func (t *Timers) StateSent(ctx context.Context, s StateKey, eventID string) error {
 	var delayed []*index.Timer
 	for _, tm := range t.ofState(s, eventID) {
@@ -59,13 +59,13 @@ func (t *Timers) StateSent(ctx context.Context, s StateKey, eventID string) erro
 	return t.dropReplaced(ctx, delayed)
 }
 
-// StateChanged stops the timers of a piece of state whose event was replaced. It is called when the output stream tells of a state
-// event. If it fails, a timer may run on that must not: call it again.
+// StateChanged stops the timers of a piece of state whose event was replaced. It is called when the output stream reports a state event.
+// After an error, a timer of a replaced event may still run, and StateChanged must be called again.
 func (t *Timers) StateChanged(ctx context.Context, s StateKey, eventID string) error {
 	return t.dropReplaced(ctx, t.ofState(s, eventID))
 }
 
-// ofState returns the running timers of a piece of state, but for that of the event that is its current state now.
+// ofState returns the running timers of a piece of state, except for that of its current event.
 func (t *Timers) ofState(s StateKey, eventID string) (timers []*index.Timer) {
 	state, itself := t.tokens.names.state(s), t.tokens.names.hash(eventID)
 	t.mu.Lock()
@@ -78,7 +78,7 @@ func (t *Timers) ofState(s StateKey, eventID string) (timers []*index.Timer) {
 	return timers
 }
 
-// StateRemoved does what StateChanged does for the timer of an event that is found to be no longer the current state.
+// StateRemoved does what StateChanged does, for the timer of one event that is no longer the current state.
 func (t *Timers) StateRemoved(ctx context.Context, eventID string) error {
 	tm := t.ofEvent(eventID)
 	if tm == nil {
@@ -87,7 +87,7 @@ func (t *Timers) StateRemoved(ctx context.Context, eventID string) error {
 	return t.dropReplaced(ctx, []*index.Timer{tm})
 }
 
-// RoomChanged does what StateChanged does for all state of a room. It is called when the whole state was rewritten.
+// RoomChanged does what StateChanged does, for all state of a room. It is called when the whole state was rewritten.
 func (t *Timers) RoomChanged(ctx context.Context, roomID string) error {
 	room := t.tokens.names.hash(roomID)
 	t.mu.Lock()
@@ -96,9 +96,9 @@ func (t *Timers) RoomChanged(ctx context.Context, roomID string) error {
 	return t.dropReplaced(ctx, timers)
 }
 
-// dropReplaced stops those timers of state events that were replaced. At those that are left somebody looks again: the output
-// stream can be faster than the roomserver's database. One that is claimed is left to whoever closes it: to ask about each
-// event that its own closing event replaces would go through all state of the room.
+// dropReplaced stops those timers of state events that were replaced. The others are checked again later, because the output stream can be
+// faster than the roomserver's database. Claimed timers are left to their attempt: the check reads all state of the room, which is too
+// expensive for every event that its own closing event replaces.
 func (t *Timers) dropReplaced(ctx context.Context, timers []*index.Timer) error {
 	var failed []error
 	for _, tm := range timers {
@@ -123,8 +123,8 @@ func (t *Timers) dropReplaced(ctx context.Context, timers []*index.Timer) error 
 	return errors.Join(failed...)
 }
 
-// supersede makes somebody find out whether an event was replaced by state that was sent here. Until then the timer does not count for
-// the limit.
+// supersede marks a timer whose event was probably replaced by state that was sent here. Until the check, the timer does not count against
+// the sender's limit.
 func (t *Timers) supersede(tm *index.Timer) {
 	t.mu.Lock()
 	if tm.Running() {
@@ -134,7 +134,7 @@ func (t *Timers) supersede(tm *index.Timer) {
 	t.lookAgain(tm)
 }
 
-// lookAgain makes the scheduler find out once more whether an event was replaced. Until then a refresh does.
+// lookAgain marks a timer as MaybeReplaced, and makes the scheduler check it after lookAgainAfter. A refresh before that checks as well.
 func (t *Timers) lookAgain(tm *index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -144,12 +144,12 @@ func (t *Timers) lookAgain(tm *index.Timer) {
 	tm.Doubt(index.MaybeReplaced)
 	wake := t.clock.now() + lookAgainAfter
 	if before, scheduled := tm.Wake(); !scheduled || wake < before {
-		t.index.Schedule(tm, wake) // or activate does
+		t.index.Schedule(tm, wake) // refused while Pending: activateWithMu schedules it then
 		t.notify()
 	}
 }
 
-// dropDoubtful stops a timer that lookAgain has been told of, if its event was replaced.
+// dropDoubtful checks a timer that lookAgain has marked, and stops it if its event was replaced.
 func (t *Timers) dropDoubtful(ctx context.Context, tm *index.Timer, row Timer) error {
 	replaced, err := t.roomserver.Replaced(ctx, row)
 	switch {

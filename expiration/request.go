@@ -8,14 +8,14 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// LockRequest waits until no other request with this hash is being dealt with, and returns the function that lets the next
-// one in. What a client repeats because it was impatient must find what came of it the first time.
+// LockRequest takes the lock of a request, and returns the function that gives it back. A client that repeats a request because it was
+// impatient must find the result of the first one.
 func (t *Timers) LockRequest(ctx context.Context, request RequestHash) (unlock func(), err error) {
 	return t.requests.Lock(ctx, request)
 }
 
-// Sent returns the ID of the event that was accepted from a request which is repeated now, by an earlier process, or by this
-// one if the roomserver failed to take it; or "" if there is none. The event is in its room then, even if it was not before.
+// Sent returns the ID of the event that an earlier, identical request sent, or "" if there is none. It finds requests to an earlier
+// process, and requests to this one for which the roomserver failed to take the event. Sent returns only after the event is in its room.
 func (t *Timers) Sent(ctx context.Context, request RequestHash) (string, error) {
 	number := t.tokens.names.request(request)
 	t.mu.Lock()
@@ -40,7 +40,7 @@ func (t *Timers) Sent(ctx context.Context, request RequestHash) (string, error) 
 	return "", fmt.Errorf("sending an event again: %w", err)
 }
 
-// sendAgain gives an event to the roomserver that it does not have, or has in its queue.
+// sendAgain gives an event to the roomserver that does not have it, or has it in its queue.
 func (t *Timers) sendAgain(ctx context.Context, tm *index.Timer, e Event) error {
 	if err := t.roomserver.Resubmit(ctx, Timer{Event: e}, e.Request.Signed); err != nil {
 		return err

@@ -12,9 +12,9 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
-// lockRow takes the lock under which a timer's row is written, so that what memory says of the row is what was written
-// last, and returns the function that gives it back. A caller whose context ends while another has the lock gives up: the error is
-// batch.ErrNotAsked then. Whoever has it waits for nothing but the database.
+// lockRow takes the lock of a timer's row, and returns the function that gives it back. The row is written only under this lock, so that
+// memory agrees with the last write. A caller whose context ends before it has the lock gives up with batch.ErrNotAsked. The holder waits
+// for nothing but the database.
 func (t *Timers) lockRow(ctx context.Context, tm *index.Timer) (unlock func(), err error) {
 	if unlock, err = t.rows.Lock(ctx, tm.NID()); err != nil {
 		return nil, fmt.Errorf("%w: %w", batch.ErrNotAsked, err)
@@ -22,8 +22,8 @@ func (t *Timers) lockRow(ctx context.Context, tm *index.Timer) (unlock func(), e
 	return unlock, nil
 }
 
-// load reads the row of a timer, and makes memory say what it says. It returns the moment of the deadline too, and
-// ErrNotFound if the timer is gone.
+// load reads the row of a timer, and updates memory from it. It also returns the deadline by the monotonic clock. The error is ErrNotFound
+// if the timer has ended.
 func (t *Timers) load(ctx context.Context, tm *index.Timer) (row Timer, due time.Duration, err error) {
 	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
@@ -51,7 +51,7 @@ func (t *Timers) loadUnderRow(ctx context.Context, tm *index.Timer) (row Timer, 
 		return row, 0, ErrNotFound
 	}
 	if found == nil {
-		if tm.Delayed() && tm.Phase() == index.Claimed { // and finalised, though that failed
+		if tm.Delayed() && tm.Phase() == index.Claimed { // it was finalised, although the write returned an error
 			t.senders[tm.Sender()] = struct{}{}
 			t.forgetInFlightWithMu(tm)
 		}
@@ -73,8 +73,8 @@ func (t *Timers) loadUnderRow(ctx context.Context, tm *index.Timer) (row Timer, 
 	return row, tm.Due, nil
 }
 
-// removeRow deletes the row of a timer that is gone, unless somebody has done so. If that fails, the scheduler tries again
-// later. A claim that failed goes too, written or not: its event was given to nobody.
+// removeRow deletes the row of a timer that has ended, unless it is deleted already. If that fails, the scheduler tries again later. The
+// row is deleted even if a failed claim was written, because the roomserver never got that claim's event.
 func (t *Timers) removeRow(ctx context.Context, tm *index.Timer) {
 	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
@@ -106,15 +106,15 @@ func (t *Timers) removeRowUnderRow(ctx context.Context, tm *index.Timer) {
 	t.noteRemoved(err, tm)
 }
 
-// removeRowBehind is removeRow for whoever has other things to do: the row of a closed event is deleted later, with those of
-// others. Nobody writes to it any more.
+// removeRowBehind is removeRow in the background. The rows of closed events are collected and deleted together, as nothing writes to them
+// any more.
 func (t *Timers) removeRowBehind(tm *index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch tm.Phase() {
 	case index.Stopped:
 		t.watcher.Go(func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), batch.Timeout) // also when the component stops
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), batch.Timeout) // also while the engine stops
 			defer cancel()
 			if !guard.Run("deleting a row", func() { t.removeRow(ctx, tm) }) {
 				t.scheduleRetry(tm)
@@ -127,7 +127,7 @@ func (t *Timers) removeRowBehind(tm *index.Timer) {
 	}
 }
 
-// sweep deletes the rows of closed events, when they have gathered for a while, or the component stops.
+// sweep deletes the collected rows of closed events after sweepPause, or when the engine stops.
 func (t *Timers) sweep() {
 	select {
 	case <-time.After(sweepPause):
@@ -150,7 +150,7 @@ func (t *Timers) sweep() {
 	}
 }
 
-// removed does what follows from an attempt to delete rows.
+// noteRemoved forgets timers whose rows are deleted, or schedules a retry if deleting failed.
 func (t *Timers) noteRemoved(err error, timers ...*index.Timer) {
 	failpoint.Pass(failpoint.AfterDelete)
 	if err == nil {
@@ -168,14 +168,14 @@ func (t *Timers) noteRemoved(err error, timers ...*index.Timer) {
 	}
 }
 
-// Settle deletes the rows of timers that were stopped and could not be deleted then. Until it has returned nil, a crash
-// could bring back a timer that was stopped before.
+// Settle deletes the rows of stopped timers that could not be deleted earlier. Until it has returned nil, a crash could bring a stopped
+// timer back.
 func (t *Timers) Settle(ctx context.Context) error {
 	for _, tm := range t.stoppedWithRow() {
 		t.removeRow(ctx, tm)
 	}
 	if err := ctx.Err(); err != nil {
-		return err // a timer that should have been dropped may still run
+		return err // drop may have failed, so that a timer still runs
 	}
 	if n := len(t.stoppedWithRow()); n > 0 {
 		return fmt.Errorf("%d stopped timers still have their rows", n)
@@ -183,8 +183,8 @@ func (t *Timers) Settle(ctx context.Context) error {
 	return nil
 }
 
-// stopped returns the timers that were stopped and still have their rows. Those of closed events are not among them: they are
-// deleted by whoever closed them, and what a crash could bring back is the closing event that the room has.
+// stoppedWithRow returns the timers that were stopped and still have their rows. Closed timers are not among them: their attempt deletes
+// the row, and a crash before that only resubmits a closing event that the room has already.
 func (t *Timers) stoppedWithRow() (timers []*index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -11,12 +11,12 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// errLeftOver: a request that is repeated has left a row behind that cannot be deleted just now.
-var errLeftOver = errors.New("the request failed before, and what it left cannot be deleted")
+// errLeftOver: the first attempt of a repeated request failed, and its row cannot be deleted at the moment.
+var errLeftOver = errors.New("the request failed before, and its row cannot be deleted yet")
 
-// Schedule stores an event that is to be sent after a delay, which must be positive, and returns its delay ID. A request that
-// is repeated gets the one that it was given first, whatever has become of it since. The error is a *LimitError if the user,
-// unless exempt, has as many events scheduled as are allowed.
+// Schedule stores an event that is sent after a delay, which must be positive, and returns its delay ID. A repeated request gets the first
+// one's delay ID, whatever has become of that event. The error is a *LimitError if the user has reached the limit of scheduled events;
+// exempt users have no limit.
 func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Duration, exempt bool) (delayID string, err error) {
 	if e.Request != nil {
 		unlock, err := t.LockRequest(ctx, e.Request.Hash)
@@ -29,7 +29,7 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 		}
 	}
 	if s, ok := e.State(); ok {
-		// What comes after this is seen to be newer than what the event was scheduled over.
+		// Under the lock, state that is set after this point is recognised as newer than Over.
 		unlock, err := t.LockState(ctx, s)
 		if err != nil {
 			return "", err
@@ -48,13 +48,13 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 		return "", err
 	}
 	t.mu.Lock()
-	t.activateWithMu(tm) // unless somebody who had found it has sent or finalised it
+	t.activateWithMu(tm) // has no effect if another request has sent or finalised it already
 	t.mu.Unlock()
 	return t.tokens.Token(e.ID), nil
 }
 
-// Scheduled returns the delay ID that a request was given which is repeated now, or "". If the first is being dealt with, it is
-// waited for: its row may be there, and yet be taken back.
+// Scheduled returns the delay ID that an earlier, identical request got, or "". It waits for a request that is in progress, because the row
+// of that request may still be removed.
 func (t *Timers) Scheduled(ctx context.Context, request RequestHash) (delayID string, err error) {
 	unlock, err := t.LockRequest(ctx, request)
 	if err != nil {
@@ -64,7 +64,7 @@ func (t *Timers) Scheduled(ctx context.Context, request RequestHash) (delayID st
 	return t.scheduledUnderRequest(ctx, request)
 }
 
-// scheduled is Scheduled under the request's lock.
+// scheduledUnderRequest is Scheduled under the request's lock.
 func (t *Timers) scheduledUnderRequest(ctx context.Context, request RequestHash) (delayID string, err error) {
 	for sure := false; ; sure = true {
 		rowID, err := t.store.Requested(ctx, request)
@@ -72,7 +72,7 @@ func (t *Timers) scheduledUnderRequest(ctx context.Context, request RequestHash)
 		case errors.Is(err, ErrNotFound):
 			return "", nil
 		case err != nil:
-			return "", fmt.Errorf("looking for a request: %w", err)
+			return "", fmt.Errorf("looking up a request: %w", err)
 		}
 		delayID = t.tokens.Token(rowID)
 		h := HashToken(delayID)
@@ -86,11 +86,11 @@ func (t *Timers) scheduledUnderRequest(ctx context.Context, request RequestHash)
 		case sure || t.find(h, true) != nil:
 			return delayID, nil
 		}
-		// It was finalised; or it was left over and is deleted since it was looked for, then it is not found again.
+		// The row has no timer in memory: the event was finalised, or a leftover row was deleted since Requested. Requested tells which.
 	}
 }
 
-// leftOver returns the timer of a delayed event that was written although writing it failed, and is not yet deleted again.
+// leftOver returns the timer of a delayed event whose Insert failed but wrote the row, if the row is not deleted yet.
 func (t *Timers) leftOver(h TokenHash) *index.Timer {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// settle does what follows from the result of an attempt.
+// settle acts on the result of an attempt.
 func (t *Timers) settle(ctx context.Context, tm *index.Timer, row Timer, o Outcome, due time.Duration, err error) error {
 	switch {
 	case err == nil:
@@ -33,21 +33,21 @@ func (t *Timers) settle(ctx context.Context, tm *index.Timer, row Timer, o Outco
 	return err
 }
 
-// isAwaited reports whether an attempt failed because the roomserver has not yet got so far as it was before a crash.
+// isAwaited reports whether an attempt failed because the roomserver has not caught up after a crash.
 func isAwaited(err error) bool { return errors.Is(err, ErrUnknownEvent) || errors.Is(err, ErrSetBack) }
 
-// await counts how many times in a row the roomserver had not got so far when a timer was due, and sees to it that it goes on. It
-// returns the error, or a *DropError if the roomserver has been waited for long enough.
+// countAwaited counts how many times in a row the roomserver had not caught up when a timer was due, and wakes the roomserver. It returns
+// the error, or a *DropError if the limit is reached.
 func (t *Timers) countAwaited(ctx context.Context, tm *index.Timer, e Event, o Outcome, err error) error {
 	unsent := errors.Is(err, ErrUnknownEvent)
 	t.mu.Lock()
-	if o == Expired { // not those who ask as often as they like
+	if o == Expired { // requests do not count: clients repeat them as often as they like
 		tm.Awaited = min(tm.Awaited+1, givenUpAfter+1)
 	}
 	switch {
 	case unsent:
 		tm.Presence = index.Unsent
-	case tm.Presence == index.Unsent: // the roomserver knows it now
+	case tm.Presence == index.Unsent: // the roomserver knows the event now
 		tm.Presence = index.Unconfirmed
 	}
 	givenUp := unsent && tm.Awaited > givenUpAfter
@@ -55,22 +55,22 @@ func (t *Timers) countAwaited(ctx context.Context, tm *index.Timer, e Event, o O
 	if givenUp {
 		return &DropError{Reason: NeverSent, Cause: err}
 	}
-	if failed := t.roomserver.Wake(ctx, e.RoomID); failed != nil { // so does the next attempt
+	if failed := t.roomserver.Wake(ctx, e.RoomID); failed != nil { // the next attempt wakes it again
 		t.log.WithError(failed).WithField("room_id", e.RoomID).Debug("Failed to wake the roomserver's worker for a room")
 	}
 	return err
 }
 
-// isLost reports whether the roomserver was waited for long enough to bring an event back that is no longer the current state:
-// nothing that could do so is left in its queue. In the room's graph, and for other servers, it stands there all the same.
+// isLost reports whether the engine has waited long enough for an event to become the current state again. By then the roomserver's queue
+// has nothing left that could restore it. Other servers, and the room's event graph, still have the event.
 func (t *Timers) isLost(tm *index.Timer) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return tm.Awaited > lostAfter || tm.Awaited > 0 && failpoint.Fail(failpoint.Awaiting) != nil
 }
 
-// closed takes a timer out whose event is in the room. It returns ErrNotFound if the event was closed otherwise
-// than the caller wanted: the token was invalid before he came.
+// succeeded ends a timer whose event is in the room. It returns ErrNotFound if the claimed outcome is not the one that the caller wanted,
+// because then the token was invalid before the request.
 func (t *Timers) succeeded(ctx context.Context, tm *index.Timer, row Timer, o Outcome) error {
 	failpoint.Pass(failpoint.AfterClosing)
 	t.mu.Lock()
@@ -101,10 +101,10 @@ func (t *Timers) succeeded(ctx context.Context, tm *index.Timer, row Timer, o Ou
 	return nil
 }
 
-// gone takes a timer out whose event will never be sent, and returns the reason, or a passing fault if it could not. What would not have
-// been sent then may be sent later: a timer that expired, and was refreshed while that was found out, runs on.
+// abandon ends a timer whose event will never be sent. It returns the reason, or a passing fault if the timer could not be ended. The timer
+// runs on if it was refreshed during the attempt and the reason may not hold at the new deadline.
 func (t *Timers) abandon(ctx context.Context, tm *index.Timer, row Timer, o Outcome, due time.Duration, dropped *DropError) error {
-	// The attempt may have used up its time.
+	// The attempt may have used up its own time.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
 	unlock, err := t.lockRow(ctx, tm)
@@ -131,7 +131,7 @@ func (t *Timers) abandon(ctx context.Context, tm *index.Timer, row Timer, o Outc
 	}
 	t.index.Stop(tm)
 	t.mu.Unlock()
-	if already { // dropped by somebody else meanwhile
+	if already { // dropped by another caller meanwhile
 		return dropped
 	}
 	t.metrics.drops.WithLabelValues(string(dropped.Reason)).Inc()
@@ -141,16 +141,16 @@ func (t *Timers) abandon(ctx context.Context, tm *index.Timer, row Timer, o Outc
 	return dropped
 }
 
-// isRefreshed reports whether a timer runs and is due at another moment than it was. The row's lock is held.
+// isRefreshed reports whether a timer runs and has another deadline than the given one. The caller holds the row's lock.
 func (t *Timers) isRefreshed(tm *index.Timer, due time.Duration) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return tm.Running() && tm.Due != due
 }
 
-// again schedules the next attempt after one that failed in passing. The event is empty if its row could not be read.
+// retryLater schedules the next attempt after a passing fault. The event is empty if the row could not be read.
 func (t *Timers) retryLater(tm *index.Timer, e Event, err error) {
-	if t.ctx.Err() != nil { // stopping; the next Start takes it up
+	if t.ctx.Err() != nil { // stopping: the next Start loads the timer
 		return
 	}
 	t.mu.Lock()

@@ -7,13 +7,14 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// LockState waits for the lock of a piece of state and returns the function that gives it back. It is held while an
-// event for that state is built and given to the roomserver. A closing event that an earlier fault left half done is
-// finished first, so that it does not come behind what is sent now.
+// LockState takes the lock of a piece of state, and returns the function that gives it back. The caller holds it while it builds an event
+// for that state and gives it to the roomserver. LockState first finishes closing events that are claimed but not sent, so that they do not
+// arrive after the caller's event.
 //
-// Neither that nor an attempt that has the lock and has claimed is waited for much longer than sendPatience: an event that the roomserver
-// does not answer must not keep others from sending. Without the lock both are built upon the same events, and state resolution prefers
-// the send, which bears the later time. Where it goes by power first, an attempt is waited for until it ends, and another send always.
+// An event that the roomserver does not answer must not block other sends, so LockState waits little longer than sendPatience for it. After
+// that the send goes on, even without the lock if an attempt holds it and has claimed its event. Then both events have the same prev
+// events, and state resolution prefers the send, which bears the later time. There are two exceptions: another send is always waited for,
+// and so is an attempt for a type that state resolution orders by power.
 func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err error) {
 	state := t.tokens.names.state(s)
 	for unlock == nil {
@@ -22,7 +23,7 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case !decidesWhoMay(s.Type) && t.attemptHasClaimed(state):
-			time.Sleep(2 * time.Millisecond) // so that what is sent now bears a later time
+			time.Sleep(2 * time.Millisecond) // so that the send bears a later time
 			return func() {}, nil
 		}
 	}
@@ -32,13 +33,13 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		err = t.attempt(patient, tm, Expired, nil)
 		t.removeRow(ctx, tm)
 		if err != nil && !isFinal(err) {
-			t.log.WithError(err).WithField("room_id", s.RoomID).Debug("A send goes past an event that is half done")
+			t.log.WithError(err).WithField("room_id", s.RoomID).Debug("A send does not wait for an unfinished closing event")
 		}
 	}
 	return unlock, nil
 }
 
-// decidesWhoMay reports whether state resolution orders events of a type by the power of their senders, and not by time.
+// decidesWhoMay reports whether state resolution orders events of a type by their senders' power instead of by time.
 func decidesWhoMay(eventType string) bool {
 	switch eventType {
 	case "m.room.power_levels", "m.room.join_rules", "m.room.member":
@@ -47,15 +48,15 @@ func decidesWhoMay(eventType string) bool {
 	return false
 }
 
-// lockSoon is the lock of a piece of state, unless it takes longer than sendPatience.
+// lockSoon takes the lock of a piece of state, but waits no longer than sendPatience.
 func (t *Timers) lockSoon(ctx context.Context, state uint64) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, sendPatience)
 	defer cancel()
 	return t.states.Lock(ctx, state)
 }
 
-// attemptHasClaimed reports whether an attempt has the lock of a piece of state, and has claimed its event. One that has not may build its event
-// later than a send that goes past it, and overwrite what is sent.
+// attemptHasClaimed reports whether an attempt holds the lock of a piece of state and has claimed its event. An attempt that has not
+// claimed yet may build its event after a send that passes it, and would overwrite that.
 func (t *Timers) attemptHasClaimed(state uint64) (claimed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -18,65 +18,63 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
 )
 
-// Config is what the component itself can be told; see docs/configuration.md.
+// Config is the configuration of the engine; see docs/configuration.md.
 type Config struct {
-	// MaxRunningPerUser is how many timers one user may have running.
+	// MaxRunningPerUser is how many expiring events one user may have running.
 	MaxRunningPerUser int
 	// MaxScheduledPerUser is how many delayed events one user may have scheduled.
 	MaxScheduledPerUser int
-	// KeepFinalised is for how long a delayed event can be looked up that was finalised, and MaxFinalisedPerUser for how many
-	// of one user.
+	// KeepFinalised is how long a finalised delayed event can be looked up. MaxFinalisedPerUser is how many of them are kept for one user.
 	KeepFinalised       time.Duration
 	MaxFinalisedPerUser int
-	// RestartGrace is how long after Start every timer runs at least, so that live clients can refresh first. 0: timers
-	// that ran out while the server was down fire at once.
+	// RestartGrace is the least time for which every timer runs after Start, so that live clients can refresh first. With 0, a timer that
+	// expired while the server was down fires at once.
 	RestartGrace time.Duration
-	// TokenLimit limits the requests with one token, or one delay ID.
+	// TokenLimit limits the requests with one token or one delay ID.
 	TokenLimit RateLimit
-	// Explain returns what the owner of a delayed event is shown that ended with an error: a *DropError or what is wrapped in one.
-	// The engine stores it and does not read it.
+	// Explain returns the error that the owner of a delayed event sees if the event ended with a *DropError. The engine stores the result
+	// and does not read it.
 	Explain func(error) json.RawMessage
 }
 
 const (
-	// pollInterval is how long a lost wake-up can delay anything.
+	// pollInterval bounds the delay that a lost wake-up can cause.
 	pollInterval = 5 * time.Second
-	// sweepPause is how long the rows of closed events are gathered before they are deleted: so that when many timers run out at
-	// once, this work comes after the claims. A crash meanwhile brings their closing events to the roomserver again.
+	// sweepPause is how long rows of closed events are collected before they are deleted. In a mass expiry, the deletes then come after the
+	// claims. After a crash in between, the closing events are given to the roomserver again.
 	sweepPause = time.Second
-	// lookAgainAfter is how long after something was told of a piece of state it is looked at once more.
+	// lookAgainAfter is the pause before the scheduler checks a piece of state once more.
 	lookAgainAfter = time.Second
-	// recoverTimeout is how long Start waits for what an earlier process claimed and did not finish.
+	// recoverTimeout is how long Start waits for events that an earlier process claimed and did not finish.
 	recoverTimeout = 10 * time.Second
-	// stopPatience is how long Stop waits for the closings that are under way.
+	// stopPatience is how long Stop waits for attempts that are in progress.
 	stopPatience = 5 * time.Second
-	// firstPause is the pause after the first failed attempt; it doubles with each further one up to lastPause.
+	// firstPause is the backoff after the first failed attempt. It doubles with each further one, up to lastPause.
 	firstPause = 500 * time.Millisecond
 	lastPause  = 30 * time.Second
-	// manyTimers is from how many timers on their loading leaves memory behind that is worth giving back.
+	// manyTimers is the number of timers from which it pays to return memory to the operating system after loading.
 	manyTimers = 10_000
 	// loadingGCPercent is by how much the heap may grow between two collections while timers are loaded.
 	loadingGCPercent = 400
-	// maxFailures is as far as failures are counted.
+	// maxFailures is the limit up to which failures are counted.
 	maxFailures = 16
-	// refusedFor is how long the token of a sender who is gone is told so at /end, before it is a token like any unknown
-	// one.
+	// refusedFor is how long the token of a sender who has left is answered with a refusal at `end`, instead of as an unknown token.
 	refusedFor = 5 * time.Minute
-	// retriedFor is how long at least a request is known whose timer is gone; Dendrite itself knows those that went well for
-	// as long.
+	// retriedFor is the least time for which a request is remembered after its timer has ended. Dendrite remembers successful requests for
+	// the same time.
 	retriedFor = 30 * time.Minute
-	// givenUpAfter is how many times in a row the roomserver can say that it does not know an event. With lastPause between them
-	// it is more than an hour, in which the roomserver's queue brings what a crash has left in it.
+	// givenUpAfter is how many times in a row the roomserver may answer that it does not know an event. With pauses of lastPause that is
+	// more than an hour, in which the roomserver processes what a crash has left in its queue.
 	givenUpAfter = 125
-	// lostAfter is the same for state that was set back behind an event. It is more than seven minutes: Dendrite's queue brings what a
-	// crash has left in it after five. Who is gone from a call is not to be seen there for longer than need be.
+	// lostAfter is the same limit for state that was set back. It is more than seven minutes; Dendrite redelivers what was in its queue at
+	// a crash after five. It is short because a participant who has left a call should not be shown for longer than necessary.
 	lostAfter = 20
-	// unsentFactor times as many timers as may be running can a user have whose events the roomserver has failed to take, or
-	// does not know.
+	// unsentFactor is the factor by which a user may exceed the limit of running timers with events that the roomserver has failed to take,
+	// or does not know.
 	unsentFactor = 10
 )
 
-// Timers is the component. See the package comment for what it guarantees.
+// Timers is the engine. The package comment says what it guarantees.
 type Timers struct {
 	cfg        Config
 	store      Store
@@ -99,23 +97,23 @@ type Timers struct {
 	rows     *keylock.Locks[int64] // by the timers' NIDs
 	lanes    *lanes.Lanes
 
-	wakeup  chan struct{} // of capacity 1: the first wake has come nearer
+	wakeup  chan struct{} // has capacity 1; signals that the first wake has come nearer
 	ctx     context.Context
 	stop    context.CancelFunc
-	watcher sync.WaitGroup // started by Start, ended by Stop after the lanes' turns; and what these leave to be done behind them
+	watcher sync.WaitGroup // the goroutines of Start, and those that delete rows; Stop waits for them after the lanes
 
-	mu         sync.Mutex // guards what follows
+	mu         sync.Mutex // guards the fields below
 	index      *index.Index
-	lastAnswer time.Duration // when the roomserver was done last with an event that it was given; 0 at first
-	// attempts has the pieces of state whose locks attempts have.
+	lastAnswer time.Duration // when the roomserver last finished an event; 0 before the first
+	// attempts contains the pieces of state whose locks are held by attempts.
 	attempts map[uint64]struct{}
-	swept    []*index.Timer      // closed events whose rows sweep deletes; if there are any, it is on its way
-	forgotAt time.Duration       // when requests were forgotten last
-	inFlight map[string]inFlight // the delayed events that are claimed and not finalised, by the IDs of the events
-	senders  map[uint64]struct{} // the hashes of the users with finalised events that were sent
+	swept    []*index.Timer      // closed events whose rows sweep deletes; sweep is scheduled unless this is empty
+	forgotAt time.Duration       // when ForgetRequests was last called
+	inFlight map[string]inFlight // delayed events that are claimed and not finalised, by event ID
+	senders  map[uint64]struct{} // hashes of the users who have finalised events that were sent
 }
 
-// New returns the component. It does nothing before Start.
+// New returns an engine. It does nothing before Start.
 func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers {
 	t := &Timers{
 		cfg: cfg, store: store, roomserver: roomserver, tokens: tokens,
@@ -150,11 +148,11 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 	return t
 }
 
-// Collectors returns the component's metrics, to be registered once.
+// Collectors returns the engine's metrics, to be registered once.
 func (t *Timers) Collectors() []prometheus.Collector { return t.metrics.collectors() }
 
-// Start loads the timers, finishes what an earlier process had claimed, and starts to watch the deadlines, until Stop is
-// called or ctx is done. It must return before events are sent or tokens used.
+// Start loads the timers, finishes what an earlier process claimed, and watches the deadlines until Stop is called or ctx is done. It must
+// return before events are sent or tokens are used.
 func (t *Timers) Start(ctx context.Context) error {
 	inherited, err := t.loadAll(ctx)
 	if err != nil {
@@ -165,14 +163,14 @@ func (t *Timers) Start(ctx context.Context) error {
 	return nil
 }
 
-// inherited is what an earlier process had begun with timers.
+// inherited is what an earlier process left unfinished.
 type inherited struct {
 	claimed []*index.Timer
-	// doubted are those of state events that may have been replaced.
+	// doubted are the timers of state events that may have been replaced.
 	doubted []*index.Timer
 }
 
-// run is Start when everything is loaded.
+// run is Start after loading.
 func (t *Timers) run(ctx context.Context, u inherited) {
 	t.ctx, t.stop = context.WithCancel(ctx)
 	for _, tm := range u.doubted {
@@ -183,8 +181,8 @@ func (t *Timers) run(ctx context.Context, u inherited) {
 	t.watcher.Go(func() { guard.KeepGoing(t.ctx, "pruning", t.prune) })
 }
 
-// Stop lets the closings that are under way come to their end, within stopPatience and while the context of Start lasts,
-// and ends all goroutines. What is left is taken up by the next Start. Stop may be called more than once.
+// Stop waits for attempts in progress, within stopPatience and while the context of Start lasts, and ends all goroutines. The next Start
+// takes up the rest. Stop may be called more than once.
 func (t *Timers) Stop() {
 	if t.stop == nil {
 		return
@@ -197,33 +195,33 @@ func (t *Timers) Stop() {
 	t.watcher.Wait()
 }
 
-// Ping reports whether the component can reach its database.
+// Ping returns an error if the engine cannot use its database.
 func (t *Timers) Ping(ctx context.Context) error { return t.store.Ping(ctx) }
 
-// Token returns the refresh token of an event, running or not.
+// Token returns the refresh token of an event, whether the event has a timer or not.
 func (t *Timers) Token(eventID string) string { return t.tokens.Token(eventID) }
 
-// find returns the timer of a token, or of a delay ID.
+// find returns the timer of a token or a delay ID, or nil.
 func (t *Timers) find(h TokenHash, delayed bool) *index.Timer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.byTokenWithMu(h, delayed)
 }
 
-// byToken is find under Timers.mu.
+// byTokenWithMu is find under Timers.mu.
 func (t *Timers) byTokenWithMu(h TokenHash, delayed bool) *index.Timer {
 	return t.index.ByToken(tokenOf(h), delayed)
 }
 
-// tokenOf returns what memory keeps of a token's hash.
+// tokenOf returns the part of a token's hash that memory keeps.
 func tokenOf(h TokenHash) [index.TokenSize]byte { return [index.TokenSize]byte(h[:]) }
 
-// ofEvent returns the timer of an event, running or not: the event's token says which.
+// ofEvent returns the timer of an event, or nil. It looks for the event's token.
 func (t *Timers) ofEvent(eventID string) *index.Timer {
 	return t.find(HashToken(t.tokens.Token(eventID)), false)
 }
 
-// Running reports whether there is a running timer for an event of this sender.
+// Running reports whether an event of this sender has a running timer.
 func (t *Timers) Running(eventID, sender string) bool {
 	tm, number := t.ofEvent(eventID), t.tokens.names.hash(sender)
 	t.mu.Lock()
@@ -237,14 +235,14 @@ func (t *Timers) isRunning(tm *index.Timer) bool {
 	return tm.Running()
 }
 
-// confirmed notes that an event is in its room.
+// noteConfirmed notes that an event is in its room.
 func (t *Timers) noteConfirmed(tm *index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	tm.Presence, tm.Awaited = index.Confirmed, 0
 }
 
-// inherited returns the timers of a piece of state that are claimed and not closed, but for those that the roomserver does not answer.
+// halfClosed returns the timers of a piece of state that are claimed and not closed, except for those that the roomserver does not answer.
 func (t *Timers) halfClosed(state uint64) (timers []*index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

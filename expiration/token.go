@@ -7,18 +7,18 @@ import (
 	"encoding/base64"
 )
 
-// tokenPurpose separates the key of the tokens from everything else that is made from the same secret. Changing it
-// makes every retried request answer with a token that the server does not know.
+// tokenPurpose separates the tokens' key from other keys that are derived from the same secret. If it changes, a repeated request gets a
+// token that the server does not know.
 const tokenPurpose = "org.matrix.msc4140 expire_refresh_token"
 
-// namesPurpose does the same for the key of the digests. Changing it makes the next start a slow one, which reads whole rows.
+// namesPurpose does the same for the key of the digests. If it changes, the next start is slow, because it reads whole rows.
 const namesPurpose = "org.matrix.msc4140 digest"
 
-// Tokens makes the refresh tokens (contract, section 1). A token is derived from the ID of its event under a secret key,
-// so that a retried request gets the same one although only its hash is stored: 256 bits, URL-safe, and without the key
-// nothing can be learnt from it or guessed about it.
+// Tokens derives refresh tokens and delay IDs (docs/protocol.md, "Sending"). A token is a keyed hash of its event's ID, so a repeated
+// request gets the same token although only the token's hash is stored. A token has 256 bits and is URL-safe. Without the key it reveals
+// nothing and cannot be guessed.
 //
-// It makes the digests too, under another key from the same secret.
+// Tokens also makes the digests, under another key from the same secret.
 type Tokens struct {
 	key   []byte
 	names names
@@ -45,8 +45,7 @@ func (t *Tokens) Token(eventID string) string {
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// HashToken returns the form in which a token is stored, indexed and looked up. Comparing hashes tells an attacker
-// nothing about how near a guess was.
+// HashToken returns the form in which a token is stored and looked up. Comparing hashes reveals nothing about how close a guess is.
 func HashToken(token string) TokenHash {
 	return sha256.Sum256([]byte(token))
 }

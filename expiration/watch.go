@@ -10,8 +10,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 )
 
-// watch hands timers to the lanes when they are due. There is one runtime timer, moved when something nearer comes; a
-// poll behind it bounds what a lost wake-up can cost.
+// watch hands timers to the lanes when they are due. It uses one runtime timer, which is reset when a nearer wake comes. A poll behind it
+// bounds the cost of a lost wake-up.
 func (t *Timers) watch() {
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
@@ -26,7 +26,7 @@ func (t *Timers) watch() {
 	}
 }
 
-// dispatch hands all timers that are due to the lanes and returns how long it is until it has to be called again.
+// dispatch hands all timers that are due to the lanes, and returns the time until it must be called again.
 func (t *Timers) dispatch(now time.Duration) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -38,29 +38,29 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 		if wake, _ := tm.Wake(); wake > now {
 			return min(wake-now, pollInterval)
 		}
-		if tm.Running() && tm.Due > now && !tm.Has(index.MaybeReplaced) { // refreshed since it was put there
+		if tm.Running() && tm.Due > now && !tm.Has(index.MaybeReplaced) { // refreshed since it was scheduled
 			t.index.Schedule(tm, tm.Due)
 			continue
 		}
 		t.index.ForgetToken(tm)
-		if tm.Phase() == index.Gone { // only its token was still known
+		if tm.Phase() == index.Gone { // only its token was still in the index
 			continue
 		}
 		t.index.HandOver(tm)
-		// What failed at once keeps its place in the order of its room: a retry is what the roomserver did not answer.
+		// A timer whose attempt failed at once keeps its place in its room's order. A retry is one that the roomserver did not answer.
 		attempt := func(w *lanes.Turn) bool { return t.closeDue(tm, w) }
 		t.lanes.Add(lanes.Job{Sender: tm.Sender(), Due: tm.Due, Attempt: attempt}, tm.Room(), tm.Unanswered > 0)
 	}
 	return pollInterval
 }
 
-// closeDue is an attempt in the timer's turn, and reports whether it failed in passing. When many run out at once, nobody waits for
-// the rows to be deleted.
+// closeDue makes an attempt in the timer's turn, and reports whether it failed in passing. The row is deleted in the background, so that in
+// a mass expiry the next turn does not wait for it.
 func (t *Timers) closeDue(tm *index.Timer, w *lanes.Turn) (failed bool) {
 	defer t.returned(tm)
 	ctx, cancel := context.WithTimeout(t.ctx, t.patience(tm))
 	defer cancel()
-	// close schedules the next attempt and has said what there is to say.
+	// close schedules the next attempt and logs the error.
 	err := t.close(ctx, tm, Expired, w)
 	t.removeRowBehind(tm)
 	for _, blameless := range []error{errNotDue, errLocked, batch.ErrNotAsked, lanes.ErrTurnBefore} {
@@ -71,22 +71,21 @@ func (t *Timers) closeDue(tm *index.Timer, w *lanes.Turn) (failed bool) {
 	return err != nil && !isFinal(err)
 }
 
-// returned is called when an attempt is over.
+// returned notes that an attempt is over.
 func (t *Timers) returned(tm *index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.index.Returned(tm)
 }
 
-// scheduleRetry makes the scheduler look at the timer again after a pause that grows with each failure. It returns how
-// many there were.
+// scheduleRetry schedules the timer after a backoff that grows with each failure. It returns the number of failures.
 func (t *Timers) scheduleRetry(tm *index.Timer) (failures int) {
 	t.mu.Lock()
 	if tm.Phase() != index.Gone {
 		failures = min(int(tm.Failures)+1, maxFailures)
 		tm.Failures = uint8(failures)
 		wake := t.clock.now() + min(firstPause<<(failures-1), lastPause)
-		if planned, scheduled := tm.Wake(); scheduled { // whoever asks often does not put off what is planned
+		if planned, scheduled := tm.Wake(); scheduled { // frequent requests do not postpone a planned attempt
 			wake = min(wake, planned)
 		}
 		t.index.Schedule(tm, wake)
