@@ -4,11 +4,11 @@ package failpoint
 
 import "time"
 
-// Pass is a place at which the process may crash, wait or panic.
+// Pass does nothing in a normal build.
 func Pass(Point) {}
 
-// Fail is a place at which, besides, an operation may fail.
+// Fail does nothing in a normal build.
 func Fail(Point) error { return nil }
 
-// WallClock is the time of day, which somebody may set.
+// WallClock is the time of day.
 func WallClock() time.Time { return time.Now().Round(0) }

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// holdInterval is how often a goroutine that is held looks whether it may go on.
+// holdInterval is how often a goroutine on hold checks whether it may go on.
 const holdInterval = 5 * time.Millisecond
 
 var (
@@ -20,10 +20,10 @@ var (
 	passed = map[Point]int{}
 )
 
-// Pass is a place at which the process may crash, wait or panic.
+// Pass is a point at which the process may crash, wait or panic.
 func Pass(p Point) { _ = Fail(p) }
 
-// Fail is a place at which, besides, an operation may fail.
+// Fail is a point at which an operation may also fail.
 func Fail(p Point) error {
 	mu.Lock()
 	passed[p]++
@@ -51,7 +51,7 @@ func Fail(p Point) error {
 	}
 }
 
-// WallClock is the time of day, which somebody may set.
+// WallClock is the time of day, which a test can set.
 func WallClock() time.Time {
 	now := time.Now().Round(0)
 	if what := read(Wall); len(what) > 1 && what[0] == "step" {
@@ -64,7 +64,7 @@ func WallClock() time.Time {
 	return now
 }
 
-// read returns what happens at a place just now.
+// read returns what is to happen at a point now.
 func read(p Point) []string {
 	data, err := os.ReadFile(os.Getenv(File))
 	if err != nil {
@@ -90,7 +90,7 @@ func kill(after []string) {
 	time.AfterFunc(delay, end)
 }
 
-// end does not return: what is left of the process must do nothing more.
+// end does not return, because the process must do nothing more.
 func end() {
 	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 	select {}

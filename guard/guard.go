@@ -1,5 +1,5 @@
-// Package guard keeps panics from ending the process: a panic in any goroutine does, and what makes it panic is mostly still there
-// after the next start.
+// Package guard keeps a panic in one of our goroutines from ending the process. The cause of a panic mostly survives a restart, so the
+// process would only crash again.
 package guard
 
 import (
@@ -10,11 +10,11 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// pause is the pause before a component goes on that has panicked: what made it panic is mostly still there.
+// pause is the time before a component that panicked continues. The cause of the panic is mostly still there.
 const pause = time.Second
 
-// Run calls f, and reports whether f returned. A panic in f is logged with its stack and goes no further: no goroutine of ours runs
-// anything unguarded. f must free what it holds in deferred calls. What f does stands in the log.
+// Run calls f, and reports whether f returned without a panic. A panic in f is logged with its stack and goes no further. f must release
+// what it holds in deferred calls. what describes f in the log.
 func Run(what string, f func()) (ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -25,14 +25,14 @@ func Run(what string, f func()) (ok bool) {
 	return true
 }
 
-// Log says at error level where a panic came from. It is called by the deferred function that recovered it.
+// Log logs a panic with its stack, at error level. It is called by the deferred function that recovered the panic.
 func Log(what string, p any) {
 	logrus.WithFields(logrus.Fields{
 		"component": "expiration", "doing": what, "panic": p, "stack": string(debug.Stack()),
 	}).Error("Recovered from a panic")
 }
 
-// KeepGoing calls f until it returns without a panic or ctx is done, and pauses in between.
+// KeepGoing calls f until it returns without a panic or ctx is done. It pauses after each panic.
 func KeepGoing(ctx context.Context, what string, f func()) {
 	for !Run(what, f) {
 		select {

@@ -1,5 +1,5 @@
-// Package keylock is a lock for each key that is in use just now, and no memory for any other. Waiting for one obeys a context, which a
-// sync.Mutex cannot. Nothing is said about the order in which those who wait get it.
+// Package keylock provides a lock per key, and uses memory only for keys in use. Waiting for a lock obeys a context, which sync.Mutex does
+// not. The order in which waiters get a lock is undefined.
 package keylock
 
 import (
@@ -8,35 +8,35 @@ import (
 	"sync"
 )
 
-// Locks are the locks of all keys.
+// Locks is a set of locks, one per key.
 type Locks[K comparable] struct {
-	most int // how many may hold a lock, or wait for it; 0 is any number
+	most int // how many callers may hold or wait for one lock; 0 is any number
 
-	mu    sync.Mutex // guards what follows, and the users of each lock; a leaf
+	mu    sync.Mutex // guards the fields below, and the users of each lock; a leaf
 	locks map[K]*lock
-	spare []*lock // some that were forgotten, to be used again: each refresh of a timer needs one
+	spare []*lock // unused locks for reuse: each refresh of a timer needs one
 }
 
-// maxSpare is how many locks are kept for later.
+// maxSpare is the greatest number of unused locks that are kept.
 const maxSpare = 64
 
 type lock struct {
-	users int           // holders and waiters; the lock is forgotten at 0
-	held  chan struct{} // of capacity 1; full while somebody holds the lock
+	users int           // holders and waiters; at 0 the lock is removed
+	held  chan struct{} // has capacity 1; full while the lock is held
 }
 
-// ErrCrowded: as many wait for the lock as may.
-var ErrCrowded = errors.New("too many wait")
+// ErrCrowded: as many callers as allowed hold the lock or wait for it.
+var ErrCrowded = errors.New("too many callers wait for the lock")
 
-// New returns locks for which any number may wait.
+// New returns locks for which any number of callers may wait.
 func New[K comparable]() *Locks[K] { return Bounded[K](0) }
 
-// Bounded returns locks that so many may hold or wait for at the same time, each of them.
+// Bounded returns locks. At the same time, each of them may be held or waited for by as many callers as most says.
 func Bounded[K comparable](most int) *Locks[K] {
 	return &Locks[K]{most: most, locks: map[K]*lock{}}
 }
 
-// Lock waits for the lock of key and returns the function that gives it back. The error is ErrCrowded or that of the context.
+// Lock waits for the lock of key, and returns the function that gives it back. The error is ErrCrowded or the context's error.
 func (l *Locks[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
 	own, err := l.join(key)
 	if err != nil {
@@ -55,7 +55,7 @@ func (l *Locks[K]) join(key K) (*lock, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	own := l.locks[key]
-	if own != nil && own.users == l.most { // 0 users have no lock
+	if own != nil && own.users == l.most { // with most = 0 never true, because a lock in use has users
 		return nil, ErrCrowded
 	}
 	if own == nil {

@@ -1,8 +1,9 @@
-// Package batch asks the database for many things of one kind with one commit.
+// Package batch is group commit: it joins many requests to the database into one commit.
 //
-// Group commit: questions that arrive while a batch is being dealt with form the next batch. When the database is idle, a question is
-// asked at once. A caller who gives up before his question was asked takes it back, and then nothing was written; after that he waits for
-// the answer, because what may still be written must not be overtaken. A panic while asking is an error for everybody in that batch only.
+// Questions that arrive while a batch is being decided form the next batch. When the database is idle, a question is asked at once. A
+// caller whose context ends before its question was asked withdraws it, and nothing was written. After that the caller waits for the
+// answer, because a write that may still happen must not be overtaken. A panic while asking is an error for all callers of that batch, and
+// of no other.
 package batch
 
 import (
@@ -16,52 +17,51 @@ import (
 )
 
 const (
-	// Max is how much the database is asked for at once, at the most.
+	// Max is the greatest number of questions in a batch.
 	Max = 512
-	// Timeout is how long a batch may take before all who wait for it are told of a fault.
+	// Timeout is how long a batch may take before all its callers get an error.
 	Timeout = 30 * time.Second
 )
 
-// Batches asks the database for many things of one kind together: while one batch is being dealt with, the next one gathers.
-// Who comes when nothing is being dealt with waits for nobody. So many writes are one commit, and whatever comes, one
-// connection is enough for it. Each caller has his answer when his own batch is decided.
+// Batches asks the database questions of one kind, in batches. All batches use one connection, one after the other. Each caller gets its
+// answer when its own batch is decided.
 type Batches[Q, A any] struct {
-	// ask deals with a batch and returns an answer for each question. It is never called without any.
+	// ask decides a batch and returns one answer per question. It is never called without questions.
 	ask func(context.Context, []Q) ([]A, error)
-	// turn is full while somebody asks.
+	// asking is full while a batch is being decided.
 	asking chan struct{}
 
-	mu   sync.Mutex   // guards next, and the batches that gather; a leaf, see the lock order in expiration/doc.go
-	next *batch[Q, A] // the one that gathers and has room, or nil
+	mu   sync.Mutex   // guards next, and batches until they have begun; a leaf in the lock order of expiration/doc.go
+	next *batch[Q, A] // the batch that new questions join, or nil
 }
 
-// batch is what is asked for at once.
+// batch is a set of questions that are asked together.
 type batch[Q, A any] struct {
 	questions []Q
-	places    []*int // where each caller's question stands: one that is withdrawn makes another move
-	begun     bool   // it gathers no longer
+	places    []*int // the index of each caller's question; withdrawing one moves another
+	begun     bool   // it is being decided, and takes no more questions
 
-	decided chan struct{} // closed when there are answers, or err is set
+	decided chan struct{} // closed when answers or err are set
 	answers []A
 	err     error
 }
 
-// ErrNotAsked: the caller gave up before the database was asked. So nothing was written, and nothing will be.
+// ErrNotAsked: the caller gave up before the database was asked. Nothing was written, and nothing will be.
 var ErrNotAsked = errors.New("given up before the database was asked")
 
-// ErrUndecided is what all callers of a batch are told if asking panics.
-var ErrUndecided = errors.New("the batch did not come to its end")
+// ErrUndecided is the error of all callers of a batch if asking panics.
+var ErrUndecided = errors.New("the batch was not completed")
 
-// New returns batches of which each is asked for by a function, as Batches.ask says.
+// New returns batches that are decided by ask, see Batches.ask.
 func New[Q, A any](ask func(context.Context, []Q) ([]A, error)) *Batches[Q, A] {
 	return &Batches[Q, A]{ask: ask, asking: make(chan struct{}, 1)}
 }
 
-// Do returns the answer when the question's batch is decided. If the context ends while the batch still gathers, the question is
-// withdrawn, and the error is ErrNotAsked and that of the context. Once the database is asked, Do waits for the answer whatever
-// becomes of the context: what may still be written must not be overtaken by the next write to the same timer.
+// Do asks a question and returns its answer when the batch is decided. If the context ends before the batch is asked, the question is
+// withdrawn, and the error wraps ErrNotAsked and the context's error. Once the database is asked, Do waits for the answer whatever becomes
+// of the context: a write that may still happen must not be overtaken by the next write to the same timer.
 //
-// One of the callers asks for all of a batch: whoever has the turn first. So none is missed if it gives up while it waits for the turn.
+// One caller asks for the whole batch: the first one to get asking. So the batch is asked even if another caller gives up meanwhile.
 func (b *Batches[Q, A]) Do(ctx context.Context, question Q) (answer A, err error) {
 	if err = ctx.Err(); err != nil {
 		return answer, fmt.Errorf("%w: %w", ErrNotAsked, err)
@@ -84,7 +84,7 @@ func (b *Batches[Q, A]) Do(ctx context.Context, question Q) (answer A, err error
 	return mine.answers[*place], nil
 }
 
-// gather adds a question to the batch that gathers, and returns that.
+// gather adds a question to the next batch, and returns that batch.
 func (b *Batches[Q, A]) gather(question Q, place *int) *batch[Q, A] {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -98,7 +98,7 @@ func (b *Batches[Q, A]) gather(question Q, place *int) *batch[Q, A] {
 	return mine
 }
 
-// Len returns how many questions gather.
+// Len returns the number of questions in the next batch.
 func (b *Batches[Q, A]) Len() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -108,7 +108,7 @@ func (b *Batches[Q, A]) Len() int {
 	return len(b.next.questions)
 }
 
-// withdraw takes a question out of its batch, and reports whether that still gathered.
+// withdraw removes a question from its batch, and reports whether that had not begun.
 func (b *Batches[Q, A]) withdraw(mine *batch[Q, A], place *int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -118,17 +118,17 @@ func (b *Batches[Q, A]) withdraw(mine *batch[Q, A], place *int) bool {
 	free, last := *place, len(mine.questions)-1
 	mine.questions[free], mine.places[free] = mine.questions[last], mine.places[last]
 	*mine.places[free] = free
-	clear(mine.questions[last:]) // it may be large
+	clear(mine.questions[last:]) // release the question, which may be large
 	clear(mine.places[last:])
 	mine.questions, mine.places = mine.questions[:last], mine.places[:last]
 	return true
 }
 
-// lead is called by a caller of a batch that has the turn. It ends the gathering and asks, unless another caller of the batch has done so.
+// lead decides a batch, unless another of its callers has done so. The caller has filled asking, and lead empties it.
 func (b *Batches[Q, A]) lead(ctx context.Context, mine *batch[Q, A]) {
 	defer func() { <-b.asking }()
 	b.mu.Lock()
-	if mine.begun { // and decided: whoever asked had the turn until then
+	if mine.begun { // then it is decided too: asking was full until that
 		b.mu.Unlock()
 		return
 	}
@@ -144,7 +144,7 @@ func (b *Batches[Q, A]) lead(ctx context.Context, mine *batch[Q, A]) {
 	guard.Run("asking the database", func() { mine.answers, mine.err = b.ask(ctx, mine.questions) })
 }
 
-// WithoutAnswers is for what has no answer but that it was done.
+// WithoutAnswers adapts a function that only reports an error.
 func WithoutAnswers[Q any](ask func(context.Context, []Q) error) func(context.Context, []Q) ([]struct{}, error) {
 	return func(ctx context.Context, questions []Q) ([]struct{}, error) {
 		return make([]struct{}, len(questions)), ask(ctx, questions)

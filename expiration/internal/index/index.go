@@ -1,13 +1,13 @@
-// Package index is what the process has in memory of its timers: in which phase each of them is, and how it is found.
+// Package index keeps the timers in memory: the phase of each timer, and the maps by which it is found.
 //
 // # Phases
 //
 //	phase     found by           row                  scheduler
 //	Pending   token, state, …    being written        does not look
 //	Running   token, state, …    not claimed          looks when the timer is due
-//	Claimed   token, state, …    claimed              looks again after an attempt that failed
-//	Stopped   nothing            not claimed, left    looks again if the row could not be deleted
-//	Finished  nothing            claimed, left        looks again if the row could not be deleted
+//	Claimed   token, state, …    claimed              looks again after a failed attempt
+//	Stopped   nothing            not claimed, exists  looks again if the row could not be deleted
+//	Finished  nothing            claimed, exists      looks again if the row could not be deleted
 //	Gone      nothing            deleted              does not look
 //
 //	from                       to        by
@@ -21,12 +21,12 @@
 //	Claimed                    Finished  Stop
 //	Stopped, Finished          Gone      Forget
 //
-// Every other transition is refused: the method reports false and changes nothing. A timer that has ended can still be found by its
-// token for a while, see [Index.Refuse].
+// Every other transition is refused: the method reports false and changes nothing. The token of a timer that has ended can stay in the
+// index for a while, see [Index.Refuse].
 //
 // # Bounds
 //
-// A running timer takes less than 500 bytes. The index has plain maps and no lock: whoever has it guards it.
+// A running timer takes less than 500 bytes. The index consists of plain maps and has no lock: its owner guards it.
 package index
 
 import (
@@ -39,22 +39,22 @@ import (
 	"time"
 )
 
-// Index finds timers by all that they are looked up by.
+// Index finds timers by everything that they are looked up by.
 type Index struct {
 	lastNID  int64
-	expiring int // how many are live, of expiring events
-	delayed  int // and of delayed events
+	expiring int // the number of live timers of expiring events
+	delayed  int // the number of live timers of delayed events
 
 	byToken  map[[TokenSize]byte]*Timer
-	byState  map[uint64]*Timer // the first of each list
+	byState  map[uint64]*Timer // the first timer of each list
 	bySender map[uint64]*Timer // likewise
 	wakes    wakeHeap
-	left     map[*Timer]struct{} // those that have ended and still have their rows
+	left     map[*Timer]struct{} // the timers that have ended and still have their rows
 
-	// byRequest has the timers of requests of which Dendrite's memory does not know what came of them: those of earlier
-	// processes, and those that failed.
+	// byRequest contains the timers of requests whose result Dendrite does not remember: requests to an earlier process, and requests that
+	// failed.
 	byRequest map[uint64]*Timer
-	// answered has the events of requests whose timers have ended, and endedBefore those of an earlier time.
+	// ended contains the events of requests whose timers have ended, and endedBefore those of the previous period, see ForgetRequests.
 	ended, endedBefore map[uint64]string
 }
 
@@ -71,13 +71,13 @@ func New() *Index {
 	}
 }
 
-// Len returns how many timers are live.
+// Len returns the numbers of live timers.
 func (x *Index) Len() (expiring, delayed int) { return x.expiring, x.delayed }
 
 // NextNID returns a number that no row has.
 func (x *Index) NextNID() int64 { return x.lastNID + 1 }
 
-// ByToken returns the timer of a token, or of a delay ID, or nil.
+// ByToken returns the timer of a token or a delay ID, or nil.
 func (x *Index) ByToken(token [TokenSize]byte, delayed bool) *Timer {
 	if tm := x.byToken[token]; tm != nil && tm.delayed == delayed {
 		return tm
@@ -85,7 +85,7 @@ func (x *Index) ByToken(token [TokenSize]byte, delayed bool) *Timer {
 	return nil
 }
 
-// OfState calls f for each live timer of a piece of state. f may stop it.
+// OfState calls f for each live timer of a piece of state. f may stop that timer.
 func (x *Index) OfState(state uint64, f func(*Timer)) {
 	for tm := x.byState[state]; tm != nil; {
 		next := tm.nextOfState
@@ -94,7 +94,7 @@ func (x *Index) OfState(state uint64, f func(*Timer)) {
 	}
 }
 
-// OfSender calls f for each live timer of a user. f may stop it.
+// OfSender calls f for each live timer of a user. f may stop that timer.
 func (x *Index) OfSender(sender uint64, f func(*Timer)) {
 	for tm := x.bySender[sender]; tm != nil; {
 		next := tm.nextOfSender
@@ -103,14 +103,14 @@ func (x *Index) OfSender(sender uint64, f func(*Timer)) {
 	}
 }
 
-// Live calls f for each live timer. f may stop it.
+// Live calls f for each live timer. f may stop that timer.
 func (x *Index) Live(f func(*Timer)) {
 	for sender := range x.bySender {
 		x.OfSender(sender, f)
 	}
 }
 
-// InRoom returns the live timers in a room. It looks at every timer: whole rooms change rarely.
+// InRoom returns the live timers in a room. It looks at every timer, which is acceptable because it is rarely called.
 func (x *Index) InRoom(room uint64) (timers []*Timer) {
 	x.Live(func(tm *Timer) {
 		if tm.room == room {
@@ -123,7 +123,7 @@ func (x *Index) InRoom(room uint64) (timers []*Timer) {
 // Left returns the timers that have ended and still have their rows.
 func (x *Index) Left() iter.Seq[*Timer] { return maps.Keys(x.left) }
 
-// Add takes a new timer in, which is Pending. due is its deadline by the monotonic clock.
+// Add adds a new timer, which is Pending. due is its deadline by the monotonic clock.
 func (x *Index) Add(row Row, due time.Duration) *Timer {
 	tm := newTimer(row, due)
 	x.lastNID = max(x.lastNID, row.NID)
@@ -141,8 +141,8 @@ func (x *Index) Add(row Row, due time.Duration) *Timer {
 	return tm
 }
 
-// Load takes in the timer of a row that an earlier process wrote. It is Claimed if the row is, and nobody looks at it before it
-// is handed over, or scheduled. Else it is Running, and scheduled for when it is due.
+// Load adds the timer of a row that an earlier process wrote. An unclaimed timer is Running, and scheduled for its deadline. A claimed one
+// is Claimed, and not scheduled: the caller hands it over, or schedules it.
 func (x *Index) Load(row Row, due time.Duration) *Timer {
 	tm := x.Add(row, due)
 	x.Repeatable(tm)
@@ -154,7 +154,7 @@ func (x *Index) Load(row Row, due time.Duration) *Timer {
 	return tm
 }
 
-// Activate makes a pending timer run. The scheduler looks at it at wake first.
+// Activate makes a pending timer Running, and schedules it for wake.
 func (x *Index) Activate(tm *Timer, wake time.Duration) bool {
 	if tm.Phase() != Pending {
 		return false
@@ -173,8 +173,8 @@ func (x *Index) Claim(tm *Timer) bool {
 	return true
 }
 
-// Unclaim notes that the row does not say how the timer ends: the claim was of an event that the room had already, which is noted in
-// memory only, and finalising the timer failed.
+// Unclaim notes that the row is not claimed, although memory says so. That happens if the room had the event already, so that the claim was
+// only noted in memory, and finalising the timer failed.
 func (x *Index) Unclaim(tm *Timer) bool {
 	if tm.Phase() != Claimed {
 		return false
@@ -183,7 +183,7 @@ func (x *Index) Unclaim(tm *Timer) bool {
 	return true
 }
 
-// Stop ends a timer: nobody finds it any more. It stays in memory until Forget is called.
+// Stop ends a timer, which is no longer found after that. It stays in memory until Forget is called.
 func (x *Index) Stop(tm *Timer) bool {
 	switch tm.Phase() {
 	case Pending, Running:
@@ -207,7 +207,7 @@ func (x *Index) Stop(tm *Timer) bool {
 	return true
 }
 
-// Forget notes that the row of a timer that has ended is deleted.
+// Forget notes that the row of an ended timer is deleted.
 func (x *Index) Forget(tm *Timer) bool {
 	if !tm.HasRow() {
 		return false
@@ -218,7 +218,7 @@ func (x *Index) Forget(tm *Timer) bool {
 	return true
 }
 
-// Refuse lets the token of a timer that has ended be found until ForgetToken is called. The scheduler looks at the timer then.
+// Refuse keeps the token of an ended timer in the index until ForgetToken is called, and schedules the timer for then.
 func (x *Index) Refuse(tm *Timer, until time.Duration) bool {
 	if tm.Live() || tm.Phase() == Gone {
 		return false
@@ -229,7 +229,7 @@ func (x *Index) Refuse(tm *Timer, until time.Duration) bool {
 	return true
 }
 
-// ForgetToken ends what Refuse began.
+// ForgetToken undoes Refuse.
 func (x *Index) ForgetToken(tm *Timer) bool {
 	if !tm.Refused() {
 		return false
@@ -240,14 +240,14 @@ func (x *Index) ForgetToken(tm *Timer) bool {
 	return true
 }
 
-// forgetToken takes a token out, unless another timer has it meanwhile.
+// forgetToken removes a token, unless another timer has it by now.
 func (x *Index) forgetToken(tm *Timer) {
 	if x.byToken[tm.token] == tm {
 		delete(x.byToken, tm.token)
 	}
 }
 
-// release lets go of a timer that nothing needs any more.
+// release removes a timer that is no longer needed.
 func (x *Index) release(tm *Timer) {
 	if tm.phase == Gone && !tm.refused {
 		x.unschedule(tm)
@@ -262,7 +262,7 @@ func (x *Index) count(tm *Timer, n int) {
 	}
 }
 
-// removeFromState takes a timer out of a list that is short: what is replaced ends.
+// removeFromState removes a timer from the list of its state. The list is short, because replaced events' timers end.
 func (x *Index) removeFromState(tm *Timer) {
 	before := x.byState[tm.state]
 	switch {
@@ -294,19 +294,19 @@ func (x *Index) removeFromSender(tm *Timer) {
 	tm.nextOfSender, tm.previousOfSender = nil, nil
 }
 
-// Repeatable lets a live timer be found by its request.
+// Repeatable makes a live timer findable by its request.
 func (x *Index) Repeatable(tm *Timer) {
 	if tm.Live() && tm.request != 0 {
 		x.byRequest[tm.request] = tm
 	}
 }
 
-// OfRequest returns the timer of a request that may be repeated, or the event of one whose timer has ended.
+// OfRequest returns the live timer of a request, or the event of a request whose timer has ended.
 func (x *Index) OfRequest(request uint64) (tm *Timer, eventID string) {
 	return x.byRequest[request], cmp.Or(x.ended[request], x.endedBefore[request])
 }
 
-// RememberRequest remembers the event of a request whose timer ends, if the request may be repeated.
+// RememberRequest keeps the event of a request whose timer ends, if the timer is findable by its request.
 func (x *Index) RememberRequest(tm *Timer, eventID string) {
 	if tm != nil && tm.request != 0 && x.byRequest[tm.request] == tm {
 		delete(x.byRequest, tm.request)
@@ -314,10 +314,10 @@ func (x *Index) RememberRequest(tm *Timer, eventID string) {
 	}
 }
 
-// ForgetRequests forgets the requests whose timers had ended already when it was called last.
+// ForgetRequests forgets the requests that were remembered before its previous call.
 func (x *Index) ForgetRequests() { x.ended, x.endedBefore = map[uint64]string{}, x.ended }
 
-// First returns the timer that the scheduler is to look at first, or nil.
+// First returns the timer that the scheduler must look at next, or nil.
 func (x *Index) First() *Timer {
 	if len(x.wakes) == 0 {
 		return nil
@@ -325,7 +325,7 @@ func (x *Index) First() *Timer {
 	return x.wakes[0]
 }
 
-// Schedule makes the scheduler look at a timer at wake. It refuses one that is Pending: Activate schedules that.
+// Schedule makes the scheduler look at a timer at wake. A Pending timer is refused, because Activate schedules it.
 func (x *Index) Schedule(tm *Timer, wake time.Duration) bool {
 	if tm.Phase() == Pending || tm.Phase() == Gone && !tm.Refused() {
 		return false
@@ -339,18 +339,17 @@ func (x *Index) Schedule(tm *Timer, wake time.Duration) bool {
 	return true
 }
 
-// HandOver takes a timer from the scheduler and gives it to an attempt, see Attempt.
+// HandOver moves a timer from the scheduler to an attempt, see Attempt.
 func (x *Index) HandOver(tm *Timer) {
 	x.unschedule(tm)
 	x.Attempt(tm)
 }
 
-// Attempt notes that an attempt begins, and Returned that it is over. By then the attempt has seen to it that the scheduler looks at
-// the timer again, unless it has ended.
+// Attempt notes that an attempt begins, and Returned that it is over. Before Returned, the timer must be scheduled again or have ended.
 func (x *Index) Attempt(tm *Timer)  { tm.attempts++ }
 func (x *Index) Returned(tm *Timer) { tm.attempts-- }
 
-// Empty reports whether nothing is left, not even of timers that have ended.
+// Empty reports whether the index contains nothing, not even timers that have ended.
 func (x *Index) Empty() bool {
 	return len(x.byToken)+len(x.byState)+len(x.bySender)+len(x.wakes)+len(x.left)+len(x.byRequest) == 0
 }
@@ -361,7 +360,7 @@ func (x *Index) unschedule(tm *Timer) {
 	}
 }
 
-// Invariants returns what is wrong with the index, or nil. It looks at everything, and is for tests.
+// Invariants returns the violated invariants, or nil. It checks everything, and is for tests.
 func (x *Index) Invariants() error {
 	var wrong []error
 	check := func(ok bool, tm *Timer, what string) {
@@ -373,21 +372,21 @@ func (x *Index) Invariants() error {
 	for tm := range x.all() {
 		found := map[*Timer]bool{}
 		x.OfState(tm.state, func(other *Timer) { found[other] = true })
-		check(found[tm] == (tm.Live() && tm.state != 0), tm, "found by its state or not")
+		check(found[tm] == (tm.Live() && tm.state != 0), tm, "the list of its state disagrees with its phase")
 		clear(found)
 		x.OfSender(tm.sender, func(other *Timer) { found[other] = true })
-		check(found[tm] == tm.Live(), tm, "found by its sender or not")
+		check(found[tm] == tm.Live(), tm, "the list of its sender disagrees with its phase")
 		check(!tm.Live() || x.byToken[tm.token] == tm, tm, "not found by its token")
-		check(tm.nid <= x.lastNID, tm, "the number")
-		check(tm.phase != Gone || tm.refused, tm, "gone, and not forgotten")
+		check(tm.nid <= x.lastNID, tm, "wrong NID")
+		check(tm.phase != Gone || tm.refused, tm, "gone, and still in the index")
 		check(!tm.refused || !tm.Live(), tm, "live, and its token refused")
 		check(tm.phase != Pending || tm.place < 0, tm, "pending, and scheduled")
-		check(tm.phase != Running && tm.phase != Claimed || tm.place >= 0 || tm.attempts > 0, tm, "forgotten: neither scheduled nor attempted")
-		check(!tm.refused || tm.place >= 0 || tm.attempts > 0, tm, "its token is refused for ever")
-		check(!tm.Has(Superseded) || tm.Has(MaybeReplaced), tm, "superseded, and not in doubt")
-		check(tm.place < 0 || x.wakes[tm.place] == tm, tm, "not where it says in the heap")
+		check(tm.phase != Running && tm.phase != Claimed || tm.place >= 0 || tm.attempts > 0, tm, "neither scheduled nor attempted")
+		check(!tm.refused || tm.place >= 0 || tm.attempts > 0, tm, "refused, and neither scheduled nor attempted")
+		check(!tm.Has(Superseded) || tm.Has(MaybeReplaced), tm, "superseded, and not maybe replaced")
+		check(tm.place < 0 || x.wakes[tm.place] == tm, tm, "wrong place in the heap")
 		_, left := x.left[tm]
-		check(left == tm.HasRow(), tm, "has a row that is left or not")
+		check(left == tm.HasRow(), tm, "left disagrees with its phase")
 		if tm.place >= 0 {
 			scheduled++
 		}
@@ -414,7 +413,7 @@ func (x *Index) Invariants() error {
 	}
 	if expiring != x.expiring || delayed != x.delayed || scheduled != len(x.wakes) ||
 		tokens != len(x.byToken) || states != len(x.byState) || senders != len(x.bySender) {
-		wrong = append(wrong, fmt.Errorf("the numbers differ: %d expiring, %d delayed, %d scheduled, %d tokens, %d states, %d senders",
+		wrong = append(wrong, fmt.Errorf("the counts are off by: %d expiring, %d delayed, %d scheduled, %d tokens, %d states, %d senders",
 			expiring-x.expiring, delayed-x.delayed, scheduled-len(x.wakes), tokens-len(x.byToken), states-len(x.byState), senders-len(x.bySender)))
 	}
 	return errors.Join(wrong...)
@@ -442,7 +441,7 @@ func (x *Index) all() map[*Timer]bool {
 	return all
 }
 
-// wakeHeap has the timer that is looked at next in front.
+// wakeHeap has the timer with the earliest wake in front.
 type wakeHeap []*Timer
 
 func (h wakeHeap) Len() int           { return len(h) }

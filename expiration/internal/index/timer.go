@@ -5,19 +5,19 @@ import (
 	"time"
 )
 
-// TokenSize is how many bytes of a token's hash are kept in memory: 128 bits cannot be guessed.
+// TokenSize is how many bytes of a token's hash are kept in memory. 128 bits cannot be guessed.
 const TokenSize = 16
 
-// Row is what memory keeps of a timer's row. The uint64 are hashes of names; 0 is none.
+// Row is the part of a timer's row that memory keeps. Each uint64 is the hash of a name, or 0 for none.
 type Row struct {
-	NID    int64 // the number of the row
+	NID    int64 // the row's number
 	Token  [TokenSize]byte
 	Event  uint64
 	Room   uint64
 	Sender uint64
 	// State is the piece of state, or 0 if the event is not state.
 	State uint64
-	// Request is the request that sent the event, or 0 if it cannot be repeated.
+	// Request is the request that sent the event, or 0 if the request has no transaction ID.
 	Request  uint64
 	Received int64 // in milliseconds of the wall clock
 	// Delayed is set for the timer of a delayed event.
@@ -27,7 +27,7 @@ type Row struct {
 	Deadline int64 // in milliseconds of the wall clock
 }
 
-// Phase says where a timer stands in its life. See the table in the package comment.
+// Phase is where a timer is in its life. See the table in the package comment.
 type Phase uint8
 
 const (
@@ -35,11 +35,11 @@ const (
 	Pending Phase = iota
 	// Running: the scheduler looks at the timer when it is due.
 	Running
-	// Claimed: the row says how the timer ends. Its event is with the roomserver, or on its way there.
+	// Claimed: the row says how the timer ends. The roomserver has the event, or is about to get it.
 	Claimed
-	// Stopped: the timer ended without a claim. Its row is to be deleted.
+	// Stopped: the timer ended without a claim. Its row must be deleted.
 	Stopped
-	// Finished: the timer ended after it was claimed. Its row is to be deleted.
+	// Finished: the timer ended after it was claimed. Its row must be deleted.
 	Finished
 	// Gone: the row is deleted.
 	Gone
@@ -49,16 +49,16 @@ func (p Phase) String() string {
 	return [...]string{"pending", "running", "claimed", "stopped", "finished", "gone"}[p]
 }
 
-// Doubts is a set of what is not known of a timer for certain.
+// Doubts is a set of facts about a timer that are uncertain.
 type Doubts uint8
 
 const (
-	// RowUnsure: a write failed that may have changed the row. Read it before anything is concluded.
+	// RowUnsure: a write failed that may have changed the row. Read the row before concluding anything.
 	RowUnsure Doubts = 1 << iota
 	// MaybeReplaced: the event may no longer be the current state. Ask the roomserver before a token is used.
 	MaybeReplaced
-	// Superseded: this server sent newer state, which most likely replaced the event. Until that is found out, the timer does not
-	// count against its sender's limit. Implies MaybeReplaced.
+	// Superseded: this server sent newer state, which most likely replaced the event. Until that is checked, the timer does not count
+	// against its sender's limit. Superseded implies MaybeReplaced.
 	Superseded
 )
 
@@ -74,7 +74,7 @@ const (
 	Confirmed
 )
 
-// Timer is a timer in memory. The event stands in the row, which is read when the timer ends. There can be a million of them, so the fields
+// Timer is a timer in memory. Its event is in the row, which is read when the timer ends. There can be a million of them, so the fields
 // are ordered by size.
 type Timer struct {
 	// These never change.
@@ -83,11 +83,11 @@ type Timer struct {
 	event, room, sender, state, request uint64
 	received                            int64
 
-	// Duration and Deadline are as the row has them. Due is the same moment as Deadline by the monotonic clock.
+	// Duration and Deadline agree with the row. Due is the same moment as Deadline, by the monotonic clock.
 	Duration time.Duration
 	Deadline int64
 	Due      time.Duration
-	// Asked limits the requests with the token.
+	// Asked is the rate limit of requests with the token.
 	Asked time.Duration
 
 	// The neighbours in the lists of timers of the same state, and of the same sender.
@@ -102,9 +102,9 @@ type Timer struct {
 	Presence Presence
 	// Failures counts the attempts that failed since the last one that did not. It makes the pauses grow.
 	Failures uint8
-	// Awaited counts how many times in a row the roomserver had not got as far as it was before a crash.
+	// Awaited counts how many times in a row the roomserver had not caught up after a crash.
 	Awaited uint8
-	// Unsendable and Unanswered count the attempts that failed because the event cannot be sent, and because the roomserver did not answer.
+	// Unsendable counts the attempts that failed because the event cannot be sent, and Unanswered those that the roomserver did not answer.
 	Unsendable, Unanswered uint8
 
 	delayed bool // never changes
@@ -139,7 +139,7 @@ func (tm *Timer) Received() time.Time { return time.UnixMilli(tm.received) }
 // Delayed reports whether the timer is that of a delayed event. nil is not.
 func (tm *Timer) Delayed() bool { return tm != nil && tm.delayed }
 
-// Phase returns the phase; nil is Gone.
+// Phase returns the phase. It is Gone for nil.
 func (tm *Timer) Phase() Phase {
 	if tm == nil {
 		return Gone
@@ -150,16 +150,16 @@ func (tm *Timer) Phase() Phase {
 // Live reports whether the timer has not ended.
 func (tm *Timer) Live() bool { return tm.Phase() <= Claimed }
 
-// Running reports whether the timer has not ended, and is not claimed: its token is valid.
+// Running reports whether the timer is neither ended nor claimed. Its token is valid then.
 func (tm *Timer) Running() bool { return tm.Phase() <= Running }
 
-// HasRow reports whether the timer has ended and its row is not yet deleted.
+// HasRow reports whether the timer has ended and its row is not deleted yet.
 func (tm *Timer) HasRow() bool { return tm.Phase() == Stopped || tm.Phase() == Finished }
 
-// Refused reports whether the token is still answered although the timer has ended.
+// Refused reports whether the timer has ended and its token is answered with a refusal.
 func (tm *Timer) Refused() bool { return tm != nil && tm.refused }
 
-// Has reports whether there is one of these doubts.
+// Has reports whether the timer has one of these doubts.
 func (tm *Timer) Has(d Doubts) bool { return tm != nil && tm.doubts&d != 0 }
 
 // Doubt adds doubts.
@@ -170,7 +170,7 @@ func (tm *Timer) Doubt(d Doubts) {
 	tm.doubts |= d
 }
 
-// Resolve takes doubts away.
+// Resolve removes doubts.
 func (tm *Timer) Resolve(d Doubts) {
 	if d&MaybeReplaced != 0 {
 		d |= Superseded
@@ -178,7 +178,7 @@ func (tm *Timer) Resolve(d Doubts) {
 	tm.doubts &^= d
 }
 
-// Wake returns when the scheduler looks at the timer, and whether it does.
+// Wake returns when the scheduler looks at the timer, and false if it does not.
 func (tm *Timer) Wake() (wake time.Duration, scheduled bool) { return tm.wake, tm.place >= 0 }
 
 func (tm *Timer) String() string { return fmt.Sprintf("timer %d (%s)", tm.nid, tm.phase) }

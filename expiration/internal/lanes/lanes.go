@@ -3,8 +3,8 @@
 // It guarantees:
 //
 //   - Order. The first attempts of one room run in the order of their deadlines. At most two of them overlap, see [Turn.Follow].
-//   - Isolation. An attempt that hangs takes little from others: every class of attempts, every sender and every room has a bound on what
-//     is in progress at the same time. The bounds are constants in places.go.
+//   - Isolation. An attempt that hangs takes little from others: there are bounds on what each class of attempts, each sender and each room
+//     has in progress at the same time. The bounds are constants in places.go.
 //   - Progress. A job that was added is attempted unless [Lanes.Stop] was called first. A panic in an attempt ends only its turn.
 //
 // The package knows no timers, only jobs with a room, a sender and a deadline.
@@ -23,38 +23,48 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
-// Some turns of a room may begin before the one before is over. Two events that are built beside one another are joined by the next:
-// for that Dendrite goes through all state of the room, which takes long where there is much of it, but writes it anew as one piece.
-// Where nothing is ever joined, it asks for up to 64 pieces each time it looks at the state. So of a burst the second turn is early,
-// and then any until one was built beside the one before, as one in earlyLeast is to be, or, in rooms where so much waits that there must
-// be much state, one in EarlyEvery at the most. One in two would be all: what is built beside the one that joins two joins them as well.
-// See docs/performance.md, "Mass expiry".
+// An early turn begins before the previous turn of its room is over. Its event then has the same prev events as the previous one, which
+// forks the event graph, and the next event merges the fork.
+//
+// A merge makes Dendrite resolve the room's whole state, which is slow in a room with much state, but stores the state as one block.
+// Without merges, Dendrite reads up to 64 blocks each time it looks at the state. So some turns are early, but not all:
+//
+//   - The second turn of a burst is early.
+//   - After that, turns may be early until an event was built beside the previous one, and then again after a number of events. This number
+//     is
+//     earlyLeast, or up to EarlyEvery in rooms where so many timers wait that there must be much state.
+//
+// One in two would make every event a merge, because an event that is built beside a merge merges the same fork. See docs/performance.md,
+// "Mass expiry".
 const (
 	earlyLeast = 4
 	EarlyEvery = 8
 )
 
-// turnsPerRoom is how many turns of a room there can be at the same time.
+// turnsPerRoom is how many turns of a room may be in progress at the same time.
 const turnsPerRoom = 2
 
-// Lanes decides when each due timer is attempted, and runs the attempts. It is built so that attempts that hang take little from
-// others; its bounds stand in places.go.
+// Lanes decides when each due timer is attempted, and runs the attempts. Attempts that hang take little from others:
 //
-//   - The first attempts of a room come in the order of the deadlines, and one at a time, but that now and then a turn can begin
-//     before the one before is over, see EarlyEvery and Turn. Of the rooms that wait, the one with the earliest deadline is next.
-//   - A first attempt that overruns PlacePatience gives its place to another room. Its own room still waits for it.
-//   - A sender has few places when others need them.
-//   - Retries have few places of their own, which the senders get in turns. In a room they come after the first attempts. The timers
-//     of a sender whose attempt hung count as retries for a while, wherever they are: that is what the attempts of all of them may do.
+//   - The first attempts of a room run in the order of their deadlines, and one at a time, except for early turns (see EarlyEvery). Among
+//     the
+//     waiting rooms, the one with the earliest deadline is next.
+//   - A first attempt that takes longer than PlacePatience gives its place to another room. Its own room still waits for it.
+//   - One sender gets few places while others need them.
+//   - Retries have a few places of their own, which senders get in turns. Within a room they come after the first attempts. If an attempt
+//     hung,
+//     all timers of its sender count as retries for a while, in every room, because their attempts may hang too.
+//
+// The methods of lane, queue, class and sender, and most methods of Lanes, expect their caller to hold Lanes.mu; their comments say so.
 type Lanes struct {
-	working sync.WaitGroup // the turns; after Stop there are no new ones
+	working sync.WaitGroup // the turns in progress; Stop prevents new ones
 
-	mu       sync.Mutex       // guards everything below; a leaf, see the lock order in expiration/doc.go
-	rooms    map[uint64]*lane // the rooms that have timers waiting or in work
+	mu       sync.Mutex       // guards everything below; a leaf in the lock order of expiration/doc.go
+	rooms    map[uint64]*lane // the rooms with timers that wait or are attempted
 	first    class
 	retries  class
 	overtime int                  // how many rooms are in progress without a place
-	hung     map[uint64]time.Time // until when the timers of these senders count as retries
+	hung     map[uint64]time.Time // until when the timers of a sender count as retries
 	stopped  bool
 
 	earlyEvery int
@@ -62,41 +72,41 @@ type Lanes struct {
 
 // lane is one room's due timers.
 type lane struct {
-	room    uint64 // its hash
+	room    uint64 // the hash of the room ID
 	first   queue  // first attempts
 	retries queue
 	turns   []*Turn       // in progress, the oldest first; turnsPerRoom at the most
-	class   *class        // whose place the room has, or had before it overran
-	placed  bool          // it has it
-	holder  *sender       // whom the place is counted for: the sender of the oldest turn
-	busy    bool          // the next one may not have its turn yet
-	passed  int           // how many first attempts there were while a retry waited
-	last    chan struct{} // closed when the turn that began last is over, and all before it
-	eventID string        // of the event that was built last
-	alone   int           // how many were built since the last one that was built beside the one before
+	class   *class        // the class whose place the room has, or had until it overran
+	placed  bool          // the room has a place
+	holder  *sender       // the sender for whom the place counts: that of the oldest turn
+	busy    bool          // the next turn may not begin yet
+	passed  int           // how many first attempts began while a retry waited
+	last    chan struct{} // closed when the latest turn and all before it are over
+	eventID string        // of the latest event that was built
+	alone   int           // how many events were built since the last fork
 }
 
-// queue is a room's timers that wait in one class, in the order of their deadlines.
+// queue holds those timers of a room that wait in one class, in the order of their deadlines.
 type queue struct {
 	lane    *lane
 	waiting []Job
-	offered *sender // in whose heap the queue is, or nil
-	ticket  uint64  // since when the first timer waits, as classes count; 0 if it was not offered yet
-	at      int     // the index in it
+	offered *sender // the sender in whose heap the queue is, or nil
+	ticket  uint64  // the ticket of the first timer; 0 if it was not offered yet
+	at      int     // the index in that heap
 }
 
 // Job is a timer that is due.
 type Job struct {
-	Sender uint64 // the hash
-	// Due is the deadline as it was when the timer became due: the order must not change under the heap.
+	Sender uint64 // the hash of the user ID
+	// Due is the deadline at the time when the timer became due. It does not change, because heaps are ordered by it.
 	Due time.Duration
-	// Attempt makes the attempt in its turn, and reports whether it failed and is to be made again.
+	// Attempt makes the attempt, and reports whether it failed and is to be repeated.
 	Attempt func(*Turn) (failed bool)
 }
 
 func (q *queue) due() time.Duration { return q.waiting[0].Due }
 
-// add puts a timer in, behind those with the same deadline, and returns its index.
+// add inserts a timer behind those with the same deadline, and returns its index.
 func (q *queue) add(j Job) int {
 	at, _ := slices.BinarySearchFunc(q.waiting, j.Due, func(j Job, due time.Duration) int {
 		return cmp.Or(cmp.Compare(j.Due, due), -1)
@@ -105,7 +115,7 @@ func (q *queue) add(j Job) int {
 	return at
 }
 
-// take takes the first timer out.
+// take removes the first timer and returns it.
 func (q *queue) take() Job {
 	j := q.waiting[0]
 	q.ticket = 0
@@ -115,28 +125,28 @@ func (q *queue) take() Job {
 	return j
 }
 
-// Turn is the turn of a timer in its room's lane. Whoever closes an event otherwise has none, and waits for nobody. Its worker owns it,
-// but for what Lanes.mu guards.
+// Turn is the turn of a timer in its room's lane. It belongs to its worker, except for the fields that Lanes.mu guards. An attempt outside
+// of the lanes has a nil Turn, and waits for no other.
 type Turn struct {
 	lanes  *Lanes
 	room   *lane
 	job    Job
-	before <-chan struct{} // closed when the turn before is over
-	done   chan struct{}   // closed when this one is, and all before it
-	early  bool            // it began before that
+	before <-chan struct{} // closed when the previous turn is over
+	done   chan struct{}   // closed when this turn and all before it are over
+	early  bool            // it began before the previous turn was over
 
 	// Guarded by Lanes.mu.
-	released bool        // the room's next timer may have its turn
+	released bool        // the room's next turn may begin
 	since    time.Time   // when it became the room's oldest turn
 	patience *time.Timer // calls overrun
 }
 
-// ErrTurnBefore: the room's event before took too long, so that this one was given to nobody.
-var ErrTurnBefore = errors.New("waiting for the room's event before")
+// ErrTurnBefore: the previous turn of the room took too long, so this turn's event was given to nobody.
+var ErrTurnBefore = errors.New("waiting for the previous event in the room")
 
-// Follow is called when the turn's event is built, and waits until the turn before is over. Then the turn of the room's next timer can
-// begin, if it may be early for both the lane and the caller, and else when this one's is over. isUpon reports whether the event was built
-// directly upon another one. The error is ErrTurnBefore if ctx ends before.
+// Follow is called when the turn's event is built, and waits until the previous turn is over. If early is set and the lane allows it, the
+// room's next turn begins then; otherwise it begins when this turn is over. isUpon reports whether another event is among this event's prev
+// events. The error is ErrTurnBefore if ctx ends first.
 func (w *Turn) Follow(ctx context.Context, eventID string, isUpon func(eventID string) bool, early bool) error {
 	if w == nil {
 		return nil
@@ -159,7 +169,7 @@ func (w *Turn) Follow(ctx context.Context, eventID string, isUpon func(eventID s
 	return nil
 }
 
-// release lets the room's next timer have its turn, once. Lanes.mu is held.
+// release lets the room's next turn begin, once. The caller holds Lanes.mu.
 func (w *Turn) release() {
 	if !w.released {
 		w.released = true
@@ -167,22 +177,22 @@ func (w *Turn) release() {
 	}
 }
 
-// over is a turn that is over.
+// over is the channel of a turn that is over.
 var over = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-// New returns lanes without jobs. One turn in earlyEvery may be early at the most, which is EarlyEvery but in tests.
+// New returns lanes without jobs. At most one turn in earlyEvery is early. Outside of tests it is EarlyEvery.
 func New(earlyEvery int) *Lanes {
 	l := &Lanes{
 		rooms: map[uint64]*lane{}, hung: map[uint64]time.Time{}, earlyEvery: earlyEvery,
 		first:   newClass(Places, senderShare, maxLoans),
 		retries: newClass(RetryPlaces, retryShare, maxRetryLoans),
 	}
-	// By deadlines, a sender with many timers that always fail would be first for ever.
+	// If the earliest deadline were next, a sender with many failing timers would always be first.
 	l.retries.byTicket = true
 	return l
 }
 
-// Add puts a timer into its room's lane. It is a retry if its last attempt was not answered.
+// Add puts a timer into its room's lane. retry says that its last attempt was not answered.
 func (l *Lanes) Add(j Job, inRoom uint64, retry bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -196,14 +206,14 @@ func (l *Lanes) Add(j Job, inRoom uint64, retry bool) {
 	if retry || l.isHung(j.Sender) {
 		q = &room.retries
 	}
-	if q.add(j) == 0 { // else nothing changes for the room
+	if q.add(j) == 0 { // otherwise nothing changes for the room
 		l.arrange(room)
 		l.serve()
 	}
 }
 
-// arrange sees to it that a room waits for what it may have, after any change, or begins an early turn, which needs no place, or that
-// the room is forgotten. Lanes.mu is held.
+// arrange updates a room after any change: it offers the room's queues for places, begins an early turn, which needs no place, or forgets
+// the room. The caller holds Lanes.mu.
 func (l *Lanes) arrange(room *lane) {
 	l.withdraw(room)
 	for len(room.first.waiting) > 0 && l.isHung(room.first.waiting[0].Sender) {
@@ -213,7 +223,7 @@ func (l *Lanes) arrange(room *lane) {
 	switch {
 	case l.stopped:
 	case len(room.turns) > 0:
-		// Not in a room that has overrun: it would never give back what it has no place for.
+		// A room that has overrun gets no early turn, because it has no place to give back.
 		if first && !room.busy && len(room.turns) < turnsPerRoom && room.placed && room.class == &l.first {
 			l.begin(&room.first)
 		}
@@ -229,13 +239,13 @@ func (l *Lanes) arrange(room *lane) {
 	}
 }
 
-// withdraw ends the waiting of a room's queues for places. Lanes.mu is held.
+// withdraw withdraws both queues of a room. The caller holds Lanes.mu.
 func (l *Lanes) withdraw(room *lane) {
 	l.first.withdraw(&room.first)
 	l.retries.withdraw(&room.retries)
 }
 
-// serve begins as many turns as there are places for. Lanes.mu is held.
+// serve begins as many turns as there are free places. The caller holds Lanes.mu.
 func (l *Lanes) serve() {
 	for !l.stopped {
 		q := l.retries.next()
@@ -249,7 +259,7 @@ func (l *Lanes) serve() {
 	}
 }
 
-// begin begins the turn of a queue's first timer. Lanes.mu is held.
+// begin begins the turn of a queue's first timer. The caller holds Lanes.mu.
 func (l *Lanes) begin(q *queue) {
 	room := q.lane
 	l.withdraw(room)
@@ -272,9 +282,8 @@ func (l *Lanes) begin(q *queue) {
 	l.working.Go(func() { l.work(w) })
 }
 
-// lead makes the oldest turn of a room the one whose sender the place is counted for, and whose time it is counted by. An early
-// turn's time begins here: before, it waited for another. If its room has overrun, it gets a place again if there is one. Lanes.mu is
-// held.
+// lead makes the room's oldest turn the one whose sender and whose time count for the place. The time of an early turn begins here, because
+// it waited for another turn before. A room that has overrun gets a place again if one is free. The caller holds Lanes.mu.
 func (l *Lanes) lead(room *lane) {
 	w := room.turns[0]
 	room.holder = room.class.hold(w.job.Sender)
@@ -287,7 +296,7 @@ func (l *Lanes) lead(room *lane) {
 	w.patience = time.AfterFunc(PlacePatience, func() { l.overrun(w) })
 }
 
-// work makes an attempt. Whatever a panic, or runtime.Goexit, has left undone, the turn is over then.
+// work runs an attempt and ends its turn, also after a panic or runtime.Goexit.
 func (l *Lanes) work(w *Turn) {
 	failed := true
 	defer func() {
@@ -297,7 +306,7 @@ func (l *Lanes) work(w *Turn) {
 	guard.Run("closing an event", func() { failed = w.job.Attempt(w) })
 }
 
-// finish ends a turn, which is the room's oldest. If the room has no other, another room can have its place.
+// finish ends a turn, which is its room's oldest. If the room has no other turn, its place is free for another room.
 func (l *Lanes) finish(w *Turn, failed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -322,8 +331,9 @@ func (l *Lanes) finish(w *Turn, failed bool) {
 	l.serve()
 }
 
-// overrun is called when a turn has been its room's oldest for PlacePatience. The room goes on without its place, or, while too many
-// do so already, keeps it for as long again. Retries keep theirs: they have few, and nobody else waits for them.
+// overrun is called when a turn has been its room's oldest for PlacePatience. The room then continues without its place. If maxOvertime
+// rooms do so already, it keeps the place for another PlacePatience. Retries always keep theirs: they have few, and only retries wait for
+// them.
 func (l *Lanes) overrun(w *Turn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -340,8 +350,8 @@ func (l *Lanes) overrun(w *Turn) {
 	}
 }
 
-// hang makes all timers of a sender count as retries for hungFor. Those that wait behind another's do so when they are next.
-// Lanes.mu is held.
+// hang makes all timers of a sender count as retries for hungFor. A timer that waits behind another sender's moves when it becomes the
+// first of its queue. The caller holds Lanes.mu.
 func (l *Lanes) hang(sender uint64) {
 	now := time.Now()
 	maps.DeleteFunc(l.hung, func(_ uint64, until time.Time) bool { return !until.After(now) })
@@ -353,23 +363,24 @@ func (l *Lanes) hang(sender uint64) {
 	}
 }
 
-// isHung reports whether the timers of a sender count as retries. Lanes.mu is held.
+// isHung reports whether the timers of a sender count as retries. The caller holds Lanes.mu.
 func (l *Lanes) isHung(sender uint64) bool {
 	until, ok := l.hung[sender]
 	return ok && time.Now().Before(until)
 }
 
-// spacing returns how many turns come to one whose event is built beside another, in a room where so many wait: what waits is what is known
-// of how much state the room has, and as many as EarlyEvery times EarlyEvery are much.
+// spacing returns how many events come between two forks in a room where so many timers wait. The number of waiting timers is the only hint
+// of how much state the room has; EarlyEvery times EarlyEvery of them count as much.
 func (l *Lanes) spacing(waiting int) int {
 	return min(max(waiting/EarlyEvery, earlyLeast), l.earlyEvery)
 }
 
-// Stop lets no more turns begin, and Wait waits for those that have begun. What waits is left waiting.
+// Stop prevents new turns. Timers that wait are left waiting.
 func (l *Lanes) Stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.stopped = true
 }
 
+// Wait waits for the turns that have begun.
 func (l *Lanes) Wait() { l.working.Wait() }

@@ -5,67 +5,68 @@ import (
 	"time"
 )
 
-// The bounds on what is in progress at the same time. A place is the right of one room to have timers attempted. Together
-// they are 84 rooms: fewer than the 90 connections to PostgreSQL of Dendrite's sample configuration, see Places.
+// The bounds on what is in progress at the same time. A place is the right of one room to have timers attempted. Together, places and
+// overtime allow 84 rooms, which is less than the 90 connections to PostgreSQL of Dendrite's sample configuration, see Places.
 const (
-	// Places is in how many rooms timers are closed at the same time, but for retries and attempts that overrun, see RetryPlaces.
-	// They mostly wait for the roomserver, or for a commit: the more of them there are, the more is committed at once. Dendrite's
-	// sample configuration has 90 connections to PostgreSQL, of which the roomserver needs two for an event now and then: if there
-	// were as many rooms as connections, all would wait for the second.
+	// Places is the number of rooms in which timers are closed at the same time, not counting retries and attempts that overrun. Attempts
+	// mostly wait for the roomserver or for a commit, so more of them make larger group commits. Dendrite's sample configuration has 90
+	// connections to PostgreSQL, and an event sometimes needs two of them. With as many rooms as connections, all could wait for their
+	// second one.
 	Places = 64
-	// RetryPlaces is how many places there are for retries, apart from the Places places for first attempts. So neither class
-	// ever waits for the other. More are not needed: eight rooms at a time are nearly as fast as all (docs/performance.md).
+	// RetryPlaces is the number of places for retries. They are separate from Places, so neither class waits for the other. Eight rooms at
+	// a time are nearly as fast as all of them (docs/performance.md).
 	RetryPlaces = 8
-	// PlacePatience is how long a first attempt holds its place. A roomserver that works answers within a second, and a timer that
-	// waits for the place is then still closed within about two.
+	// PlacePatience is how long a first attempt holds its place. A roomserver that works answers within a second, so a timer that waits for
+	// the place is closed within about two more.
 	PlacePatience = 2 * time.Second
-	// maxOvertime is how many attempts may go on without a place. It is small, because a slow database makes all attempts overrun,
-	// and then each of them does hold a connection. While it is reached, places are kept until an attempt ends.
+	// maxOvertime is how many rooms may continue without a place. It is small, because a slow database makes all attempts overrun, and each
+	// of them then holds a connection. When it is reached, attempts keep their places until they end.
 	maxOvertime = 12
-	// senderShare is how many places one sender's first attempts may always hold, and maxLoans how many places are lent, to all senders
-	// together, to those who have due timers in more rooms. So one user's mass expiry gets ten places, and ten users whose attempts
-	// all hang get 28 of 64. More would gain little, see RetryPlaces, and everybody else's events would share the processors with them.
+	// senderShare is how many places one sender's first attempts may always hold. maxLoans is how many more are lent to senders with due
+	// timers in more rooms, to all of them together. So one user's mass expiry gets ten places, and ten users whose attempts all hang get
+	// 28 of 64. More places would gain little, see RetryPlaces, and would take processor time from other users' events.
 	senderShare = 2
 	maxLoans    = 8
-	// retryShare and maxRetryLoans are the same for retries: one sender holds five of eight places at the most.
+	// retryShare and maxRetryLoans are the same for retries: one sender holds at most five of the eight places.
 	retryShare    = 1
 	maxRetryLoans = 4
-	// retryEvery is after how many first attempts in a room a retry may come before the next one, so that it does not wait for ever.
+	// retryEvery is the number of first attempts in a room after which a retry may come before the next one. Otherwise it could wait
+	// forever.
 	retryEvery = 8
-	// hungFor is for how long a sender's timers are treated as retries after one of its attempts overran its place and failed. It is
-	// longer than ten such senders need to have one attempt each with RetryPlaces, so that none of them is forgotten meanwhile.
+	// hungFor is how long a sender's timers are treated as retries after one of its attempts overran its place and failed. It is long
+	// enough for ten such senders to have one attempt each with RetryPlaces, so that none of them stops counting too soon.
 	hungFor = 2 * time.Minute
 )
 
-// class is a number of places, with the rooms that wait for one. Its senders are either within their share, or over it, and then
-// need a loan. To find the room that is next takes the first of two heaps, however many wait. Lanes.mu guards it.
+// class is a set of places, with the rooms that wait for one. A sender is either within its share, or over it and then needs a loan. The
+// next room is the first of two heaps, so finding it takes no search. Lanes.mu guards it.
 type class struct {
 	free         int                // places that no room holds
-	share        int                // how many rooms of one sender can be in progress without a loan
-	loans        int                // how many loans there can be
-	lent         int                // how many there are
-	byTicket     bool               // the sender is next who has waited longest, not the one with the earliest deadline
-	lastTicket   uint64             // the last number given to a sender
-	senders      map[uint64]*sender // those with rooms that wait or are in progress, by hash
-	within, over senderHeap         // those with rooms that wait
+	share        int                // how many rooms of one sender may be in progress without a loan
+	loans        int                // the limit of loans
+	lent         int                // the loans at present
+	byTicket     bool               // the sender that waits longest is next, not the one with the earliest deadline
+	lastTicket   uint64             // the last ticket that was given out
+	senders      map[uint64]*sender // the senders with rooms that wait or are in progress, by hash
+	within, over senderHeap         // the senders with rooms that wait
 }
 
-// sender is what a class knows of a user. Its rooms are those in which the next timer, or the one in progress, is the user's.
+// sender is what a class knows of a user. Its rooms are those whose next timer, or whose timer in progress, belongs to the user.
 type sender struct {
 	class  *class
 	hash   uint64
-	queues queueHeap   // those that wait for a place
-	holds  int         // how many rooms are in progress, overtime included
-	ticket uint64      // grows each time that the sender comes to wait, gets a place or gives it back
+	queues queueHeap   // the queues that wait for a place
+	holds  int         // how many of its rooms are in progress, overtime included
+	ticket uint64      // a new one when the sender begins to wait, gets a place or gives it back
 	heap   *senderHeap // class.within, class.over or nil
-	at     int         // the index in it
+	at     int         // the index in that heap
 }
 
 func newClass(places, share, loans int) class {
 	return class{free: places, share: share, loans: loans, senders: map[uint64]*sender{}}
 }
 
-// next returns the queue that is to get a place, or nil if there is none, or no place.
+// next returns the queue that gets the next place, or nil if no queue waits or no place is free.
 func (c *class) next() *queue {
 	if c.free == 0 {
 		return nil
@@ -83,7 +84,7 @@ func (c *class) next() *queue {
 	return s.queues[0]
 }
 
-// offer lets a queue wait for a place.
+// offer makes a queue wait for a place.
 func (c *class) offer(q *queue) {
 	if q.ticket == 0 {
 		q.ticket = c.nextTicket()
@@ -94,7 +95,7 @@ func (c *class) offer(q *queue) {
 	c.reposition(s)
 }
 
-// withdraw ends the waiting of a queue, if it waits.
+// withdraw removes a queue from those that wait for a place, if it is among them.
 func (c *class) withdraw(q *queue) {
 	if s := q.offered; s != nil {
 		q.offered = nil
@@ -115,7 +116,7 @@ func (c *class) hold(hash uint64) *sender {
 	return s
 }
 
-// drop ends what hold began.
+// drop undoes hold.
 func (c *class) drop(s *sender) {
 	s.holds--
 	if s.holds >= c.share {
@@ -125,8 +126,8 @@ func (c *class) drop(s *sender) {
 	c.reposition(s)
 }
 
-// sender returns what is known of a user. One of whom nothing is known has this turn: a room that is busy with other timers withdraws
-// its queue again and again, which must not cost the turn.
+// sender returns what is known of a user. A new entry gets the given ticket: a room that is busy with other timers withdraws its queue
+// again and again, and the sender must keep its place in the order.
 func (c *class) sender(hash, ticket uint64) *sender {
 	s := c.senders[hash]
 	if s == nil {
@@ -141,7 +142,7 @@ func (c *class) nextTicket() uint64 {
 	return c.lastTicket
 }
 
-// settle puts a sender where it belongs, after any change, or forgets it.
+// reposition moves a sender into the right heap after any change, or forgets it.
 func (c *class) reposition(s *sender) {
 	if s.heap != nil {
 		heap.Remove(s.heap, s.at)
@@ -159,7 +160,7 @@ func (c *class) reposition(s *sender) {
 	}
 }
 
-// precedes is the order in which senders get places: that of the earliest deadlines, or in turns.
+// precedes is the order in which senders get places: by deadline, or by ticket.
 func (s *sender) precedes(other *sender) bool {
 	if s.class.byTicket {
 		return s.ticket < other.ticket
@@ -167,7 +168,7 @@ func (s *sender) precedes(other *sender) bool {
 	return s.queues[0].due() < other.queues[0].due()
 }
 
-// senderHeap has the sender in front who is next.
+// senderHeap has the next sender in front.
 type senderHeap []*sender
 
 func (h senderHeap) Len() int           { return len(h) }
@@ -201,7 +202,7 @@ func (h *queueHeap) Push(x any) {
 }
 func (h *queueHeap) Pop() any { return pop((*[]*queue)(h)) }
 
-// pop takes the last element, and leaves no pointer to it behind.
+// pop removes the last element, and clears its slot so that it can be garbage-collected.
 func pop[T any](all *[]*T) *T {
 	last := len(*all) - 1
 	x := (*all)[last]
