@@ -35,7 +35,7 @@ func TestCancelAll(t *testing.T) {
 	})
 }
 
-// What is being sent is in the room when CancelAll returns: it comes before what its caller does next.
+// An event that is being sent is in the room when CancelAll returns, before anything that the caller does next.
 func TestCancelAllWaitsForWhatIsBeingSent(t *testing.T) {
 	for name, test := range map[string]struct {
 		takes, waits time.Duration
@@ -62,7 +62,7 @@ func TestCancelAllWaitsForWhatIsBeingSent(t *testing.T) {
 	}
 }
 
-// What is built while it is cancelled is not sent.
+// An event that is being built while it is cancelled is not sent.
 func TestCancelAllWhileAnEventIsBuilt(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		delayID := w.schedule(leave("key"), "left", time.Second)
@@ -101,7 +101,7 @@ func TestCancelState(t *testing.T) {
 	})
 }
 
-// An event of a deactivated account is cancelled when it is due, or when somebody would have it sent.
+// An event of a deactivated account is cancelled when it is due, or when a request asks to send it.
 func TestDelayedEventOfADeactivatedAccount(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		due, asked := w.schedule(leave("due"), "due", time.Second), w.schedule(leave("asked"), "asked", time.Hour)
@@ -114,7 +114,7 @@ func TestDelayedEventOfADeactivatedAccount(t *testing.T) {
 	})
 }
 
-// What is being stored while its sender's events are cancelled is cancelled when it is stored.
+// An event that is being stored while its sender's events are cancelled is cancelled once it is stored.
 func TestCancelWhileAnEventIsStored(t *testing.T) {
 	s, _ := leave("key").State()
 	for name, cancel := range map[string]func(w *world) error{

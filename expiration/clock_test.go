@@ -10,7 +10,7 @@ import (
 
 func TestStoredTimesAreRoundedUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, now := newClock(), time.Now() // whole milliseconds here
+		c, now := newClock(), time.Now() // synctest starts at a whole millisecond
 		require.Zero(t, c.now())
 		require.Equal(t, now.UnixNano(), c.stored(0).UnixNano())
 		require.Equal(t, now.Add(time.Millisecond).UnixNano(), c.stored(time.Nanosecond).UnixNano())
@@ -19,10 +19,10 @@ func TestStoredTimesAreRoundedUp(t *testing.T) {
 	})
 }
 
-// steps are how far an administrator, or NTP, sets the wall clock.
+// steps are distances by which an administrator or NTP may set the wall clock.
 var steps = []time.Duration{-1000 * time.Hour, -time.Hour, -3 * time.Second, 3 * time.Second, time.Hour, 1000 * time.Hour}
 
-// While the process lives, the wall clock can step as it likes: nothing fires early, nothing late.
+// While the process lives, steps of the wall clock change nothing: no timer fires early or late.
 func TestWallClockSteps(t *testing.T) {
 	for _, step := range steps {
 		t.Run(step.String(), func(t *testing.T) {
@@ -46,7 +46,7 @@ func TestWallClockSteps(t *testing.T) {
 	}
 }
 
-// Across a restart only the wall clock counts. By it nothing is early, and nothing hangs for longer than it was set back.
+// Across a restart only the wall clock counts. No timer fires early by it, and none is later than the clock was set back.
 func TestWallClockStepsWhileTheServerIsDown(t *testing.T) {
 	for _, step := range steps {
 		t.Run(step.String(), func(t *testing.T) {
@@ -67,7 +67,7 @@ func TestWallClockStepsWhileTheServerIsDown(t *testing.T) {
 	}
 }
 
-// A server whose clock was wrong for years, as that of a machine without a battery is, drops no timer when it is set right.
+// No timer is dropped when a clock that was wrong by years, as on a machine without a battery, is corrected.
 func TestWallClockIsSetRight(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		queued := Event{ID: "$queued", RoomID: "!room", Type: "m", Sender: "@alice:example.org"}
@@ -76,7 +76,7 @@ func TestWallClockIsSetRight(t *testing.T) {
 		w.restart(time.Second)
 		w.step.Store(int64(30 * 365 * 24 * time.Hour))
 		w.restart(time.Second)
-		time.Sleep(10 * time.Minute) // the roomserver does not know it yet
+		time.Sleep(10 * time.Minute) // the roomserver does not know the event yet
 		w.roomserver.send(queued)
 		time.Sleep(time.Minute)
 		w.wantClosings(queued)

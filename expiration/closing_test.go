@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A timer that is due while a send has the lock of its state for longer than an attempt waits is attempted again.
+// A due timer is attempted again if a send holds the lock of its state for longer than an attempt waits.
 func TestAttemptsWaitForASend(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.state("key", 10*time.Second)

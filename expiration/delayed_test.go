@@ -18,21 +18,21 @@ const (
 	bob   = "@bob:example.org"
 )
 
-// leave returns the delayed event of these tests: state in !room, set by Alice.
+// leave returns the delayed event of these tests: a state event of Alice in !room.
 func leave(key string) Event {
 	return Event{RoomID: "!room", Type: "m.call.member", StateKey: &key, Sender: alice}
 }
 
-// later returns one that is not state.
+// later returns a delayed event that is not state.
 func later(room string) Event { return Event{RoomID: room, Type: "m.room.message", Sender: alice} }
 
-// requested returns the event with a request that can be repeated.
+// requested returns the event with a repeatable request.
 func requested(e Event, n byte) Event {
 	e.Request = &Request{Hash: RequestHash{n}}
 	return e
 }
 
-// schedule schedules an event; its content is what the tests know it by.
+// schedule schedules an event. The tests identify events by their content.
 func (w *world) schedule(e Event, content string, delay time.Duration) (delayID string) {
 	w.t.Helper()
 	delayID, err := w.Schedule(w.t.Context(), e, Delayed{Content: []byte(content)}, delay, false)
@@ -51,7 +51,7 @@ func (w *world) wantSent(contents ...string) {
 	require.Equal(w.t, contents, got)
 }
 
-// final returns what has become of Alice's delayed event, or nil if it is scheduled.
+// final returns the result of Alice's delayed event, or nil if it is scheduled.
 func (w *world) final(delayID string) *Final {
 	w.t.Helper()
 	d, err := w.DelayedEvent(w.t.Context(), delayID, alice)
@@ -60,7 +60,7 @@ func (w *world) final(delayID string) *Final {
 	return d.Final
 }
 
-// wantFinal requires that something has become of it.
+// wantFinal requires a result.
 func (w *world) wantFinal(delayID string, is func(Final) bool) {
 	w.t.Helper()
 	f := w.final(delayID)
@@ -68,7 +68,7 @@ func (w *world) wantFinal(delayID string, is func(Final) bool) {
 	require.True(w.t, is(*f), "%+v", f)
 }
 
-// wantFinalised requires that an error says what has become of a delayed event.
+// wantFinalised requires an error that contains the result of a delayed event.
 func wantFinalised(t *testing.T, err error, is func(Final) bool) {
 	t.Helper()
 	var finalised *FinalisedError
@@ -76,20 +76,20 @@ func wantFinalised(t *testing.T, err error, is func(Final) bool) {
 	require.True(t, is(finalised.Final), "%+v", finalised.Final)
 }
 
-// failed reports whether a final is an error.
+// failed reports whether a result is an error.
 func failed(f Final) bool { return f.Error != nil }
 
-// set sends a state event that neither expires nor is delayed, and tells of it.
+// set sends a state event that neither expires nor is delayed, and reports it to the timers.
 func (w *world) set(e Event, sender string) {
 	w.t.Helper()
 	w.events++
 	e.ID, e.Sender = fmt.Sprintf("$event%d", w.events), sender
 	w.roomserver.send(e)
 	s, _ := e.State()
-	_ = w.StateSent(w.t.Context(), s, e.ID) // may be one of the faults: the stream tells of it too
+	_ = w.StateSent(w.t.Context(), s, e.ID) // the call may fail on purpose; the stream reports the event too
 }
 
-// failing returns a fault of some operations of the store.
+// failing makes some operations of the store fail.
 func failing(operations ...string) func(string) error {
 	return func(o string) error {
 		for _, operation := range operations {
@@ -187,7 +187,7 @@ func TestDelayedEventIsCancelled(t *testing.T) {
 	})
 }
 
-// Nobody knows whether the write of a cancellation that failed has happened. It is found out before anything is sent.
+// After a cancellation failed, the write may have happened or not. The timers find out before they send anything.
 func TestCancellationThatFails(t *testing.T) {
 	for _, written := range []bool{false, true} {
 		for _, next := range []string{"cancel", "restart", "send", "wait", "process restart"} {
@@ -227,7 +227,7 @@ func TestCancellationThatFails(t *testing.T) {
 	}
 }
 
-// Nobody knows whether an event is claimed: whoever cancels it, restarts it or has it sent finds out.
+// After a claim failed, the event may be claimed or not. Cancelling, restarting and sending find out.
 func TestActionsAfterAClaimThatFailed(t *testing.T) {
 	for _, written := range []bool{false, true} {
 		for action, is := range map[string]func(Final) bool{
@@ -270,7 +270,7 @@ func TestDelayedEventsOfARoomComeInOrder(t *testing.T) {
 		}})
 		w.schedule(later("!room"), "third", 12*time.Second)
 		w.schedule(leave("key"), "first", 10*time.Second)
-		w.schedule(leave("key"), "second", 11*time.Second) // both come, for the same state
+		w.schedule(leave("key"), "second", 11*time.Second) // both are sent, for the same state
 		w.schedule(later("!other"), "elsewhere", 11*time.Second)
 		time.Sleep(19*time.Second - time.Nanosecond)
 		w.wantSent("elsewhere", "first", "second")
@@ -281,7 +281,7 @@ func TestDelayedEventsOfARoomComeInOrder(t *testing.T) {
 	})
 }
 
-// Whatever fails in passing, and whether it is written or not, the event comes once, and it is known what became of it.
+// Whichever operation fails in passing, and whether it is written or not, the event is sent once and its result is known.
 func TestPassingFaultsOfDelayedEvents(t *testing.T) {
 	for _, fault := range []string{"read", "claim", "finalise", "build", "input", "replaced"} {
 		for _, written := range []bool{false, true} {
@@ -320,7 +320,7 @@ func TestPassingFaultsOfDelayedEvents(t *testing.T) {
 	}
 }
 
-// A client that goes on keeping its event back while nothing can be sent has it kept back.
+// A client that keeps restarting its event while nothing can be sent keeps it from being sent.
 func TestRestartDuringFaults(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: fails})
@@ -335,7 +335,7 @@ func TestRestartDuringFaults(t *testing.T) {
 	})
 }
 
-// State that the room has already is no event, and yet the delayed event has come to its end.
+// State that the room has already is not sent, but the delayed event is finalised as sent.
 func TestDelayedStateThatTheRoomHas(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.schedule(leave("key"), "left", time.Second)
@@ -360,7 +360,7 @@ func TestDelayedStateThatTheRoomHas(t *testing.T) {
 	})
 }
 
-// What is refused for good when it is due has failed. Who has it sent before is told, and can have it sent later.
+// An event that is refused for good when it is due has failed. If a request asks for it earlier, it gets the refusal, and can try later.
 func TestRefusedDelayedEvents(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		never, now := w.schedule(leave("key"), "never", 10*time.Second), w.schedule(later("!room"), "now", 10*time.Second)
@@ -385,7 +385,7 @@ func TestRefusedDelayedEvents(t *testing.T) {
 	})
 }
 
-// A refusal says nothing of an event whose owner was told meanwhile that it runs on.
+// A refusal does not finalise an event that was restarted during the attempt.
 func TestRefreshWhileAnEventIsRefused(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		delayID, e := w.schedule(leave("key"), "left", 10*time.Second), w.state("other", 10*time.Second)
@@ -416,7 +416,7 @@ func TestRoomOfADelayedEventIsPurged(t *testing.T) {
 	})
 }
 
-// What is claimed is sent, whatever the stream tells meanwhile: it may be in the room already.
+// A claimed event is sent whatever the stream reports meanwhile, because it may be in the room already.
 func TestDropSparesDelayedEventsThatAreClaimed(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		delayID := w.schedule(leave("key"), "left", 10*time.Second)
@@ -432,7 +432,7 @@ func TestDropSparesDelayedEventsThatAreClaimed(t *testing.T) {
 	})
 }
 
-// That its sender leaves stops no delayed event: it is a matter of when it is sent.
+// A delayed event survives that its sender leaves the room. It is refused, or not, when it is due.
 func TestSenderOfADelayedEventLeaves(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.schedule(leave("key"), "left", 10*time.Second)
@@ -443,8 +443,8 @@ func TestSenderOfADelayedEventLeaves(t *testing.T) {
 	})
 }
 
-// Somebody else's state cancels it, at once or, if nobody has told of that, when it is due. What stood there when it was
-// scheduled does not, nor does the owner's own.
+// Another user's state cancels the event, at once or, if it was not reported, at the deadline. State from before the event was scheduled
+// does not, nor does the owner's own.
 func TestReplacedDelayedEvents(t *testing.T) {
 	for _, restarted := range []bool{false, true} {
 		inWorld(t, Config{}, func(t *testing.T, w *world) {
@@ -462,7 +462,7 @@ func TestReplacedDelayedEvents(t *testing.T) {
 				s, _ := leave(key).State()
 				w.StateChanged(t.Context(), s, "")
 			}
-			tell("before") // late
+			tell("before") // reported late
 			w.set(leave("own"), alice)
 			w.set(leave("told"), bob)
 			w.set(leave("back"), alice)
@@ -496,7 +496,7 @@ func TestReplacedDelayedEvents(t *testing.T) {
 	})
 }
 
-// Who has an event sent that is cancelled by that, and this cannot be written, is not told that there is no such event.
+// If sending finds that the event must be cancelled, and that cannot be written, the error is not ErrNotFound.
 func TestCancellationBySendingFails(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		delayID := w.schedule(leave("key"), "left", 10*time.Second)
@@ -508,7 +508,7 @@ func TestCancellationBySendingFails(t *testing.T) {
 	})
 }
 
-// A process that dies, whenever that is, leaves the next one to finish, and nothing comes twice.
+// Whenever the process dies, the next one finishes the work, and nothing is sent twice.
 func TestRestartOfTheProcess(t *testing.T) {
 	t.Run("scheduled", func(t *testing.T) {
 		inWorld(t, Config{}, func(t *testing.T, w *world) {
@@ -563,10 +563,10 @@ func TestRestartOfTheProcess(t *testing.T) {
 	}
 }
 
-// Who repeats a request is given the delay ID that he was given first, whatever has become of it.
+// A repeated request gets the delay ID of the first, whatever has become of the event.
 func TestRepeatedSchedule(t *testing.T) {
 	inWorld(t, Config{MaxScheduledPerUser: 2}, func(t *testing.T, w *world) {
-		w.roomserver.set(hooks{look: takes(time.Second)}) // meanwhile all have come
+		w.roomserver.set(hooks{look: takes(time.Second)}) // by then all requests have arrived
 		var wg sync.WaitGroup
 		ids := make([]string, 10)
 		for i := range ids {
@@ -593,7 +593,7 @@ func TestRepeatedSchedule(t *testing.T) {
 		}
 		another := w.schedule(requested(leave("key"), 2), "another", time.Hour)
 		require.NotEqual(t, delayID, another)
-		again() // though the limit is reached
+		again() // although the limit is reached
 		w.restart(time.Second)
 		again()
 		require.Equal(t, 2, w.store.len())
@@ -613,7 +613,7 @@ func TestRepeatedSchedule(t *testing.T) {
 	})
 }
 
-// A delay ID is only given for what is scheduled: what was refused because of a fault, written or not, is not.
+// No delay ID is given for an event whose insertion failed, whether the row was written or not.
 func TestScheduleThatFails(t *testing.T) {
 	for _, written := range []bool{false, true} {
 		for _, broken := range [][]string{{"insert"}, {"insert", "drop"}, {"requested"}} {
@@ -645,7 +645,7 @@ func TestScheduleThatFails(t *testing.T) {
 
 func TestLimitOfDelayedEvents(t *testing.T) {
 	inWorld(t, Config{MaxScheduledPerUser: 2, MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
-		w.message("!room", 5*time.Second) // counts for itself
+		w.message("!room", 5*time.Second) // running events have a limit of their own
 		first := w.schedule(leave("key"), "first", 10*time.Second)
 		w.schedule(leave("key"), "second", time.Minute)
 		time.Sleep(4 * time.Second)
@@ -670,14 +670,14 @@ func TestLimitOfDelayedEvents(t *testing.T) {
 		require.ErrorAs(t, schedule(alice, false), &limit)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		w.message("!room", time.Second) // the first has expired
+		w.message("!room", time.Second) // the first event has expired
 		_, err := w.Begin(t.Context(), Event{ID: "$x", RoomID: "!room", Sender: alice}, time.Second, false)
 		require.ErrorAs(t, err, &limit)
 		require.Equal(t, time.Second, limit.RetryAfter, "of the expiring ones")
 	})
 }
 
-// A delayed event can be an expiring one as well, from when it is sent.
+// A delayed event can be an expiring event too, from the moment when it is sent.
 func TestDelayedEventThatExpires(t *testing.T) {
 	schedule := func(w *world, delay time.Duration) string {
 		delayID, err := w.Schedule(w.t.Context(), leave("key"), Delayed{Content: []byte("here"), Expires: 20 * time.Second}, delay, false)
@@ -702,7 +702,7 @@ func TestDelayedEventThatExpires(t *testing.T) {
 		require.True(t, w.index.Empty())
 		require.Zero(t, w.store.len())
 	})
-	// The timer is there before the event is, whatever happens in between.
+	// The expiring event's timer is stored before the event is sent, whatever happens in between.
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		delayID := schedule(w, 10*time.Second)
 		w.roomserver.set(hooks{afterClaim: fails})
@@ -717,7 +717,7 @@ func TestDelayedEventThatExpires(t *testing.T) {
 		w.wantClosings(sent(w))
 		require.Zero(t, w.store.len())
 	})
-	// A delayed event that was restarted while it was being built was not sent, and leaves nothing behind.
+	// A delayed event that was restarted while it was being built was not sent, and leaves no timer behind.
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		delayID := schedule(w, 10*time.Second)
 		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
@@ -731,7 +731,7 @@ func TestDelayedEventThatExpires(t *testing.T) {
 		time.Sleep(21 * time.Second)
 		w.wantClosings(sent(w))
 	})
-	// Who has too many running is told so, and one that is due is refused.
+	// With too many events running, a request to send gets an error, and an event that is due is refused.
 	inWorld(t, Config{MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
 		e := w.message("!room", time.Minute)
 		delayID := schedule(w, 10*time.Second)
@@ -747,7 +747,7 @@ func TestDelayedEventThatExpires(t *testing.T) {
 	})
 }
 
-// What is known of the one kind is not known of the other.
+// Tokens and delay IDs are separate: neither works in place of the other.
 func TestDelayIDsAreNoTokens(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", time.Hour)
@@ -770,7 +770,7 @@ func TestDelayIDsAreNoTokens(t *testing.T) {
 	})
 }
 
-// The owner is told of the delay ID as soon as anybody can see the event, and by every process.
+// The owner can see the delay ID as soon as anybody can see the event, and in every later process.
 func TestDelayIDsOfSentEvents(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		delayID := w.schedule(leave("key"), "left", 10*time.Second)
@@ -818,7 +818,7 @@ func TestDelayIDsOfSentEvents(t *testing.T) {
 		w.restart(time.Second)
 		check(true)
 	})
-	// A claim of which nobody knew is found when it is tried again.
+	// A claim that was written although it failed is found at the next attempt.
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.schedule(leave("key"), "left", 10*time.Second)
 		w.store.set(true, failing("claim"))
@@ -844,7 +844,7 @@ func TestDelayIDsOfSentEvents(t *testing.T) {
 func TestDelayedEventsAreListedInOrder(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		const rest = 300 * time.Microsecond
-		time.Sleep(rest) // the deadlines are no whole milliseconds
+		time.Sleep(rest) // the deadlines are not whole milliseconds
 		third, first := w.schedule(leave("key"), "third", 30*time.Second), w.schedule(later("!a"), "first", 10*time.Second)
 		second, gone := w.schedule(later("!b"), "second", 20*time.Second), w.schedule(later("!b"), "gone", 5*time.Second)
 		w.message("!room", 15*time.Second)
@@ -883,7 +883,7 @@ func TestDelayedEventsAreListedInOrder(t *testing.T) {
 		_, err = w.DelayedEvent(t.Context(), gone, bob)
 		require.ErrorIs(t, err, ErrNotFound)
 		require.Empty(t, w.list(bob, ""))
-		// From behind each of them, those that come after it.
+		// Listing after each event returns those that follow it.
 		for i, e := range events {
 			require.Equal(t, events[i+1:], w.list(alice, e.Place))
 		}
@@ -891,7 +891,7 @@ func TestDelayedEventsAreListedInOrder(t *testing.T) {
 	})
 }
 
-// What is due in the same millisecond has places of its own, and a list is read only as far as it is wanted.
+// Events that are due in the same millisecond have different places, and only as many rows are read as the caller wants.
 func TestPlacesInTheList(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		for range 20 {
@@ -919,7 +919,7 @@ func TestPlacesInTheList(t *testing.T) {
 	})
 }
 
-// lists goes through what Alice has scheduled, and returns the first error.
+// lists reads all of Alice's scheduled events, and returns the first error.
 func (w *world) lists(ctx context.Context) error {
 	for _, err := range w.DelayedEvents(ctx, alice, "") {
 		if err != nil {
@@ -929,7 +929,7 @@ func (w *world) lists(ctx context.Context) error {
 	return nil
 }
 
-// list returns what a user has scheduled, from behind a place in the list.
+// list returns a user's scheduled events after a place.
 func (w *world) list(owner, after string) (events []DelayedEvent) {
 	w.t.Helper()
 	events = []DelayedEvent{}
@@ -940,7 +940,7 @@ func (w *world) list(owner, after string) (events []DelayedEvent) {
 	return events
 }
 
-// An application service's event that expires once it is sent is exempt from the limit of running ones, after a restart too.
+// An application service's delayed event that expires once it is sent is exempt from the limit of running events, also after a restart.
 func TestExemptDelayedEventThatExpires(t *testing.T) {
 	inWorld(t, Config{MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
 		w.message("!room", time.Hour)
@@ -985,7 +985,7 @@ func TestFinalisedEventsAreForgotten(t *testing.T) {
 	})
 }
 
-// Of sending, cancelling, restarting and the end of the delay, all in one moment, one wins, and all are told of the same.
+// Sending, cancelling, restarting and the deadline coincide: one wins, and all callers get the same result.
 func TestEndsOfADelayedEventExcludeEachOther(t *testing.T) {
 	for round := range 60 {
 		inWorld(t, Config{}, func(t *testing.T, w *world) {

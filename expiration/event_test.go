@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What an event is built upon is read from it as it stands there in each room version.
+// isUpon reads prev events in the format of each room version.
 func TestIsUpon(t *testing.T) {
 	for pdu, want := range map[string]bool{
 		`{"prev_events":["$a","$before","$b"]}`:                      true,

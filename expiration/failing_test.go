@@ -11,12 +11,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// unsendable is a hook of an event that can never be sent.
+// unsendable is a hook for an event that can never be sent.
 func unsendable(Event) error { return &UnsendableError{Cause: errors.New("HTTP 500")} }
 
 func panics(Event) error { panic("content that makes no sense") }
 
-// What cannot be sent for reasons of its own is given up after a few attempts, and what fails in passing is not.
+// An unsendable event is given up after maxUnsendable attempts. A passing fault does not count.
 func TestUnsendableEventsAreGivenUp(t *testing.T) {
 	for name, hook := range map[string]func(Event) error{"unsendable": unsendable, "panics": panics} {
 		t.Run(name, func(t *testing.T) {
@@ -64,7 +64,7 @@ func TestUnsendableEventsAreGivenUp(t *testing.T) {
 	})
 }
 
-// A panic leaves no lock behind, and the next timer of the room has its turn.
+// A panic leaves no lock behind, and the room's next timer gets its turn.
 func TestPanicsHoldNothing(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		bad, good := w.state("bad", 10*time.Second), w.state("good", 11*time.Second)
@@ -81,7 +81,7 @@ func TestPanicsHoldNothing(t *testing.T) {
 	})
 }
 
-// An event that the roomserver has and never answers is given up in the end, but not while it answers nobody.
+// An event that the roomserver never answers is eventually given up, but not while the roomserver answers no event at all.
 func TestUnansweredEventsAreGivenUp(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.silence("!room", true)
@@ -102,7 +102,7 @@ func TestUnansweredEventsAreGivenUp(t *testing.T) {
 	})
 }
 
-// Whoever sends state waits a short time for an event for it that the roomserver does not answer, and then goes past it.
+// A send waits only a short time for an event of the same state that the roomserver does not answer.
 func TestSendsGoPastUnansweredEvents(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.silence("!room", true)
@@ -123,7 +123,7 @@ func TestSendsGoPastUnansweredEvents(t *testing.T) {
 	})
 }
 
-// Another send is waited for, however long it takes: both would be built upon the same events.
+// A send waits for another send without a limit, because otherwise both would have the same prev events.
 func TestSendsWaitForOneAnother(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		s := StateKey{"!room", "m.call.member", "key"}
@@ -138,7 +138,7 @@ func TestSendsWaitForOneAnother(t *testing.T) {
 	})
 }
 
-// What decides who may do what goes past no attempt: state resolution would not prefer it for being later.
+// A send of a type that state resolution orders by power waits for the attempt, because its later time would not make it win.
 func TestPowerGoesPastNoAttempt(t *testing.T) {
 	for eventType, past := range map[string]bool{"m.call.member": true, "m.room.topic": true, "m.room.power_levels": false, "m.room.join_rules": false} {
 		inWorld(t, Config{}, func(t *testing.T, w *world) {
@@ -148,7 +148,7 @@ func TestPowerGoesPastNoAttempt(t *testing.T) {
 			w.send(e, 10*time.Second)
 			w.roomserver.silence("!room", true)
 			time.Sleep(10 * time.Second)
-			synctest.Wait() // it is claimed, and not answered
+			synctest.Wait() // the event is claimed, and not answered
 			began := time.Now()
 			unlock, err := w.LockState(t.Context(), s)
 			require.NoError(t, err)

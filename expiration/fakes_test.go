@@ -13,34 +13,33 @@ import (
 
 var errFault = errors.New("a passing fault")
 
-// memoryStore is a Store whose durability is that of the test. storagetest runs on the real ones.
+// memoryStore is a Store that lasts as long as the test. The suite in storagetest tests the real ones.
 type memoryStore struct {
 	mu        sync.Mutex
 	rows      map[int64]Timer
 	digests   map[int64]Digest
 	finalised []DelayedEvent
-	// fail is called before each operation; an error is returned, and if after is set, returned although the operation
-	// was done.
+	// fail is called before each operation, and its error is the operation's. If after is set, the operation is done nevertheless.
 	fail  func(operation string) error
 	after bool
-	// deleteTakes is how long deletions take, and insertTakes how long insertions do, before or after the row is there.
+	// deleteTakes is how long deletions take. insertTakes is how long insertions take, before or after the row is written.
 	deleteTakes, insertTakes time.Duration
 	insertAfter              bool
-	// held is not nil while operations wait, whatever their contexts say, until it is closed; waiting is how many do.
+	// held is not nil while operations wait for it to be closed, regardless of their contexts. waiting is the number of those operations.
 	held    chan struct{}
 	waiting int
 	prunes  int
 }
 
-// setInsertTakes makes insertions slow, before the row is written or after it.
+// setInsertTakes makes insertions slow, before or after the row is written.
 func (s *memoryStore) setInsertTakes(d time.Duration, after bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.insertTakes, s.insertAfter = d, after
 }
 
-// setSlowly makes insertions as slow as the model of a machine says. They take no whole milliseconds, nor what else takes time there, so
-// that nothing happens in the same moment that might come in any order.
+// setSlowly makes insertions as slow as an action of the model says. The time is no whole number of milliseconds, and differs from all
+// other times in the model. So no two things happen at the same moment, in an order that would be random.
 func (s *memoryStore) setSlowly(broken map[string]action) {
 	a, slow := broken["slow insert"]
 	if !slow {
@@ -50,7 +49,7 @@ func (s *memoryStore) setSlowly(broken map[string]action) {
 	s.setInsertTakes(a.long.Truncate(time.Millisecond)+71*time.Microsecond, a.written)
 }
 
-// hold makes the store hang, and returns the function that makes it go on.
+// hold makes the store hang, and returns the function that ends that.
 func (s *memoryStore) hold() (release func()) {
 	held := make(chan struct{})
 	s.mu.Lock()
@@ -64,7 +63,7 @@ func (s *memoryStore) hold() (release func()) {
 	}
 }
 
-// hanging returns how many operations have begun and hang.
+// hanging returns the number of operations that hang.
 func (s *memoryStore) hanging() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,7 +103,7 @@ func (s *memoryStore) wait() {
 	}
 }
 
-// set changes the fields above while the component works.
+// set changes the fields above while the engine runs.
 func (s *memoryStore) set(after bool, fail func(operation string) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -229,7 +228,7 @@ func (s *memoryStore) Finalise(_ context.Context, nid int64, f Final, running bo
 	return done && err == nil, err
 }
 
-// lookup returns the first finalised event that has a property, or ErrNotFound.
+// lookup returns the first finalised event that matches, or ErrNotFound.
 func (s *memoryStore) lookup(has func(DelayedEvent) bool) (d DelayedEvent, err error) {
 	err = s.do("finalised", func() {
 		if i := slices.IndexFunc(s.finalised, has); i >= 0 {
@@ -335,7 +334,7 @@ func (s *memoryStore) len() int {
 	return len(s.rows)
 }
 
-// has reports whether there is a row for an event, and whether the next start will doubt it.
+// has reports whether an event has a row, and whether the next start will doubt it.
 func (s *memoryStore) has(eventID string) (exists, doubted bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -348,32 +347,32 @@ func (s *memoryStore) has(eventID string) (exists, doubted bool) {
 	return false, false
 }
 
-// fakeRoomserver has rooms whose state is set by the test and by closing events.
+// fakeRoomserver is a Roomserver whose state changes by the test and by closing events.
 type fakeRoomserver struct {
 	mu     sync.Mutex
-	state  map[StateKey]string   // current event IDs
-	events map[string]int        // all that are known, and which they are: the first, the second, …
-	stored map[string]stored     // those that a crash has left stored and not sent
-	never  map[string]DropReason // why there will be no closing event, by event ID
-	last   map[string][]string   // those that nothing is built upon yet, by room
-	log    []closing             // in the order in which the rooms got them
-	// delayed has the delayed events in the order in which the rooms got them, senders who sent an event.
+	state  map[StateKey]string   // the IDs of the current events
+	events map[string]int        // the number of each known event, in the order in which they became known
+	stored map[string]stored     // the events that a crash has left stored and not sent
+	never  map[string]DropReason // the reason why an event gets no closing event, by event ID
+	last   map[string][]string   // the forward extremities, by room
+	log    []closing             // the closing events, in the order in which the rooms got them
+	// delayed has the delayed events in the order in which the rooms got them. senders has the senders of events.
 	delayed []sentEvent
 	senders map[string]string
-	begun   map[string]time.Time // when the building of a closing event began, by its ID
+	begun   map[string]time.Time // when building a closing event began, by its ID
 	built   int
 	silent  map[string]bool // the rooms in which no event is answered
 
 	hooks hooks
 }
 
-// hooks are called without a lock; an error ends the attempt to close an event, to look what the current state is, or to wake the
-// roomserver for the event's room.
+// hooks are called without a lock. An error ends the attempt to close an event, to look up the current state, or to wake the roomserver for
+// the event's room.
 type hooks struct {
 	beforeClaim, afterClaim, look, wake func(Event) error
 }
 
-// set changes the hooks while the component works.
+// set changes the hooks while the engine runs.
 func (r *fakeRoomserver) set(h hooks) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -390,7 +389,7 @@ func (r *fakeRoomserver) call(which func(hooks) func(Event) error, e Event) erro
 	return f(e)
 }
 
-// attempts returns how many closing events have been built.
+// attempts returns the number of closing events that were built.
 func (r *fakeRoomserver) attempts() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -409,13 +408,13 @@ func fails(Event) error { return errFault }
 type closing struct {
 	eventID, closes, roomID string
 	outcome                 Outcome
-	over                    string // the current state before it, if it is state
+	over                    string // the previous current state, if it is state
 	built                   time.Time
 	at                      time.Time
-	sent                    time.Time // as it stands in the closing event
+	sent                    time.Time // as the closing event says
 }
 
-// fakePDU is an event as the component is given it.
+// fakePDU is a signed event of the fake.
 type fakePDU struct {
 	Outcome    Outcome   `json:"outcome,omitempty"`
 	Sent       time.Time `json:"sent,omitzero"`
@@ -424,7 +423,7 @@ type fakePDU struct {
 	PrevEvents []string  `json:"prev_events"`
 }
 
-// write builds an event upon the room's last ones. fakeRoomserver.mu is held.
+// write builds an event whose prev events are the room's forward extremities. The caller holds fakeRoomserver.mu.
 func (r *fakeRoomserver) write(roomID string, p fakePDU) []byte {
 	p.PrevEvents = slices.Clone(r.last[roomID])
 	pdu, err := json.Marshal(p)
@@ -434,7 +433,7 @@ func (r *fakeRoomserver) write(roomID string, p fakePDU) []byte {
 	return pdu
 }
 
-// read is what the room gets of an event that was built. fakeRoomserver.mu is held.
+// read returns the closing event that write built. The caller holds fakeRoomserver.mu.
 func (r *fakeRoomserver) read(roomID string, e SignedEvent) (p fakePDU) {
 	if err := json.Unmarshal(e.PDU, &p); err != nil {
 		panic(err)
@@ -443,7 +442,7 @@ func (r *fakeRoomserver) read(roomID string, e SignedEvent) (p fakePDU) {
 	return p
 }
 
-// stored is an event that is stored and not sent, and what was the current state when it was built.
+// stored is an event that is stored and not sent, and the state that was current when it was built.
 type stored struct {
 	event Event
 	over  string
@@ -463,14 +462,14 @@ func newFakeRoomserver() *fakeRoomserver {
 	}
 }
 
-// refuse makes the roomserver accept no closing event for an event any more.
+// refuse makes the roomserver accept no closing event for an event.
 func (r *fakeRoomserver) refuse(eventID string, reason DropReason) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.never[eventID] = reason
 }
 
-// store makes an event known as one is that a crash has left half done.
+// store makes an event known in the state in which a crash leaves one half done.
 func (r *fakeRoomserver) store(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -504,7 +503,7 @@ func (r *fakeRoomserver) send(e Event) {
 	r.put(e)
 }
 
-// put is send, but for what the next events are built upon. fakeRoomserver.mu is held.
+// put is send without a change of the forward extremities. The caller holds fakeRoomserver.mu.
 func (r *fakeRoomserver) put(e Event) {
 	r.know(e.ID)
 	r.senders[e.ID] = e.Sender
@@ -545,14 +544,14 @@ func (r *fakeRoomserver) Close(
 	return r.input(ctx, e, c)
 }
 
-// silence makes a room's worker answer nothing, or answer again.
+// silence makes a room's worker stop answering, or answer again.
 func (r *fakeRoomserver) silence(roomID string, silent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.silent[roomID] = silent
 }
 
-// answers returns an error when ctx is done, if the room's worker does not answer.
+// answers waits for the room's worker. It returns an error if the worker does not answer before ctx is done.
 func (r *fakeRoomserver) answers(ctx context.Context, roomID string) error {
 	r.mu.Lock()
 	silent := r.silent[roomID]
@@ -584,7 +583,7 @@ func (r *fakeRoomserver) input(ctx context.Context, e Event, c SignedEvent) erro
 	p := r.read(e.RoomID, c)
 	s, isState := e.State()
 	over := r.state[s]
-	if r.newer(over, p.Over) { // the two cross, and state resolution prefers what is later
+	if r.newer(over, p.Over) { // the two cross, and state resolution prefers the later one
 		over, isState = p.Over, false
 	}
 	r.log = append(r.log, closing{
@@ -597,7 +596,7 @@ func (r *fakeRoomserver) input(ctx context.Context, e Event, c SignedEvent) erro
 	return nil
 }
 
-// has reports whether an event is in its room, and not only stored.
+// has reports whether an event is in its room; a stored event is not.
 func (r *fakeRoomserver) has(eventID string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -627,7 +626,7 @@ func (r *fakeRoomserver) Resubmit(ctx context.Context, t Timer, c SignedEvent) e
 	return r.input(ctx, e, c)
 }
 
-// Send builds delayed events that the test sees in delayed.
+// Send builds a delayed event, and records it in delayed.
 func (r *fakeRoomserver) Send(ctx context.Context, t Timer, _ Outcome, claim func(context.Context, Built) error) (string, error) {
 	if err := cmp.Or(r.call(func(h hooks) func(Event) error { return h.beforeClaim }, t.Event), ctx.Err()); err != nil {
 		return "", err
@@ -704,7 +703,7 @@ func (r *fakeRoomserver) CurrentState(_ context.Context, s StateKey) (string, er
 	return r.current(s), err
 }
 
-// newer reports whether one event came after another.
+// newer reports whether one event became known after another.
 func (r *fakeRoomserver) newer(current, eventID string) bool {
 	return r.events[eventID] > 0 && r.events[current] > r.events[eventID]
 }
@@ -722,7 +721,7 @@ func (r *fakeRoomserver) current(s StateKey) string {
 	return r.state[s]
 }
 
-// setBack makes another event the current state than the one that was sent last.
+// setBack makes an older event the current state again.
 func (r *fakeRoomserver) setBack(s StateKey, eventID string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -743,7 +742,7 @@ func (r *fakeRoomserver) sent() []sentEvent {
 	return slices.Clone(r.delayed)
 }
 
-// closings returns what the rooms have got.
+// closings returns the closing events that the rooms have got.
 func (r *fakeRoomserver) closings() []closing {
 	r.mu.Lock()
 	defer r.mu.Unlock()

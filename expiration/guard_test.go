@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The scheduler, the pruning and the deletions go on after a panic in any of them: nobody restarts them.
+// The scheduler, the pruning and the deletions go on after a panic in any of them.
 func TestGoesOnAfterPanics(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", 10*time.Second)
@@ -23,7 +23,7 @@ func TestGoesOnAfterPanics(t *testing.T) {
 		time.Sleep(pruneInterval)
 		require.NotZero(t, w.store.pruned())
 	})
-	inWorld(t, Config{}, func(t *testing.T, w *world) { // the scheduler itself
+	inWorld(t, Config{}, func(t *testing.T, w *world) { // the panic is in the scheduler
 		w.mu.Lock()
 		intact := w.index
 		w.index = nil
@@ -39,7 +39,7 @@ func TestGoesOnAfterPanics(t *testing.T) {
 	})
 }
 
-// panicking returns a panic in some operations of the store.
+// panicking makes some operations of the store panic.
 func panicking(operations ...string) func(string) error {
 	fail := failing(operations...)
 	return func(operation string) error {

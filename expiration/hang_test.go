@@ -16,7 +16,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// callers are clients who wait for something, and may hang up.
+// callers are clients that wait for an answer, and may hang up.
 type callers struct {
 	wg      sync.WaitGroup
 	waiting atomic.Int64
@@ -25,7 +25,7 @@ type callers struct {
 	errs []error
 }
 
-// call waits for f as one more client.
+// call calls f as one more client.
 func (c *callers) call(f func() error) {
 	c.waiting.Add(1)
 	c.wg.Go(func() {
@@ -37,14 +37,14 @@ func (c *callers) call(f func() error) {
 	})
 }
 
-// wantWaiting requires that so many clients still wait, at the most.
+// wantWaiting requires that at most so many clients still wait.
 func (c *callers) wantWaiting(t *testing.T, most int64) {
 	t.Helper()
 	synctest.Wait()
 	require.LessOrEqual(t, c.waiting.Load(), most)
 }
 
-// wantSame requires that memory says what the row says.
+// wantSame requires that memory agrees with the row.
 func (w *world) wantSame(h TokenHash, delayed bool) {
 	w.t.Helper()
 	synctest.Wait()
@@ -59,7 +59,7 @@ func (w *world) wantSame(h TokenHash, delayed bool) {
 	require.Equal(w.t, row.Duration, duration)
 }
 
-// wantNoLocks requires that nobody waits for a row, or has one, and that nothing gathers.
+// wantNoLocks requires that no caller holds or waits for a row's lock, and that no questions gather.
 func (w *world) wantNoLocks() {
 	w.t.Helper()
 	synctest.Wait()
@@ -67,8 +67,8 @@ func (w *world) wantNoLocks() {
 	require.Zero(w.t, w.refreshes.Len())
 }
 
-// The database hangs, clients give up and try again: whoever has hung up waits no longer, but for those whose refresh is being written.
-// When the database is back, whoever still waits is answered right, and memory says what the rows say.
+// While the database hangs, clients give up and try again. A client that hangs up waits no longer, unless its refresh is being written.
+// When the database is back, the clients that still wait get right answers, and memory agrees with the rows.
 func TestKeepAlivesWhileTheDatabaseHangs(t *testing.T) {
 	const clients = 1000
 	for name, number := range map[string]int{"one token": 1, "a few tokens": 7, "a token each": clients} {
@@ -80,7 +80,7 @@ func TestKeepAlivesWhileTheDatabaseHangs(t *testing.T) {
 				}
 				release := w.store.hold()
 				var c callers
-				for range 5 { // each tries as often
+				for range 5 { // each client tries five times
 					ctx, hangUp := context.WithCancel(t.Context())
 					for i := range clients {
 						c.call(func() error { return w.Refresh(ctx, tokens[i%number]) })
@@ -115,7 +115,7 @@ func TestKeepAlivesWhileTheDatabaseHangs(t *testing.T) {
 	}
 }
 
-// The same for all else that clients ask of the database by a timer.
+// The same holds for all other requests that use the database.
 func TestClientsWhileTheDatabaseHangs(t *testing.T) {
 	for name, ask := range map[string]func(ctx context.Context, w *world, delayID string) error{
 		"restart": func(ctx context.Context, w *world, delayID string) error {
@@ -152,7 +152,7 @@ func TestClientsWhileTheDatabaseHangs(t *testing.T) {
 	}
 }
 
-// A claim that was given up before it was written was not written: the timer runs on, and a refresh is good.
+// A claim that was given up before it was written was not written: the timer runs on, and can be refreshed.
 func TestClaimThatIsGivenUp(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", time.Hour)
@@ -172,15 +172,15 @@ func TestClaimThatIsGivenUp(t *testing.T) {
 	})
 }
 
-// The row of a timer that is dropped while the database hangs is deleted when that is back, and the timer does not come back with a
-// restart, although whoever dropped it gave up.
+// A timer that is dropped while the database hangs loses its row when the database is back, although the caller gave up. It does not come
+// back with a restart.
 func TestDroppedWhileTheDatabaseHangs(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e, other := w.message("!room", time.Hour), w.message("!room", time.Hour)
 		release := w.store.hold()
 		var c callers
 		refresh := make(chan error, 1)
-		go func() { refresh <- w.Refresh(t.Context(), w.hash(e)) }() // has the row
+		go func() { refresh <- w.Refresh(t.Context(), w.hash(e)) }() // holds the row's lock
 		synctest.Wait()
 		ctx, giveUp := context.WithCancel(t.Context())
 		c.call(func() error { w.DropEvent(ctx, e.ID, Redacted); return w.Settle(ctx) })
@@ -206,7 +206,7 @@ func TestDroppedWhileTheDatabaseHangs(t *testing.T) {
 	})
 }
 
-// A sender who hangs up takes nothing from what is written down of the timers that his event may replace.
+// A sender who hangs up does not keep the doubts about the replaced timers from being written.
 func TestStateComesFromOneWhoHangsUp(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.state("key", time.Hour)
@@ -219,7 +219,7 @@ func TestStateComesFromOneWhoHangsUp(t *testing.T) {
 	})
 }
 
-// Whoever waits for the lock of a row, and gives up, leaves nothing behind, and keeps nobody from it.
+// A caller that gives up waiting for a row's lock leaves nothing behind and blocks no other.
 func TestRowLocksObeyContexts(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		tm := w.find(w.hash(w.message("!room", time.Hour)), false)

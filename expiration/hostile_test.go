@@ -13,7 +13,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 )
 
-// hangs is a hook in which the roomserver never answers for the events of users called mallory.
+// hangs is a hook in which the roomserver never answers for events of users called mallory.
 func hangs(e Event) error {
 	if strings.HasPrefix(e.Sender, "@mallory") {
 		time.Sleep(attemptTimeout)
@@ -22,8 +22,8 @@ func hangs(e Event) error {
 	return nil
 }
 
-// Of ten users each has timers in many rooms whose attempts are never answered. Others' timers are closed in time, and in the rooms
-// of the ten they wait for one attempt of each user there.
+// Ten users have timers in many rooms, and none of their attempts is answered. Other users' timers are closed in time. In the ten users'
+// own rooms, others wait for one attempt of each of them.
 func TestBystanderOfHostileUsers(t *testing.T) {
 	const users, rooms, lasts = 10, 50, 10 * time.Minute
 	inWorld(t, Config{MaxRunningPerUser: int(lasts / time.Second)}, func(t *testing.T, w *world) {
@@ -58,7 +58,7 @@ func TestBystanderOfHostileUsers(t *testing.T) {
 	})
 }
 
-// The timers of senders whose attempts hung are tried again in few rooms at a time.
+// The timers of senders whose attempts hung are retried in few rooms at a time.
 func TestRetriesAreFew(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		var working, most atomic.Int32

@@ -27,7 +27,7 @@ func TestBucket(t *testing.T) {
 	}
 }
 
-// Requests take the time before they come to the bucket, and need not come in that order.
+// Requests read the clock before they reach the bucket, and may reach it in another order.
 func TestBucketOutOfOrder(t *testing.T) {
 	limit := RateLimit{Threshold: 10, Cooloff: time.Second}
 	var b Bucket

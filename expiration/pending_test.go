@@ -10,10 +10,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// insertion is how long the slow insertions of these tests take.
+// insertion is how long insertions take in these tests.
 const insertion = time.Second
 
-// whilePending runs a test for insertions that take long before their row is there, and after it.
+// whilePending runs a test twice: with insertions that are slow before the row is written, and after it.
 func whilePending(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
 	for _, after := range []bool{false, true} {
@@ -32,7 +32,7 @@ type scheduling struct {
 	err     error
 }
 
-// scheduleBehind schedules an event while the test goes on.
+// scheduleBehind calls Schedule in the background.
 func (w *world) scheduleBehind(e Event, content string, delay time.Duration) <-chan scheduling {
 	done := make(chan scheduling, 1)
 	go func() {
@@ -43,7 +43,7 @@ func (w *world) scheduleBehind(e Event, content string, delay time.Duration) <-c
 	return done
 }
 
-// Whatever goes over the timers while one is being scheduled: what the client was told is true.
+// Whatever happens to the timers while one is being scheduled, the client's answer is true.
 func TestScheduledWhileSomebodyLooks(t *testing.T) {
 	s := StateKey{RoomID: "!room", Type: "m.call.member", Key: "key"}
 	for name, look := range map[string]func(w *world) error{
@@ -73,7 +73,7 @@ func TestScheduledWhileSomebodyLooks(t *testing.T) {
 	}
 }
 
-// The list has what is being scheduled when that is done.
+// The list waits for an event that is being scheduled.
 func TestListWhileScheduling(t *testing.T) {
 	whilePending(t, func(t *testing.T, w *world) {
 		done := w.scheduleBehind(leave("key"), "left", 10*time.Second)
@@ -83,7 +83,7 @@ func TestListWhileScheduling(t *testing.T) {
 	})
 }
 
-// Its room is purged, or another user has set its state, while an event is being scheduled: the client is told what has become of it.
+// If the room is purged or another user sets the state while an event is being scheduled, the client can look up the result.
 func TestFinalisedWhileScheduling(t *testing.T) {
 	for name, finalise := range map[string]func(w *world){
 		"purge":   func(w *world) { w.DropRoom(w.t.Context(), "!room") },
@@ -104,7 +104,7 @@ func TestFinalisedWhileScheduling(t *testing.T) {
 	}
 }
 
-// The first request has not failed yet, and its row is there: the second is not told that it is scheduled, because it is not.
+// The first request has written its row and will fail. The repeated request must not get its delay ID.
 func TestRepeatedWhileSchedulingFails(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.store.setInsertTakes(insertion, true)
@@ -117,7 +117,7 @@ func TestRepeatedWhileSchedulingFails(t *testing.T) {
 	})
 }
 
-// beginBehind begins an expiring state event while the test goes on, and sends it when its timer is stored.
+// beginBehind begins an expiring state event in the background, and sends it when its timer is stored.
 func (w *world) beginBehind(key string, d time.Duration) (Event, <-chan error) {
 	e := Event{ID: "$begun", RoomID: "!room", Type: "m", StateKey: &key, Sender: alice}
 	done := make(chan error, 1)
@@ -133,7 +133,7 @@ func (w *world) beginBehind(key string, d time.Duration) (Event, <-chan error) {
 	return e, done
 }
 
-// What goes over the timers while an expiring event is on its way takes nothing from it.
+// Nothing that happens to the timers while an expiring event is on its way harms it.
 func TestBegunWhileSomebodyLooks(t *testing.T) {
 	s := StateKey{RoomID: "!room", Type: "m", Key: "key"}
 	for name, look := range map[string]func(w *world) error{
@@ -162,7 +162,7 @@ func TestBegunWhileSomebodyLooks(t *testing.T) {
 	}
 }
 
-// A timer that is dropped while its event is on its way is gone, with its row.
+// A timer that is dropped while its event is on its way ends, and so does its row.
 func TestDroppedWhileBeginning(t *testing.T) {
 	for name, drop := range map[string]func(w *world){
 		"purge":  func(w *world) { w.DropRoom(w.t.Context(), "!room") },
@@ -185,7 +185,7 @@ func TestDroppedWhileBeginning(t *testing.T) {
 	}
 }
 
-// Somebody else replaces the event while it is on its way into the room: it is found out soon after, and not only at the deadline.
+// If another user replaces the event while it is on its way, the timer is dropped soon after, and not only at the deadline.
 func TestReplacedWhilePending(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		key := "key"
@@ -203,7 +203,7 @@ func TestReplacedWhilePending(t *testing.T) {
 	})
 }
 
-// What is being replaced may not have its row yet: that it was doubted is written all the same.
+// A timer can be doubted while its row is still being written.
 func TestDoubtedWhileBeginning(t *testing.T) {
 	whilePending(t, func(t *testing.T, w *world) {
 		e, done := w.beginBehind("key", time.Hour)
@@ -215,7 +215,7 @@ func TestDoubtedWhileBeginning(t *testing.T) {
 	})
 }
 
-// Two requests make one event, and storing its timer fails for the first: the second stores it.
+// Two requests make one event, and storing its timer fails for the first. The second stores it.
 func TestEqualEventsOfWhichOneFails(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.store.setInsertTakes(insertion, false)
@@ -231,7 +231,7 @@ func TestEqualEventsOfWhichOneFails(t *testing.T) {
 			second <- err
 		}()
 		synctest.Wait()
-		go func() { // the first fails, the second does not
+		go func() { // the first insertion fails, the second does not
 			time.Sleep(insertion)
 			w.store.set(false, nil)
 		}()
@@ -241,7 +241,7 @@ func TestEqualEventsOfWhichOneFails(t *testing.T) {
 	})
 }
 
-// Whoever hangs up while his event is being scheduled leaves no timer without a row, and no row without a timer.
+// A sender who hangs up during Schedule leaves no timer without a row, and no row without a timer.
 func TestHangsUpWhileScheduling(t *testing.T) {
 	whilePending(t, func(t *testing.T, w *world) {
 		w.store.set(true, failing("insert"))
@@ -255,7 +255,7 @@ func TestHangsUpWhileScheduling(t *testing.T) {
 	})
 }
 
-// A panic while a row is being written leaves neither a timer nor a lock.
+// A panic while a row is being written leaves neither a timer nor a lock behind.
 func TestPanicWhileBeginning(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.store.set(false, panicking("insert"))
