@@ -14,7 +14,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestDelayedMachine is TestMachine for delayed events: all are Alice's, and of three pieces of state or none.
+// TestDelayedMachine is TestMachine for delayed events. All belong to Alice; they are messages, or state under one of three keys.
 func TestDelayedMachine(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode.name, func(t *testing.T) {
@@ -34,7 +34,7 @@ func TestDelayedMachine(t *testing.T) {
 	}
 }
 
-// delayedActions draws lines of scripts, as actions does.
+// delayedActions draws the actions of a script, as actions does.
 func delayedActions(calm bool) *rapid.Generator[action] {
 	todo := []string{
 		"schedule", "schedule", "restart", "restart", "sleep", "sleep", "send", "cancel", "repeat", "refuse", "accept",
@@ -63,14 +63,14 @@ func delayedActions(calm bool) *rapid.Generator[action] {
 // delayedLife is what the model knows of a delayed event.
 type delayedLife struct {
 	event   Event
-	content string // no two have the same
-	delayID string // "" if scheduling it has failed
+	content string // unique
+	delayID string // "" if scheduling failed
 	delay   time.Duration
-	// earliest is when it is due, or may be.
+	// earliest is the earliest possible deadline.
 	earliest time.Time
-	// What may have become of it other than that it was sent when it was due.
+	// These are possible reasons for another result than being sent at the deadline.
 	sendAsked, cancelAsked, refused, replaced, purged bool
-	// final is what the component says became of it, and must always say from then on.
+	// final is the result that the engine reported. Every later answer must agree with it.
 	final *Final
 }
 
@@ -79,14 +79,14 @@ type delayedMachine struct {
 	w      *world
 	calm   bool
 	lives  []*delayedLife
-	sends  sync.WaitGroup // calls of SendDelayed that have not returned, and of Schedule while the store is slow
+	sends  sync.WaitGroup // calls of SendDelayed in progress, and of Schedule while the store is slow
 	broken map[string]action
 
-	mu       sync.Mutex // guards problems, and of each life final, delayID and earliest
+	mu       sync.Mutex // guards problems, and the fields final, delayID and earliest of each life
 	problems []string
 }
 
-// playDelayed plays a script and returns what was wrong.
+// playDelayed plays a script and returns the problems.
 func playDelayed(t *testing.T, calm bool, script []action) []string {
 	m := &delayedMachine{calm: calm, broken: map[string]action{}}
 	m.w = &world{t: t, store: newMemoryStore(), roomserver: newFakeRoomserver()}
@@ -108,7 +108,7 @@ func (m *delayedMachine) problem(format string, args ...any) {
 	m.problems = append(m.problems, fmt.Sprintf(format, args...))
 }
 
-// failed notes a fault, which must be one that was made, or what it has left.
+// failed notes an error, which is a problem unless the script has caused a fault.
 func (m *delayedMachine) failed(err error) {
 	if m.calm || !errors.Is(err, errFault) && !errors.Is(err, errLeftOver) && !errors.Is(err, errClaimFailed) {
 		m.problem("failed: %s", err)
@@ -126,7 +126,7 @@ func (m *delayedMachine) act(a action) {
 		}
 		l.event = requested(l.event, byte(len(m.lives)+1))
 		m.lives = append(m.lives, l)
-		if _, slow := m.broken["slow insert"]; slow { // and something else happens meanwhile
+		if _, slow := m.broken["slow insert"]; slow { // the script goes on meanwhile
 			m.sends.Go(func() { m.schedule(l) })
 			return
 		}
@@ -152,21 +152,21 @@ func (m *delayedMachine) act(a action) {
 		}
 	case "purge":
 		m.purge()
-	case "leave": // which says nothing of delayed events
+	case "leave": // does not concern delayed events
 		m.w.DropSender(m.w.t.Context(), "!room", alice, time.Now())
-	case "redact": // likewise
+	case "redact": // does not concern delayed events
 		for _, e := range m.w.roomserver.sent() {
 			m.w.DropEvent(m.w.t.Context(), e.eventID, Redacted)
 		}
 	default:
 		if len(m.lives) > 0 {
-			// Mostly one of the newest.
+			// Usually one of the newest.
 			m.actOn(a, m.lives[max(0, len(m.lives)-1-a.which/2)])
 		}
 	}
 }
 
-// actOn is act for what is about a delayed event.
+// actOn does what act does, for actions on a delayed event.
 func (m *delayedMachine) actOn(a action, l *delayedLife) {
 	switch a.do {
 	case "repeat":
@@ -182,7 +182,7 @@ func (m *delayedMachine) actOn(a action, l *delayedLife) {
 	}
 	ctx := m.w.t.Context()
 	switch a.do {
-	case "overtake": // a restart comes while the event is being built
+	case "overtake": // a restart during the building of the event
 		m.broken["slow build"] = a
 		m.setFaults()
 		time.Sleep(time.Until(l.earliest.Add(time.Millisecond)))
@@ -210,11 +210,11 @@ func (m *delayedMachine) actOn(a action, l *delayedLife) {
 	}
 }
 
-// schedule schedules an event for the first time or again.
+// schedule schedules an event for the first time, or repeats the request.
 func (m *delayedMachine) schedule(l *delayedLife) {
 	due := time.Now().Add(l.delay)
 	m.mu.Lock()
-	if l.earliest.IsZero() { // what has failed may have been written
+	if l.earliest.IsZero() { // a failed insertion may have been written
 		l.earliest = due
 	}
 	m.mu.Unlock()
@@ -232,14 +232,15 @@ func (m *delayedMachine) schedule(l *delayedLife) {
 	}
 }
 
-// delayID returns the delay ID that the client was given, or "".
+// delayID returns the delay ID that the client got, or "".
 func (m *delayedMachine) delayID(l *delayedLife) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return l.delayID
 }
 
-// list lists what is scheduled: all that the client was told of before, that was not yet due after, and of which nothing became.
+// list requires that the list contains every event whose delay ID the client knew before, that is not due yet, and that has no other
+// result.
 func (m *delayedMachine) list() {
 	var told []*delayedLife
 	for _, l := range m.lives {
@@ -296,7 +297,7 @@ func (m *delayedMachine) restart(l *delayedLife) {
 	}
 }
 
-// ended notes what an action was answered that can say what has become of an event.
+// ended checks the answer of an action that may contain the result of an event.
 func (m *delayedMachine) ended(l *delayedLife, err error) {
 	var finalised *FinalisedError
 	switch {
@@ -309,7 +310,7 @@ func (m *delayedMachine) ended(l *delayedLife, err error) {
 	}
 }
 
-// finalised notes what has become of an event.
+// finalised checks the result of an event against earlier answers.
 func (m *delayedMachine) finalised(l *delayedLife, f Final) {
 	m.mu.Lock()
 	before, earliest := l.final, l.earliest
@@ -325,7 +326,7 @@ func (m *delayedMachine) finalised(l *delayedLife, f Final) {
 	}
 }
 
-// set sets a piece of state, as Alice or somebody else, and tells of it or not.
+// set sets a piece of state, as Alice or as another user, and reports it to the timers or not.
 func (m *delayedMachine) set(a action) {
 	e := leave(fmt.Sprint(a.which&3 + 1))
 	sender := bob
@@ -362,7 +363,7 @@ func (m *delayedMachine) set(a action) {
 	}
 }
 
-// look looks up what has become of an event.
+// look looks up the result of an event.
 func (m *delayedMachine) look(l *delayedLife) {
 	d, err := m.w.DelayedEvent(m.w.t.Context(), l.delayID, alice)
 	switch {
@@ -375,7 +376,7 @@ func (m *delayedMachine) look(l *delayedLife) {
 	}
 }
 
-// setFaults makes happen what is in broken.
+// setFaults applies the faults in broken.
 func (m *delayedMachine) setFaults() {
 	var h hooks
 	for name, a := range m.broken {
@@ -405,7 +406,7 @@ func (m *delayedMachine) setFaults() {
 	})
 }
 
-// crash ends the process, which gets nothing done any more, and begins a new life of it.
+// crash ends the process at once, and starts the next one.
 func (m *delayedMachine) crash(down time.Duration) {
 	m.w.roomserver.set(hooks{beforeClaim: fails, afterClaim: fails, look: fails})
 	m.w.store.set(false, func(string) error { return errFault })
@@ -413,12 +414,12 @@ func (m *delayedMachine) crash(down time.Duration) {
 	m.w.Stop()
 	m.sends.Wait()
 	time.Sleep(down)
-	m.w.store.set(false, nil) // a process that cannot read its timers does not start
+	m.w.store.set(false, nil) // a process that cannot load its timers does not start
 	m.w.loaded = m.setFaults
 	m.w.start(m.w.cfg)
 }
 
-// sentAs returns the ID of the event as which one is in its room, or "".
+// sentAs returns the ID with which an event is in its room, or "".
 func (m *delayedMachine) sentAs(l *delayedLife) string {
 	for _, e := range m.w.roomserver.sent() {
 		if e.content == l.content {
@@ -450,7 +451,7 @@ func (m *delayedMachine) checkSent() {
 	}
 }
 
-// finish heals everything, waits until nothing is left to do, and checks that.
+// finish removes all faults, waits until no work is left, and checks the result.
 func (m *delayedMachine) finish() {
 	clear(m.broken)
 	m.setFaults()
@@ -468,7 +469,7 @@ func (m *delayedMachine) finish() {
 	}
 }
 
-// checkOver checks that every event has come to its end.
+// checkOver checks that every event has a result.
 func (m *delayedMachine) checkOver() {
 	synctest.Wait()
 	m.checkSent()
@@ -491,7 +492,7 @@ func (m *delayedMachine) checkOver() {
 	}
 }
 
-// checkIndex is that of machine.
+// checkIndex is machine.checkIndex.
 func (m *delayedMachine) checkIndex() {
 	if err := m.w.invariants(); err != nil {
 		m.problem("the index: %s", err)

@@ -433,7 +433,7 @@ func (r *fakeRoomserver) write(roomID string, p fakePDU) []byte {
 	return pdu
 }
 
-// read returns the closing event that write built. The caller holds fakeRoomserver.mu.
+// read decodes an event that write built, and updates the forward extremities. The caller holds fakeRoomserver.mu.
 func (r *fakeRoomserver) read(roomID string, e SignedEvent) (p fakePDU) {
 	if err := json.Unmarshal(e.PDU, &p); err != nil {
 		panic(err)

@@ -13,8 +13,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// TestMachine plays scripts that nobody would think of, and compares what the component does with what package doc.go
-// promises. A script that fails is made as short as possible before it is shown.
+// TestMachine plays random scripts, and compares what the engine does with the guarantees in doc.go. A script that fails is shrunk before
+// it is shown.
 func TestMachine(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode.name, func(t *testing.T) {
@@ -27,14 +27,14 @@ func TestMachine(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) { problems = play(t, mode.calm && !mode.slow, script) })
 				if len(problems) > 0 {
 					rt.Log(strings.Join(problems, "\n"))
-					rt.Fatalf("a promise was not kept") // always the same: a shorter script must fail as the longer one did
+					rt.Fatalf("a promise was not kept") // a constant text, so that shrinking accepts shorter scripts
 				}
 			})
 		})
 	}
 }
 
-// modes are how scripts are played: in a calm one nothing fails, and nothing takes time but, in a slow one, insertions.
+// modes are ways to play a script. In a calm one nothing fails, and nothing takes time. In a slow one insertions take time.
 var modes = []struct {
 	name       string
 	calm, slow bool
@@ -51,11 +51,11 @@ func slowInsert(t *rapid.T) action {
 // action is one line of a script.
 type action struct {
 	do string
-	// which chooses the event that the action is about, or where a new one goes.
+	// which selects the event that the action concerns, or the place of a new one.
 	which int
-	// long is how long something takes, or lasts.
+	// long is a duration, for example of a pause or a fault.
 	long time.Duration
-	// fault is, for "faults", what fails, and written whether the store fails, or takes long, after it has done what it was asked.
+	// fault is the operation that fails, for "faults". written says that the store has done the operation before it fails or takes long.
 	fault   string
 	written bool
 }
@@ -68,10 +68,10 @@ func (a action) String() string {
 	return text
 }
 
-// The things that can go wrong: operations of the store, and moments in the roomserver.
+// faults are what can fail: operations of the store, and steps of the roomserver.
 var faults = []string{"insert", "refresh", "claim", "read", "drop", "delete", "doubt", "build", "input", "slow build", "slow input"}
 
-// actions draws lines of scripts. In a calm one nothing fails and nothing takes time.
+// actions draws the actions of a script.
 func actions(calm bool) *rapid.Generator[action] {
 	todo := []string{"send", "send", "refresh", "refresh", "sleep", "sleep", "end", "repeat", "replace", "replace remotely", "tell", "redact", "leave", "purge", "change"}
 	if !calm {
@@ -97,18 +97,18 @@ func actions(calm bool) *rapid.Generator[action] {
 type life struct {
 	event Event
 	hash  TokenHash
-	// duration and earliest are what the last successful refresh left. After one of which nobody knows whether it was
-	// written, they are the lesser of both.
+	// duration and earliest are those of the last successful refresh. After a refresh that may have been written, each is the smaller of
+	// both values.
 	duration time.Duration
 	earliest time.Time
-	// excused: there need be no closing event. stopped: nor may the token be valid. superseded: because of newer state that was
-	// sent here.
+	// excused: there need not be a closing event. stopped: the token must be invalid too. superseded: it is stopped because of newer state
+	// that was sent here.
 	excused, stopped, superseded bool
-	// refused: the token was not known, once.
+	// refused: the token was refused as unknown once.
 	refused bool
 	// pending: the event is not sent yet, and the client does not know the token.
 	pending bool
-	// remote is when a remote event replaced this one, if one did.
+	// remote is when an event of another server replaced this one, or zero.
 	remote time.Time
 }
 
@@ -117,16 +117,16 @@ type machine struct {
 	w     *world
 	calm  bool
 	lives []*life
-	ends  sync.WaitGroup // calls of End that have not returned, and sends while the store is slow
+	ends  sync.WaitGroup // calls of End in progress, and sends while the store is slow
 	// orphans: the store may have rows of events that were never sent.
 	orphans bool
-	broken  map[string]action // what fails just now
+	broken  map[string]action // the faults at present
 
-	mu       sync.Mutex // guards problems, lives and orphans, and of each life what can change
+	mu       sync.Mutex // guards problems, lives and orphans, and the changing fields of each life
 	problems []string
 }
 
-// play plays a script and returns what was wrong.
+// play plays a script and returns the problems.
 func play(t *testing.T, calm bool, script []action) []string {
 	m := &machine{calm: calm, broken: map[string]action{}}
 	m.w = &world{t: t, store: newMemoryStore(), roomserver: newFakeRoomserver()}
@@ -148,14 +148,14 @@ func (m *machine) problem(format string, args ...any) {
 	m.problems = append(m.problems, fmt.Sprintf(format, args...))
 }
 
-// all returns the events that there are.
+// all returns all events so far.
 func (m *machine) all() []*life {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.lives)
 }
 
-// now returns what is known of an event at this moment.
+// now returns a copy of what is known of an event.
 func (m *machine) now(l *life) life {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -168,7 +168,7 @@ func (m *machine) act(a action) {
 		time.Sleep(a.long)
 	case "send":
 		e := m.place(a)
-		if _, slow := m.broken["slow insert"]; slow { // and something else happens meanwhile
+		if _, slow := m.broken["slow insert"]; slow { // the script goes on meanwhile
 			m.ends.Go(func() { m.send(a, e) })
 			return
 		}
@@ -193,23 +193,23 @@ func (m *machine) act(a action) {
 		m.stop(RoomGone, func(l *life) bool { return l.event.RoomID == room })
 		m.w.DropRoom(m.w.t.Context(), room)
 	case "leave":
-		time.Sleep(time.Millisecond) // the database knows no shorter time
+		time.Sleep(time.Millisecond) // the database keeps whole milliseconds
 		e := m.place(a)
 		m.stop(SenderGone, func(l *life) bool { return l.event.RoomID == e.RoomID && l.event.Sender == e.Sender })
 		m.w.DropSender(m.w.t.Context(), e.RoomID, e.Sender, time.Now())
-	case "change": // which says nothing of what it was about
+	case "change": // reports a change without naming it
 		if err := m.w.RoomChanged(m.w.t.Context(), m.place(a).RoomID); err != nil {
 			m.failed(err)
 		}
 	default:
 		if lives := m.all(); len(lives) > 0 {
-			// Mostly one of the newest.
+			// Usually one of the newest.
 			m.actOn(a, lives[max(0, len(lives)-1-a.which/2)])
 		}
 	}
 }
 
-// actOn is act for what is about an event.
+// actOn does what act does, for actions on an event.
 func (m *machine) actOn(a action, l *life) {
 	ctx := m.w.t.Context()
 	if m.now(l).pending && a.do != "redact" && a.do != "replace remotely" {
@@ -218,7 +218,7 @@ func (m *machine) actOn(a action, l *life) {
 	switch a.do {
 	case "refresh":
 		m.refreshed(l, l.duration, m.w.Refresh(ctx, l.hash))
-	case "overtake": // a refresh comes while the closing event is being built
+	case "overtake": // a refresh during the building of the closing event
 		m.broken["slow build"] = a
 		m.setFaults()
 		time.Sleep(time.Until(l.earliest.Add(time.Millisecond)))
@@ -230,7 +230,7 @@ func (m *machine) actOn(a action, l *life) {
 	case "redact":
 		m.stop(Redacted, func(other *life) bool { return other == l })
 		m.w.DropEvent(ctx, l.event.ID, Redacted)
-	case "replace remotely": // the stream will tell of it later
+	case "replace remotely": // the stream reports it later
 		if s, ok := l.event.State(); ok {
 			m.w.events++
 			m.replaced(s, false)
@@ -238,14 +238,14 @@ func (m *machine) actOn(a action, l *life) {
 		}
 	case "tell":
 		if !l.remote.IsZero() {
-			if m.w.StateRemoved(ctx, l.event.ID) == nil { // else the stream will tell of it again
+			if m.w.StateRemoved(ctx, l.event.ID) == nil { // otherwise the stream reports it again
 				m.stop("", func(other *life) bool { return other == l })
 			}
 		}
 	}
 }
 
-// place returns a new event where the action wants it, without an ID.
+// place returns a new event, without an ID, at the place that the action selects.
 func (m *machine) place(a action) Event {
 	m.w.events++
 	e := Event{
@@ -259,7 +259,7 @@ func (m *machine) place(a action) Event {
 	return e
 }
 
-// send sends an expiring event as the routes and the wrapper do, or crashes in the middle of it.
+// send sends an expiring event as the routes and the wrapper do, or crashes on the way.
 func (m *machine) send(a action, e Event) {
 	ctx := m.w.t.Context()
 	s, isState := e.State()
@@ -299,7 +299,7 @@ func (m *machine) send(a action, e Event) {
 		unlock()
 		return
 	case "store":
-		// It comes after a while, if nothing newer has come before: of those for the same state, any may win.
+		// The roomserver finishes the event later, unless a newer one arrives first. Of stored events for the same state, any may win.
 		m.mu.Lock()
 		l.pending = false
 		m.mu.Unlock()
@@ -344,20 +344,20 @@ func (m *machine) replace(a action) {
 	m.replaced(s, true)
 }
 
-// comes is what the wrapper does before the roomserver gets state.
+// comes does what the wrapper does before the roomserver gets a state event.
 func (m *machine) comes(s StateKey) {
 	if err := m.w.StateComes(m.w.t.Context(), s, ""); err != nil {
 		m.failed(err)
 	}
 }
 
-// replaced notes that the events of a piece of state are not current any more, but for those that are kept.
+// replaced notes that the events of a piece of state, except for keep, are no longer current.
 func (m *machine) replaced(s StateKey, here bool, keep ...*life) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, l := range m.lives {
 		if its, ok := l.event.State(); !ok || its != s || l.pending || slices.Contains(keep, l) {
-			continue // what is pending is newer when it comes
+			continue // a pending event will be newer
 		}
 		l.excused = true
 		if l.remote.IsZero() && !here {
@@ -369,8 +369,7 @@ func (m *machine) replaced(s StateKey, here bool, keep ...*life) {
 	}
 }
 
-// stop notes that there will be no closing event for some events, if there is none yet. Where there is a reason, the
-// roomserver knows it too.
+// stop notes that some events need no closing event from now on. If there is a reason, the roomserver refuses their closing events.
 func (m *machine) stop(reason DropReason, which func(*life) bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -401,7 +400,7 @@ func (m *machine) repeat(l *life, d time.Duration) {
 	m.refreshed(l, d, m.w.Restart(ctx, l.event.ID, d))
 }
 
-// refreshed notes what a refresh or restart was answered.
+// refreshed notes the answer of a refresh or restart.
 func (m *machine) refreshed(l *life, d time.Duration, err error) {
 	due := time.Now().Add(d)
 	switch {
@@ -415,7 +414,7 @@ func (m *machine) refreshed(l *life, d time.Duration, err error) {
 		l.duration, l.earliest = d, due
 	case errors.Is(err, ErrNotFound):
 		m.refuse(l, "refresh")
-	default: // written or not
+	default: // the refresh may have been written
 		m.failed(err)
 		l.duration = min(d, l.duration)
 		if due.Before(l.earliest) {
@@ -445,7 +444,7 @@ func (m *machine) end(l *life) {
 	}
 }
 
-// refuse notes that a token is not known.
+// refuse notes that a token was refused as unknown.
 func (m *machine) refuse(l *life, method string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -455,14 +454,14 @@ func (m *machine) refuse(l *life, method string) {
 	}
 }
 
-// failed notes a fault, which must be one that was made.
+// failed notes an error, which is a problem unless the script has caused a fault.
 func (m *machine) failed(err error) {
 	if m.calm || !errors.Is(err, errFault) {
 		m.problem("failed: %s", err)
 	}
 }
 
-// setFaults makes happen what is in broken.
+// setFaults applies the faults in broken.
 func (m *machine) setFaults() {
 	written := false
 	var h hooks
@@ -493,14 +492,14 @@ func (m *machine) setFaults() {
 	})
 }
 
-// crash ends the process, which gets nothing done any more, and begins a new life of it.
+// crash ends the process at once, and starts the next one.
 func (m *machine) crash(down time.Duration) {
 	m.w.roomserver.set(hooks{beforeClaim: fails, afterClaim: fails})
 	m.w.store.set(false, func(string) error { return errFault })
 	m.w.stop()
 	m.w.Stop()
 	m.ends.Wait()
-	// A row that could not be deleted is a timer again; what it is worth is found out when it fires.
+	// A row that could not be deleted is a running timer again. The attempt at its deadline finds out that it must not be closed.
 	m.mu.Lock()
 	for _, l := range m.lives {
 		if exists, doubted := m.w.store.has(l.event.ID); exists {
@@ -509,7 +508,7 @@ func (m *machine) crash(down time.Duration) {
 	}
 	m.mu.Unlock()
 	time.Sleep(down)
-	m.w.store.set(false, nil) // a process that cannot read its timers does not start
+	m.w.store.set(false, nil) // a process that cannot load its timers does not start
 	m.w.loaded = m.setFaults
 	m.w.start(m.w.cfg)
 }
@@ -548,7 +547,7 @@ func (m *machine) checkClosings() {
 	}
 }
 
-// finish heals everything, waits until nothing is left to do, and checks that.
+// finish removes all faults, waits until no work is left, and checks the result.
 func (m *machine) finish() {
 	clear(m.broken)
 	m.setFaults()
@@ -556,7 +555,7 @@ func (m *machine) finish() {
 	m.ends.Wait()
 	m.checkOver()
 	if !m.calm {
-		// A claim of which nobody knew, and the row of an event that was never sent, are found by the next start.
+		// The next start finds claims whose write seemed to fail, and rows of events that were never sent.
 		m.crash(time.Second)
 		time.Sleep(5 * time.Minute)
 		if m.orphans {
@@ -572,7 +571,7 @@ func (m *machine) finish() {
 	}
 }
 
-// checkOver checks that every event has come to its end.
+// checkOver checks that every event is closed or excused.
 func (m *machine) checkOver() {
 	synctest.Wait()
 	m.checkClosings()
@@ -586,7 +585,7 @@ func (m *machine) checkOver() {
 	}
 }
 
-// checkIndex checks what must be true of the index at every moment.
+// checkIndex checks the invariants of the index.
 func (m *machine) checkIndex() {
 	if err := m.w.invariants(); err != nil {
 		m.problem("the index: %s", err)

@@ -21,11 +21,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	logrus.SetLevel(logrus.PanicLevel) // faults are made on purpose here
+	logrus.SetLevel(logrus.PanicLevel) // the tests cause faults on purpose
 	goleak.VerifyTestMain(m)           // Stop ends all goroutines
 }
 
-// world is a component with everything around it, under fake time.
+// world is an engine with fakes around it, under fake time.
 type world struct {
 	*Timers
 	t          *testing.T
@@ -33,9 +33,9 @@ type world struct {
 	roomserver *fakeRoomserver
 	events     int
 	secret     string
-	loaded     func()       // if not nil, what is done when the timers are loaded, and nothing else
-	step       atomic.Int64 // how far the wall clock has been set forward, or back
-	earlyEvery int          // of the lanes; 0 is 1, with which everything that can overlap does
+	loaded     func()       // if not nil, called after loading and before the engine runs
+	step       atomic.Int64 // how far the wall clock is set forward or back
+	earlyEvery int          // for the lanes; 0 is 1, with which all turns that may be early are
 }
 
 // inWorld runs a test under fake time.
@@ -52,7 +52,7 @@ func inWorld(t *testing.T, cfg Config, test func(t *testing.T, w *world)) {
 	})
 }
 
-// start begins a new life of the process on what is stored.
+// start starts a process on the stored timers.
 func (w *world) start(cfg Config) {
 	w.t.Helper()
 	tokens, err := NewTokens([]byte(cmp.Or(w.secret, "secret")))
@@ -71,7 +71,7 @@ func (w *world) start(cfg Config) {
 	w.run(w.t.Context(), inherited)
 }
 
-// explain returns a refusal as it is, and else the error itself.
+// explain returns a refusal unchanged, and any other error as JSON.
 func explain(err error) json.RawMessage {
 	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
 		return refused.Response
@@ -79,14 +79,14 @@ func explain(err error) json.RawMessage {
 	return fmt.Appendf(nil, `{"error":%q}`, err)
 }
 
-// invariants returns what is wrong with the index.
+// invariants returns the violated invariants of the index.
 func (w *world) invariants() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.index.Invariants()
 }
 
-// restart ends the process, at once, and begins a new life after the given time.
+// restart ends the process at once, and starts the next one after the given time.
 func (w *world) restart(down time.Duration) {
 	w.t.Helper()
 	w.stop()
@@ -100,7 +100,7 @@ func (w *world) stored(moment time.Time) time.Time {
 	return w.clock.stored(moment.Sub(w.clock.start))
 }
 
-// message sends an expiring message to a room and returns its event.
+// message sends an expiring message to a room.
 func (w *world) message(room string, d time.Duration) Event {
 	w.t.Helper()
 	w.events++
@@ -109,7 +109,7 @@ func (w *world) message(room string, d time.Duration) Event {
 	return e
 }
 
-// state sends an expiring state event, as the routes and the wrapper do.
+// state sends an expiring state event as the routes and the wrapper do.
 func (w *world) state(key string, d time.Duration) Event {
 	w.t.Helper()
 	w.events++
@@ -127,7 +127,7 @@ func (w *world) state(key string, d time.Duration) Event {
 	return e
 }
 
-// begin writes the row of an expiring state event, which the roomserver is not given: as a crash leaves it.
+// begin writes the row of an expiring state event that the roomserver does not get, as after a crash.
 func (w *world) begin(key string, d time.Duration) Event {
 	w.t.Helper()
 	e := Event{ID: "$begun", RoomID: "!room", Type: "m", StateKey: &key, Sender: "@alice:example.org"}
@@ -150,7 +150,7 @@ func (w *world) known(h TokenHash) bool { known, _ := w.Allow(h); return known }
 
 func (w *world) knownDelayed(delayID string) bool { known, _ := w.AllowDelayed(delayID); return known }
 
-// wantClosings requires that these events have been closed, in this order, each once.
+// wantClosings requires that these events were closed once each, in this order.
 func (w *world) wantClosings(events ...Event) {
 	w.t.Helper()
 	synctest.Wait()
@@ -164,7 +164,7 @@ func (w *world) wantClosings(events ...Event) {
 	require.Equal(w.t, want, got)
 }
 
-// wantNoRows requires that the rows of all timers are deleted, once there was time for it.
+// wantNoRows requires that the rows of all timers are deleted in time.
 func (w *world) wantNoRows() {
 	w.t.Helper()
 	time.Sleep(sweepPause)
@@ -249,8 +249,8 @@ func TestRefreshWinsWhileTheClosingEventIsBuilt(t *testing.T) {
 	})
 }
 
-// A closing event that was begun before a refresh bears a time at which the timer was not due: it must not be sent, even if
-// building it took so long that the new deadline has passed as well.
+// A closing event that was begun before a refresh must not be sent, because it bears a time at which the timer was not due. That holds even
+// if building it took so long that the new deadline has passed as well.
 func TestNothingBuiltBeforeARefreshIsSent(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: takes(8 * time.Second)})
@@ -294,8 +294,8 @@ func TestReplacement(t *testing.T) {
 	})
 }
 
-// Who replaces his event does not wait until somebody has gone through the state of the room; and yet the old token is worth nothing,
-// and the old timer does not count any more. It goes when the stream tells of the change, or a second later.
+// A sender who replaces an event does not wait until the state of the room is checked. Still, the old token is invalid at once, and the old
+// timer no longer counts against the limit. The timer ends when the stream reports the change, or a second later.
 func TestReplacedHere(t *testing.T) {
 	for name, use := range map[string]func(*testing.T, *world, Event){
 		"refresh": func(t *testing.T, w *world, old Event) {
@@ -336,7 +336,7 @@ func TestReplacedHere(t *testing.T) {
 	}
 }
 
-// Nor is the old token worth anything if the process dies before anybody has looked, even before the sender has his answer.
+// The old token is also invalid if the process dies before the check, even before the sender has an answer.
 func TestReplacedBeforeACrash(t *testing.T) {
 	for _, answered := range []bool{true, false} {
 		inWorld(t, Config{MaxRunningPerUser: 2}, func(t *testing.T, w *world) {
@@ -357,7 +357,7 @@ func TestReplacedBeforeACrash(t *testing.T) {
 	}
 }
 
-// What was to be replaced and was not is looked at after a crash, and goes on.
+// A timer that was doubted but whose event was not replaced is checked after a crash, and goes on.
 func TestNotReplacedBeforeACrash(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.state("key", 10*time.Second)
@@ -374,7 +374,7 @@ func TestNotReplacedBeforeACrash(t *testing.T) {
 	})
 }
 
-// What somebody must look at once more counts for the limit, and so does what turns out not to be replaced.
+// A timer that is MaybeReplaced counts against the limit, and so does one that turns out not to be replaced.
 func TestLimitCountsWhatIsLookedAt(t *testing.T) {
 	inWorld(t, Config{MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
 		e := w.state("key", time.Hour)
@@ -395,7 +395,7 @@ func TestLimitCountsWhatIsLookedAt(t *testing.T) {
 	})
 }
 
-// Somebody else's event, of which only the stream tells, and late: the closing event must look for itself.
+// The stream reports another user's event late. The closing attempt must find it by itself.
 func TestReplacedBehindOurBack(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.state("key", 10*time.Second)
@@ -409,7 +409,7 @@ func TestReplacedBehindOurBack(t *testing.T) {
 	})
 }
 
-// A crash can have set the room back to before the event, and what brings it back is in the roomserver's queue.
+// A crash sets the room back to before the event, and the event that restores it is in the roomserver's queue.
 func TestStateSetBack(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		older := w.roomserver.sendRemote("!room", "m", "key")
@@ -424,7 +424,7 @@ func TestStateSetBack(t *testing.T) {
 		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
 		time.Sleep(5 * time.Minute)
 		w.wantClosings()
-		w.roomserver.set(hooks{wake: func(woken Event) error { // the roomserver does nothing for a quiet room by itself
+		w.roomserver.set(hooks{wake: func(woken Event) error { // without Wake the roomserver does nothing for a quiet room
 			if woken.RoomID == s.RoomID {
 				w.roomserver.setBack(s, e.ID)
 			}
@@ -432,18 +432,18 @@ func TestStateSetBack(t *testing.T) {
 		}})
 		time.Sleep(time.Minute)
 		w.wantClosings(e)
-		for range 2 * lostAfter { // who asks often must not make the time shorter
+		for range 2 * lostAfter { // repeated requests must not shorten the time
 			require.ErrorIs(t, w.End(t.Context(), w.hash(lost)), ErrSetBack)
 		}
 
-		// What nothing brings back any more is closed all the same: other servers have it as the current state.
+		// An event that nothing restores is closed all the same, because other servers have it as the current state.
 		time.Sleep(lostAfter * lastPause)
 		w.wantClosings(e, lost)
 		require.Zero(t, w.store.len())
 	})
 }
 
-// To wait for an event that the roomserver does not know is not to wait for it to come back.
+// Waiting for an event that the roomserver does not know does not count as waiting for it to be restored.
 func TestStateSetBackLater(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.begin("key", time.Second)
@@ -459,7 +459,7 @@ func TestStateSetBackLater(t *testing.T) {
 	})
 }
 
-// The stream tells of each closing event that it replaced the original, and perhaps before the roomserver has answered.
+// The stream reports that each closing event replaced its original, possibly before the roomserver has answered.
 func TestStreamTellsOfTheClosingEvent(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.state("key", 10*time.Second)
@@ -478,7 +478,7 @@ func TestStreamTellsOfTheClosingEvent(t *testing.T) {
 	})
 }
 
-// On PostgreSQL the stream tells of a change before the roomserver has committed it.
+// On PostgreSQL the stream reports a change before the roomserver has committed it.
 func TestStreamIsFasterThanTheRoomserver(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e, kept := w.state("key", time.Hour), w.state("kept", 10*time.Second)
@@ -517,7 +517,7 @@ func TestDrops(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		require.Equal(t, 2, w.store.len())
-		// Who left is told so once at /end, and then is not known; what was redacted is not known at once.
+		// A sender who left is told so once at /end, and then the token is unknown. The token of a redacted event is unknown at once.
 		var dropped *DropError
 		require.ErrorAs(t, w.End(t.Context(), w.hash(left)), &dropped)
 		require.Equal(t, SenderGone, dropped.Reason)
@@ -528,7 +528,7 @@ func TestDrops(t *testing.T) {
 	})
 }
 
-// The stream tells that the sender is gone while the closing event is being built: whoever ends it is told so, once.
+// The stream reports that the sender has left while the closing event is being built: a caller of End is told so, once.
 func TestSenderLeavesDuringEnd(t *testing.T) {
 	for _, failed := range []error{&DropError{Reason: SenderGone}, errFault} {
 		inWorld(t, Config{}, func(t *testing.T, w *world) {
@@ -547,7 +547,7 @@ func TestSenderLeavesDuringEnd(t *testing.T) {
 	}
 }
 
-// Each token, and each delay ID, may be used as often as the limit says, whatever becomes of the others and of those before it.
+// Each token and delay ID may be used as often as the limit says, whatever happens to other ones.
 func TestTokensAreLimited(t *testing.T) {
 	const interval = 15 * time.Minute
 	inWorld(t, Config{TokenLimit: RateLimit{Threshold: 4, Cooloff: time.Hour}}, func(t *testing.T, w *world) {
@@ -577,7 +577,7 @@ func TestTokensAreLimited(t *testing.T) {
 		known, wait := w.Allow(w.hash(first))
 		require.False(t, known)
 		require.Zero(t, wait, "by the address")
-		time.Sleep(2 * sweepPause) // its place is free
+		time.Sleep(2 * sweepPause) // its row is deleted
 		limited(ofToken(w.message("!a", time.Hour)))
 		w.restart(time.Second)
 		limited(ofToken(other))
@@ -629,8 +629,7 @@ func TestPassingFaultsAreRetried(t *testing.T) {
 	})
 }
 
-// An attempt failed in passing, and the room's next event was claimed meanwhile, when the process died: the next one keeps the order
-// all the same.
+// An attempt fails in passing, and the room's next event is claimed before the process dies. The next process still keeps the order.
 func TestOrderAfterACrash(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		first, second := w.message("!room", 10*time.Second), w.message("!room", 11*time.Second)
@@ -651,7 +650,7 @@ func TestOrderAfterACrash(t *testing.T) {
 		w.roomserver.set(hooks{})
 		w.restart(0)
 		synctest.Wait()
-		ids := map[string][]string{} // of each room: they do not wait for one another
+		ids := map[string][]string{} // by room, because rooms do not wait for one another
 		for _, c := range w.roomserver.closings() {
 			ids[c.roomID] = append(ids[c.roomID], c.closes)
 		}
@@ -676,7 +675,7 @@ func TestAfterTheClaimTheSameEventIsSentAgain(t *testing.T) {
 	})
 }
 
-// A claim of which nobody knows whether it was written must be found out before anything else is done.
+// After a claim failed, it may be written or not. The engine finds out before it does anything else.
 func TestUnsureClaims(t *testing.T) {
 	for _, written := range []bool{false, true} {
 		inWorld(t, Config{}, func(t *testing.T, w *world) {
@@ -761,7 +760,7 @@ func TestRowsThatCouldNotBeDeleted(t *testing.T) {
 	})
 }
 
-// The stream can tell of the end of an event before the roomserver's answer to its sender is there.
+// The stream can report the end of an event before the roomserver has answered the event's sender.
 func TestDroppedWhilePending(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := Event{ID: "$x", RoomID: "!room", Type: "m", Sender: "@alice:example.org"}
@@ -799,7 +798,7 @@ func TestLimitPerUser(t *testing.T) {
 		w.state("key", 10*time.Second)
 		w.message("!room", time.Minute)
 		for range 5 {
-			w.state("key", 10*time.Second) // replaces, so needs no other place
+			w.state("key", 10*time.Second) // replaces the first, so it does not count
 		}
 	})
 }
@@ -832,11 +831,11 @@ func TestRestartGrace(t *testing.T) {
 	})
 }
 
-// The closing event of an event that expired bears the deadline, and never a time before it, whenever it is built.
+// The closing event of an expired event bears the deadline, and never an earlier time, whenever it is built.
 func TestTimeOfTheClosingEvent(t *testing.T) {
 	const grace = 30 * time.Second
 	inWorld(t, Config{RestartGrace: grace}, func(t *testing.T, w *world) {
-		time.Sleep(300 * time.Microsecond) // the deadlines are no whole milliseconds
+		time.Sleep(300 * time.Microsecond) // the deadlines are not whole milliseconds
 		sentAt := func(e Event) time.Time {
 			t.Helper()
 			synctest.Wait()
@@ -869,7 +868,7 @@ func TestTimeOfTheClosingEvent(t *testing.T) {
 		require.NoError(t, w.End(t.Context(), w.hash(atOnce)))
 		require.Equal(t, w.stored(time.Now()), sentAt(atOnce))
 
-		// What ran out while the server was down had its deadline put off, and what did not has kept it.
+		// The deadline of a timer that expired while the server was down was put off. Other timers kept theirs.
 		second := time.Now()
 		overdue, later := w.message("!a", 10*time.Second), w.message("!b", 200*time.Second)
 		w.restart(time.Minute)
@@ -887,7 +886,7 @@ func TestTimeOfTheClosingEvent(t *testing.T) {
 	})
 }
 
-// A crash between the row and the event: the roomserver does not know it, but may still have it queued.
+// After a crash between the row and the event, the roomserver does not know the event, but may still have it in its queue.
 func TestEventThatNeverCame(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		lost := Event{ID: "$lost", RoomID: "!room", Type: "m", Sender: "@alice:example.org"}
@@ -908,8 +907,8 @@ func TestEventThatNeverCame(t *testing.T) {
 	})
 }
 
-// A crash while the roomserver was busy with the event: it is stored and not the current state, and will yet be. To take it
-// for one that was replaced would lose its timer.
+// A crash can leave an event stored, but not the current state until the roomserver goes on. Such an event must not count as replaced,
+// because it would lose its timer.
 func TestEventThatTheRoomserverHadNotFinished(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.begin("key", time.Second)
@@ -919,7 +918,7 @@ func TestEventThatTheRoomserverHadNotFinished(t *testing.T) {
 	})
 }
 
-// A slow room holds up nobody but itself.
+// A slow room delays no other room.
 func TestRoomsDoNotWaitForOneAnother(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: func(e Event) error {
@@ -946,7 +945,7 @@ func TestRoomsDoNotWaitForOneAnother(t *testing.T) {
 	})
 }
 
-// The next timer of a room does not wait until the row of the last one is deleted.
+// The next timer of a room does not wait until the previous row is deleted.
 func TestDeletionsHoldUpNobody(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.store.setDeleteTakes(10 * time.Second)
@@ -961,7 +960,7 @@ func TestDeletionsHoldUpNobody(t *testing.T) {
 	})
 }
 
-// Many that run out at once are deleted at once.
+// The rows of a mass expiry are deleted together.
 func TestDeletedTogether(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		deletions := 0
@@ -989,8 +988,7 @@ func TestDeletedTogether(t *testing.T) {
 	})
 }
 
-// While the roomserver has a room's event, the next one is built and claimed, and given to it when it is done; and no more than
-// that one.
+// While the roomserver has a room's event, exactly one further event is built and claimed. The roomserver gets it after the first.
 func TestTurnsOverlap(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
@@ -1013,13 +1011,13 @@ func TestTurnsOverlap(t *testing.T) {
 		for _, c := range w.roomserver.closings() {
 			at = append(at, c.at.Sub(start))
 		}
-		// The fourth one's turn begins when the third was found to be refreshed, and the second is done.
+		// The fourth turn begins after the third turned out to be refreshed and the second is over.
 		require.Equal(t, []time.Duration{11600 * time.Millisecond, 12600 * time.Millisecond, 14200 * time.Millisecond, 22902 * time.Millisecond}, at)
 	})
 }
 
-// Only so many turns of a room begin early, if those who do are built beside the one before: that costs the roomserver a look at all state.
-// What users send meanwhile changes nothing.
+// If early events fork the event graph, only some turns are early, because each merge makes the roomserver read all state. Events that
+// users send meanwhile make no difference.
 func TestTurnsSeldomOverlap(t *testing.T) {
 	for _, users := range []bool{false, true} {
 		inWorld(t, Config{MaxRunningPerUser: 200}, func(t *testing.T, w *world) {
@@ -1053,7 +1051,7 @@ func TestTurnsSeldomOverlap(t *testing.T) {
 	}
 }
 
-// As long as what begins early is built upon the one before all the same, because that is in the room by then, every turn begins early.
+// If early events do not fork the event graph, because the previous event is in the room by then, every turn is early.
 func TestTurnsBuiltUponOneAnother(t *testing.T) {
 	const n = 2 * lanes.EarlyEvery * lanes.EarlyEvery
 	for name, add := range map[string]func(w *world, in time.Duration){
@@ -1088,7 +1086,7 @@ func TestTurnsBuiltUponOneAnother(t *testing.T) {
 	}
 }
 
-// Delayed events take turns as closing events do, and with them.
+// Delayed events and closing events take turns in the same lane.
 func TestTurnsOfDelayedEvents(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
@@ -1112,20 +1110,20 @@ func TestTurnsOfDelayedEvents(t *testing.T) {
 	})
 }
 
-// What is due when nothing waits in its room, but an event is with the roomserver, comes behind that.
+// A timer that becomes due while its room's queue is empty, but an event is with the roomserver, is sent after that event.
 func TestTurnOfWhatComesLater(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
 		start := time.Now()
 		first, second := w.message("!room", 10*time.Second), w.message("!room", 10*time.Second+time.Millisecond)
-		third := w.message("!room", 11700*time.Millisecond) // the first is in the room, the second with the roomserver
+		third := w.message("!room", 11700*time.Millisecond) // due while the first is in the room, and the second with the roomserver
 		time.Sleep(time.Minute)
 		w.wantClosings(first, second, third)
 		require.Equal(t, 13600*time.Millisecond, w.roomserver.closings()[2].at.Sub(start))
 	})
 }
 
-// What is given to the roomserver once more waits for its turn too, and the next one for it.
+// An event that is given to the roomserver again also waits for its turn, and the next one waits for it.
 func TestTurnOfAnotherAttempt(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{afterClaim: fails})
@@ -1133,7 +1131,7 @@ func TestTurnOfAnotherAttempt(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		w.roomserver.set(hooks{afterClaim: takes(time.Second)})
-		second, third := w.message("!room", firstPause-time.Millisecond), w.message("!room", firstPause+time.Second) // is due when the retry has begun
+		second, third := w.message("!room", firstPause-time.Millisecond), w.message("!room", firstPause+time.Second) // due after the retry has begun
 		time.Sleep(time.Minute)
 		w.wantClosings(second, first, third)
 		closings := w.roomserver.closings()
@@ -1142,7 +1140,7 @@ func TestTurnOfAnotherAttempt(t *testing.T) {
 	})
 }
 
-// What may decide upon others is in the room before they are built.
+// An event that may influence whether others are allowed is in the room before those are built.
 func TestTurnsOfWhatDecides(t *testing.T) {
 	for _, test := range []struct {
 		eventType string
@@ -1168,7 +1166,7 @@ func TestTurnsOfWhatDecides(t *testing.T) {
 	}
 }
 
-// An event that waits for its turn when the component stops is sent by the next life as it was claimed.
+// An event that waits for its turn when the engine stops is sent by the next process as it was claimed.
 func TestStoppedBeforeItsTurn(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		first := true
@@ -1196,7 +1194,7 @@ func TestStoppedBeforeItsTurn(t *testing.T) {
 	})
 }
 
-// More rooms than workers: those with the earliest deadlines first.
+// With more rooms than places, those with the earliest deadlines are first.
 func TestEarliestRoomsFirst(t *testing.T) {
 	inWorld(t, Config{MaxRunningPerUser: 3 * lanes.Places}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: takes(time.Second)})
@@ -1235,7 +1233,7 @@ func TestRepeatedContent(t *testing.T) {
 	})
 }
 
-// A send finishes what an earlier fault left half done, so that the closing event does not come behind it. If it cannot, it goes past.
+// A send first finishes a half-done closing event, so that this does not arrive after it. If it cannot, it does not wait longer.
 func TestLockStateFinishesClosings(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{afterClaim: fails})
@@ -1282,8 +1280,8 @@ func TestStopIsPatientAndRepeatable(t *testing.T) {
 	New(Config{}, newMemoryStore(), newFakeRoomserver(), &Tokens{}).Stop() // never started
 }
 
-// Whenever a process is stopped, and however often, the next one finishes what is left, and nothing is closed twice. Stop is
-// called while closing events are built, claimed and sent, by several at once.
+// Whenever and however often a process is stopped, the next one finishes the rest, and nothing is closed twice. Stop is called by several
+// goroutines while closing events are built, claimed and sent.
 func TestStopAtAnyMoment(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		w.roomserver.set(hooks{beforeClaim: takes(7 * time.Millisecond), afterClaim: takes(11 * time.Millisecond)})
@@ -1321,7 +1319,7 @@ func TestStopAtAnyMoment(t *testing.T) {
 	unstarted.Stop()
 }
 
-// Rows whose digests are of another key, or that have none, are read whole.
+// Rows with no digest, or with one under another key, are read whole.
 func TestOtherDigests(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		none := w.message("!room", 20*time.Second)
@@ -1347,7 +1345,7 @@ func TestStartFailsWithTheDatabase(t *testing.T) {
 	require.ErrorIs(t, New(Config{}, store, newFakeRoomserver(), &Tokens{}).Start(t.Context()), errFault)
 }
 
-// The wall clock may jump: while the process lives, only the time that passes counts.
+// The wall clock may step: while the process lives, only elapsed time counts.
 func TestTokens(t *testing.T) {
 	a, err := NewTokens([]byte("a"))
 	require.NoError(t, err)
@@ -1370,7 +1368,7 @@ func TestDropErrorSaysWhy(t *testing.T) {
 	require.False(t, isFinal(errors.New("x")))
 }
 
-// However long a fault lasts, it drops nothing.
+// A fault drops no timer, however long it lasts.
 func TestLongFaults(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", 10*time.Second)
@@ -1382,7 +1380,7 @@ func TestLongFaults(t *testing.T) {
 	})
 }
 
-// What is claimed is sent, whatever the stream tells meanwhile: it may be in the room already.
+// A claimed event is sent whatever the stream reports meanwhile, because it may be in the room already.
 func TestDropSparesWhatIsClaimed(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", 10*time.Second)
@@ -1396,7 +1394,7 @@ func TestDropSparesWhatIsClaimed(t *testing.T) {
 	})
 }
 
-// A write that fails may have happened all the same. What it left must not come back with the next start.
+// A write that fails may have happened. Its row must not come back with the next start.
 func TestRowsThatNobodyKnowsOf(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", 10*time.Second)
@@ -1423,7 +1421,7 @@ func TestRowsThatNobodyKnowsOf(t *testing.T) {
 	})
 }
 
-// Two requests can make one event: it has one timer, and one token.
+// Two requests can make one event, which then has one timer and one token.
 func TestEqualEvents(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		e := w.message("!room", 10*time.Second)
@@ -1435,7 +1433,7 @@ func TestEqualEvents(t *testing.T) {
 	})
 }
 
-// A client that repeats a message after a crash, whatever had become of it, is told of the same event.
+// A client that repeats a message after a crash gets the same event, whatever has become of it.
 func TestRepeatedRequest(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		begin := func(n byte) Event {
@@ -1462,7 +1460,7 @@ func TestRepeatedRequest(t *testing.T) {
 		require.NoError(t, err)
 		require.Empty(t, eventID)
 
-		// Closed or not, until the client has given up; and then it is forgotten.
+		// The request is remembered, whether the event is closed or not, until clients no longer repeat it.
 		require.NoError(t, w.End(t.Context(), w.hash(sent)))
 		eventID, err = w.Sent(t.Context(), RequestHash{3})
 		require.NoError(t, err)
@@ -1476,7 +1474,7 @@ func TestRepeatedRequest(t *testing.T) {
 	})
 }
 
-// What the roomserver fails to take is not held against the user, and is the same event when the client tries again.
+// An event that the roomserver failed to take does not count against the limit. If the client tries again, it gets the same event.
 func TestRoomserverFailsToTakeEvents(t *testing.T) {
 	inWorld(t, Config{MaxRunningPerUser: 2}, func(t *testing.T, w *world) {
 		refused := func(n int) error {
@@ -1493,7 +1491,7 @@ func TestRoomserverFailsToTakeEvents(t *testing.T) {
 		for n := range 3 {
 			require.NoError(t, refused(n))
 		}
-		w.restart(time.Minute) // and before anybody has looked for them again
+		w.restart(time.Minute) // before the timers are attempted again
 		for n := 3; n < 2*unsentFactor; n++ {
 			require.NoError(t, refused(n))
 		}

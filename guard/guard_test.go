@@ -21,7 +21,7 @@ func TestRun(t *testing.T) {
 	require.Contains(t, logged[0].Data["stack"], "TestRun")
 }
 
-// panicsIn returns what is logged of panics while f runs.
+// panicsIn returns the panics that are logged while f runs.
 func panicsIn(t *testing.T, f func()) (entries []logrus.Entry) {
 	t.Helper()
 	level, hooks := logrus.GetLevel(), logrus.StandardLogger().Hooks
@@ -63,6 +63,6 @@ func TestKeepGoing(t *testing.T) {
 		synctest.Wait()
 
 		go KeepGoing(ctx, "working", func() { panic("on purpose") })
-		synctest.Wait() // it ends: the context is done
+		synctest.Wait() // KeepGoing returns, because the context is done
 	})
 }

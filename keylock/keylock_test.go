@@ -9,7 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// One holds a lock at a time; nobody waits for another key's, or longer than wanted; so many wait as may, and nothing is remembered.
+// One caller holds a lock at a time. Waiting ends with the context, and does not concern other keys. Bounds hold, and unused locks are
+// removed.
 func TestLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := Bounded[string](2)
@@ -40,7 +41,7 @@ func TestLocks(t *testing.T) {
 	})
 }
 
-// Any number may wait if there is no bound.
+// Without a bound, any number of callers may wait.
 func TestUnbounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, got := New[int](), 0

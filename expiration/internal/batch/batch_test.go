@@ -21,10 +21,10 @@ type question struct{ nid int64 }
 
 var errFault = errors.New("fault")
 
-// gone is the number of a timer that slowStore has not.
+// gone is the number of a timer that slowStore does not have.
 const gone = -1
 
-// slowStore takes a second for a batch, and remembers how large each was.
+// slowStore takes a second per batch, and records the size of each batch.
 type slowStore struct {
 	batches []int
 	err     error
@@ -44,7 +44,7 @@ func (s *slowStore) Refresh(_ context.Context, refreshes []question) ([]bool, er
 	return found, s.err
 }
 
-// refreshAll makes refreshes at the same time, and returns how many went well and how long each took.
+// refreshAll makes concurrent refreshes. It returns how many succeeded and how long each took.
 func refreshAll(t *testing.T, b *Batches[question, bool], n int) (ok int, took []time.Duration) {
 	t.Helper()
 	var (
@@ -76,7 +76,7 @@ func TestBatches(t *testing.T) {
 		require.NoError(t, err)
 		require.False(t, found)
 
-		// The first waits for nobody. The others gather while it is being dealt with, up to the limit of a batch.
+		// The first question is asked at once. Meanwhile the others gather, up to the limit of a batch.
 		store.batches = nil
 		ok, took := refreshAll(t, b, 1+Max+10)
 		require.Equal(t, 1+Max+10, ok)
@@ -85,7 +85,7 @@ func TestBatches(t *testing.T) {
 		require.Equal(t, 3*time.Second, took[len(took)-1])
 		require.Nil(t, b.next)
 
-		// What fails, fails for its own batch.
+		// An error only concerns its own batch.
 		store.err = errFault
 		ok, _ = refreshAll(t, b, 10)
 		require.Zero(t, ok)
@@ -95,7 +95,7 @@ func TestBatches(t *testing.T) {
 	})
 }
 
-// A panic ends neither the process nor the batches: every caller of the batch is told of a fault, and the next batch is asked.
+// A panic ends neither the process nor the batches. All callers of the batch get an error, and the next batch is asked.
 func TestBatchThatPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &slowStore{panics: true}
@@ -117,7 +117,8 @@ func TestBatchThatPanics(t *testing.T) {
 	})
 }
 
-// Who hangs up while a batch gathers takes his question back, whoever was to ask for all; who hangs up later waits for the answer.
+// A caller that gives up while its batch gathers withdraws the question, even if it was to ask for the batch. After that it waits for the
+// answer.
 func TestBatchOfSomeWhoGiveUp(t *testing.T) {
 	for _, stay := range [][]int{{}, {1}, {Max}, {2, 3, 5}, {Max + 3}, {1, Max, Max + 1, Max + 9}} {
 		synctest.Test(t, func(t *testing.T) {
@@ -169,7 +170,7 @@ func TestBatchOfSomeWhoGiveUp(t *testing.T) {
 	}
 }
 
-// Who comes with a context that has ended asks for nothing.
+// A caller whose context has already ended asks nothing.
 func TestBatchOfNobody(t *testing.T) {
 	b := New(func(context.Context, []question) ([]bool, error) { panic("asked") })
 	ctx, cancel := context.WithCancel(t.Context())
@@ -178,7 +179,7 @@ func TestBatchOfNobody(t *testing.T) {
 	require.ErrorIs(t, err, ErrNotAsked)
 }
 
-// Callers come and hang up at random, and answers stay with their questions.
+// Callers arrive and give up at random, and each answer belongs to its question.
 func TestBatchesAtRandom(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
@@ -224,7 +225,7 @@ func TestBatchesAtRandom(t *testing.T) {
 	}
 }
 
-// BenchmarkBatches is what it costs to be one of many in a batch, where the database costs nothing.
+// BenchmarkBatches measures the cost of a question in a large batch, with a database that costs nothing.
 func BenchmarkBatches(b *testing.B) {
 	for _, callers := range []int{1, 32, 128} {
 		b.Run(fmt.Sprint(callers), func(b *testing.B) {

@@ -30,8 +30,8 @@ func drawRow(t *rapid.T, x *Index) Row {
 	return row
 }
 
-// Whatever happens to timers in whatever order, each is found by all that it has as long as it is live, and its phase goes only the ways
-// that the table in the package comment has.
+// Whatever happens to timers, in any order, each is found by all its names while it is live. Its phase only makes the transitions of the
+// table in the package comment.
 func TestIndex(t *testing.T) {
 	ways := map[Phase][]Phase{
 		Pending: {Running, Claimed, Stopped}, Running: {Claimed, Stopped}, Claimed: {Running, Finished}, Stopped: {Gone}, Finished: {Gone},
@@ -65,7 +65,7 @@ func TestIndex(t *testing.T) {
 				changed = x.Activate(tm, wake)
 			case "claim":
 				if changed = x.Claim(tm); changed && before == Pending {
-					x.Schedule(tm, wake) // as the attempt does that follows
+					x.Schedule(tm, wake) // as the attempt does
 				}
 			case "unclaim":
 				changed = x.Unclaim(tm)
@@ -105,7 +105,7 @@ func TestIndex(t *testing.T) {
 	})
 }
 
-// checkFound requires that exactly the live timers are found, each by all that it has.
+// checkFound requires that exactly the live timers are found, each by all its names.
 func checkFound(t *rapid.T, x *Index, live map[*Timer]bool) {
 	expiring, delayed := x.Len()
 	if expiring+delayed != len(live) {
@@ -144,7 +144,7 @@ func checkFound(t *rapid.T, x *Index, live map[*Timer]bool) {
 	}
 }
 
-// A request that can be repeated finds its timer, and when that has ended its event, for a while.
+// A repeatable request finds its timer and, for a while after that has ended, its event.
 func TestRequests(t *testing.T) {
 	x := New()
 	old := x.Load(Row{NID: 1, Token: token(1), Request: 1}, 0)
@@ -179,7 +179,7 @@ func TestRequests(t *testing.T) {
 	want(1, nil, "")
 }
 
-// A token of which the sender is still to be told something is found when the timer has ended, until it is forgotten, and not for ever.
+// A refused token is found after its timer has ended, until ForgetToken is called.
 func TestRefusedTokens(t *testing.T) {
 	for _, tokenFirst := range []bool{true, false} {
 		x := New()
@@ -207,7 +207,7 @@ func TestRefusedTokens(t *testing.T) {
 	}
 }
 
-// What must be true of the index is found not to be.
+// Invariants finds each violation.
 func TestInvariants(t *testing.T) {
 	for name, breaks := range map[string]func(x *Index, tm *Timer){
 		"forgotten":      func(x *Index, tm *Timer) { x.unschedule(tm) },
@@ -232,7 +232,7 @@ func TestInvariants(t *testing.T) {
 	}
 }
 
-// BenchmarkMemory prints how much memory a running timer takes, with all that it is found by.
+// BenchmarkMemory prints how much memory a running timer takes, including the index.
 func BenchmarkMemory(b *testing.B) {
 	const timers = 1_000_000
 	for b.Loop() {

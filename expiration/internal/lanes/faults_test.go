@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A panic, or the end of the goroutine, ends nothing but the turn: whether it comes before the event is built or after, and in an early turn.
+// A panic or runtime.Goexit in an attempt ends only its turn, before or after the event is built, and also in an early turn.
 func TestPanicEndsOnlyTheTurn(t *testing.T) {
 	const rooms, timers = Places + 10, 6
 	for _, exit := range []func(){func() { panic("on purpose") }, runtime.Goexit} {
@@ -40,12 +40,12 @@ func TestPanicEndsOnlyTheTurn(t *testing.T) {
 	}
 }
 
-// An attempt that waits for its turn before must not lose the lock it does not hold when it panics there.
+// An attempt that panics while it waits for the previous turn must not unlock a lock that it does not hold.
 func TestPanicInFollow(t *testing.T) {
 	var a attempts
 	inLanes(t, func(l *testLanes, r int64, w *Turn) bool {
 		a.note(r)
-		w.room = nil // as a fault in what Follow calls would
+		w.room = nil // makes Follow panic
 		defer func() { w.room = l.rooms[1] }()
 		return follow(w, true) != nil
 	}, func(l *testLanes) {
@@ -57,7 +57,7 @@ func TestPanicInFollow(t *testing.T) {
 	})
 }
 
-// When Stop has returned no turn begins, and Wait waits for those that have begun.
+// After Stop has returned no turn begins. Wait waits for the turns that have begun.
 func TestLanesStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var a attempts
@@ -83,7 +83,7 @@ func TestLanesStop(t *testing.T) {
 	})
 }
 
-// Whatever the attempts do, all timers are attempted, those that fail again, and what must be true of the lanes is, at each moment.
+// Whatever the attempts do, all timers are attempted, failed ones again, and the invariants of the lanes hold at every moment.
 func TestAnythingInLanes(t *testing.T) {
 	const timers, senders, rooms = 600, 8, 90
 	for seed := range uint64(6) {

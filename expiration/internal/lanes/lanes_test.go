@@ -12,18 +12,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// However long the turns take, whether an early one begins before the one before is over or just then, and whatever is built beside what: all
-// timers have theirs, in the order of each room, and no more rooms are served at the same time than may be.
+// Turns of random length, early or not, with or without forks: all timers are attempted, in the order of each room, and no more rooms are
+// in progress than allowed.
 func TestLanes(t *testing.T) {
 	const (
 		atOnce = 3
 		rooms  = 10
-		timers = 40 // in each room
+		timers = 40 // per room
 	)
 	for seed := range uint64(50) {
 		random := rand.New(rand.NewPCG(seed, 0))
-		takes := map[int64][2]time.Duration{} // until the turn before is waited for, and from then on
-		upon := map[int64]string{}            // the room's event before, or an earlier one
+		takes := map[int64][2]time.Duration{} // before and after Follow
+		upon := map[int64]string{}            // the room's previous event, or an earlier one
 		room := func(r int64) uint64 { return uint64(r) % rooms }
 		for i := range rooms * timers {
 			r := int64(i)
@@ -65,7 +65,7 @@ func TestLanes(t *testing.T) {
 	}
 }
 
-// A timer that is due before those that wait in its room moves the room up.
+// A timer that is due before the others of its room moves the room forward.
 func TestEarlierTimerMovesItsRoomUp(t *testing.T) {
 	const rooms = 3
 	for _, senders := range []uint64{1, rooms} {

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// testLanes are lanes whose jobs have numbers, and are all attempted by one function.
+// testLanes are lanes with numbered jobs, which are all attempted by one function.
 type testLanes struct {
 	*Lanes
 	attempt func(l *testLanes, r int64, w *Turn) (failed bool)
@@ -26,14 +26,14 @@ func (l *testLanes) add(r int64, sender uint64, due time.Duration, room uint64, 
 	l.Add(Job{Sender: sender, Due: due, Attempt: func(w *Turn) bool { return l.attempt(l, r, w) }}, room, retry)
 }
 
-// follow is called when an event is built that is upon no other.
+// follow calls Follow for an event that has no known prev event.
 func follow(w *Turn, early bool) error {
 	return w.Follow(context.Background(), "", isNot, early)
 }
 
 func isNot(string) bool { return false }
 
-// inLanes runs a test under fake time. In the end everything must have been attempted, and nothing be held any more.
+// inLanes runs a test under fake time. At its end everything must have been attempted, and nothing may be held.
 func inLanes(t *testing.T, attempt func(l *testLanes, r int64, w *Turn) (failed bool), test func(l *testLanes)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -53,7 +53,7 @@ func inLanes(t *testing.T, attempt func(l *testLanes, r int64, w *Turn) (failed 
 	})
 }
 
-// check requires what must be true of the lanes whenever nobody holds their lock.
+// check requires the invariants of the lanes. Lanes.mu must not be held.
 func (l *testLanes) check(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
@@ -80,7 +80,8 @@ func (l *testLanes) check(t *testing.T) {
 			}
 		}
 		require.Equal(t, lent, c.lent)
-		// An early turn that becomes its room's oldest may be of a sender who would have needed a loan: the room has its place already.
+		// An early turn that becomes its room's oldest may put its sender over the share without a loan, because the room has its place
+		// already.
 		if c == &l.first {
 			require.Equal(t, Places, c.free+held)
 			require.Equal(t, overtime, l.overtime)
@@ -98,7 +99,7 @@ func (l *testLanes) check(t *testing.T) {
 	}
 }
 
-// attempts has which timers were attempted when, by the numbers of their rows.
+// attempts records when each timer was attempted, by number.
 type attempts struct {
 	mu    sync.Mutex
 	begun map[int64]time.Time
@@ -115,21 +116,21 @@ func (a *attempts) note(r int64) {
 	a.order = append(a.order, r)
 }
 
-// at returns when a timer was attempted last.
+// at returns when a timer was last attempted.
 func (a *attempts) at(nid int64) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.begun[nid]
 }
 
-// sequence returns the timers in the order of the attempts.
+// sequence returns the timers in the order of their attempts.
 func (a *attempts) sequence() []int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clone(a.order)
 }
 
-// An attempt that hangs gives its place to another room after PlacePatience, but not the turn of its own.
+// An attempt that hangs gives its place to another room after PlacePatience, but its own room still waits.
 func TestPlaceIsGivenBack(t *testing.T) {
 	const hangs, next, other = 1, 1000, 2000
 	var a attempts
@@ -153,7 +154,7 @@ func TestPlaceIsGivenBack(t *testing.T) {
 	})
 }
 
-// An attempt that could not give its place back, because too many had, does so when some of these have ended.
+// An attempt that could not give up its place, because maxOvertime was reached, does so when others end.
 func TestPlaceIsGivenBackLater(t *testing.T) {
 	const other = 1000
 	var a attempts
@@ -179,7 +180,7 @@ func TestPlaceIsGivenBackLater(t *testing.T) {
 	})
 }
 
-// In a room that has overrun no turn begins early: as long as some do, the room would be in progress without a place.
+// In a room that has overrun no turn is early. Otherwise the room could stay in progress without a place as long as early turns follow.
 func TestNoEarlyTurnInOvertime(t *testing.T) {
 	const overruns, next, others = 1, 2, 1000
 	var a attempts
@@ -208,7 +209,7 @@ func TestNoEarlyTurnInOvertime(t *testing.T) {
 	})
 }
 
-// However many attempts hang, no more than maxOvertime go on without a place, and others get one when those end.
+// However many attempts hang, at most maxOvertime go on without a place. When those end, others get a place.
 func TestOvertimeIsBounded(t *testing.T) {
 	var a attempts
 	working, most := 0, 0
@@ -239,8 +240,8 @@ func TestOvertimeIsBounded(t *testing.T) {
 	})
 }
 
-// Ten users have timers in a hundred rooms each, whose attempts hang until they are given up, and are retried for ever. Whatever they have
-// done before, a bystander's timers are attempted in time.
+// Ten users have timers in a hundred rooms each, whose attempts hang until they time out, and are retried forever. Whatever they have done
+// before, a bystander's timers are attempted in time.
 func TestHostileSenders(t *testing.T) {
 	const (
 		senders, rooms, bystander = 10, 100, 1 << 20
@@ -282,7 +283,7 @@ func TestHostileSenders(t *testing.T) {
 		for n, at := range due {
 			require.Less(t, a.at(n).Sub(at), PlacePatience, n-bystander)
 		}
-		l.mu.Lock() // those that are left would take very long
+		l.mu.Lock() // attempting the remaining timers would take very long
 		for _, room := range l.rooms {
 			l.withdraw(room)
 			room.first.waiting, room.retries.waiting = nil, nil
@@ -292,7 +293,7 @@ func TestHostileSenders(t *testing.T) {
 	})
 }
 
-// A mass expiry of one user gets most places when nobody else needs them, and leaves some when somebody does.
+// One user's mass expiry gets most places while no other sender needs them, and leaves some when others do.
 func TestSenderShare(t *testing.T) {
 	var a attempts
 	const rooms = 200
@@ -320,7 +321,7 @@ func TestSenderShare(t *testing.T) {
 	})
 }
 
-// Retries have places of their own, however many there are, and the senders get them in turns.
+// Retries have places of their own, however many retries there are, and senders get them in turns.
 func TestRetriesComeLast(t *testing.T) {
 	const many, one, first = 1000, 2000, 3000
 	var a attempts
@@ -357,7 +358,7 @@ func TestRetriesComeLast(t *testing.T) {
 	})
 }
 
-// In a room retries come after first attempts, but now and then, and both in the order of their deadlines.
+// In a room most retries come after the first attempts. Both are in the order of their deadlines.
 func TestRetriesInARoom(t *testing.T) {
 	var a attempts
 	inLanes(t, func(l *testLanes, r int64, _ *Turn) bool {
@@ -379,8 +380,8 @@ func TestRetriesInARoom(t *testing.T) {
 	})
 }
 
-// When one attempt of a sender has hung and failed, all its timers come last, in the rooms of others too, until it is forgotten. One that
-// took as long and did not fail changes nothing.
+// After one attempt of a sender has hung and failed, all the sender's timers come last, also in other users' rooms, until hungFor has
+// passed. An attempt that took as long and succeeded changes nothing.
 func TestTimersOfAHungSenderComeLast(t *testing.T) {
 	for _, fails := range []bool{true, false} {
 		const hangs = 10 * time.Second
@@ -394,7 +395,7 @@ func TestTimersOfAHungSenderComeLast(t *testing.T) {
 			return false
 		}, func(l *testLanes) {
 			start := time.Now()
-			for i := range int64(50) { // all in one room, and then one each
+			for i := range int64(50) { // first all in one room, then one room each
 				l.add(i, 1, time.Duration(i), 1, false)
 				l.add(50+i, 1, time.Duration(50+i), 50+uint64(i), false)
 			}
@@ -424,7 +425,7 @@ func TestTimersOfAHungSenderComeLast(t *testing.T) {
 	}
 }
 
-// An attempt that fails sooner says nothing of the sender's other timers.
+// An attempt that fails sooner has no effect on the sender's other timers.
 func TestFailureIsNotAHang(t *testing.T) {
 	inLanes(t, func(*testLanes, int64, *Turn) bool {
 		time.Sleep(PlacePatience - time.Millisecond)
@@ -437,7 +438,7 @@ func TestFailureIsNotAHang(t *testing.T) {
 	})
 }
 
-// A sender whose queue is withdrawn because its room is busy, and offered again, keeps its turn.
+// A sender whose queue is withdrawn because its room is busy, and offered again, keeps its ticket.
 func TestTurnOutlivesWithdrawal(t *testing.T) {
 	c := newClass(1, retryShare, maxRetryLoans)
 	c.byTicket = true
