@@ -23,12 +23,12 @@ func TestCancelAll(t *testing.T) {
 		require.ErrorIs(t, w.CancelAll(t.Context(), alice), errFault)
 		w.store.set(false, nil)
 		require.NoError(t, w.CancelAll(t.Context(), alice))
-		require.NoError(t, w.CancelAll(t.Context(), alice), "a second time there is nothing to be done")
+		require.NoError(t, w.CancelAll(t.Context(), alice), "a second call has nothing to cancel")
 		for _, delayID := range cancelled {
 			w.wantFinal(delayID, Final.Cancelled)
 		}
-		require.NoError(t, w.RestartDelayed(t.Context(), bobsID, bob), "somebody else's")
-		require.True(t, w.Running(expiring.ID, expiring.Sender), "it is in the room")
+		require.NoError(t, w.RestartDelayed(t.Context(), bobsID, bob), "another user's event")
+		require.True(t, w.Running(expiring.ID, expiring.Sender), "the event is in the room")
 		w.restart(time.Second)
 		time.Sleep(time.Minute)
 		w.wantSent("bob's")

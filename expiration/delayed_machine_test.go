@@ -27,7 +27,7 @@ func TestDelayedMachine(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) { problems = playDelayed(t, mode.calm && !mode.slow, script) })
 				if len(problems) > 0 {
 					rt.Log(strings.Join(problems, "\n"))
-					rt.Fatalf("a promise was not kept")
+					rt.Fatalf("a guarantee was broken")
 				}
 			})
 		})
@@ -40,7 +40,9 @@ func delayedActions(calm bool) *rapid.Generator[action] {
 		"schedule", "schedule", "restart", "restart", "sleep", "sleep", "send", "cancel", "repeat", "refuse", "accept",
 		"set", "replace", "replace silently", "list", "change", "purge", "leave", "redact",
 	}
-	operations := []string{"insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "build", "input", "look", "slow build", "slow input"}
+	operations := []string{
+		"insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "build", "input", "look", "slow build", "slow input",
+	}
 	if !calm {
 		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "overtake", "overtake")
 	}
@@ -228,7 +230,7 @@ func (m *delayedMachine) schedule(l *delayedLife) {
 	l.delayID = delayID
 	m.mu.Unlock()
 	if before != "" && before != delayID {
-		m.problem("%s has the delay IDs %s and %s", l.content, before, delayID)
+		m.problem("%s has two delay IDs, %s and %s", l.content, before, delayID)
 	}
 }
 
@@ -320,7 +322,7 @@ func (m *delayedMachine) finalised(l *delayedLife, f Final) {
 	case before != nil && (before.EventID != f.EventID || before.Cancelled() != f.Cancelled()):
 		m.problem("%s was %+v and is %+v", l.content, *before, f)
 	case f.Cancelled() && !l.cancelAsked && !l.replaced, f.Error != nil && !l.refused && !l.purged:
-		m.problem("%s is %+v, for no reason", l.content, f)
+		m.problem("%s is %+v, without a reason", l.content, f)
 	case f.Error != nil && !l.purged && f.At.Before(earliest.Truncate(time.Millisecond)):
 		m.problem("%s failed at %s, and is due at %s", l.content, f.At, earliest)
 	}
@@ -465,7 +467,7 @@ func (m *delayedMachine) finish() {
 		m.problem("%d rows are left", n)
 	}
 	if !m.w.index.Empty() || len(m.w.inFlight) > 0 {
-		m.problem("something is left in memory")
+		m.problem("memory is not empty")
 	}
 }
 

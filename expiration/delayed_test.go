@@ -370,7 +370,7 @@ func TestRefusedDelayedEvents(t *testing.T) {
 		require.ErrorAs(t, w.SendDelayed(t.Context(), now, alice), &refused)
 		require.Equal(t, 403, refused.Code)
 		require.JSONEq(t, `{"errcode":"M_FORBIDDEN"}`, string(refused.Response))
-		require.Nil(t, w.final(now), "it stays scheduled")
+		require.Nil(t, w.final(now), "the event stays scheduled")
 		w.roomserver.refuse("now", "")
 		time.Sleep(10*time.Second - time.Nanosecond)
 		w.wantSent()
@@ -661,7 +661,7 @@ func TestLimitOfDelayedEvents(t *testing.T) {
 		require.NoError(t, w.RestartDelayed(t.Context(), first, alice))
 		require.ErrorAs(t, schedule(alice, false), &limit)
 		require.Equal(t, 10*time.Second, limit.RetryAfter)
-		require.NoError(t, schedule(bob, false), "somebody else's")
+		require.NoError(t, schedule(bob, false), "another user's limit")
 		require.NoError(t, w.CancelDelayed(t.Context(), first, alice))
 		require.NoError(t, schedule(alice, false))
 		require.ErrorAs(t, schedule(alice, false), &limit)
@@ -673,7 +673,7 @@ func TestLimitOfDelayedEvents(t *testing.T) {
 		w.message("!room", time.Second) // the first event has expired
 		_, err := w.Begin(t.Context(), Event{ID: "$x", RoomID: "!room", Sender: alice}, time.Second, false)
 		require.ErrorAs(t, err, &limit)
-		require.Equal(t, time.Second, limit.RetryAfter, "of the expiring ones")
+		require.Equal(t, time.Second, limit.RetryAfter, "the limit of expiring events")
 	})
 }
 
@@ -978,7 +978,7 @@ func TestFinalisedEventsAreForgotten(t *testing.T) {
 			synctest.Wait()
 		}
 		_, err = w.DelayedEvent(t.Context(), ids[0], alice)
-		require.ErrorIs(t, err, ErrNotFound, "more than are kept")
+		require.ErrorIs(t, err, ErrNotFound, "more events than are kept")
 		w.wantFinal(ids[1], Final.Sent)
 		w.wantFinal(ids[2], Final.Sent)
 		require.Nil(t, w.final(again))

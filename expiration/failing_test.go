@@ -140,7 +140,9 @@ func TestSendsWaitForOneAnother(t *testing.T) {
 
 // A send of a type that state resolution orders by power waits for the attempt, because its later time would not make it win.
 func TestPowerGoesPastNoAttempt(t *testing.T) {
-	for eventType, past := range map[string]bool{"m.call.member": true, "m.room.topic": true, "m.room.power_levels": false, "m.room.join_rules": false} {
+	for eventType, past := range map[string]bool{
+		"m.call.member": true, "m.room.topic": true, "m.room.power_levels": false, "m.room.join_rules": false,
+	} {
 		inWorld(t, Config{}, func(t *testing.T, w *world) {
 			s := StateKey{RoomID: "!room", Type: eventType}
 			key := ""

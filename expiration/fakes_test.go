@@ -525,7 +525,8 @@ func (r *fakeRoomserver) Close(
 	known, current := r.events[e.ID] > 0, !isState || r.state[s] == e.ID
 	setBack := !current && !r.newer(r.state[s], e.ID)
 	r.built++
-	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: r.write(e.RoomID, fakePDU{Outcome: o, Sent: sent, Over: r.state[s]})}
+	pdu := r.write(e.RoomID, fakePDU{Outcome: o, Sent: sent, Over: r.state[s]})
+	c := SignedEvent{EventID: fmt.Sprintf("$closing%d", r.built), RoomVersion: "10", PDU: pdu}
 	r.begun[c.EventID] = begun
 	r.mu.Unlock()
 	switch {

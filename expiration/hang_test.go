@@ -106,7 +106,8 @@ func TestKeepAlivesWhileTheDatabaseHangs(t *testing.T) {
 				}
 				for i := range clients {
 					w.wantSame(tokens[i%number], false)
-					require.WithinDuration(t, patient.Add(time.Hour+10*time.Second), w.store.row(w.find(tokens[i%number], false).NID()).Deadline, 20*time.Second)
+					row := w.store.row(w.find(tokens[i%number], false).NID())
+					require.WithinDuration(t, patient.Add(time.Hour+10*time.Second), row.Deadline, 20*time.Second)
 				}
 				w.wantNoLocks()
 				require.Zero(t, w.store.hanging())
@@ -191,7 +192,7 @@ func TestDroppedWhileTheDatabaseHangs(t *testing.T) {
 		release()
 		c.wg.Wait()
 		for _, err := range c.errs {
-			require.Error(t, err, "not everything is written: the stream has to tell of it again")
+			require.Error(t, err, "not everything is written, so the stream must report it again")
 		}
 		require.NoError(t, <-refresh)
 		for _, e := range []Event{e, other} {

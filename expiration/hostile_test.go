@@ -30,7 +30,10 @@ func TestBystanderOfHostileUsers(t *testing.T) {
 		w.roomserver.set(hooks{beforeClaim: hangs})
 		for u := range users {
 			for i := range rooms {
-				e := Event{ID: fmt.Sprintf("$%d-%d", u, i), RoomID: fmt.Sprintf("!%d-%d", u, i), Type: "m.room.message", Sender: fmt.Sprintf("@mallory%d:example.org", u)}
+				e := Event{
+					ID: fmt.Sprintf("$%d-%d", u, i), RoomID: fmt.Sprintf("!%d-%d", u, i),
+					Type: "m.room.message", Sender: fmt.Sprintf("@mallory%d:example.org", u),
+				}
 				w.send(e, time.Minute)
 				e.ID, e.RoomID = "$one-"+e.ID, fmt.Sprintf("!of %d", u)
 				w.send(e, time.Minute)

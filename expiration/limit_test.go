@@ -15,7 +15,7 @@ func TestBucket(t *testing.T) {
 		require.Zero(t, b.Take(limit, now))
 	}
 	require.Equal(t, 250*time.Millisecond, b.Take(limit, now))
-	require.Equal(t, 250*time.Millisecond, b.Take(limit, now), "who is refused does not wait longer for it")
+	require.Equal(t, 250*time.Millisecond, b.Take(limit, now), "a refused request does not make the wait longer")
 	require.Zero(t, b.Take(limit, now+250*time.Millisecond))
 	require.NotZero(t, b.Take(limit, now+250*time.Millisecond))
 	for range 4 {

@@ -27,7 +27,7 @@ func TestMachine(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) { problems = play(t, mode.calm && !mode.slow, script) })
 				if len(problems) > 0 {
 					rt.Log(strings.Join(problems, "\n"))
-					rt.Fatalf("a promise was not kept") // a constant text, so that shrinking accepts shorter scripts
+					rt.Fatalf("a guarantee was broken") // a constant text, so that shrinking accepts shorter scripts
 				}
 			})
 		})
@@ -73,9 +73,13 @@ var faults = []string{"insert", "refresh", "claim", "read", "drop", "delete", "d
 
 // actions draws the actions of a script.
 func actions(calm bool) *rapid.Generator[action] {
-	todo := []string{"send", "send", "refresh", "refresh", "sleep", "sleep", "end", "repeat", "replace", "replace remotely", "tell", "redact", "leave", "purge", "change"}
+	todo := []string{
+		"send", "send", "refresh", "refresh", "sleep", "sleep", "end", "repeat", "replace", "replace remotely", "tell", "redact", "leave",
+		"purge", "change",
+	}
 	if !calm {
-		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "lose", "store", "overtake", "overtake")
+		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "lose", "store",
+			"overtake", "overtake")
 	}
 	return rapid.Custom(func(t *rapid.T) action {
 		a := action{
@@ -542,7 +546,7 @@ func (m *machine) checkClosings() {
 			m.problem("%s expired at %s, bears %s, its deadline was %s", c.closes, c.at, c.sent, l.earliest)
 		}
 		if _, isState := l.event.State(); isState && c.over != c.closes && (l.remote.IsZero() || l.remote.Before(c.built)) {
-			m.problem("%s, which closes %s, was put over %s", c.eventID, c.closes, c.over)
+			m.problem("%s, which closes %s, replaced %s", c.eventID, c.closes, c.over)
 		}
 	}
 }

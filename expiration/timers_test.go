@@ -256,7 +256,7 @@ func TestNothingBuiltBeforeARefreshIsSent(t *testing.T) {
 		w.roomserver.set(hooks{beforeClaim: takes(8 * time.Second)})
 		e := w.message("!room", 4*time.Second)
 		time.Sleep(5 * time.Second)
-		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "the new deadline is 9 s after the beginning")
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "the new deadline is 9 s after the start")
 		time.Sleep(7 * time.Second)
 		w.wantClosings()
 		time.Sleep(8*time.Second - time.Nanosecond)
@@ -466,7 +466,7 @@ func TestStreamTellsOfTheClosingEvent(t *testing.T) {
 		s, _ := e.State()
 		told := false
 		w.roomserver.set(hooks{afterClaim: func(Event) error {
-			w.roomserver.set(hooks{look: func(Event) error { t.Error("somebody asks whether it was replaced"); return nil }})
+			w.roomserver.set(hooks{look: func(Event) error { t.Error("the engine asks whether the event was replaced"); return nil }})
 			told = true
 			return errors.Join(
 				w.StateRemoved(t.Context(), e.ID), w.StateChanged(t.Context(), s, "$closing"), w.RoomChanged(t.Context(), s.RoomID),
@@ -576,7 +576,7 @@ func TestTokensAreLimited(t *testing.T) {
 		require.NoError(t, w.End(t.Context(), w.hash(first)))
 		known, wait := w.Allow(w.hash(first))
 		require.False(t, known)
-		require.Zero(t, wait, "by the address")
+		require.Zero(t, wait, "unknown tokens are limited by address")
 		time.Sleep(2 * sweepPause) // its row is deleted
 		limited(ofToken(w.message("!a", time.Hour)))
 		w.restart(time.Second)
@@ -591,7 +591,7 @@ func TestTokensOfSendersWhoLeftAreForgotten(t *testing.T) {
 		w.DropSender(t.Context(), "!a", "@alice:example.org", time.Now())
 		time.Sleep(time.Minute)
 		require.True(t, w.known(w.hash(long)))
-		require.False(t, w.known(w.hash(short)), "not beyond its deadline")
+		require.False(t, w.known(w.hash(short)), "not after its deadline")
 		time.Sleep(refusedFor)
 		require.False(t, w.known(w.hash(long)))
 		require.True(t, w.index.Empty())
@@ -618,9 +618,9 @@ func TestPassingFaultsAreRetried(t *testing.T) {
 		require.Greater(t, len(attempts), 8)
 		require.Less(t, len(attempts), 25, "without a pause")
 		for i := 2; i < len(attempts); i++ {
-			require.GreaterOrEqual(t, attempts[i].Sub(attempts[i-1]), min(attempts[i-1].Sub(attempts[i-2]), lastPause), "pauses grow")
+			require.GreaterOrEqual(t, attempts[i].Sub(attempts[i-1]), min(attempts[i-1].Sub(attempts[i-2]), lastPause), "the backoff grows")
 		}
-		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "a live client keeps it, faults or not")
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "a live client keeps the event, faults or not")
 		w.roomserver.set(hooks{})
 		time.Sleep(9 * time.Second)
 		w.wantClosings()
@@ -694,7 +694,7 @@ func TestUnsureClaims(t *testing.T) {
 			time.Sleep(time.Minute)
 			w.wantClosings(e)
 			if written {
-				require.Equal(t, built, w.roomserver.attempts(), "built again what was claimed")
+				require.Equal(t, built, w.roomserver.attempts(), "a claimed event was built again")
 				require.Equal(t, "$closing1", w.roomserver.closings()[0].eventID)
 			}
 			require.Zero(t, w.store.len())
@@ -742,14 +742,14 @@ func TestRowsThatCouldNotBeDeleted(t *testing.T) {
 		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(dropped)), ErrNotFound)
 		require.Equal(t, 2, w.store.len())
 		time.Sleep(time.Minute)
-		require.Error(t, w.Settle(t.Context()), "a crash could bring back the one that was dropped")
+		require.Error(t, w.Settle(t.Context()), "a crash could bring the dropped timer back")
 		w.store.set(false, func(operation string) error {
 			if operation == "delete" {
 				return errFault
 			}
 			return nil
 		})
-		require.NoError(t, w.Settle(t.Context()), "the one that is closed stays closed")
+		require.NoError(t, w.Settle(t.Context()), "the closed event stays closed")
 		require.Equal(t, 1, w.store.len())
 		w.store.set(false, nil)
 		time.Sleep(time.Minute)
@@ -787,12 +787,12 @@ func TestLimitPerUser(t *testing.T) {
 		require.ErrorAs(t, err, &limit)
 		require.Equal(t, 6*time.Second, limit.RetryAfter)
 		_, err = w.Begin(t.Context(), Event{ID: "$bob", Sender: "@bob:example.org"}, time.Second, false)
-		require.NoError(t, err, "somebody else's")
+		require.NoError(t, err, "another user's limit")
 		_, err = w.Begin(t.Context(), Event{ID: "$bridge", Sender: "@alice:example.org"}, time.Second, true)
 		require.NoError(t, err, "exempt")
 		w.DropEvent(t.Context(), first.ID, Redacted)
 		_, err = w.Begin(t.Context(), another, time.Second, false)
-		require.Error(t, err, "the exempt one counts")
+		require.Error(t, err, "the exempt user's timer counts")
 	})
 	inWorld(t, Config{MaxRunningPerUser: 2}, func(t *testing.T, w *world) {
 		w.state("key", 10*time.Second)
@@ -983,8 +983,8 @@ func TestDeletedTogether(t *testing.T) {
 		require.Equal(t, 1, w.store.len())
 		stopping := time.Now()
 		w.Stop()
-		require.Zero(t, w.store.len(), "what was gathered is deleted when the component stops")
-		require.Zero(t, time.Since(stopping), "which does not wait for more")
+		require.Zero(t, w.store.len(), "collected rows are deleted when the engine stops")
+		require.Zero(t, time.Since(stopping), "stopping does not wait for more rows")
 	})
 }
 
@@ -1012,7 +1012,9 @@ func TestTurnsOverlap(t *testing.T) {
 			at = append(at, c.at.Sub(start))
 		}
 		// The fourth turn begins after the third turned out to be refreshed and the second is over.
-		require.Equal(t, []time.Duration{11600 * time.Millisecond, 12600 * time.Millisecond, 14200 * time.Millisecond, 22902 * time.Millisecond}, at)
+		require.Equal(t, []time.Duration{
+			11600 * time.Millisecond, 12600 * time.Millisecond, 14200 * time.Millisecond, 22902 * time.Millisecond,
+		}, at)
 	})
 }
 
@@ -1046,7 +1048,7 @@ func TestTurnsSeldomOverlap(t *testing.T) {
 				}
 			}
 			require.Equal(t, []int{1, 9, 17, 25, 33, 41, 49, 57, 65}, early[:9], "one in eight while many wait")
-			require.Equal(t, []int{n - 5, n - 1}, early[len(early)-2:], "one in four at last")
+			require.Equal(t, []int{n - 5, n - 1}, early[len(early)-2:], "one in four at the end")
 		})
 	}
 }
@@ -1093,7 +1095,8 @@ func TestTurnsOfDelayedEvents(t *testing.T) {
 		start := time.Now()
 		first := w.message("!room", 10*time.Second)
 		for i := range 2 {
-			w.schedule(Event{RoomID: "!room", Type: "m.room.message", Sender: alice}, fmt.Sprint(i), 10*time.Second+time.Duration(i+1)*time.Millisecond)
+			delay := 10*time.Second + time.Duration(i+1)*time.Millisecond
+			w.schedule(Event{RoomID: "!room", Type: "m.room.message", Sender: alice}, fmt.Sprint(i), delay)
 		}
 		last := w.message("!room", 10*time.Second+3*time.Millisecond)
 		time.Sleep(time.Minute)
@@ -1106,7 +1109,9 @@ func TestTurnsOfDelayedEvents(t *testing.T) {
 		for _, e := range w.roomserver.sent() {
 			at = append(at, e.at.Sub(start))
 		}
-		require.Equal(t, []time.Duration{11600 * time.Millisecond, 14600 * time.Millisecond, 12600 * time.Millisecond, 13600 * time.Millisecond}, at)
+		require.Equal(t, []time.Duration{
+			11600 * time.Millisecond, 14600 * time.Millisecond, 12600 * time.Millisecond, 13600 * time.Millisecond,
+		}, at)
 	})
 }
 
@@ -1131,7 +1136,8 @@ func TestTurnOfAnotherAttempt(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		w.roomserver.set(hooks{afterClaim: takes(time.Second)})
-		second, third := w.message("!room", firstPause-time.Millisecond), w.message("!room", firstPause+time.Second) // due after the retry has begun
+		second := w.message("!room", firstPause-time.Millisecond)
+		third := w.message("!room", firstPause+time.Second) // due after the retry has begun
 		time.Sleep(time.Minute)
 		w.wantClosings(second, first, third)
 		closings := w.roomserver.closings()
@@ -1190,7 +1196,7 @@ func TestStoppedBeforeItsTurn(t *testing.T) {
 		time.Sleep(time.Hour)
 		w.start(w.cfg)
 		w.wantClosings(a, b)
-		require.Equal(t, 2, w.roomserver.attempts(), "nothing is built again")
+		require.Equal(t, 2, w.roomserver.attempts(), "no event is built again")
 	})
 }
 
@@ -1221,7 +1227,7 @@ func TestRepeatedContent(t *testing.T) {
 		e := w.state("key", time.Hour)
 		require.True(t, w.Running(e.ID, e.Sender))
 		require.False(t, w.Running(e.ID, "@bob:example.org"))
-		require.NoError(t, w.Restart(t.Context(), e.ID, 10*time.Second), "sooner than the scheduler meant to look")
+		require.NoError(t, w.Restart(t.Context(), e.ID, 10*time.Second), "before the scheduled wake")
 		time.Sleep(9 * time.Second)
 		require.NoError(t, w.Refresh(t.Context(), w.hash(e)), "with the new duration")
 		time.Sleep(9 * time.Second)
@@ -1264,7 +1270,7 @@ func TestLockStateObeysContext(t *testing.T) {
 		_, err = w.LockState(ctx, s)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		unlock()
-		require.Zero(t, w.states.Len(), "locks are forgotten")
+		require.Zero(t, w.states.Len(), "unused locks are removed")
 	})
 }
 
@@ -1300,7 +1306,7 @@ func TestStopAtAnyMoment(t *testing.T) {
 			w.Stop()
 			closings := len(w.roomserver.closings())
 			time.Sleep(time.Second)
-			require.Len(t, w.roomserver.closings(), closings, "it went on after Stop")
+			require.Len(t, w.roomserver.closings(), closings, "the engine went on after Stop")
 			w.start(w.cfg)
 		}
 		time.Sleep(time.Minute)
@@ -1453,7 +1459,7 @@ func TestRepeatedRequest(t *testing.T) {
 				eventID, err := w.Sent(t.Context(), RequestHash{n})
 				require.NoError(t, err)
 				require.Equal(t, e.ID, eventID)
-				require.True(t, w.roomserver.has(e.ID), "it was answered and is not in its room")
+				require.True(t, w.roomserver.has(e.ID), "the request was answered, and the event is not in its room")
 			}
 		}
 		eventID, err := w.Sent(t.Context(), RequestHash{4})
@@ -1496,11 +1502,11 @@ func TestRoomserverFailsToTakeEvents(t *testing.T) {
 			require.NoError(t, refused(n))
 		}
 		var limit *LimitError
-		require.ErrorAs(t, refused(100), &limit, "there is a bound all the same")
+		require.ErrorAs(t, refused(100), &limit, "these timers are bounded too")
 		w.restart(time.Minute)
 		synctest.Wait()
 		require.ErrorAs(t, refused(100), &limit)
-		require.Equal(t, firstPause, limit.RetryAfter, "when the first of them is looked for again")
+		require.Equal(t, firstPause, limit.RetryAfter, "when the first of them is attempted again")
 		eventID, err := w.Sent(t.Context(), RequestHash{0})
 		require.NoError(t, err)
 		require.Equal(t, "$event0", eventID)

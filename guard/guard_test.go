@@ -55,10 +55,10 @@ func TestKeepGoing(t *testing.T) {
 			<-ctx.Done()
 		})
 		time.Sleep(2*pause + pause/2)
-		require.EqualValues(t, 3, began.Load(), "again after each panic, with a pause")
+		require.EqualValues(t, 3, began.Load(), "f is called again after each panic, with a pause")
 		panicking.Store(false)
 		time.Sleep(10 * pause)
-		require.EqualValues(t, 4, began.Load(), "and not when it works")
+		require.EqualValues(t, 4, began.Load(), "f is not called again after it returns")
 		cancel()
 		synctest.Wait()
 

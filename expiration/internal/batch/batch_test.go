@@ -149,8 +149,8 @@ func TestBatchOfSomeWhoGiveUp(t *testing.T) {
 						withdrawn.Add(1)
 						return
 					}
-					assert.NoError(t, err, "the first is being asked for already")
-					assert.EqualValues(t, i, nid, "everybody gets his own answer")
+					assert.NoError(t, err, "the first is being asked already")
+					assert.EqualValues(t, i, nid, "each caller gets its own answer")
 				})
 				synctest.Wait()
 			}
@@ -165,7 +165,7 @@ func TestBatchOfSomeWhoGiveUp(t *testing.T) {
 					left += len(batch)
 				}
 			}
-			require.Equal(t, len(stay), left, "what was taken back is not asked for")
+			require.Equal(t, len(stay), left, "withdrawn questions are not asked")
 		})
 	}
 }
@@ -216,7 +216,7 @@ func TestBatchesAtRandom(t *testing.T) {
 			}
 			wg.Wait()
 			require.NotEmpty(t, answered)
-			require.Len(t, asked, len(answered), "what was asked for was answered")
+			require.Len(t, asked, len(answered), "each question that was asked has an answer")
 			for nid, times := range asked {
 				require.Equal(t, 1, times)
 				require.True(t, answered[nid])

@@ -95,7 +95,7 @@ func TestIndex(t *testing.T) {
 				tm.Resolve(rapid.SampledFrom([]Doubts{RowUnsure, MaybeReplaced, Superseded}).Draw(t, "doubt"))
 			}
 			if changed != (tm.Phase() != before) || changed && !slices.Contains(ways[before], tm.Phase()) {
-				t.Fatalf("from %s to %s, and the method says %t", before, tm.Phase(), changed)
+				t.Fatalf("from %s to %s, and the method returned %t", before, tm.Phase(), changed)
 			}
 			if err := x.Invariants(); err != nil {
 				t.Fatal(err)
@@ -109,11 +109,11 @@ func TestIndex(t *testing.T) {
 func checkFound(t *rapid.T, x *Index, live map[*Timer]bool) {
 	expiring, delayed := x.Len()
 	if expiring+delayed != len(live) {
-		t.Fatalf("%d timers, and there are %d", expiring+delayed, len(live))
+		t.Fatalf("%d timers, want %d", expiring+delayed, len(live))
 	}
 	for tm := range live {
 		if x.ByToken(tm.Token(), tm.Delayed()) != tm || x.ByToken(tm.Token(), !tm.Delayed()) != nil {
-			t.Fatalf("%s is not found, or as another kind", tm)
+			t.Fatalf("%s is not found by its token, or as the other kind", tm)
 		}
 		if !slices.Contains(x.InRoom(tm.Room()), tm) {
 			t.Fatalf("%s is not found in its room", tm)
@@ -138,7 +138,7 @@ func checkFound(t *rapid.T, x *Index, live map[*Timer]bool) {
 		wake, _ := first.Wake()
 		for tm := range live {
 			if its, scheduled := tm.Wake(); scheduled && its < wake {
-				t.Fatalf("%s is not first, but %s", tm, first)
+				t.Fatalf("%s is not first; %s is", tm, first)
 			}
 		}
 	}
@@ -184,7 +184,7 @@ func TestRefusedTokens(t *testing.T) {
 	for _, tokenFirst := range []bool{true, false} {
 		x := New()
 		tm := x.Load(Row{NID: 1, Token: token(1)}, 5)
-		require.False(t, x.Refuse(tm, 9), "it is live")
+		require.False(t, x.Refuse(tm, 9), "the timer is live")
 		require.False(t, x.ForgetToken(tm))
 		require.True(t, x.Stop(tm))
 		require.Nil(t, x.ByToken(token(1), false))
@@ -200,7 +200,7 @@ func TestRefusedTokens(t *testing.T) {
 			require.False(t, step(tm))
 			require.NoError(t, x.Invariants())
 		}
-		require.False(t, x.Refuse(tm, 9), "it is gone")
+		require.False(t, x.Refuse(tm, 9), "the timer is gone")
 		require.Nil(t, x.ByToken(token(1), false))
 		require.Nil(t, x.First())
 		require.True(t, x.Empty())

@@ -31,8 +31,7 @@ import (
 //
 //   - The second turn of a burst is early.
 //   - After that, turns may be early until an event was built beside the previous one, and then again after a number of events. This number
-//     is
-//     earlyLeast, or up to EarlyEvery in rooms where so many timers wait that there must be much state.
+//     is earlyLeast, or up to EarlyEvery in rooms where so many timers wait that there must be much state.
 //
 // One in two would make every event a merge, because an event that is built beside a merge merges the same fork. See docs/performance.md,
 // "Mass expiry".
@@ -47,13 +46,11 @@ const turnsPerRoom = 2
 // Lanes decides when each due timer is attempted, and runs the attempts. Attempts that hang take little from others:
 //
 //   - The first attempts of a room run in the order of their deadlines, and one at a time, except for early turns (see EarlyEvery). Among
-//     the
-//     waiting rooms, the one with the earliest deadline is next.
+//     the waiting rooms, the one with the earliest deadline is next.
 //   - A first attempt that takes longer than PlacePatience gives its place to another room. Its own room still waits for it.
 //   - One sender gets few places while others need them.
 //   - Retries have a few places of their own, which senders get in turns. Within a room they come after the first attempts. If an attempt
-//     hung,
-//     all timers of its sender count as retries for a while, in every room, because their attempts may hang too.
+//     hung, all timers of its sender count as retries for a while, in every room, because their attempts may hang too.
 //
 // The methods of lane, queue, class and sender, and most methods of Lanes, expect their caller to hold Lanes.mu; their comments say so.
 type Lanes struct {
@@ -75,7 +72,7 @@ type lane struct {
 	room    uint64 // the hash of the room ID
 	first   queue  // first attempts
 	retries queue
-	turns   []*Turn       // in progress, the oldest first; turnsPerRoom at the most
+	turns   []*Turn       // in progress, the oldest first; at most turnsPerRoom
 	class   *class        // the class whose place the room has, or had until it overran
 	placed  bool          // the room has a place
 	holder  *sender       // the sender for whom the place counts: that of the oldest turn

@@ -90,7 +90,7 @@ func (l *testLanes) check(t *testing.T) {
 			require.Equal(t, RetryPlaces, c.free+held)
 			require.Zero(t, overtime)
 		}
-		require.Nil(t, c.next(), "nobody waits for a place that is free")
+		require.Nil(t, c.next(), "no room waits while a place is free")
 	}
 	for _, room := range l.rooms {
 		waits := len(room.first.waiting)+len(room.retries.waiting) > 0
@@ -205,7 +205,7 @@ func TestNoEarlyTurnInOvertime(t *testing.T) {
 		}
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		require.GreaterOrEqual(t, a.at(next).Sub(start), 4*time.Second, "when the one before is over")
+		require.GreaterOrEqual(t, a.at(next).Sub(start), 4*time.Second, "when the previous turn is over")
 	})
 }
 
@@ -351,7 +351,7 @@ func TestRetriesComeLast(t *testing.T) {
 		}
 		time.Sleep(11 * time.Second)
 		synctest.Wait()
-		require.Equal(t, 10*time.Second, a.at(one).Sub(start), "one of the others had to end")
+		require.Equal(t, 10*time.Second, a.at(one).Sub(start), "a place was given back")
 		for i := range int64(Places) {
 			require.Equal(t, start, a.at(first+i))
 		}
@@ -417,10 +417,10 @@ func TestTimersOfAHungSenderComeLast(t *testing.T) {
 			}
 			time.Sleep(20 * time.Minute)
 			synctest.Wait()
-			require.Len(t, slices.Compact(slices.Sorted(slices.Values(a.sequence()))), 200, "all have had an attempt")
+			require.Len(t, slices.Compact(slices.Sorted(slices.Values(a.sequence()))), 200, "all timers were attempted")
 			require.Equal(t, fails, l.hung[1] != time.Time{})
 			time.Sleep(hungFor)
-			require.False(t, l.isHung(1), "for ever")
+			require.False(t, l.isHung(1), "the sender stays hung")
 		})
 	}
 }
