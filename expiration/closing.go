@@ -31,9 +31,14 @@ func isFinal(err error) bool {
 	return errors.Is(err, ErrNotFound) || errors.As(err, &dropped)
 }
 
-// close makes one attempt to close an event, and schedules the next one after a passing fault. It returns nil if the room has the closing
-// event, ErrNotFound if the timer had ended already, a *DropError if the attempt ended it, and otherwise the passing fault. When the timer
-// has ended, the caller must call removeRow.
+// close makes one attempt to close an event, and schedules the next one after a passing fault. It returns
+//
+//   - nil if the room has the closing event,
+//   - ErrNotFound if the timer had ended already,
+//   - a *DropError if the attempt ended the timer,
+//   - any other error after a passing fault.
+//
+// When the timer has ended, the caller must call removeRow.
 func (t *Timers) close(ctx context.Context, tm *index.Timer, o Outcome, w *lanes.Turn) error {
 	unlock, err := t.lockTimer(ctx, tm)
 	if err != nil { // another attempt or a send held a lock for too long

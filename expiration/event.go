@@ -87,8 +87,8 @@ type Claim struct {
 // TokenHash is the SHA-256 of a refresh token or a delay ID. No other form of it is stored.
 type TokenHash [32]byte
 
-// Timer is one row of the store. It belongs to an expiring event whose closing event is not known to be in the room yet, or to a delayed
-// event that is not known to be in its room yet.
+// Timer is one row of the store. An expiring event has one until the room has its closing event, a delayed event until the room has the
+// event itself.
 type Timer struct {
 	// NID is the row's number. It is positive and unique among the existing rows.
 	NID       int64

@@ -44,9 +44,9 @@ func (t *Timers) doubt(ctx context.Context, tm *index.Timer) error {
 }
 
 // StateSent is called when the roomserver has a state event that was sent here. It stops the delayed events that the event replaced, and
-// marks the timers of expiring events as Superseded. The next use of such a token checks the room's state first; the timer itself is
-// dropped when the output stream reports the change. The check is not done here, because the roomserver reads all state of the room for it,
-// and the sender would wait. After an error StateChanged must be called.
+// marks the timers of expiring events as Superseded. The next use of such a token checks the room's state first. The timer itself is
+// dropped when the output stream reports the change, or by the scheduler after lookAgainAfter. StateSent does not check it, because the
+// roomserver reads all state of the room for that, and the sender would wait. After an error StateChanged must be called.
 func (t *Timers) StateSent(ctx context.Context, s StateKey, eventID string) error {
 	var delayed []*index.Timer
 	for _, tm := range t.ofState(s, eventID) {

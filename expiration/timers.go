@@ -69,8 +69,8 @@ const (
 	// lostAfter is the same limit for state that was set back. It is more than seven minutes; Dendrite redelivers what was in its queue at
 	// a crash after five. It is short because a participant who has left a call should not be shown for longer than necessary.
 	lostAfter = 20
-	// unsentFactor is the factor by which a user may exceed the limit of running timers with events that the roomserver has failed to take,
-	// or does not know.
+	// unsentFactor is the factor by which a user may exceed the limit of running timers with unsent events: those that the roomserver has
+	// failed to take, or does not know.
 	unsentFactor = 10
 )
 
