@@ -35,7 +35,7 @@ var arrows = map[string]struct {
 	worlds world
 }{
 	"": {[]string{ // the door joins everything
-		"around", "clientapi", "dendritefix", "expiration", "expiration/storage", "inputqueue", "roomserver", "rtc", "summary",
+		"around", "clientapi", "config", "dendritefix", "expiration", "expiration/storage", "inputqueue", "roomserver", "rtc", "summary",
 		"syncapi", "syncapi/delayid", "syncapi/stateafter", "userapi",
 	}, dendrite | web},
 
@@ -52,6 +52,9 @@ var arrows = map[string]struct {
 	// unsigned.delay_id asks for an interface and needs nothing else.
 	"syncapi/delayid": {nil, everything},
 
+	// The configuration is that of all the others.
+	"config": {[]string{"clientapi", "expiration", "rtc"}, dendrite},
+
 	// Other MSCs, and mended faults of Dendrite, have nothing to do with timers.
 	"syncapi/stateafter": {[]string{"around"}, everything},
 	"rtc":                {[]string{"around"}, everything},
@@ -59,11 +62,12 @@ var arrows = map[string]struct {
 	"dendritefix":        {[]string{"guard", "inputqueue", "jsondepth"}, everything},
 
 	// Shared helpers.
-	"around":     {nil, everything},
-	"eventsize":  {nil, matrix},
-	"failpoint":  {nil, 0},
-	"guard":      {nil, 0},
-	"inputqueue": {nil, dendrite | matrix},
+	"around":      {nil, everything},
+	"commandline": {nil, 0},
+	"eventsize":   {nil, matrix},
+	"failpoint":   {nil, 0},
+	"guard":       {nil, 0},
+	"inputqueue":  {nil, dendrite | matrix},
 	// The fake stands for the queues of its parent.
 	"inputqueue/fakequeue": {[]string{"inputqueue"}, dendrite | matrix},
 	"jsondepth":            {nil, 0},
@@ -72,20 +76,9 @@ var arrows = map[string]struct {
 	"limits": {[]string{"expiration"}, matrix | web},
 }
 
-// matrixInEngine are the exceptions to the rule that the engine has no HTTP status and no Matrix JSON. All but one say why a
-// delayed event was refused: an expiration.RefusedError has a status and the body of an answer, and the body is stored with the
-// finalised event. The last one finds an event among the prev events of a signed event.
-var matrixInEngine = []string{
-	`"HTTP %d: %s"`,
-	`Code: 413`,
-	`Code: 429`,
-	"`" + `{"errcode":"M_FORBIDDEN","error":"The sender may no longer send this event"}` + "`",
-	"`" + `{"errcode":"M_LIMIT_EXCEEDED","error":"Too many of your events are running"}` + "`",
-	"`" + `{"errcode":"M_NOT_FOUND","error":"The room is gone"}` + "`",
-	"`" + `{"errcode":"M_TOO_LARGE","error":"The closing event would be too large"}` + "`",
-	"`" + `{"errcode":"M_UNKNOWN","error":"The homeserver was not able to send this event"}` + "`",
-	`"prev_events"`,
-}
+// matrixInEngine are the exceptions to the rule that the engine has no HTTP status and no Matrix JSON: how an expiration.RefusedError is
+// logged, which carries another's answer, and how an event is found among the prev events of a signed event.
+var matrixInEngine = []string{`"HTTP %d: %s"`, `"prev_events"`}
 
 // outside are the folders of tests and programs.
 var outside = []string{"cmd", "docker", "docs", "patches", "test", "expiration/storage/storagetest"}
