@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 const clientURL = "http://127.0.0.1:8008"
@@ -134,7 +135,7 @@ func create(t *testing.T, name string, args ...string) {
 func start(t *testing.T, name string) {
 	t.Helper()
 	podman(t, "start", name)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience.For(time.Minute))
 	defer cancel()
 	for {
 		out, err := exec.CommandContext(ctx, "podman", "healthcheck", "run", name).CombinedOutput()

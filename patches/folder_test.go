@@ -12,6 +12,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/patches"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
@@ -110,7 +111,7 @@ func (u *user) keepAlive(t *testing.T, method, token string, code int) {
 // await waits until a state event was closed.
 func (u *user) await(t *testing.T, roomID, stateKey, outcome string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience.For(time.Minute))
 	defer cancel()
 	for field := ""; field != outcome; time.Sleep(20 * time.Millisecond) {
 		res, err := u.Do(ctx, http.MethodGet, homeserver.StatePath(roomID, memberType, stateKey), nil)

@@ -13,10 +13,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // soon is longer than anything takes here that is not waited for by its own clock.
-const soon = 30 * time.Second
+var soon = patience.For(30 * time.Second)
 
 // binary is the server.
 var binary string

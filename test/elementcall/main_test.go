@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-const (
-	// soon is longer than anything takes here that is not waited for by its own clock, on a machine with much else to do.
-	soon = 2 * time.Minute
+var (
+	// soon is longer than anything takes here that is not waited for by its own clock.
+	soon = patience.For(2 * time.Minute)
 	// buildTimeout is how long it may take to fetch and build LiveKit.
-	buildTimeout = 15 * time.Minute
+	buildTimeout = patience.For(15 * time.Minute)
 )
 
 //go:embed js

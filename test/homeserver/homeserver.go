@@ -27,11 +27,13 @@ import (
 	"gopkg.in/yaml.v2"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // pkg is the import path of the homeserver's command.
 const pkg = "github.com/matrix-org/dendrite/setup/mscs/msc4140/cmd/dendrite"
 
+// Time limits on an idle machine, see package patience.
 const (
 	startTimeout = 60 * time.Second
 	stopTimeout  = 30 * time.Second
@@ -319,7 +321,7 @@ func (s *Server) Start(ctx context.Context) error {
 		_ = s.cmd.Wait()
 		close(exited)
 	}()
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patience.For(startTimeout))
 	defer cancel()
 	for {
 		if res, err := http.Get(s.URL + "/_matrix/client/versions"); err == nil {
@@ -357,7 +359,7 @@ func (s *Server) Stop() error {
 	}
 	select {
 	case <-s.exited:
-	case <-time.After(stopTimeout):
+	case <-time.After(patience.For(stopTimeout)):
 		s.Kill()
 		return errors.New("the homeserver did not stop")
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // The names in the files, and where clients and other servers come in.
@@ -34,7 +35,7 @@ const (
 )
 
 // soon is longer than anything takes here.
-const soon = 20 * time.Second
+var soon = patience.For(20 * time.Second)
 
 func TestCaddy(t *testing.T) {
 	testProxy(t, func(t *testing.T, hs *homeserver.Server, https, federation string) *x509.CertPool {

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // The keep-alive endpoint is open to the internet, and asks nobody who he is. Whatever strangers do there, whoever holds a
@@ -30,17 +31,18 @@ import (
 const (
 	// probePause keeps the probe below the limit for one token.
 	probePause = 150 * time.Millisecond
-	// probePatience is how long a keep-alive may take while the server is under attack: a shared machine, and a server
-	// that is built to find races, are slow.
-	probePatience = 10 * time.Second
 	// perConnection is how much heap and stack a connection may cost, in bytes, and spare what the heap may differ by
 	// from one moment to another for other reasons: mostly garbage that is not collected yet.
 	perConnection = 64 << 10
 	spare         = 64 << 20
-	// hangUp is how long the server may take to be rid of a client that does not finish its request.
-	hangUp = 60 * time.Second
-
 	keepAliveHead = "PUT " + keepAlivePath + "refresh HTTP/1.1\r\nHost: localhost\r\n"
+)
+
+var (
+	// probePatience is how long a keep-alive may take while the server is under attack.
+	probePatience = patience.For(10 * time.Second)
+	// hangUp is how long the server may take to be rid of a client that does not finish its request.
+	hangUp = patience.For(60 * time.Second)
 )
 
 func TestAbuse(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // actor is a client that does what comes into its mind, in a room of its own, one request after the other, and writes
@@ -36,9 +37,10 @@ const (
 	actorLimit = 12
 	// actorKeys is how many state keys an actor uses.
 	actorKeys = 4
-	// actorPatience is how long an actor waits for an answer.
-	actorPatience = 30 * time.Second
 )
+
+// actorPatience is how long an actor waits for an answer.
+var actorPatience = patience.For(30 * time.Second)
 
 func stateKey(n int) string { return fmt.Sprint("key", n) }
 

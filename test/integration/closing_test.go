@@ -14,6 +14,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // Sections 3 and 4 of the contract: closing, and replacement.
@@ -62,7 +63,7 @@ func testCopy(t *testing.T, alice, bob *user, roomID string) {
 }
 
 // briefly is the life time, in seconds, of events that are stopped before it is over.
-const briefly = 5
+var briefly = patience.Life(5)
 
 // gone waits until the tokens are refused, and then until their events, if they lived briefly, would have been closed.
 func gone(t *testing.T, s *server, watcher *user, roomID string, events ...sent) {
@@ -121,7 +122,7 @@ func testSenderCameBack(t *testing.T, s *server, alice *user, roomID string) {
 func testLoggedOut(t *testing.T, s *server, bob *user, roomID string) {
 	carol := s.newUser(t)
 	require.NoError(t, carol.Join(t.Context(), roomID))
-	sent := carol.sendState(t, roomID, carol.UserID, 2, nil)
+	sent := carol.sendState(t, roomID, carol.UserID, patience.Life(2), nil)
 	carol.must(t, http.MethodPost, "/_matrix/client/v3/logout/all", JSON{})
 	bob.follow(t, roomID).awaitClosing(t, sent.eventID, "expired")
 }
@@ -157,7 +158,8 @@ func testReplaced(t *testing.T, s *server, alice, bob *user, roomID string) {
 // Many expire and are replaced in the same moment, by users who do not wait for one another: the roomserver has more to do
 // than it can, and what is sent first is not in the room when the next is built.
 func testReplacedAtExpiry(t *testing.T, s *server, alice, bob *user, roomID string) {
-	const races, life = 48, 2
+	const races = 48
+	life := patience.Life(2)
 	rivals := []*user{alice, bob}
 	for range 6 {
 		rival := s.newUser(t)
@@ -171,7 +173,7 @@ func testReplacedAtExpiry(t *testing.T, s *server, alice, bob *user, roomID stri
 		owner, rival := rivals[i%len(rivals)], rivals[(i+i/len(rivals)+1)%len(rivals)]
 		wg.Go(func() {
 			owner.sendState(t, roomID, key(i), life, nil)
-			<-time.After(life*time.Second - time.Duration(i%8)*20*time.Millisecond)
+			<-time.After(time.Duration(life)*time.Second - time.Duration(i%8)*20*time.Millisecond)
 			wants[i] = rival.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, key(i)), JSON{"new": i}).Get("event_id").Str
 		})
 	}
@@ -186,8 +188,8 @@ func testReplacedAtExpiry(t *testing.T, s *server, alice, bob *user, roomID stri
 func testOrder(t *testing.T, alice, bob *user, roomID string) {
 	follower := bob.follow(t, roomID)
 	ids := map[string]int{}
-	for i, seconds := range []int{6, 4, 2} {
-		ids[alice.sendMessage(t, roomID, seconds).eventID] = 2 - i
+	for i := range 3 {
+		ids[alice.sendMessage(t, roomID, (3-i)*patience.Life(2)).eventID] = 2 - i
 	}
 	var order []int
 	follower.await(t, "all three", func(e gjson.Result) bool {

@@ -15,10 +15,11 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // rejoinAfter is the delay of the events that would bring a user back. It is longer than a deactivation takes on a busy machine.
-const rejoinAfter = 5 * time.Second
+var rejoinAfter = time.Duration(patience.Life(5)) * time.Second
 
 // delayMembership schedules a membership event that must be accepted, and returns its delay ID.
 func (u *user) delayMembership(t *testing.T, roomID, target string, delay time.Duration, content JSON) string {
@@ -203,7 +204,7 @@ func TestRejoinBeforeTheStream(t *testing.T) {
 			alice, carol := s.newUser(t), s.newUser(t)
 			roomID := s.room(t, alice, carol)
 			require.NoError(t, s.Failpoints(string(failpoint.Stream)+" hold"))
-			rejoin, later := carol.delayRejoin(t, roomID, 2*time.Second), carol.delayRejoin(t, roomID, time.Hour)
+			rejoin, later := carol.delayRejoin(t, roomID, time.Duration(patience.Life(2))*time.Second), carol.delayRejoin(t, roomID, time.Hour)
 			carol.inRoom(t, roomID, "leave", JSON{})
 			require.Equal(t, http.StatusForbidden, carol.actDelayed(t, unstableDelayed, later, "send").Code)
 			require.Equal(t, "M_FORBIDDEN", carol.finalised(t, rejoin).Get("error.errcode").Str)
@@ -240,7 +241,7 @@ func TestCrashInADeactivation(t *testing.T) {
 			require.NoError(t, err)
 			gone := []*user{carol, guest, bridge}
 			delayIDs := map[*user]string{}
-			const delay = 8 * time.Second
+			delay := time.Duration(patience.Life(8)) * time.Second
 			for _, u := range gone {
 				require.NoError(t, u.Join(t.Context(), roomID))
 				delayIDs[u] = u.delayMessage(t, roomID, delay, "speaks")

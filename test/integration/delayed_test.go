@@ -15,6 +15,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // The contract of delayed events (MSC4140 as accepted), seen from outside.
@@ -238,18 +239,19 @@ func testDelayedRepeated(t *testing.T, alice, bob *user, roomID string) {
 
 func testManaging(t *testing.T, alice, bob *user, roomID string) {
 	follower := alice.follow(t, roomID)
+	delay := time.Duration(patience.Life(2)) * time.Second
 	for _, path := range []string{unstableDelayed, stableDelayed} {
 		// Kept from being sent for longer than its delay.
-		pushed := alice.delayMessage(t, roomID, 1500*time.Millisecond, "pushed"+path)
-		for range 4 {
-			<-time.After(700 * time.Millisecond)
+		pushed := alice.delayMessage(t, roomID, delay, "pushed"+path)
+		for range 3 {
+			<-time.After(delay / 2)
 			alice.acted(t, path, pushed, "restart")
 		}
 		require.Contains(t, alice.scheduled(t), pushed)
 		restarted := time.Now()
 		alice.acted(t, path, pushed, "restart")
 		e := follower.await(t, "the pushed event", withBody("pushed"+path))
-		require.GreaterOrEqual(t, e.Get("origin_server_ts").Int(), restarted.Add(1500*time.Millisecond).UnixMilli(), "early")
+		require.GreaterOrEqual(t, e.Get("origin_server_ts").Int(), restarted.Add(delay).UnixMilli(), "early")
 
 		now := alice.delayMessage(t, roomID, time.Hour, "now"+path)
 		alice.acted(t, path, now, "send")
@@ -482,8 +484,9 @@ func testDelayedExpires(t *testing.T, alice, _ *user, roomID string) {
 	require.EqualValues(t, 2, alice.delayed(t, id).Get(`content.m\.will_expire`).Int())
 
 	// Though the room has such state already, it runs from when it was sent.
-	first := alice.sendState(t, roomID, "again", 3, nil)
-	id = alice.delayState(t, roomID, "again", time.Second, JSON{"m.will_expire": 4})
+	life := patience.Life(3)
+	first := alice.sendState(t, roomID, "again", life, nil)
+	id = alice.delayState(t, roomID, "again", time.Duration(life-2)*time.Second, JSON{"m.will_expire": 4})
 	again := alice.event(t, roomID, alice.finalised(t, id).Get("event_id").Str)
 	require.NotEqual(t, first.eventID, again.Get("event_id").Str)
 	closing = alice.follow(t, roomID).awaitClosing(t, again.Get("event_id").Str, "expired")
@@ -523,7 +526,7 @@ func testDelayedTimestamp(t *testing.T, alice, _ *user, roomID string) {
 // testDelayedMembership: who has left cannot send, and who has come back can.
 func testDelayedMembership(t *testing.T, _, bob *user, roomID string) {
 	message := bob.delayMessage(t, roomID, time.Hour, "message")
-	short := bob.delayMessage(t, roomID, 2*time.Second, "short")
+	short := bob.delayMessage(t, roomID, time.Duration(patience.Life(2))*time.Second, "short")
 	bob.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/leave", JSON{})
 	require.Equal(t, http.StatusForbidden, bob.actDelayed(t, unstableDelayed, message, "send").Code)
 	require.Equal(t, "M_FORBIDDEN", bob.finalised(t, short).Get("error.errcode").Str)
@@ -545,7 +548,7 @@ func TestDelayedLimits(t *testing.T) {
 		require.Equal(t, "M_LIMIT_EXCEEDED", res.Get("errcode").Str)
 		after, err := strconv.Atoi(res.Header.Get("Retry-After"))
 		require.NoError(t, err)
-		require.InDelta(t, 60, after, 10, "until the next one is due")
+		require.InDelta(t, 45, after, 15.9, "until the next one is due")
 		require.InDelta(t, 1000*after, res.Get("retry_after_ms").Int(), 1000)
 		bob.delayMessage(t, roomID, time.Minute, "bob's")
 		alice.acted(t, unstableDelayed, short, "cancel")
@@ -585,12 +588,13 @@ func TestDelayedRestart(t *testing.T) {
 			onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 				alice := s.newUser(t)
 				roomID := s.room(t, alice)
+				delay := time.Duration(patience.Life(6)) * time.Second
 				var want []string
 				for i := range 5 {
 					alice.delayMessage(t, roomID, time.Second+time.Duration(i)*50*time.Millisecond, fmt.Sprint("overdue", i))
 					want = append(want, fmt.Sprint("overdue", i))
 				}
-				kept := alice.delayState(t, roomID, "kept", 6*time.Second, JSON{"body": "kept"})
+				kept := alice.delayState(t, roomID, "kept", delay, JSON{"body": "kept"})
 				restarted := time.Now()
 				alice.acted(t, unstableDelayed, kept, "restart")
 				if crash {
@@ -606,7 +610,7 @@ func TestDelayedRestart(t *testing.T) {
 					follower.await(t, body, withBody(body))
 				}
 				e := follower.await(t, "the one that was not due", withBody("kept"))
-				require.GreaterOrEqual(t, e.Get("origin_server_ts").Int(), restarted.Add(6*time.Second).UnixMilli(), "early")
+				require.GreaterOrEqual(t, e.Get("origin_server_ts").Int(), restarted.Add(delay).UnixMilli(), "early")
 				var got []string
 				for _, e := range alice.timeline(t, roomID) {
 					if body := e.Get("content.body").Str; strings.HasPrefix(body, "overdue") {

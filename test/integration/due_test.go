@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // A panic in the middle of Dendrite, while an event is sent that is due, ends neither the process nor anybody else's timer, and
@@ -23,8 +24,9 @@ func TestPanicsWhenDue(t *testing.T) {
 			s := startWithFailpoints(t, homeserver.Config{Postgres: db.open(t), Expiration: unlimited})
 			alice := s.newUser(t)
 			room := s.room(t, alice)
-			e := alice.sendState(t, room, "bad", 2, nil)
-			delayID := alice.delayMessage(t, room, 2*time.Second, "bad")
+			life := patience.Life(2)
+			e := alice.sendState(t, room, "bad", life, nil)
+			delayID := alice.delayMessage(t, room, time.Duration(life)*time.Second, "bad")
 			require.NoError(t, s.Failpoints("before-input panic"))
 			eventually(t, "the delayed event is finalised", func() bool {
 				return alice.delayed(t, delayID).Get("error.errcode").Exists()
@@ -67,7 +69,7 @@ func TestRefusedWhenDue(t *testing.T) {
 		require.Equal(t, "M_FORBIDDEN", errcode)
 		s.refused(t, ended.token)
 
-		expired := send(1, "expired")
+		expired := send(patience.Life(2), "expired")
 		remove("expired")
 		eventually(t, "the timer is dropped", func() bool { return s.metric(t, "dendrite_expiration_drops_total", `reason="forbidden"`) == 2 })
 		s.refused(t, expired.token)

@@ -18,12 +18,13 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // What other servers see of expiring events, and what they can do to them.
 
 // longAway is longer than a server waits until it tries again to reach one that was away for a few seconds.
-const longAway = 90 * time.Second
+var longAway = patience.For(90 * time.Second)
 
 // pair is two servers that federate, and a room with users of both.
 type pair struct {
@@ -260,8 +261,9 @@ func resume(t *testing.T, s *server) {
 
 // Nothing waits for a server that does not answer; when it is back, it is told.
 func testAway(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server)) {
-	// atOnce is more than a loaded machine needs, and less than a server waits for one that does not answer.
-	const atOnce, life = 5 * time.Second, 3 * time.Second
+	// atOnce is more than this machine needs, and less than the five minutes for which a server waits for one that does not answer.
+	atOnce := patience.For(5 * time.Second)
+	life := time.Duration(patience.Life(3)) * time.Second
 	p.alice.arrived(t, p.roomID, p.carol)
 	goAway(t, p.far)
 	near := p.alice.follow(t, p.roomID)
@@ -327,7 +329,8 @@ func TestFederationLateClosing(t *testing.T) {
 }
 
 func testLateClosing(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server)) {
-	const keys, life = 10, 4 * time.Second
+	const keys = 10
+	life := time.Duration(patience.Life(4)) * time.Second
 	prefix := strings.ReplaceAll(t.Name(), "/", " ")
 	var events []sent
 	for i := range keys {

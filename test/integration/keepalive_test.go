@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // Section 2 of the contract: the keep-alive endpoint.
@@ -34,11 +35,12 @@ func TestKeepAlive(t *testing.T) {
 
 func testRefreshHolds(t *testing.T, s *server, alice, bob *user, roomID string) {
 	follower := bob.follow(t, roomID)
-	const life = 4
-	sent := alice.sendState(t, roomID, "held", life, nil)
+	seconds := patience.Life(4)
+	life := time.Duration(seconds) * time.Second
+	sent := alice.sendState(t, roomID, "held", seconds, nil)
 	start := time.Now()
 	var last time.Time
-	for time.Since(start) < 2*life*time.Second { // the answers themselves are the pauses
+	for time.Since(start) < 2*life { // the answers themselves are the pauses
 		before := time.Now()
 		s.refreshed(t, sent.token)
 		last = before
@@ -46,7 +48,7 @@ func testRefreshHolds(t *testing.T, s *server, alice, bob *user, roomID string) 
 	}
 	require.Equal(t, "running", alice.state(t, roomID, "held").Get(`content.m\.will_expire`).Str)
 	closing := follower.awaitClosing(t, sent.eventID, "expired")
-	require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), last.Add(life*time.Second).UnixMilli(), "early")
+	require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), last.Add(life).UnixMilli(), "early")
 	s.refused(t, sent.token)
 	code, errcode := s.keepAlive(t, "end", sent.token)
 	require.Equal(t, http.StatusNotFound, code)

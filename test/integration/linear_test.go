@@ -18,6 +18,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // One winner: many clients work on the same state keys at once, and what each of them was answered, and when, must have an
@@ -30,9 +31,10 @@ const (
 	linearActions = 25
 	// linearTime bounds the whole: on a slow machine clients get less done.
 	linearTime = 20 * time.Second
-	// linearPatience is how long the search for an explanation of one key's history may take.
-	linearPatience = 20 * time.Second
 )
+
+// linearPatience is how long the search for an explanation of one key's history may take.
+var linearPatience = patience.For(20 * time.Second)
 
 func TestOneWinner(t *testing.T) {
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
@@ -177,7 +179,7 @@ func (k *contested) newest() sentContent {
 // finish waits for the last time-out; then no token may be known any more.
 func (k *contested) finish(t *testing.T) {
 	// Asked of the roomserver: /sync may be far behind now.
-	eventuallyWithin(t, time.Minute, "the last event is closed", func() bool {
+	eventuallyWithin(t, patience.For(time.Minute), "the last event is closed", func() bool {
 		return k.users[0].state(t, k.roomID, k.key).Get(`content.m\.will_expire`).Str != "running"
 	})
 	k.read(t, 0)

@@ -21,14 +21,14 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
-const (
-	memberType = "m.call.member"
-	// soon is longer than anything takes here that is not waited for by its own clock.
-	soon = 20 * time.Second
-)
+const memberType = "m.call.member"
+
+// soon is longer than anything takes here that is not waited for by its own clock.
+var soon = patience.For(30 * time.Second)
 
 type JSON = homeserver.JSON
 

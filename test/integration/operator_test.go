@@ -19,6 +19,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // metric returns the sum of a metric over the given labels, or 0 if it has none yet.
@@ -52,7 +53,7 @@ func TestMetrics(t *testing.T) {
 	s := start(t, homeserver.Config{})
 	alice := s.newUser(t)
 	roomID := s.room(t, alice)
-	expired, ended := alice.sendMessage(t, roomID, 4), alice.sendMessage(t, roomID, 600)
+	expired, ended := alice.sendMessage(t, roomID, patience.Life(4)), alice.sendMessage(t, roomID, 600)
 	replaced := alice.sendState(t, roomID, "x", 600, nil)
 	require.EqualValues(t, 3, s.metric(t, "dendrite_expiration_running_timers"))
 	s.refreshed(t, expired.token)
@@ -114,7 +115,7 @@ func testBackup(t *testing.T, commands string, stopped bool) {
 	alice := s.newUser(t)
 	roomID := s.room(t, alice)
 	expiring := alice.sendState(t, roomID, "x", 600, nil)
-	due := alice.sendMessage(t, roomID, 8)
+	due := alice.sendMessage(t, roomID, patience.Life(8))
 	res := alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"600000",
 		JSON{"msgtype": "m.text", "body": "later"})
 	delayID := res.Get("delay_id").Str

@@ -9,6 +9,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // From room version 11 on a redaction says in its content what it redacts. Dendrite's own redactions say it in both places; those
@@ -51,9 +52,10 @@ func TestFederationRedactionInContent(t *testing.T) {
 
 // The redaction is in the room, and the timers have not yet heard of it when the event is due.
 func testRedactedWhenDue(t *testing.T, p *pair, roomID string) {
-	const life, held = 8, time.Second
+	const held = time.Second
+	life := patience.Life(8)
 	sent := p.alice.sendState(t, roomID, "due", life, JSON{"secret": 1})
-	due := time.Now().Add(life * time.Second)
+	due := time.Now().Add(time.Duration(life) * time.Second)
 	require.NoError(t, p.near.Failpoints(string(failpoint.Stream)+" hold"))
 	p.carol.event(t, roomID, sent.eventID)
 	p.carol.redactInContent(t, roomID, sent)

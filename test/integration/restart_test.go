@@ -21,30 +21,32 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // Section 5 of the contract: durability.
 
 // afterCrash is how long it can take until clients see again all that the roomserver has: JetStream gives a message that a
 // consumer had got and not acknowledged to it again after 30 seconds.
-const afterCrash = 30*time.Second + soon
+var afterCrash = 30*time.Second + soon
 
 // afterQueue is how long it can take until the roomserver is done with all that it had been given: what a crash has left in
 // its queue JetStream brings again after 5 minutes and 10 seconds, and until then the state of a room can be set back.
-const afterQueue = 5*time.Minute + 10*time.Second + afterCrash
+var afterQueue = 5*time.Minute + 10*time.Second + afterCrash
 
 // afterLost is how long it can take until an event is closed that is set back for ever: the component waits for the queue, and a while
 // longer.
-const afterLost = 2 * afterQueue
+var afterLost = 2 * afterQueue
 
 func TestRestart(t *testing.T) {
 	for name, crash := range map[string]bool{"SIGTERM": false, "SIGKILL": true} {
 		t.Run(name, func(t *testing.T) {
 			onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
+				life := patience.Life(5)
 				alice := s.newUser(t)
 				roomID, other := s.room(t, alice), s.room(t, alice)
 				running := alice.sendState(t, roomID, "running", 600, nil)
-				held := alice.sendState(t, roomID, "held", 5, nil)
+				held := alice.sendState(t, roomID, "held", life, nil)
 				var overdue []string
 				for range 5 {
 					overdue = append(overdue, alice.sendMessage(t, roomID, 1).eventID)
@@ -71,7 +73,7 @@ func TestRestart(t *testing.T) {
 					follower.awaitClosing(t, eventID, "expired")
 				}
 				closing := follower.awaitClosing(t, held.eventID, "expired")
-				require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), refreshed.Add(4900*time.Millisecond).UnixMilli(), "early")
+				require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), refreshed.Add(time.Duration(life)*time.Second-100*time.Millisecond).UnixMilli(), "early")
 
 				var order []string
 				for _, e := range alice.timeline(t, roomID) {
@@ -120,17 +122,18 @@ func TestReplacedBeforeTheCrash(t *testing.T) {
 }
 
 func TestRestartGrace(t *testing.T) {
-	onEachDatabase(t, JSON{"restart_grace": "4s", "rate_limiting": JSON{"enabled": false}}, func(t *testing.T, s *server) {
+	grace := time.Duration(patience.Life(4)) * time.Second
+	onEachDatabase(t, JSON{"restart_grace": grace.String(), "rate_limiting": JSON{"enabled": false}}, func(t *testing.T, s *server) {
 		alice := s.newUser(t)
 		roomID := s.room(t, alice)
-		dead, live := alice.sendState(t, roomID, "dead", 1, nil), alice.sendState(t, roomID, "live", 6, nil)
+		dead, live := alice.sendState(t, roomID, "dead", 1, nil), alice.sendState(t, roomID, "live", patience.Life(6), nil)
 		s.Kill()
 		<-time.After(1100 * time.Millisecond)
 		before := time.Now()
 		require.NoError(t, s.Start(t.Context()))
 		s.refreshed(t, live.token)
 		closing := alice.follow(t, roomID).awaitClosing(t, dead.eventID, "expired")
-		require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), before.Add(4*time.Second).UnixMilli())
+		require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), before.Add(grace).UnixMilli())
 		s.refreshed(t, live.token)
 	})
 }
@@ -142,7 +145,7 @@ func TestStreamsThatForget(t *testing.T) {
 		alice := s.newUser(t)
 		roomID := s.room(t, alice)
 		running := alice.sendState(t, roomID, "running", 600, nil)
-		expiring := alice.sendMessage(t, roomID, 4)
+		expiring := alice.sendMessage(t, roomID, patience.Life(4))
 		alice.follow(t, roomID).awaitEvent(t, expiring.eventID)
 		s.Kill()
 		streams, err := filepath.Glob(filepath.Join(s.Dir, "jetstream", "jetstream", "$G", "streams", "*", "msgs"))
@@ -180,7 +183,7 @@ func TestStateSetBack(t *testing.T) {
 			name: "Expiring", // so our own component brings it
 			send: func(t *testing.T, u *user, roomID string) string {
 				t.Helper()
-				return u.sendMessage(t, roomID, 6).eventID
+				return u.sendMessage(t, roomID, patience.Life(6)).eventID
 			},
 			crashed: func(*testing.T, *server, string, string) {},
 			within:  afterCrash,
@@ -218,7 +221,7 @@ func TestStateSetBack(t *testing.T) {
 					rows := s.timers(t)
 					return len(rows) == 1 && rows[0].Claim != nil
 				})
-				e := bob.sendState(t, roomID, "key", 4, nil)
+				e := bob.sendState(t, roomID, "key", patience.Life(4), nil)
 				head := s.head(t, roomID)
 				late := other.send(t, bob, roomID)
 				s.Kill()

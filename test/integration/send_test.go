@@ -20,6 +20,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // Section 1 of the contract: sending an expiring event.
@@ -163,12 +164,12 @@ func testGuests(t *testing.T, s *server, alice *user) {
 }
 
 func testRetriedMessage(t *testing.T, s *server, alice *user, roomID string) {
-	path, body := homeserver.SendPath(roomID, "m.room.message"), JSON{"m.will_expire": 4, "body": "once"}
+	path, body := homeserver.SendPath(roomID, "m.room.message"), JSON{"m.will_expire": patience.Life(4), "body": "once"}
 	follower := alice.follow(t, roomID)
 	start := time.Now()
 	first := sentBy(t, alice.must(t, http.MethodPut, path, body))
-	later := alice.sendMessage(t, roomID, 6)
-	for time.Since(start) < 3*time.Second {
+	later := alice.sendMessage(t, roomID, patience.Life(6))
+	for half := time.Duration(patience.Life(2)) * time.Second; time.Since(start) < half; {
 		require.Equal(t, first, sentBy(t, alice.must(t, http.MethodPut, path, body)))
 		follower.read(t, 100*time.Millisecond)
 	}
@@ -213,9 +214,9 @@ func testImpatientClient(t *testing.T, alice *user, roomID string) {
 
 func testRepeatedState(t *testing.T, s *server, alice *user, roomID string) {
 	content := JSON{"call": "1"}
-	first := alice.sendState(t, roomID, "repeated", 2, content)
+	first := alice.sendState(t, roomID, "repeated", patience.Life(2), content)
 	require.Equal(t, first, alice.sendState(t, roomID, "repeated", 600, content), "the same event and token")
-	other := alice.sendMessage(t, roomID, 3) // by its closing, the first duration is long over
+	other := alice.sendMessage(t, roomID, patience.Life(3)) // by its closing, the first duration is long over
 	alice.follow(t, roomID).awaitClosing(t, other.eventID, "expired")
 	s.refreshed(t, first.token)
 	// ... and shorter again: the timer must notice.

@@ -21,12 +21,14 @@ import (
 	"time"
 
 	_ "github.com/lib/pq" // the driver that Dendrite uses
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // ErrNotInstalled: there is no PostgreSQL server on this machine.
 var ErrNotInstalled = errors.New("no PostgreSQL server found: install one (Debian: apt-get install postgresql)")
 
-// startTimeout is how long a cluster may take to come up, or to stop.
+// startTimeout is how long a cluster may take to come up, or to stop, on an idle machine.
 const startTimeout = 60 * time.Second
 
 // Cluster is a running PostgreSQL server.
@@ -145,7 +147,7 @@ func (c *Cluster) Resume(ctx context.Context) error {
 	}
 	defer log.Close()
 	c.cmd = c.command(context.WithoutCancel(ctx), "postgres", "-D", c.data(), "-k", c.dir,
-		"-c", "listen_addresses=127.0.0.1", "-p", strconv.Itoa(c.port), "-c", "max_connections=400")
+		"-c", "listen_addresses=127.0.0.1", "-p", strconv.Itoa(c.port), "-c", "max_connections=1000")
 	c.cmd.Stdout, c.cmd.Stderr = log, log
 	if err = c.cmd.Start(); err != nil {
 		return err
@@ -163,7 +165,7 @@ func (c *Cluster) Resume(ctx context.Context) error {
 func (c *Cluster) Pid() int { return c.cmd.Process.Pid }
 
 func (c *Cluster) waitUntilUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, patience.For(startTimeout))
 	defer cancel()
 	db, err := sql.Open("postgres", c.dsn("postgres"))
 	if err != nil {
@@ -202,7 +204,7 @@ func (c *Cluster) Pause() {
 	_ = c.cmd.Process.Signal(syscall.SIGINT)
 	select {
 	case <-c.exited:
-	case <-time.After(startTimeout):
+	case <-time.After(patience.For(startTimeout)):
 		_ = c.cmd.Process.Signal(syscall.SIGQUIT)
 		<-c.exited
 	}
