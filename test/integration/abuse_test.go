@@ -19,8 +19,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/matrix-org/dendrite/internal/sqlutil"
+	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
@@ -621,4 +624,112 @@ func TestRealIPHeader(t *testing.T) {
 		require.NoError(t, s.guess(t.Context(), 1, 1, &notFound, &limited, test.header))
 		require.Equal(t, test.code == allowed, notFound.Load() == 1, test.header)
 	}
+}
+
+// Who schedules without end, cancels and restarts in a loop, all as large as it may be, is given no more memory than he may
+// have scheduled, and no more of the disk than he may have finalised besides. Memory has no contents at all.
+func TestDelayedAbuse(t *testing.T) {
+	const scheduled, finalised, rounds = 40, 20, 300
+	onEachDatabase(t, delayedLimits(JSON{"max_scheduled_per_user": scheduled, "max_finalised_per_user": finalised}),
+		func(t *testing.T, s *server) {
+			alice := s.newUser(t)
+			roomID := s.room(t, alice)
+			large := strings.Repeat("x", 60_000)
+			before, err := s.usage(t.Context())
+			require.NoError(t, err)
+			for range scheduled {
+				alice.delayMessage(t, roomID, time.Hour, large)
+			}
+			for range rounds {
+				res := alice.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"60000", JSON{"body": large})
+				require.Equal(t, http.StatusTooManyRequests, res.Code, res)
+			}
+			oldest := alice.scheduled(t)
+			for _, id := range oldest {
+				for range rounds / scheduled {
+					alice.acted(t, unstableDelayed, id, "restart")
+				}
+			}
+			kept := oldest[0]
+			for range rounds {
+				alice.acted(t, unstableDelayed, kept, "cancel")
+				kept = alice.delayMessage(t, roomID, time.Hour, large)
+			}
+			require.Len(t, alice.scheduled(t), scheduled)
+			eventually(t, "memory is as it was", func() bool {
+				after, err := s.usage(t.Context())
+				require.NoError(t, err)
+				return after.memory() < before.memory()+32<<20
+			})
+			var rows, bytes int64
+			s.database(t, "expiration", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
+				db, _, err := cm.Connection(options)
+				require.NoError(t, err)
+				require.NoError(t, db.QueryRowContext(t.Context(), "SELECT COUNT(*), SUM(LENGTH(content)) FROM"+
+					" (SELECT content FROM expiration_timers UNION ALL SELECT content FROM expiration_finalised) AS all_contents",
+				).Scan(&rows, &bytes))
+			})
+			require.EqualValues(t, scheduled+finalised, rows)
+			require.LessOrEqual(t, bytes, int64((scheduled+finalised)*64<<10))
+		})
+}
+
+// How long it takes to be told that there is no room does not tell whether there is one.
+func testSummaryTiming(t *testing.T, s *server) {
+	alice, bob := s.newUser(t), s.newUser(t)
+	private := alice.roomWith(t, JSON{"join_rule": "invite"})
+	for name, u := range map[string]*user{"bob": bob, "anybody": {s.Anonymous(), s}} {
+		const rounds, requests = 3, 25 // others use the machine: that is noise, and never there all the time
+		var ratio float64
+		for range rounds {
+			var took [2][]time.Duration
+			for range requests {
+				for i, roomID := range []string{private, "!none:localhost"} {
+					start := time.Now()
+					require.Equal(t, http.StatusNotFound, u.do(t, http.MethodGet, summaryPath(roomID), nil).Code)
+					took[i] = append(took[i], time.Since(start))
+				}
+			}
+			for _, all := range took {
+				slices.Sort(all)
+			}
+			ratio = float64(took[0][requests/2]) / float64(took[1][requests/2])
+			t.Logf("%s: a private room after %v, none after %v", name, took[0][requests/2], took[1][requests/2])
+			if ratio > 0.8 && ratio < 1.2 {
+				break
+			}
+		}
+		require.InDelta(t, 1, ratio, 0.2, name)
+	}
+}
+
+// A refresh hangs, and its client gives up and tries again, many times: whoever has hung up costs nothing more. When it goes on, the next
+// refresh is good.
+func TestKeepAlivesThatHangUp(t *testing.T) {
+	t.Parallel()
+	s := startWithFailpoints(t, homeserver.Config{Expiration: unlimited})
+	alice := s.newUser(t)
+	sent := alice.sendMessage(t, s.room(t, alice), 600)
+	before, err := s.usage(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, s.Failpoints(string(failpoint.BeforeRefresh)+" hold"))
+	const clients, tries, patience, few = 100, 3, time.Second, 30
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for range tries {
+				ctx, hangUp := context.WithTimeout(t.Context(), patience)
+				_, _ = s.Anonymous().KeepAlive(ctx, "refresh", sent.token)
+				hangUp()
+			}
+		})
+	}
+	wg.Wait()
+	require.Eventually(t, func() bool {
+		now, err := s.usage(t.Context())
+		return err == nil && now.goroutines < before.goroutines+few
+	}, soon, 100*time.Millisecond, "requests of clients who have hung up are still waiting")
+	require.NoError(t, s.Failpoints())
+	code, _ := s.keepAlive(t, "refresh", sent.token)
+	require.Equal(t, http.StatusOK, code)
 }

@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/matrix-org/dendrite/internal/sqlutil"
-	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
 
@@ -621,52 +619,4 @@ func TestDelayedRestart(t *testing.T) {
 			})
 		})
 	}
-}
-
-// Who schedules without end, cancels and restarts in a loop, all as large as it may be, is given no more memory than he may
-// have scheduled, and no more of the disk than he may have finalised besides. Memory has no contents at all.
-func TestDelayedAbuse(t *testing.T) {
-	const scheduled, finalised, rounds = 40, 20, 300
-	onEachDatabase(t, delayedLimits(JSON{"max_scheduled_per_user": scheduled, "max_finalised_per_user": finalised}),
-		func(t *testing.T, s *server) {
-			alice := s.newUser(t)
-			roomID := s.room(t, alice)
-			large := strings.Repeat("x", 60_000)
-			before, err := s.usage(t.Context())
-			require.NoError(t, err)
-			for range scheduled {
-				alice.delayMessage(t, roomID, time.Hour, large)
-			}
-			for range rounds {
-				res := alice.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"60000", JSON{"body": large})
-				require.Equal(t, http.StatusTooManyRequests, res.Code, res)
-			}
-			oldest := alice.scheduled(t)
-			for _, id := range oldest {
-				for range rounds / scheduled {
-					alice.acted(t, unstableDelayed, id, "restart")
-				}
-			}
-			kept := oldest[0]
-			for range rounds {
-				alice.acted(t, unstableDelayed, kept, "cancel")
-				kept = alice.delayMessage(t, roomID, time.Hour, large)
-			}
-			require.Len(t, alice.scheduled(t), scheduled)
-			eventually(t, "memory is as it was", func() bool {
-				after, err := s.usage(t.Context())
-				require.NoError(t, err)
-				return after.memory() < before.memory()+32<<20
-			})
-			var rows, bytes int64
-			s.database(t, "expiration", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
-				db, _, err := cm.Connection(options)
-				require.NoError(t, err)
-				require.NoError(t, db.QueryRowContext(t.Context(), "SELECT COUNT(*), SUM(LENGTH(content)) FROM"+
-					" (SELECT content FROM expiration_timers UNION ALL SELECT content FROM expiration_finalised) AS all_contents",
-				).Scan(&rows, &bytes))
-			})
-			require.EqualValues(t, scheduled+finalised, rows)
-			require.LessOrEqual(t, bytes, int64((scheduled+finalised)*64<<10))
-		})
 }

@@ -522,3 +522,92 @@ func later(a, b gjson.Result) bool {
 	}
 	return a.Get("event_id").Str > b.Get("event_id").Str
 }
+
+// Of a room that this server is not in, another one is asked that is named or has the alias: for who has an account.
+func TestRemoteRoomSummary(t *testing.T) {
+	onEachPair(t, func(t *testing.T, p *pair) {
+		club := p.carol.roomWith(t, JSON{"join_rule": "public"})
+		p.alice.joinBy(t, club, p.far)
+		public, err := p.carol.CreateRoom(t.Context(), JSON{"preset": "public_chat", "name": "far", "room_alias_name": "far"})
+		require.NoError(t, err)
+		restricted := p.carol.roomWith(t, JSON{"join_rule": "restricted", "allow": allow(club)})
+		secret := p.carol.roomWith(t, JSON{"join_rule": "invite"})
+
+		far := p.far.Name
+		res := p.alice.must(t, http.MethodGet, summaryPath(public, "127.0.0.9:1", "not a server", p.near.Name, far), nil)
+		require.Equal(t, "far", res.Get("name").Str)
+		require.Equal(t, "leave", res.Get("membership").Str)
+		require.Equal(t, "public", res.Get("join_rule").Str)
+		require.Equal(t, int64(1), res.Get("num_joined_members").Int())
+		require.Equal(t, public, p.alice.must(t, http.MethodGet, summaryPath("#far:"+far), nil).Get("room_id").Str)
+
+		res = p.alice.must(t, http.MethodGet, summaryPath(restricted, far), nil)
+		require.Equal(t, club, res.Get("allowed_room_ids.0").Str)
+		guest, err := p.near.RegisterGuest(t.Context())
+		require.NoError(t, err)
+		for _, test := range []struct {
+			u    *user
+			path string
+		}{
+			{p.bob, summaryPath(restricted, far)}, // is not in the club
+			{p.alice, summaryPath(secret, far)}, {p.alice, summaryPath(public)}, {p.alice, summaryPath("#none:" + far)},
+			{&user{p.near.Anonymous(), p.near}, summaryPath(public, far)}, {&user{guest, p.near}, summaryPath(public, far)},
+			{&user{p.near.Anonymous(), p.near}, summaryPath("#far:" + far)},
+		} {
+			require.Equal(t, http.StatusNotFound, test.u.do(t, http.MethodGet, test.path, nil).Code, test.path)
+		}
+	})
+}
+
+// joinBy joins a room by way of another server.
+func (u *user) joinBy(t *testing.T, roomID string, via *server) {
+	t.Helper()
+	u.must(t, http.MethodPost, "/_matrix/client/v3/join/"+url.PathEscape(roomID)+"?server_name="+url.QueryEscape(via.Name), JSON{})
+}
+
+// Two servers change the same state while they do not hear from one another. A client that knows only what state_after tells
+// agrees with its own server whoever has won, though the loser may come last in its timeline.
+func TestStateAfterConflicts(t *testing.T) {
+	onEachPair(t, func(t *testing.T, p *pair) {
+		const keys = 8
+		p.alice.arrived(t, p.roomID, p.carol)
+		p.carol.arrived(t, p.roomID, p.alice)
+		near, far := p.alice.mirror(nil), p.carol.mirror(url.Values{"filter": {`{"room":{"timeline":{"limit":1}}}`}})
+		near.sync(t, 0)
+		far.sync(t, 0)
+		wrong := 0
+		for round := range 3 {
+			var writers sync.WaitGroup
+			for i := range keys {
+				for _, u := range []*user{p.alice, p.carol} {
+					writers.Go(func() { u.put(t, p.roomID, memberType, fmt.Sprint("conflict", i), JSON{"round": round}) })
+				}
+			}
+			writers.Wait()
+			if t.Failed() {
+				t.FailNow()
+			}
+			p.alice.arrived(t, p.roomID, p.carol)
+			p.carol.arrived(t, p.roomID, p.alice)
+			for _, m := range []*mirror{near, far} {
+				want := m.u.fullState(t, p.roomID)
+				naive := map[string]string{}
+				eventually(t, "the client knows the state", func() bool {
+					room := m.sync(t, time.Second).Get(gjsonKey(p.roomID))
+					for _, e := range room.Get("timeline.events").Array() {
+						if e.Get("type").Str == memberType {
+							naive[stateKeyOf(e)] = e.Get("event_id").Str
+						}
+					}
+					return maps.Equal(want, m.known(p.roomID))
+				})
+				for key, eventID := range naive {
+					if want[key] != eventID {
+						wrong++
+					}
+				}
+			}
+		}
+		t.Logf("%d times the timeline would have told a client the loser", wrong)
+	})
+}

@@ -219,3 +219,23 @@ func notClosed(t *testing.T, c *quietCase) {
 }
 
 func roomPath(roomID string) string { return "/_matrix/client/v3/rooms/" + url.PathEscape(roomID) }
+
+// A room in which nothing else happens is closed in time too. Dendrite's worker for a room takes nothing in the last five
+// seconds of a minute without work, before it ends; what comes then must not wait until somebody says something.
+func TestQuietRooms(t *testing.T) {
+	t.Parallel()
+	s := start(t, homeserver.Config{Postgres: databases[0].open(t), Expiration: unlimited})
+	alice := s.newUser(t)
+	due := map[string]time.Time{} // by room
+	for seconds := 55; seconds <= 60; seconds++ {
+		roomID := s.room(t, alice)
+		alice.sendState(t, roomID, "quiet", seconds, nil)
+		due[roomID] = time.Now().Add(time.Duration(seconds) * time.Second)
+	}
+	for roomID, due := range due {
+		<-time.After(time.Until(due))
+		eventuallyWithin(t, time.Until(due.Add(soon)), "the closing event of a quiet room", func() bool {
+			return alice.state(t, roomID, "quiet").Get(`content.m\.will_expire`).Str == "expired"
+		})
+	}
+}

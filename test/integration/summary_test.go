@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -147,35 +146,6 @@ func testSummaryAccess(t *testing.T, s *server) {
 	require.Equal(t, http.StatusNotFound, alice.do(t, http.MethodGet, summaryPath(left), nil).Code)
 }
 
-// How long it takes to be told that there is no room does not tell whether there is one.
-func testSummaryTiming(t *testing.T, s *server) {
-	alice, bob := s.newUser(t), s.newUser(t)
-	private := alice.roomWith(t, JSON{"join_rule": "invite"})
-	for name, u := range map[string]*user{"bob": bob, "anybody": {s.Anonymous(), s}} {
-		const rounds, requests = 3, 25 // others use the machine: that is noise, and never there all the time
-		var ratio float64
-		for range rounds {
-			var took [2][]time.Duration
-			for range requests {
-				for i, roomID := range []string{private, "!none:localhost"} {
-					start := time.Now()
-					require.Equal(t, http.StatusNotFound, u.do(t, http.MethodGet, summaryPath(roomID), nil).Code)
-					took[i] = append(took[i], time.Since(start))
-				}
-			}
-			for _, all := range took {
-				slices.Sort(all)
-			}
-			ratio = float64(took[0][requests/2]) / float64(took[1][requests/2])
-			t.Logf("%s: a private room after %v, none after %v", name, took[0][requests/2], took[1][requests/2])
-			if ratio > 0.8 && ratio < 1.2 {
-				break
-			}
-		}
-		require.InDelta(t, 1, ratio, 0.2, name)
-	}
-}
-
 // Whoever asks without a login is limited by the address, whatever headers there are, on a connection each or on one; who is logged in,
 // by the account.
 func TestSummaryLimits(t *testing.T) {
@@ -190,46 +160,4 @@ func TestSummaryLimits(t *testing.T) {
 		}
 		require.Equal(t, []int{200, 200, 200, 429, 429, 429}, codes, name)
 	}
-}
-
-// Of a room that this server is not in, another one is asked that is named or has the alias: for who has an account.
-func TestRemoteRoomSummary(t *testing.T) {
-	onEachPair(t, func(t *testing.T, p *pair) {
-		club := p.carol.roomWith(t, JSON{"join_rule": "public"})
-		p.alice.joinBy(t, club, p.far)
-		public, err := p.carol.CreateRoom(t.Context(), JSON{"preset": "public_chat", "name": "far", "room_alias_name": "far"})
-		require.NoError(t, err)
-		restricted := p.carol.roomWith(t, JSON{"join_rule": "restricted", "allow": allow(club)})
-		secret := p.carol.roomWith(t, JSON{"join_rule": "invite"})
-
-		far := p.far.Name
-		res := p.alice.must(t, http.MethodGet, summaryPath(public, "127.0.0.9:1", "not a server", p.near.Name, far), nil)
-		require.Equal(t, "far", res.Get("name").Str)
-		require.Equal(t, "leave", res.Get("membership").Str)
-		require.Equal(t, "public", res.Get("join_rule").Str)
-		require.Equal(t, int64(1), res.Get("num_joined_members").Int())
-		require.Equal(t, public, p.alice.must(t, http.MethodGet, summaryPath("#far:"+far), nil).Get("room_id").Str)
-
-		res = p.alice.must(t, http.MethodGet, summaryPath(restricted, far), nil)
-		require.Equal(t, club, res.Get("allowed_room_ids.0").Str)
-		guest, err := p.near.RegisterGuest(t.Context())
-		require.NoError(t, err)
-		for _, test := range []struct {
-			u    *user
-			path string
-		}{
-			{p.bob, summaryPath(restricted, far)}, // is not in the club
-			{p.alice, summaryPath(secret, far)}, {p.alice, summaryPath(public)}, {p.alice, summaryPath("#none:" + far)},
-			{&user{p.near.Anonymous(), p.near}, summaryPath(public, far)}, {&user{guest, p.near}, summaryPath(public, far)},
-			{&user{p.near.Anonymous(), p.near}, summaryPath("#far:" + far)},
-		} {
-			require.Equal(t, http.StatusNotFound, test.u.do(t, http.MethodGet, test.path, nil).Code, test.path)
-		}
-	})
-}
-
-// joinBy joins a room by way of another server.
-func (u *user) joinBy(t *testing.T, roomID string, via *server) {
-	t.Helper()
-	u.must(t, http.MethodPost, "/_matrix/client/v3/join/"+url.PathEscape(roomID)+"?server_name="+url.QueryEscape(via.Name), JSON{})
 }
