@@ -14,6 +14,7 @@ import (
 // Clients find out that delayed events work, and within which limits, before they use them. That nothing else in these
 // answers differs from stock is looked at in TestSameAsStock.
 func TestDelayedEventsAreAdvertised(t *testing.T) {
+	t.Parallel()
 	s := start(t, homeserver.Config{})
 	guest, err := s.RegisterGuest(t.Context())
 	require.NoError(t, err)

@@ -1,3 +1,5 @@
+//go:build all
+
 package integration
 
 import (
@@ -20,6 +22,9 @@ import (
 // The commands in docs/operations.md make copies from which a server goes on with all timers: of a server that runs, and of one that
 // was told to stop, which leaves each file whole by itself.
 func TestBackups(t *testing.T) {
+	if _, err := exec.LookPath("sqlite3"); err != nil && os.Getenv("CI") == "" {
+		t.Skipf("NOT TESTED: %s", err)
+	}
 	doc, err := os.ReadFile("../../docs/operations.md")
 	require.NoError(t, err)
 	_, section, found := strings.Cut(string(doc), "\n## Backup\n")

@@ -20,6 +20,7 @@ import (
 // Sections 3 and 4 of the contract: closing, and replacement.
 
 func TestClosing(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		alice, bob := s.newUser(t), s.newUser(t)
 		roomID := s.room(t, alice, bob)
@@ -265,6 +266,7 @@ func testPurged(t *testing.T, s *server) {
 // Other room versions: the oldest, whose event IDs are of another kind, and the one with pseudo IDs, in which neither
 // sender nor state key of an event is what the client wrote.
 func TestRoomVersions(t *testing.T) {
+	t.Parallel()
 	s := start(t, homeserver.Config{Expiration: unlimited})
 	alice, bob := s.newUser(t), s.newUser(t)
 	versions := []string{"1", "2", "6", "11", "org.matrix.msc4014"}

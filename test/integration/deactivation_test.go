@@ -70,6 +70,7 @@ func (u *user) marked(t *testing.T, roomID string, after time.Duration) {
 
 // A user who goes out of a room, however, does not come back by a join that was scheduled before.
 func TestScheduledRejoin(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		client, err := homeserver.RegisterAdmin(t.Context(), s.URL, homeserver.SharedSecret, "admin")
 		require.NoError(t, err)
@@ -197,6 +198,7 @@ func testLogoutCancelsNothing(t *testing.T, s *server, admin *user) {
 
 // The stream that tells of a leave may come late: a join that is due before is refused.
 func TestRejoinBeforeTheStream(t *testing.T) {
+	t.Parallel()
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			t.Parallel()
@@ -225,6 +227,7 @@ func TestRejoinBeforeTheStream(t *testing.T) {
 // The server dies when an account is deactivated and nothing is cancelled yet. Everybody's events are looked at: those of guests
 // and of users of application services, who have neither devices nor passwords, too.
 func TestCrashInADeactivation(t *testing.T) {
+	t.Parallel()
 	registration := bridge(t)
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {

@@ -30,6 +30,7 @@ func delayedLimits(limits JSON) JSON {
 }
 
 func TestDelayedEvents(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		alice, bob := s.newUser(t), s.newUser(t)
 		for name, test := range map[string]func(t *testing.T, alice, bob *user, roomID string){
@@ -533,6 +534,7 @@ func testDelayedMembership(t *testing.T, _, bob *user, roomID string) {
 }
 
 func TestDelayedLimits(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, delayedLimits(JSON{
 		"max_scheduled_per_user": 2, "max_delay": "1h", "max_finalised_per_user": 3, "keep_finalised": "1h",
 	}), func(t *testing.T, s *server) {
@@ -570,6 +572,7 @@ func TestDelayedLimits(t *testing.T) {
 }
 
 func TestDelayedEventsSwitchedOff(t *testing.T) {
+	t.Parallel()
 	s := start(t, homeserver.Config{Expiration: delayedLimits(JSON{"max_scheduled_per_user": 0})})
 	alice := s.newUser(t)
 	res := alice.do(t, http.MethodPut, homeserver.SendPath(s.room(t, alice), "m.room.message")+delayParameter+"1000", JSON{})
@@ -581,6 +584,7 @@ func TestDelayedEventsSwitchedOff(t *testing.T) {
 
 // What was scheduled survives the process, and what was due meanwhile is sent in the order in which it was due.
 func TestDelayedRestart(t *testing.T) {
+	t.Parallel()
 	for name, crash := range map[string]bool{"SIGTERM": false, "SIGKILL": true} {
 		t.Run(name, func(t *testing.T) {
 			onEachDatabase(t, unlimited, func(t *testing.T, s *server) {

@@ -15,6 +15,7 @@ import (
 // are kicked or banned, and purged rooms are in closing_test.go.
 
 func TestDropping(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		client, err := homeserver.RegisterAdmin(t.Context(), s.URL, homeserver.SharedSecret, "admin")
 		require.NoError(t, err)

@@ -18,6 +18,7 @@ import (
 // A panic in the middle of Dendrite, while an event is sent that is due, ends neither the process nor anybody else's timer, and
 // the event is given up after a few attempts.
 func TestPanicsWhenDue(t *testing.T) {
+	t.Parallel()
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			t.Parallel()
@@ -46,6 +47,7 @@ func TestPanicsWhenDue(t *testing.T) {
 
 // An expiring event that fitted when it was sent, and does not when it is closed, is dropped, and whoever ends it is told so.
 func TestRefusedWhenDue(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		alice := s.newUser(t)
 		room := s.room(t, alice)
@@ -79,6 +81,7 @@ func TestRefusedWhenDue(t *testing.T) {
 
 // A 200 of /end, or of send, means that the event is in the room, also when its sender leaves or is kicked at the same moment.
 func TestEndWhileTheSenderLeaves(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, map[string]any{
 		"rate_limiting": JSON{"enabled": false}, "delayed_events": JSON{"max_scheduled_per_user": 1000},
 	}, func(t *testing.T, s *server) {

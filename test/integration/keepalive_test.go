@@ -19,6 +19,7 @@ import (
 const keepAlivePath = "/_matrix/client/v3/expiration/"
 
 func TestKeepAlive(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, nil, func(t *testing.T, s *server) {
 		alice, bob := s.newUser(t), s.newUser(t)
 		roomID := s.room(t, alice, bob)
@@ -209,6 +210,7 @@ func testEndWithoutPower(t *testing.T, s *server) {
 }
 
 func TestKeepAliveIsLimited(t *testing.T) {
+	t.Parallel()
 	limits := JSON{
 		"rate_limiting": JSON{
 			"token":         JSON{"threshold": 5, "cooloff_ms": 60000},
@@ -247,6 +249,7 @@ func TestKeepAliveIsLimited(t *testing.T) {
 
 // Sending state takes a lock, which must not wait for a slow client, least of all for one who is not even in the room.
 func TestSlowStateHoldsUpNobody(t *testing.T) {
+	t.Parallel()
 	s := start(t, homeserver.Config{})
 	alice, stranger := s.newUser(t), s.newUser(t)
 	roomID := s.room(t, alice)

@@ -1,11 +1,15 @@
 // Package integration tests the contract of expiring events from outside: the real binary, over HTTP, on SQLite and on
 // PostgreSQL.
+//
+// Without build tags it is the contract rule by rule, which takes minutes. The tag all adds what takes long, what measures, and what
+// needs other programs or other servers; go run ./test/all runs all of it, group by group.
 package integration
 
 import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"flag"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -52,7 +56,12 @@ func startWithFailpoints(t *testing.T, cfg homeserver.Config) *server {
 	return startBinary(t, binary, cfg)
 }
 
+// atOnce is how many tests run at once. Most of their time is waiting, so they are more than the processors.
+const atOnce = "8"
+
 func TestMain(m *testing.M) {
+	_ = flag.Set("test.parallel", atOnce) // before the command line, which overrides it
+	flag.Parse()
 	dir, err := os.MkdirTemp("", "msc4140-integration-")
 	if err == nil {
 		// The server under test is itself looked at for races.
@@ -62,6 +71,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	say()
 	postgres.Main(m, func() { _ = os.RemoveAll(dir) })
 }
 
@@ -72,9 +82,25 @@ type database struct {
 	open func(t testing.TB) string
 }
 
-var databases = []database{
-	{"SQLite", func(testing.TB) string { return "" }},
-	{"PostgreSQL", postgres.NewDatabase},
+// databases are those that this machine has. In CI it must have both.
+var databases = func() []database {
+	all := []database{{"SQLite", func(testing.TB) string { return "" }}, {"PostgreSQL", postgres.NewDatabase}}
+	if postgres.Missing() != nil {
+		return all[:1]
+	}
+	return all
+}()
+
+// say says on the terminal what is not tested: go test shows nothing of what a package prints whose tests have passed.
+func say() {
+	line := leftOut
+	if err := postgres.Missing(); err != nil {
+		line += " NOT TESTED ON POSTGRESQL: " + err.Error()
+	}
+	if terminal, err := os.OpenFile("/dev/tty", os.O_WRONLY, 0); err == nil && line != "" {
+		_, _ = fmt.Fprintln(terminal, line)
+		_ = terminal.Close()
+	}
 }
 
 // unlimited is the configuration of tests that look at tokens again and again.

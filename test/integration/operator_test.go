@@ -45,6 +45,7 @@ next:
 // Section 6 of the contract, and what an operator sees.
 
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	s := start(t, homeserver.Config{})
 	alice := s.newUser(t)
 	roomID := s.room(t, alice)
@@ -87,6 +88,7 @@ func TestMetrics(t *testing.T) {
 
 // A client whose request never comes to its end does not keep the server from stopping, nor its files from being whole.
 func TestStopDespiteAnEndlessRequest(t *testing.T) {
+	t.Parallel()
 	s := start(t, homeserver.Config{})
 	alice := s.newUser(t)
 	roomID := s.room(t, alice)

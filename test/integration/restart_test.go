@@ -23,6 +23,7 @@ var afterCrash = 30*time.Second + soon
 var afterQueue = 5*time.Minute + 10*time.Second + afterCrash
 
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	for name, crash := range map[string]bool{"SIGTERM": false, "SIGKILL": true} {
 		t.Run(name, func(t *testing.T) {
 			onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
@@ -84,6 +85,7 @@ func TestRestart(t *testing.T) {
 // Whether state has replaced an expiring event is found out behind the answer. If the server crashes in between, and the output stream
 // tells nothing of it, the token is refused all the same.
 func TestReplacedBeforeTheCrash(t *testing.T) {
+	t.Parallel()
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			t.Parallel()
@@ -106,6 +108,7 @@ func TestReplacedBeforeTheCrash(t *testing.T) {
 }
 
 func TestRestartGrace(t *testing.T) {
+	t.Parallel()
 	grace := time.Duration(patience.Life(4)) * time.Second
 	onEachDatabase(t, JSON{"restart_grace": grace.String(), "rate_limiting": JSON{"enabled": false}}, func(t *testing.T, s *server) {
 		alice := s.newUser(t)

@@ -18,6 +18,7 @@ const (
 
 // Clients are told over what calls go (MSC4143): by the endpoint, if they are logged in, and by the well-known file.
 func TestTransports(t *testing.T) {
+	t.Parallel()
 	const both = `[{"type":"livekit","livekit_service_url":"https://a.example/jwt"},{"type":"livekit","livekit_service_url":"http://b.example:8080"}]`
 	s := start(t, homeserver.Config{WellKnown: true, MatrixRTC: JSON{"transports": []JSON{
 		{"type": "livekit", "livekit_service_url": "https://a.example/jwt"},
@@ -39,6 +40,7 @@ func TestTransports(t *testing.T) {
 
 // Without transports there are none, and everything else is as it was.
 func TestNoTransports(t *testing.T) {
+	t.Parallel()
 	s := start(t, homeserver.Config{WellKnown: true})
 	alice := s.newUser(t)
 	require.JSONEq(t, `{"rtc_transports":[]}`, string(alice.must(t, http.MethodGet, transportsPath, nil).Body))
@@ -48,6 +50,7 @@ func TestNoTransports(t *testing.T) {
 
 // A server that does not say where it is does not say the rest either.
 func TestTransportsWithoutWellKnown(t *testing.T) {
+	t.Parallel()
 	s := start(t, homeserver.Config{MatrixRTC: JSON{"transports": []JSON{{"type": "livekit", "livekit_service_url": "https://a.example"}}}})
 	res := (&user{s.Anonymous(), s}).do(t, http.MethodGet, wellKnownPath, nil)
 	require.Equal(t, http.StatusNotFound, res.Code)
@@ -55,6 +58,7 @@ func TestTransportsWithoutWellKnown(t *testing.T) {
 }
 
 func TestBadTransports(t *testing.T) {
+	t.Parallel()
 	for section, says := range map[string]string{
 		"5":                  `"matrix_rtc": 5 (must be a section`,
 		"{transport: []}":    `unknown config key "transport" (the keys there are transports)`,

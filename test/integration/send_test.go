@@ -26,6 +26,7 @@ import (
 // Section 1 of the contract: sending an expiring event.
 
 func TestSending(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, nil, func(t *testing.T, s *server) {
 		alice, bob := s.newUser(t), s.newUser(t)
 		roomID := s.room(t, alice, bob)
@@ -318,8 +319,10 @@ func testTokens(t *testing.T, alice *user, roomID string) {
 
 // At rest there is the hash of a token, and nothing else of it: start looks for the token itself in the same places.
 func TestHashAtRest(t *testing.T) {
+	t.Parallel()
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
+			t.Parallel()
 			dsn := db.open(t)
 			s := start(t, homeserver.Config{Postgres: dsn})
 			alice := s.newUser(t)
@@ -339,6 +342,7 @@ func TestHashAtRest(t *testing.T) {
 
 // With everything logged and traced that can be, the tokens are not: start looks for them in the log in the end.
 func TestTracedRequests(t *testing.T) {
+	t.Parallel()
 	agent, err := net.ListenPacket("udp", "127.0.0.1:0")
 	require.NoError(t, err)
 	traces := make(chan []byte)
@@ -386,6 +390,7 @@ func TestTracedRequests(t *testing.T) {
 
 // A request that panics is answered, its stack does not show the token, and it holds no lock for ever.
 func TestPanickingRequests(t *testing.T) {
+	t.Parallel()
 	s := startWithFailpoints(t, homeserver.Config{TraceHTTP: true})
 	s.panics = true
 	alice := s.newUser(t)
@@ -408,10 +413,12 @@ func TestPanickingRequests(t *testing.T) {
 }
 
 func TestTimersPerUserAreLimited(t *testing.T) {
+	t.Parallel()
 	expiration := JSON{"max_running_per_user": 3, "max_duration": "1h"}
 	registration := bridge(t)
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
+			t.Parallel()
 			s := start(t, homeserver.Config{Postgres: db.open(t), Expiration: expiration, AppServices: []string{registration}})
 			alice := s.newUser(t)
 			roomID := s.room(t, alice)

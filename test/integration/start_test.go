@@ -22,6 +22,7 @@ import (
 
 // A server that is started with no configuration makes what it needs, and finds it again.
 func TestDataFolder(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "with space", "data")
 	hs, err := homeserver.NewInHome(binary, dir)
 	require.NoError(t, err)
@@ -89,6 +90,7 @@ func requireFails(t *testing.T, says string, args ...string) {
 
 // The binary says what it is, and does nothing else then.
 func TestVersion(t *testing.T) {
+	t.Parallel()
 	cmd := exec.CommandContext(t.Context(), binary, "--version")
 	cmd.Dir = t.TempDir()
 	out, err := cmd.CombinedOutput()
@@ -100,6 +102,7 @@ func TestVersion(t *testing.T) {
 }
 
 func TestStartFailures(t *testing.T) {
+	t.Parallel()
 	t.Run("TakenPort", func(t *testing.T) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
@@ -192,6 +195,7 @@ func TestStartFailures(t *testing.T) {
 
 // With all streams in memory there is no folder to name, and still no second server on the same timers.
 func TestStreamsInMemory(t *testing.T) {
+	t.Parallel()
 	hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
 	require.NoError(t, err)
 	name := filepath.Join(hs.Dir, "dendrite.yaml")
@@ -213,6 +217,7 @@ func TestStreamsInMemory(t *testing.T) {
 
 // A log that somebody else has left behind lets everybody read and nobody write: that is noticed before anything is promised.
 func TestLogOfSomebodyElse(t *testing.T) {
+	t.Parallel()
 	for _, beside := range []string{"-wal", "-shm"} {
 		t.Run(beside, func(t *testing.T) {
 			hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
@@ -255,6 +260,7 @@ func asNobody(t *testing.T, cmd *exec.Cmd, dir string) {
 
 // The flags of stock work: a certificate, and a unix socket.
 func TestUnixSocket(t *testing.T) {
+	t.Parallel()
 	hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
 	require.NoError(t, err)
 	socket := filepath.Join(hs.Dir, "socket")

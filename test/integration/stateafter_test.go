@@ -142,6 +142,7 @@ func filter(t *testing.T, f JSON) string {
 }
 
 func TestStateAfter(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		for _, test := range []struct {
 			name string

