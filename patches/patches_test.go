@@ -1,7 +1,10 @@
+//go:build all
+
 package patches_test
 
 import (
 	"context"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +16,16 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/patches"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
+
+var elementHQ = flag.Bool("element-hq", false, "download Dendrite's AGPL line from Element, and test it, too")
+
+// lines returns the lines to test.
+func lines() []patches.Line {
+	if *elementHQ {
+		return patches.Lines
+	}
+	return []patches.Line{patches.Apache}
+}
 
 // copied returns a fresh copy of a line's release.
 func copied(t *testing.T, line patches.Line) string {
@@ -37,31 +50,7 @@ func excerpt(t *testing.T, line patches.Line) string {
 	return dir
 }
 
-// trees are copies to which the patches were applied, for tests that change nothing in them: Go compiles a tree in another
-// place anew.
-var trees = map[patches.Line]string{}
-
-// applied returns a tree with the component in it.
-func applied(t *testing.T, line patches.Line) string {
-	t.Helper()
-	if trees[line] == "" {
-		dir, err := os.MkdirTemp("", "msc4140-patches-")
-		require.NoError(t, err)
-		trees[line] = dir
-		require.NoError(t, line.Copy(dir))
-		_, err = apply(dir)
-		require.NoError(t, err)
-	}
-	return trees[line]
-}
-
-func TestMain(m *testing.M) {
-	postgres.Main(m, func() {
-		for _, dir := range trees {
-			_ = os.RemoveAll(dir)
-		}
-	})
-}
+func TestMain(m *testing.M) { postgres.Main(m) }
 
 // contents returns all files below a folder by their names, and its folders.
 func contents(t *testing.T, dir string) map[string]string {
@@ -104,7 +93,7 @@ func change(dir string, do func(*patches.Tree) ([]patches.Change, error)) ([]pat
 
 // What is named changes, and nothing else; a second time changes nothing; undoing leaves no trace.
 func TestApplyAndUndo(t *testing.T) {
-	for _, line := range patches.Lines {
+	for _, line := range lines() {
 		t.Run(line.String(), func(t *testing.T) {
 			dir := copied(t, line)
 			released := contents(t, dir)
@@ -169,14 +158,14 @@ func TestRefuses(t *testing.T) {
 			require.NoError(t, os.Remove(filepath.Join(dir, "go.mod")))
 		}, "not a source tree of Dendrite", apply},
 		"OtherModule": {func(t *testing.T, dir string) {
-			replace(t, dir, "go.mod", patches.Maintained.Module, "example.org/dendrite")
+			replace(t, dir, "go.mod", patches.Apache.Module, "example.org/dendrite")
 		}, "not a source tree of Dendrite", apply},
 		"OtherVersion": {func(t *testing.T, dir string) {
-			replace(t, dir, "internal/version.go", "VersionMinor = 15", "VersionMinor = 16")
-		}, "there are no patches for github.com/element-hq/dendrite v0.16.2", apply},
+			replace(t, dir, "internal/version.go", "VersionMinor = 13", "VersionMinor = 14")
+		}, "there are no patches for github.com/matrix-org/dendrite v0.14.8", apply},
 		"VersionOfTheOtherLine": {func(t *testing.T, dir string) {
-			replace(t, dir, "go.mod", patches.Maintained.Module, patches.Apache.Module)
-		}, "there are no patches for github.com/matrix-org/dendrite v0.15.2", apply},
+			replace(t, dir, "go.mod", patches.Apache.Module, patches.Maintained.Module)
+		}, "there are no patches for github.com/element-hq/dendrite v0.13.8", apply},
 		"ChangedWhereThePatchGoes": {func(t *testing.T, dir string) {
 			replace(t, dir, "cmd/dendrite/main.go", "prometheus.MustRegister(upCounter)", "")
 		}, "cmd/dendrite/main.go: patch does not apply", apply},
@@ -204,7 +193,7 @@ func TestRefuses(t *testing.T) {
 		}, "changes that are not committed:\n M README.md", apply},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := excerpt(t, patches.Maintained)
+			dir := excerpt(t, patches.Apache)
 			test.spoil(t, dir)
 			before := contents(t, dir)
 			_, err := test.do(dir)

@@ -1,3 +1,5 @@
+//go:build all
+
 // Package clients tests delayed events with the clients that people use: the real binary, on SQLite, and matrix-js-sdk,
 // upon which Element Call is built, and mautrix-go as they are published.
 package clients

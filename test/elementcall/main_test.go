@@ -1,3 +1,5 @@
+//go:build all
+
 // Package elementcall tests calls with the real Element Call: two headless Chromiums, a real LiveKit, a reverse proxy, and
 // the real homeserver, each with the configuration that docs/element-call.md tells people to use.
 package elementcall

@@ -1,8 +1,10 @@
+//go:build all
+
 // Package hostile tests that users cannot harm the server or one another: the real binary, on SQLite and on PostgreSQL, with
 // hostile users on one side and a bystander on the other, whose timers must be closed in time whatever the others do.
 //
-//	go test ./test/hostile -run TestFuzzThroughTimers -timers 200000 -longest 3h -database SQLite -timeout 4h -v
-//	go test ./test/hostile -run TestHostileUsers -attack 15s -timeout 30m -v
+//	go test -tags all ./test/hostile -run TestFuzzThroughTimers -timers 200000 -longest 3h -database SQLite -timeout 4h -v
+//	go test -tags all ./test/hostile -run TestHostileUsers -attack 15s -timeout 30m -v
 package hostile
 
 import (

@@ -1,3 +1,5 @@
+//go:build all
+
 // Package install tests the files in docs/install: the real proxies, with those files, in front of the real homeserver with
 // the configuration there.
 package install

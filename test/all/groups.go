@@ -1,0 +1,98 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+)
+
+// A group is what is run, or left out, together.
+type group struct {
+	name, what string
+	// needs tells what the machine lacks; nil stands for nothing. In CI a group that cannot run has failed.
+	needs func() error
+	steps []step
+}
+
+// A step is a command, or a function that runs some.
+type step struct {
+	args []string
+	do   func(*runner) error
+}
+
+// limit ends a go test that hangs. It is far above what any of them takes, because a slow machine is not a fault.
+const limit = "45m"
+
+// integration is the package of the contract. Its tests with the build tag all are divided among several groups by name; the others are
+// run by go test ./... already.
+const integration = "./test/integration"
+
+// tests returns the step that runs the tests of packages, with flags before them.
+func tests(flagsAndPackages ...string) step {
+	return step{args: append([]string{"go", "test", "-json", "-count=1", "-tags=all", "-timeout=" + limit}, flagsAndPackages...)}
+}
+
+func command(args ...string) step { return step{args: args} }
+
+func fuzz(pkg, name, inputs string) step {
+	// So many inputs, not so long: when a time is over, Go 1.26 may report that as a failure (golang/go#75804).
+	return command("go", "test", pkg, "-run=^$", "-fuzz=^"+name+"$", "-fuzztime="+inputs)
+}
+
+// units are the packages that go test ./... runs, without the contract.
+var units = []string{
+	".", "./around", "./clientapi", "./cmd/...", "./dendritefix", "./docker/...", "./eventsize", "./expiration/...", "./failpoint", "./guard",
+	"./jsondepth", "./keylock", "./limits", "./roomserver", "./summary", "./syncapi", "./userapi", "./test/all", "./test/patience",
+}
+
+var groups = []group{
+	{name: "units", what: "the unit, model and storage tests again, with the race detector; the component without cgo", steps: []step{
+		tests(append([]string{"-race"}, units...)...),
+		command("env", "CGO_ENABLED=0", "go", "test", "-trimpath", "./expiration/..."),
+	}},
+	{name: "fuzz", what: "what parses input of users, with random inputs", steps: []step{
+		fuzz("./clientapi", "FuzzParseContent", "30000x"), fuzz("./clientapi", "FuzzReadToken", "30000x"),
+		fuzz("./clientapi", "FuzzWellFormed", "10000x"), fuzz("./syncapi", "FuzzAddDelayIDs", "30000x"),
+		fuzz("./jsondepth", "FuzzDepth", "30000x"), fuzz("./dendritefix", "FuzzDepth", "30000x"),
+	}},
+	{name: "races", what: "much at once, with the race detector in tests and server", steps: []step{
+		tests("-race", "-run=^(TestOneWinner|TestDelayedEvents|TestFederationRaces|TestClockIsSet)$", integration),
+	}},
+	{name: "soak", what: "random clients while everything befalls their server, with the race detector", steps: []step{
+		tests("-race", "-run=^TestSoak$", integration),
+	}},
+	{name: "crashes", what: "crashes at every step in the life of an event, and backups (sqlite3)", steps: []step{
+		tests("-run=^(TestCrashes|TestStateSetBack|TestStreamsThatForget|TestBackups)$", integration),
+	}},
+	{name: "outages", what: "database, disk and roomserver away (PostgreSQL, and root for a full disk)", steps: []step{
+		tests("-run=^(TestPostgreSQLIsAway|TestDatabaseOutage|TestDiskIsFull|TestRoomserverRefuses|TestStreamIsBehind)$", integration),
+	}},
+	{name: "federation", what: "two servers, quiet rooms, and a hostile server", steps: []step{
+		tests("-run=^(TestFederation|TestFederationLateClosing|TestFederationQuietRooms|TestFederationRedactionInContent|"+
+			"TestHostileServer|TestQuietRooms|TestRemoteRoomSummary|TestStateAfterConflicts)$", integration),
+	}},
+	{name: "abuse", what: "what strangers do to the open endpoint, what times give away, and the same answers as stock Dendrite", steps: []step{
+		tests("-run=^(TestAbuse|TestDelayedAbuse|TestKeepAlivesThatHangUp|TestRealIPHeader|TestSameAsStock|TestSummaryTiming)$", integration),
+	}},
+	{name: "patches", what: "the component in a Dendrite source tree", steps: []step{{do: runPatches}, {do: runLines}}},
+	{name: "clients", what: "matrix-js-sdk and mautrix-go, as they are published (Node.js 18, npm)", steps: []step{tests("-race", "./test/clients")}},
+	{name: "install", what: "the files of docs/install, with both proxies and systemd (caddy, nginx, systemd-analyze, PostgreSQL)", steps: []step{tests("-race", "./test/install")}},
+	{name: "hostile", what: "hostile users, beside a bystander whose lateness is measured", steps: []step{tests("./test/hostile")}},
+	{name: "elementcall", what: "calls with Element Call in Chromium, over LiveKit (chromium, caddy, Node.js, npm)", steps: []step{
+		command("go", "-C", "test/elementcall/livekit", "vet", "./..."), tests("./test/elementcall"),
+	}},
+	{name: "benchmark", what: "the benchmark, too short for figures", steps: []step{
+		command("go", "run", "./test/bench", "-rounds", "1", "-turn", "300ms", "-timers", "5000", "-idle", "300ms", "-due", "500",
+			"-closings", "16", "-closings-in-room", "16", "-rooms", "4", "-refreshes", "50000"),
+	}},
+	{name: "release", what: "the release, the same in two folders", steps: []step{{do: runRelease}}},
+	{name: "images", what: "the container images (root on Debian)", needs: rootOnDebian, steps: []step{command("docker/check")}},
+}
+
+// rootOnDebian is what docker/check needs.
+func rootOnDebian() error {
+	if _, err := exec.LookPath("apt-get"); err != nil || os.Geteuid() != 0 {
+		return errors.New("it needs root on Debian")
+	}
+	return nil
+}
