@@ -71,6 +71,9 @@ var groups = []group{
 		tests("-run=^(TestFederation|TestFederationLateClosing|TestFederationQuietRooms|TestFederationRedactionInContent|"+
 			"TestHostileServer|TestQuietRooms|TestRemoteRoomSummary|TestStateAfterConflicts)$", integration),
 	}},
+	{name: "crowds", what: "many who replace, leave and end in the same moment", steps: []step{
+		tests("-run=^(TestManyReplacedAtExpiry|TestManyEndWhileTheSenderLeaves)$", integration),
+	}},
 	{name: "abuse", what: "what strangers do to the open endpoint, what times give away, and the same answers as stock Dendrite", steps: []step{
 		tests("-run=^(TestAbuse|TestDelayedAbuse|TestKeepAlivesThatHangUp|TestRealIPHeader|TestSameAsStock|TestSummaryTiming)$", integration),
 	}},

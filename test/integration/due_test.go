@@ -82,12 +82,15 @@ func TestRefusedWhenDue(t *testing.T) {
 // A 200 of /end, or of send, means that the event is in the room, also when its sender leaves or is kicked at the same moment.
 func TestEndWhileTheSenderLeaves(t *testing.T) {
 	t.Parallel()
+	testEndWhileTheSenderLeaves(t, 10)
+}
+
+func testEndWhileTheSenderLeaves(t *testing.T, tries int) {
 	onEachDatabase(t, map[string]any{
 		"rate_limiting": JSON{"enabled": false}, "delayed_events": JSON{"max_scheduled_per_user": 1000},
 	}, func(t *testing.T, s *server) {
 		admin, alice := s.newUser(t), s.newUser(t)
 		room := s.room(t, admin, alice)
-		const tries = 30
 		ended, sent := 0, 0
 		follower := admin.follow(t, room)
 		for i := range tries {

@@ -32,7 +32,10 @@ import (
 const memberType = "m.call.member"
 
 // soon is longer than anything takes here that is not waited for by its own clock.
-var soon = patience.For(30 * time.Second)
+var soon = patience.For(time.Minute)
+
+// pollInterval is the time between two looks at something that nothing announces.
+const pollInterval = 40 * time.Millisecond
 
 type JSON = homeserver.JSON
 
@@ -519,7 +522,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 
 func eventuallyWithin(t *testing.T, d time.Duration, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(d); !holds(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(d); !holds(); time.Sleep(pollInterval) {
 		if time.Now().After(deadline) {
 			t.Fatalf("never: %s", what)
 		}

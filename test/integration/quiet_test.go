@@ -236,7 +236,7 @@ func TestQuietRooms(t *testing.T) {
 	}
 	for roomID, due := range due {
 		<-time.After(time.Until(due))
-		eventuallyWithin(t, time.Until(due.Add(soon)), "the closing event of a quiet room", func() bool {
+		eventuallyWithin(t, time.Until(due.Add(min(soon, 2*time.Minute))), "the closing event of a quiet room", func() bool {
 			return alice.state(t, roomID, "quiet").Get(`content.m\.will_expire`).Str == "expired"
 		})
 	}

@@ -31,17 +31,17 @@ func TestRestart(t *testing.T) {
 				alice := s.newUser(t)
 				roomID, other := s.room(t, alice), s.room(t, alice)
 				running := alice.sendState(t, roomID, "running", 600, nil)
-				held := alice.sendState(t, roomID, "held", life, nil)
 				var overdue []string
 				for range 5 {
-					overdue = append(overdue, alice.sendMessage(t, roomID, 1).eventID)
+					overdue = append(overdue, alice.sendMessage(t, roomID, patience.Life(2)).eventID)
 				}
-				alice.sendMessage(t, other, 1)
+				alice.sendMessage(t, other, patience.Life(2))
 				replaced := alice.sendState(t, roomID, "replaced", 600, nil)
 				alice.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "replaced"), JSON{"left": true})
 				ended := alice.sendState(t, roomID, "ended", 600, nil)
 				code, _ := s.keepAlive(t, "end", ended.token)
 				require.Equal(t, http.StatusOK, code)
+				held := alice.sendState(t, roomID, "held", life, nil)
 				s.refreshed(t, held.token)
 				refreshed := time.Now()
 				s.restart(t, crash)
@@ -51,8 +51,8 @@ func TestRestart(t *testing.T) {
 				s.refused(t, replaced.token)
 				s.refused(t, ended.token)
 				follower := alice.follow(t, roomID)
-				if crash {
-					follower.patience = afterCrash
+				if crash { // which may have come while one of them was closed
+					follower.patience = afterQueue
 				}
 				for _, eventID := range overdue {
 					follower.awaitClosing(t, eventID, "expired")

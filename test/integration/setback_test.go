@@ -81,9 +81,9 @@ func TestStateSetBack(t *testing.T) {
 			send: sendPlain,
 			crashed: func(t *testing.T, s *server, roomID, eventID string) {
 				t.Helper()
-				s.enqueue(t, roomID, eventID, quiet+soon)
+				s.enqueue(t, roomID, eventID, redelivered)
 			},
-			within: quiet + soon + afterCrash,
+			within: redelivered + afterCrash,
 		},
 		{
 			name: "Lost", // as what a fault of the database does to it: Dendrite says that it has done with it
@@ -135,8 +135,11 @@ func sendPlain(t *testing.T, u *user, roomID string) string {
 	return u.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{"body": "hello"}).Get("event_id").Str
 }
 
-// quiet is how long nothing happens in a room until Dendrite reads its queue no longer.
-const quiet = time.Minute
+// quiet is how long nothing happens in a room until Dendrite reads its queue no longer, and redelivered when JetStream brings an event then.
+const (
+	quiet       = time.Minute
+	redelivered = quiet + 20*time.Second
+)
 
 // enqueue puts an event of a server that does not run into the queue of the roomserver, as one that it had begun to work on, and that
 // JetStream brings again after a while. After a crash that takes five minutes; there is no need to wait so long.

@@ -33,17 +33,22 @@ const startTimeout = 60 * time.Second
 
 // Cluster is a running PostgreSQL server.
 type Cluster struct {
-	dir    string
-	bin    string
-	port   int
-	creds  *syscall.SysProcAttr
-	cmd    *exec.Cmd
-	exited chan struct{}
-	names  atomic.Int64
+	dir string
+	bin string
+	// settings are those of postgresql.conf that differ from the defaults.
+	settings []string
+	port     int
+	creds    *syscall.SysProcAttr
+	cmd      *exec.Cmd
+	exited   chan struct{}
+	names    atomic.Int64
 }
 
-// Start makes a cluster in a folder of its own and starts it.
-func Start(ctx context.Context) (*Cluster, error) {
+// Unsafe are settings for tests whose PostgreSQL survives: it does not wait for the disk.
+var Unsafe = []string{"fsync=off", "full_page_writes=off"}
+
+// Start makes a cluster in a folder of its own and starts it, with settings as in postgresql.conf.
+func Start(ctx context.Context, settings ...string) (*Cluster, error) {
 	bin, err := findBinaries()
 	if err != nil {
 		return nil, err
@@ -52,7 +57,7 @@ func Start(ctx context.Context) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{dir: dir, bin: bin}
+	c := &Cluster{dir: dir, bin: bin, settings: settings}
 	if err = c.initialise(ctx); err != nil {
 		_ = os.RemoveAll(dir)
 		return nil, err
@@ -146,8 +151,11 @@ func (c *Cluster) Resume(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	c.cmd = c.command(context.WithoutCancel(ctx), "postgres", "-D", c.data(), "-k", c.dir,
-		"-c", "listen_addresses=127.0.0.1", "-p", strconv.Itoa(c.port), "-c", "max_connections=1000")
+	args := []string{"-D", c.data(), "-k", c.dir, "-c", "listen_addresses=127.0.0.1", "-p", strconv.Itoa(c.port), "-c", "max_connections=1000"}
+	for _, setting := range c.settings {
+		args = append(args, "-c", setting)
+	}
+	c.cmd = c.command(context.WithoutCancel(ctx), "postgres", args...)
 	c.cmd.Stdout, c.cmd.Stderr = log, log
 	if err = c.cmd.Start(); err != nil {
 		return err

@@ -33,7 +33,7 @@ func Shared(t testing.TB) *Cluster {
 	if err := Missing(); err != nil {
 		t.Skipf("NOT TESTED ON POSTGRESQL: %s", err)
 	}
-	shared.once.Do(func() { shared.cluster, shared.err = Start(context.Background()) })
+	shared.once.Do(func() { shared.cluster, shared.err = Start(context.Background(), Unsafe...) })
 	if shared.err != nil {
 		t.Fatalf("starting PostgreSQL: %s", shared.err)
 	}
