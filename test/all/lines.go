@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/patches"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
@@ -68,33 +67,4 @@ func (r *runner) runLine(line patches.Line) error {
 	}
 	r.say("   on %s", line)
 	return r.run(suite.args, homeserver.Tree+"="+source)
-}
-
-// runRelease makes the release in two clones of this repository, and compares them.
-func runRelease(r *runner) error {
-	dir, err := os.MkdirTemp("", "msc4140-release-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	var sums [2]string
-	for i, folder := range []string{"one", "another/folder"} {
-		clone := filepath.Join(dir, folder)
-		if err = r.run([]string{"git", "clone", "-q", ".", clone}); err != nil {
-			return err
-		}
-		if err = r.run([]string{"make", "-s", "-C", clone, "dist", "ARCHS=amd64"}); err != nil {
-			return err
-		}
-		sum, err := os.ReadFile(filepath.Join(clone, "dist", "SHA256SUMS"))
-		if err != nil {
-			return err
-		}
-		sums[i] = strings.TrimSpace(string(sum))
-	}
-	r.say("   %s", sums[0])
-	if sums[0] != sums[1] {
-		return fmt.Errorf("not the same in another folder: %s", sums[1])
-	}
-	return nil
 }

@@ -44,8 +44,7 @@ func TestNothingIsForgotten(t *testing.T) {
 			return nil
 		}
 		if pkg != integration {
-			runs := commands("")
-			require.True(t, strings.Contains(runs, pkg+"\n") || pkg == "./patches", "no group runs %s", pkg) // see runPatches
+			require.True(t, strings.Contains(commands(""), pkg+"\n") || pkg == "./patches", "no group runs %s", pkg) // see runPatches
 			return nil
 		}
 		for _, f := range testFunc.FindAllSubmatch(source, -1) {

@@ -33,6 +33,7 @@ func (r *runner) run(args []string, env ...string) error {
 	cmd := exec.CommandContext(r.ctx, args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Minute // for what it leaves running
 	cmd.Stdout, cmd.Stderr = r.out, r.out
 	if !slices.Contains(args, "-json") {
 		return cmd.Run()
