@@ -113,9 +113,10 @@ func TestRestartGrace(t *testing.T) {
 	onEachDatabase(t, JSON{"restart_grace": grace.String(), "rate_limiting": JSON{"enabled": false}}, func(t *testing.T, s *server) {
 		alice := s.newUser(t)
 		roomID := s.room(t, alice)
-		dead, live := alice.sendState(t, roomID, "dead", 1, nil), alice.sendState(t, roomID, "live", patience.Life(6), nil)
+		life := patience.Life(2) // until the server is dead
+		live, dead := alice.sendState(t, roomID, "live", 3*life, nil), alice.sendState(t, roomID, "dead", life, nil)
 		s.Kill()
-		<-time.After(1100 * time.Millisecond)
+		<-time.After(time.Duration(life)*time.Second + 100*time.Millisecond)
 		before := time.Now()
 		require.NoError(t, s.Start(t.Context()))
 		s.refreshed(t, live.token)
