@@ -113,7 +113,7 @@ func testEvacuatedRoom(t *testing.T, s *server, admin *user) {
 func testUpgraded(t *testing.T, s *server, admin *user) {
 	bob := s.newUser(t)
 	roomID := s.room(t, admin, bob)
-	message := bob.sendMessage(t, roomID, 2*briefly) // an upgrade takes a while
+	message := bob.sendMessage(t, roomID, 4*briefly) // an upgrade takes a while
 	state, byAdmin := bob.sendState(t, roomID, bob.UserID, briefly, nil), admin.brief(t, roomID)
 	drops := s.metric(t, "dendrite_expiration_drops_total", `reason="forbidden"`)
 	newRoomID := admin.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/upgrade",
