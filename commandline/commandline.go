@@ -1,4 +1,4 @@
-// Package commandline refuses command lines that Go's flag package accepts, and of which it ignores a part.
+// Package commandline refuses command lines that Go's flag package accepts, although it ignores a part of them.
 package commandline
 
 import (
@@ -19,5 +19,5 @@ func NoArguments(flags *flag.FlagSet, hint string) error {
 	case flags.Lookup(arg) != nil:
 		hint = "did you mean --" + arg + "?"
 	}
-	return fmt.Errorf("unexpected argument %q, and flags behind it are not read: %s", arg, hint)
+	return fmt.Errorf("unexpected argument %q; flags after it would be ignored: %s", arg, hint)
 }

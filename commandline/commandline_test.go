@@ -14,10 +14,10 @@ func TestNoArguments(t *testing.T) {
 	}{
 		{nil, ""},
 		{[]string{"--config", "a.yaml", "--open"}, ""},
-		{[]string{"a.yaml", "--open"}, `unexpected argument "a.yaml", and flags behind it are not read: did you mean --config?`},
-		{[]string{"--open", "true", "--config", "a.yaml"}, `unexpected argument "true", and flags behind it are not read: a switch takes its value with an equals sign, as in --switch=true`},
-		{[]string{"config", "a.yaml"}, `unexpected argument "config", and flags behind it are not read: did you mean --config?`},
-		{[]string{""}, `unexpected argument "", and flags behind it are not read: did you mean --config?`},
+		{[]string{"a.yaml", "--open"}, `unexpected argument "a.yaml"; flags after it would be ignored: did you mean --config?`},
+		{[]string{"--open", "true", "--config", "a.yaml"}, `unexpected argument "true"; flags after it would be ignored: a switch takes its value with an equals sign, as in --switch=true`},
+		{[]string{"config", "a.yaml"}, `unexpected argument "config"; flags after it would be ignored: did you mean --config?`},
+		{[]string{""}, `unexpected argument ""; flags after it would be ignored: did you mean --config?`},
 	} {
 		flags := flag.NewFlagSet("", flag.ContinueOnError)
 		flags.String("config", "", "")

@@ -176,7 +176,7 @@ func TestExitStatus(t *testing.T) {
 	} {
 		code, printed, _ = checked(t, nil, args...)
 		require.Equal(t, exitUsage, code, printed)
-		require.Contains(t, printed, "check --server URL")
+		require.Contains(t, printed, "--server", "how to call it")
 	}
 }
 

@@ -73,7 +73,7 @@ func (b *comparison) manyTimers(ctx context.Context) error {
 	if b.cluster != nil {
 		b.add(fmt.Sprintf("CPU time of the database for a keep-alive with %d timers / with %d", *many, few), "", "", databaseCost)
 	}
-	b.add("memory per running timer, after the start or after keep-alives, whichever is more", "≤ 200 bytes", " bytes", memory)
+	b.add("memory per running timer, after the start or after keep-alives, whichever is more", "≤ 500 bytes", " bytes", memory)
 	b.add(fmt.Sprintf("start with %d timers, longer than with none by", *many), "≤ 3 s", " s", started)
 	b.add(fmt.Sprintf("idle with %d timers, more of a CPU than with none", *many), "nothing measurable", " %", cpu)
 	if err := b.watchStart(ctx, servers[2].database); err != nil {
