@@ -15,11 +15,11 @@ import (
 // Deactivated reports whether an account of this server is deactivated, or about to be. It is false for an unknown account.
 type Deactivated func(ctx context.Context, userID string) (bool, error)
 
-// Guard is a Closer that checks the sender of a delayed event before it sends the event. The sender was logged in and in the room
-// when the event was scheduled. Both can have changed since, and the roomserver checks neither: a join of a public room needs no
-// membership, and no event needs an account.
+// Guard is a Closer that checks the sender of a delayed event before it sends the event. When the event was scheduled, the sender was
+// logged in and in the room. Both can have changed since, and the roomserver checks neither: a user can join a public room without being a
+// member, and an event needs no account.
 //
-// Closing events are not checked: with them the homeserver speaks about an event that is in the room.
+// Closing events are not checked: the homeserver sends them for an event that is already in the room.
 type Guard struct {
 	*Closer
 	deactivated Deactivated
@@ -50,7 +50,8 @@ func (g *Guard) Send(
 	})
 }
 
-// Resubmit implements expiration.Roomserver. An event that the roomserver has was sent before the account was deactivated.
+// Resubmit implements expiration.Roomserver. An event that the roomserver already has is finished, because it was sent before the account
+// was deactivated.
 func (g *Guard) Resubmit(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) error {
 	if t.Delayed != nil {
 		if err := g.checkAccount(ctx, t.Event); err != nil {
@@ -74,8 +75,8 @@ func (g *Guard) checkAccount(ctx context.Context, e expiration.Event) error {
 	return nil
 }
 
-// checkMember returns a *expiration.RefusedError if the sender of a membership event is not joined any more. The auth rules would
-// let a user who has left come back by the event, or knock.
+// checkMember returns a *expiration.RefusedError if the sender of a membership event is no longer joined. The auth rules would allow the
+// event: a user who has left could rejoin, or knock, with it.
 func (g *Guard) checkMember(ctx context.Context, e expiration.Event) error {
 	if e.Type != spec.MRoomMember {
 		return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// accounts are those of a server with one account.
+// accounts is a server with one account.
 type accounts struct {
 	deactivated bool
 	failed      error
@@ -67,7 +67,7 @@ func delayedTimer(eventType string) expiration.Timer {
 	}
 }
 
-// Nothing is built for an account that is deactivated: here it would panic.
+// No event is built for a deactivated account: with this fake, building one would panic.
 func TestGuardLooksAtTheAccount(t *testing.T) {
 	failed := errors.New("disk full")
 	var dropped *expiration.DropError
@@ -79,7 +79,7 @@ func TestGuardLooksAtTheAccount(t *testing.T) {
 	require.False(t, errors.As(err, &dropped), "a passing fault")
 }
 
-// What the roomserver has of a deactivated account is finished; what it has not is not sent.
+// An event of a deactivated account is finished if the roomserver has it. Otherwise it is not sent.
 func TestGuardResubmits(t *testing.T) {
 	failed := errors.New("disk full")
 	event := newEvent(t, "", `{}`)
@@ -117,7 +117,7 @@ func TestGuardResubmits(t *testing.T) {
 	}
 }
 
-// A membership event is sent for members alone.
+// A membership event is sent only while its sender is a member.
 func TestGuardLooksAtTheMembership(t *testing.T) {
 	failed := errors.New("disk full")
 	for name, test := range map[string]struct {

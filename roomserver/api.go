@@ -1,9 +1,9 @@
-// Package roomserver is the seam to Dendrite's roomserver: a wrapper that sees each event before it is sent, and the sender of
-// closing and delayed events.
+// Package roomserver connects the engine to Dendrite's roomserver. It has a wrapper that sees each event before it is sent, and the sender
+// of closing and delayed events.
 //
-// All of Dendrite's components are given the wrapper in the roomserver's place. When a local send of a state event returns, the
-// token of the replaced event is invalid. Events that the roomserver sends by itself (invites, leaves, kicks) do not pass through
-// here; they come over the output stream, see package syncapi.
+// All of Dendrite's components get the wrapper in place of the roomserver. When a local send of a state event returns, the token of the
+// replaced event is invalid. Events that the roomserver sends by itself (invites, leaves, kicks) do not pass through the wrapper. They
+// arrive over the output stream, see package syncapi.
 package roomserver
 
 import (
@@ -21,7 +21,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
 )
 
-// StateWatcher is told before a state event is given to the roomserver, and when it has been sent.
+// StateWatcher is notified of local state events: by StateComes before the roomserver gets the event, and by StateSent when the event has
+// been sent.
 type StateWatcher interface {
 	StateComes(ctx context.Context, s expiration.StateKey, eventID string) error
 	StateSent(ctx context.Context, s expiration.StateKey, eventID string) error
@@ -39,8 +40,8 @@ type API struct {
 // sender is a user in a room.
 type sender struct{ roomID, userID string }
 
-// LockSender waits until no other event of a user is being sent into a room, and returns the function that unlocks. Dendrite's
-// SendEvent has a lock of its own for that, which obeys no context. A caller that holds this lock never waits there.
+// LockSender locks the sends of one user in one room, and returns the function that unlocks. Dendrite's SendEvent has a lock of its own for
+// that, which ignores the context. A caller that holds LockSender's lock never waits for Dendrite's.
 func (a *API) LockSender(ctx context.Context, roomID, userID string) (unlock func(), err error) {
 	return a.senders.Lock(ctx, sender{roomID, userID})
 }
@@ -70,7 +71,7 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 			res.ErrMsg = err.Error()
 			return
 		}
-		others := *req // state that comes with a join, say
+		others := *req // for example the rest of the state that a join brings
 		others.InputRoomEvents, req = admitted, &others
 	}
 	if !req.Asynchronous {
@@ -88,7 +89,7 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 	tell(ctx, req, a.watcher.StateSent, "Failed to stop the timers of overtaken events")
 }
 
-// tell tells the watcher of state events. An error is only logged: the output stream tells of the change too.
+// tell notifies the watcher of the state events in a request. An error is only logged, because the output stream reports the same change.
 func tell(
 	ctx context.Context, req *api.InputRoomEventsRequest, watch func(context.Context, expiration.StateKey, string) error, failed string,
 ) {

@@ -19,7 +19,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
 
-// journal is a roomserver, a watcher and a hook that write down in which order they are called.
+// journal is a roomserver, a watcher and a hook that record the order of their calls.
 type journal struct {
 	api.RoomserverInternalAPI
 	calls  []string
@@ -52,7 +52,7 @@ func (j *journal) hook(err error) *expiration.Hook {
 	}
 }
 
-// reference is an event ID as those that events refer to.
+// reference is an event ID as it appears in prev_events and auth_events.
 const reference = "$0123456789012345678901234567890123456789012"
 
 // newEvent returns an event of room version 10.
@@ -67,7 +67,7 @@ func newEvent(t *testing.T, stateKey, content string) *types.HeaderedEvent {
 	return &types.HeaderedEvent{PDU: pdu}
 }
 
-// deep returns a JSON object with so many levels.
+// deep returns a JSON object with the given number of levels.
 func deep(levels int) string {
 	return strings.Repeat(`{"a":`, levels) + "1" + strings.Repeat("}", levels)
 }
@@ -133,7 +133,7 @@ func TestIsRunning(t *testing.T) {
 	}
 }
 
-// However large the event is that is accepted, its closing event fits, with as many references as Dendrite ever makes.
+// The closing event of the largest accepted event fits, with as many references as Dendrite ever makes.
 func TestClosable(t *testing.T) {
 	event := func(size int) *types.HeaderedEvent {
 		return newEvent(t, `,"state_key":"key"`, `{"m.will_expire":"running","x":"`+strings.Repeat("<", size)+`"}`)
@@ -170,7 +170,7 @@ func (j *journal) QueryCurrentState(
 	return nil
 }
 
-// What a closing event is built upon is looked up with the current state, and Dendrite sees only what it has asked for.
+// The ground is queried together with the prev events, and Dendrite sees only the state that it asked for.
 func TestGround(t *testing.T) {
 	key := "key"
 	create := gomatrixserverlib.StateKeyTuple{EventType: "m.room.create"}

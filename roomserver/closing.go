@@ -22,7 +22,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
 )
 
-// Closer sends closing events. It implements expiration.Roomserver.
+// Closer sends closing and delayed events. It implements expiration.Roomserver.
 type Closer struct {
 	cfg   *config.ClientAPI
 	rsAPI *API
@@ -30,13 +30,13 @@ type Closer struct {
 
 var _ expiration.Roomserver = (*Closer)(nil)
 
-// NewCloser returns a sender of closing events. They pass through the wrapper, like all others.
+// NewCloser returns a sender of closing and delayed events. They pass through the wrapper, like all others.
 func NewCloser(cfg *config.ClientAPI, rsAPI *API) *Closer {
 	return &Closer{cfg: cfg, rsAPI: rsAPI}
 }
 
-// Close implements expiration.Roomserver. The closing event is sent the way a client's event is, so power levels, pseudo
-// IDs and room versions are Dendrite's own business.
+// Close implements expiration.Roomserver. It sends the closing event the way a client's event is sent. So Dendrite takes care of power
+// levels, pseudo IDs and room versions.
 func (c *Closer) Close(
 	ctx context.Context, e expiration.Event, o expiration.Outcome, sent time.Time, lost bool,
 	claim func(context.Context, expiration.SignedEvent) error,
@@ -55,9 +55,9 @@ func (c *Closer) Close(
 // maxTimestamp is the greatest number that an event can have.
 const maxTimestamp = spec.Timestamp(1<<53 - 1)
 
-// later returns the time for a closing event, which is after its original's if it can be: of the two state resolution prefers the
-// later one, where another branch of the room's graph has the original. That can bear any time: a client may say when it is sent,
-// and the clock may have been set back since.
+// later returns the timestamp of a closing event: the later of the argument sent and the time just after the original's timestamp. When
+// another branch of the event graph has the original, state resolution prefers the later of the two. The original can bear any timestamp: a
+// client may choose it, and the clock may have been set back since.
 func later(sent time.Time, original gomatrixserverlib.PDU) time.Time {
 	after := min(original.OriginServerTS()+1, maxTimestamp).Time()
 	if sent.Before(after) {
@@ -92,7 +92,7 @@ func (c *Closer) send(
 		return err
 	}
 	if refused := (*expiration.RefusedError)(nil); errors.As(err, &refused) {
-		// A room that was set back may lack what allows the event, and get it back with the event.
+		// A room that was set back may lack the state that allows the closing event. That state comes back together with the original.
 		if s.ground != nil && s.ground.asked && !lost && errors.Is(c.checkGround(ctx, e, original, s.ground), expiration.ErrSetBack) {
 			return c.checkRoom(ctx, e, expiration.ErrSetBack)
 		}
@@ -105,8 +105,8 @@ func (c *Closer) send(
 	return c.checkRoom(ctx, e, err)
 }
 
-// sendEvent sends an event where another is, as a client of its sender does, and as an application service says when it was
-// sent; zero is now.
+// sendEvent sends an event with the room, type, state key and sender of e, the way a client of the sender does. The time sent is passed as
+// an application service passes it, in the parameter ts. The zero time means now.
 func (c *Closer) sendEvent(
 	ctx context.Context, s *oneSend, e expiration.Event, content []byte, sent time.Time,
 ) (util.JSONResponse, error) {
@@ -127,8 +127,8 @@ func (c *Closer) sendEvent(
 	return routing.SendEvent(s.quiet(req), device, e.RoomID, e.Type, nil, e.StateKey, c.cfg, s, nil), nil
 }
 
-// checkGround returns an error if what the closing event of e was built upon has something else in the place of e, or e
-// redacted.
+// checkGround returns an error if the closing event of e must not be sent. In the state that the closing event is built upon, e must still
+// be in its place and not be redacted.
 func (c *Closer) checkGround(ctx context.Context, e expiration.Event, original gomatrixserverlib.PDU, g *ground) error {
 	switch {
 	case g == nil: // not state
@@ -146,20 +146,19 @@ func (c *Closer) checkGround(ctx context.Context, e expiration.Event, original g
 	return nil
 }
 
-// newer reports whether the current state replaced an event: it was built upon it, or the two crossed and state resolution
-// preferred what is later.
+// newer reports whether the current state replaced original. It did if it was built upon original, or if the two crossed and state
+// resolution preferred the later one.
 //
-// What is neither stands there because the room was set back: Dendrite takes an event out of those that are built upon
-// (with all state that it set) when another refers to it, even if a crash has left that other one in the queue. What is then
-// sent beside it is all that the room has, until the other is done, and with it the event is back.
+// Otherwise the room's state was set back. Dendrite removes an event, with all state that it set, from the forward extremities as soon as
+// another event refers to it. It does so even if a crash has left that other event in the queue. An event that is sent in the meantime
+// becomes the only forward extremity. When the roomserver has processed the queued event, the original is current again.
 func newer(current, original gomatrixserverlib.PDU) bool {
 	return current.Depth() > original.Depth() || current.OriginServerTS() > original.OriginServerTS()
 }
 
-// Confirm implements expiration.Roomserver. The roomserver stores an event first, and sends it later: one that it was busy
-// with when the process died is known to it, even the current state perhaps, and nobody has been told. JetStream brings it
-// again, but only after minutes. To give it to the roomserver once more is harmless if it was done with it, and finishes it
-// if not.
+// Confirm implements expiration.Roomserver. It gives the event to the roomserver again, because the roomserver stores an event before it
+// sends it. If the process died in between, the event is known, perhaps even as the current state, but no client was told of it. JetStream
+// redelivers it only after minutes. If the roomserver had finished the event, the repetition is harmless; otherwise it finishes the event.
 func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
 	if err := c.checkSender(ctx, e); err != nil {
 		return err
@@ -179,8 +178,7 @@ func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
 // Resubmit implements expiration.Roomserver.
 func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) error {
 	e := t.Event
-	// Of a state event only the current one counts: if another has come since, the closing event is void. A delayed event
-	// that is claimed is on its way.
+	// A closing event is void if another event has replaced the original since. A claimed delayed event is handled below.
 	if e.StateKey != nil && t.Delayed == nil {
 		current, err := c.replaced(ctx, e)
 		switch {
@@ -190,9 +188,10 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 			return &expiration.DropError{Reason: expiration.Replaced}
 		}
 	}
+	// A claimed delayed event that the roomserver has is finished. Otherwise another user's newer state cancels it.
 	if t.Delayed != nil && e.StateKey != nil {
 		known, err := c.event(ctx, e.RoomID, signed.EventID)
-		if err == nil && known == nil { // what others have sent since has the say
+		if err == nil && known == nil {
 			var overtaken bool
 			if overtaken, err = c.overtaken(ctx, t); overtaken {
 				return &expiration.DropError{Reason: expiration.Replaced}
@@ -203,7 +202,7 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 		}
 	}
 	if err := c.checkSender(ctx, e); err != nil {
-		// A delayed event that the roomserver has was sent before its sender left.
+		// A delayed event that the roomserver already has was sent before its sender left.
 		if known, lookErr := c.event(ctx, e.RoomID, signed.EventID); t.Delayed == nil || lookErr != nil || known == nil {
 			return err
 		}
@@ -230,8 +229,8 @@ func readBuilt(signed expiration.SignedEvent) (gomatrixserverlib.PDU, error) {
 	return nil, &expiration.UnsendableError{Cause: fmt.Errorf("reading %s, which was built earlier: %w", signed.EventID, err)}
 }
 
-// Wake implements expiration.Roomserver. In a room in which nothing happened for a minute, Dendrite reads nothing from the queue
-// until the room's next event comes, not even messages that JetStream redelivers.
+// Wake implements expiration.Roomserver. Dendrite ends a room's worker after a minute without events. Then nothing reads the room's queue
+// until the next event arrives, not even the messages that JetStream redelivers.
 func (c *Closer) Wake(ctx context.Context, roomID string) error {
 	return inputqueue.Wake(ctx, c.rsAPI, c.cfg.Matrix.ServerName, roomID)
 }
@@ -261,13 +260,13 @@ func (c *Closer) Replaced(ctx context.Context, t expiration.Timer) (bool, error)
 	return current != nil, err
 }
 
-// replaced returns the current state if it has replaced a state event, and else nil.
+// replaced returns the current state if it has replaced the state event e, and otherwise nil.
 func (c *Closer) replaced(ctx context.Context, e expiration.Event) (gomatrixserverlib.PDU, error) {
 	current, err := c.current(ctx, e)
 	if err != nil || current == nil || current.EventID() == e.ID {
 		return nil, err
 	}
-	// What the roomserver does not know yet is in its queue, and can come to stand there.
+	// An event that the roomserver does not know yet may be in its queue, and may still become the current state.
 	original, err := c.event(ctx, e.RoomID, e.ID)
 	if err != nil || original == nil || !newer(current, original) {
 		return nil, err
@@ -275,7 +274,7 @@ func (c *Closer) replaced(ctx context.Context, e expiration.Event) (gomatrixserv
 	return current.PDU, nil
 }
 
-// current returns the current state in the place of a state event, or nil.
+// current returns the current state in place of a state event, or nil.
 func (c *Closer) current(ctx context.Context, e expiration.Event) (*types.HeaderedEvent, error) {
 	tuple := gomatrixserverlib.StateKeyTuple{EventType: e.Type, StateKey: *e.StateKey}
 	var res api.QueryCurrentStateResponse
@@ -331,7 +330,8 @@ func (c *Closer) checkSender(ctx context.Context, e expiration.Event) error {
 	return nil
 }
 
-// checkRoom returns a *expiration.DropError if something failed because the room or the sender is gone, and else its error.
+// checkRoom returns a *expiration.DropError if an operation failed because the room or the sender is gone. Otherwise it returns the
+// operation's own error.
 func (c *Closer) checkRoom(ctx context.Context, e expiration.Event, failed error) error {
 	if err := c.checkSender(ctx, e); err != nil {
 		return err

@@ -40,7 +40,7 @@ func closingContent(original []byte, eventID string, o expiration.Outcome) ([]by
 	return json.Marshal(content)
 }
 
-// runningContent returns the content of an event that runs from now on, of one that says for how long.
+// runningContent returns the content of an event that starts to run: it replaces the duration by "running".
 func runningContent(content []byte) ([]byte, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(content, &fields); err != nil {
@@ -50,7 +50,7 @@ func runningContent(content []byte) ([]byte, error) {
 	return json.Marshal(fields)
 }
 
-// isRunning reports whether an event has the content of an expiring event. A redacted one has not.
+// isRunning reports whether the content of an expiring event says that it is running. A redacted event has lost that content.
 func isRunning(e gomatrixserverlib.PDU) bool {
 	var content map[string]json.RawMessage
 	if err := json.Unmarshal(e.Content(), &content); err != nil {
@@ -59,8 +59,8 @@ func isRunning(e gomatrixserverlib.PDU) bool {
 	return gjson.ParseBytes(content[expireKey]).Str == expiration.Running
 }
 
-// closable reports whether the closing event of an event is sure to be within the size limit, however many events it will
-// have to refer to when it is built.
+// closable reports whether the closing event of e certainly fits into the size limit, with as many prev events and auth events as it can
+// have.
 func closable(e gomatrixserverlib.PDU) bool {
 	content, err := closingContent(e.Content(), e.EventID(), expiration.Expired)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// Send implements expiration.Roomserver. The event is sent the way a client's is: whether its sender may send it is found out
-// here, and not when it is scheduled.
+// Send implements expiration.Roomserver. It sends the event the way a client's event is sent. Dendrite checks now whether the sender may
+// send it, not when the event is scheduled.
 func (c *Closer) Send(
 	ctx context.Context, t expiration.Timer, o expiration.Outcome, claim func(context.Context, expiration.Built) error,
 ) (string, error) {
@@ -29,7 +29,8 @@ func (c *Closer) Send(
 		if content, err = runningContent(content); err != nil {
 			return "", &expiration.UnsendableError{Cause: err}
 		}
-		// That the room has such state already does not keep it from running anew.
+		// The ground hides the current state from Dendrite until the event is built. Otherwise Dendrite would not send state that the room
+		// already has, and the event would not run anew.
 		s.ground = newGround(e)
 	}
 	res, err := c.sendEvent(ctx, s, e, content, t.Delayed.Timestamp)
@@ -38,7 +39,8 @@ func (c *Closer) Send(
 	}
 	switch {
 	case res.Code != http.StatusOK:
-		// A refusal leaves the event scheduled, for whoever asked for it: its sender may come back.
+		// A refusal is returned unchanged, because checkRoom could turn it into a drop. After a request to send, the event stays scheduled:
+		// its sender may rejoin.
 		if err = s.verdict(res); s.hook.Called || errors.As(err, new(*expiration.RefusedError)) {
 			return "", err
 		}
@@ -50,7 +52,7 @@ func (c *Closer) Send(
 	return gjson.GetBytes(body, "event_id").Str, err
 }
 
-// overtaken reports whether somebody else has set the state that a delayed event is to set, since it was scheduled.
+// overtaken reports whether another user has set the state of a delayed event since the event was scheduled.
 func (c *Closer) overtaken(ctx context.Context, t expiration.Timer) (bool, error) {
 	current, err := c.current(ctx, t.Event)
 	if err != nil || current == nil || current.EventID() == t.Delayed.Over {

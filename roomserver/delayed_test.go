@@ -16,7 +16,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// A fault of the roomserver's is told from what Dendrite says of the event, and that from a send that was called off.
+// verdict distinguishes a fault of the roomserver, Dendrite's answer about the event, and a send that the hook called off.
 func TestVerdict(t *testing.T) {
 	fault, off := errors.New("disk full"), errors.New("the timer was refreshed")
 	refused, unsendable := new(*expiration.RefusedError), new(*expiration.UnsendableError)
@@ -78,7 +78,7 @@ func (s *stateful) QueryUserIDForSender(_ context.Context, _ spec.RoomID, id spe
 	return spec.NewUserID(string(id), true)
 }
 
-// Somebody else's state overtakes a delayed event, if it is not what the event was scheduled over.
+// Another user's state overtakes a delayed event, unless it was already the current state when the event was scheduled.
 func TestOvertaken(t *testing.T) {
 	failed := errors.New("disk full")
 	current := newEvent(t, `,"state_key":"key"`, `{}`) // Alice's

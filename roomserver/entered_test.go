@@ -14,7 +14,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// graph is a roomserver with the events of one room, by their names, and its forward extremities.
+// graph is a roomserver with the events of one room, by their IDs, and its forward extremities.
 type graph struct {
 	membership
 	events map[string]*types.HeaderedEvent
@@ -38,7 +38,7 @@ func (g *graph) QueryEventsByID(_ context.Context, req *api.QueryEventsByIDReque
 	return nil
 }
 
-// add adds an event upon another one and returns its ID.
+// add adds an event with the given prev event, and returns its ID.
 func (g *graph) add(t *testing.T, depth int, prev string) string {
 	t.Helper()
 	version, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersionV10)
@@ -54,7 +54,7 @@ func (g *graph) add(t *testing.T, depth int, prev string) string {
 	return pdu.EventID()
 }
 
-// An event that the roomserver has is in its room if new events are built upon it, and else it was soft-failed.
+// An event that the roomserver has is in its room if new events are built upon it. Otherwise it was soft-failed.
 func TestEntered(t *testing.T) {
 	failed := errors.New("disk full")
 	for name, test := range map[string]struct {

@@ -11,16 +11,16 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// ground is the current state in the place of a closing event, as it is after the events that the closing event is built
-// upon: both come from one answer of the roomserver.
+// ground is the state in place of a closing event, after the prev events that the closing event is built upon. One answer of the roomserver
+// has both the prev events and this state, so they match.
 type ground struct {
 	state gomatrixserverlib.StateKeyTuple
-	// asked: Dendrite has asked upon what to build. current is nil before, and if there is none.
+	// asked: Dendrite has queried the prev events. current is nil before that, and if the room has no such state.
 	asked   bool
 	current gomatrixserverlib.PDU
 }
 
-// newGround returns what the closing event of e will be built upon, or nil if e is not state.
+// newGround returns the ground of the closing event of e, or nil if e is not state.
 func newGround(e expiration.Event) *ground {
 	s, ok := e.State()
 	if !ok {
@@ -29,7 +29,8 @@ func newGround(e expiration.Event) *ground {
 	return &ground{state: gomatrixserverlib.StateKeyTuple{EventType: s.Type, StateKey: s.Key}}
 }
 
-// QueryLatestEventsAndState implements api.QueryLatestEventsAndStateAPI. Dendrite asks it upon what to build an event.
+// QueryLatestEventsAndState implements api.QueryLatestEventsAndStateAPI. Dendrite calls it for the prev events of an event that it builds.
+// The ground's state is added to the query, and removed from the answer if Dendrite did not ask for it.
 func (s *oneSend) QueryLatestEventsAndState(
 	ctx context.Context, req *api.QueryLatestEventsAndStateRequest, res *api.QueryLatestEventsAndStateResponse,
 ) error {
@@ -53,9 +54,9 @@ func (s *oneSend) QueryLatestEventsAndState(
 	return nil
 }
 
-// QueryCurrentState implements api.QueryEventsAPI. Before Dendrite builds a state event it asks whether the room has the same already,
-// for which the roomserver goes through all state of the room. A closing event is never the same as its original, and whether
-// that was replaced is seen when it is built: there is nothing to look up.
+// QueryCurrentState implements api.QueryEventsAPI. Before Dendrite builds a state event, it queries whether the room already has the same
+// state. The roomserver goes through all state of the room for that. A closing event needs no answer: it always differs from its original,
+// and the ground shows whether the original was replaced.
 func (s *oneSend) QueryCurrentState(
 	ctx context.Context, req *api.QueryCurrentStateRequest, res *api.QueryCurrentStateResponse,
 ) error {

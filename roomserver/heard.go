@@ -31,11 +31,12 @@ func (o *Output) written(ctx context.Context) (uint64, error) {
 	return info.State.LastSeq, nil
 }
 
-// heard returns the sequence number up to which the consumer has acknowledged everything. It is the greatest number if nothing is left.
+// heard returns the sequence number up to which the consumer has acknowledged everything. It is the greatest number if the consumer has no
+// messages left.
 func (o *Output) heard(ctx context.Context) (uint64, error) {
 	info, err := o.js.ConsumerInfo(o.cfg.Prefixed(jetstream.OutputRoomEvent), o.consumer, nats.Context(ctx))
 	switch {
-	case errors.Is(err, nats.ErrConsumerNotFound): // the first start: there is nothing to stop
+	case errors.Is(err, nats.ErrConsumerNotFound): // the first start: no timers are running
 		return ^uint64(0), nil
 	case err != nil:
 		return 0, fmt.Errorf("looking at the consumer of the roomserver's output stream: %w", err)

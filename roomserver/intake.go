@@ -12,8 +12,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// Intake wraps Dendrite's roomserver and notes for which rooms something comes in, so that an event that is due is built upon everything that
-// came before it, see settled. It stands below the [API] and all other wrappers.
+// Intake wraps Dendrite's roomserver and notes for which rooms events arrive. So an event that is due is built upon everything that arrived
+// before it, see settled. Intake is the innermost wrapper, below the [API] and all others.
 type Intake struct {
 	api.RoomserverInternalAPI
 	settled *settled
@@ -29,7 +29,7 @@ func (i *Intake) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsRe
 	i.RoomserverInternalAPI.InputRoomEvents(ctx, req, res)
 	for _, input := range req.InputRoomEvents {
 		roomID := input.Event.RoomID().String()
-		if req.Asynchronous { // else the sender waits until the roomserver is done with it
+		if req.Asynchronous { // a synchronous request waits until the roomserver has processed the event
 			i.settled.forget(roomID)
 		}
 		if input.Event.Type() == spec.MRoomRedaction {
@@ -47,7 +47,7 @@ func (i *Intake) SetFederationAPI(fsAPI fsapi.RoomserverFederationAPI, keyRing *
 	}), keyRing)
 }
 
-// Settling returns a roomserver that deals with the contents of a room's queue before it builds an event that is due there.
+// Settling returns a roomserver that waits until a room's queue is processed before it builds an event that is due there.
 func (i *Intake) Settling(r expiration.Roomserver) expiration.Roomserver {
 	return &settling{r, i.settled}
 }

@@ -36,12 +36,12 @@ func (f *federated) QueryRoomVersionForRoom(context.Context, string) (gomatrixse
 	return gomatrixserverlib.RoomVersionV11, nil
 }
 
-// A redaction is noted whether it is fetched or comes as input; another event is noted only if nobody waits for it.
+// A redaction is noted whether it is fetched or arrives as input. Another event is noted only if its input is asynchronous.
 func TestIntakeNotesWhatComes(t *testing.T) {
 	f, r := &federated{}, &remote{}
 	i := NewIntake(f, nil, nil)
 	i.SetFederationAPI(r, nil)
-	// noted reports what was noted during a call.
+	// noted reports what Intake noted during a call.
 	noted := func(come func()) (comes, redacted bool) {
 		look, _ := i.settled.begin(testRoom)
 		i.settled.dealtWith(testRoom, look)

@@ -17,9 +17,9 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// oneSend decorates the roomserver for one call of Dendrite's SendEvent. SendEvent takes the roomserver as a parameter and uses
-// it to query, build and send, so the decorator sees and decides everything, and no value travels in a context. SendEvent starts
-// no goroutines, so there is no lock.
+// oneSend decorates the roomserver for one call of Dendrite's SendEvent. SendEvent takes the roomserver as a parameter and uses it to
+// query, build and send. So the decorator sees and decides everything, and no value travels in a context. SendEvent starts no goroutines,
+// so there is no lock.
 type oneSend struct {
 	api.ClientRoomserverAPI
 	hook *expiration.Hook
@@ -55,14 +55,19 @@ func (s *oneSend) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsR
 	}
 }
 
-// rejected reports whether the auth rules do not allow an event, or the wrapper refused it. The roomserver answers with a text
-// alone, in which only the prefix distinguishes a rejection from a fault of its database.
+// rejected reports whether the auth rules do not allow an event, or the wrapper refused it. The roomserver's answer is only a text, and its
+// prefix alone distinguishes a rejection from a fault of the database.
 func rejected(res *api.InputRoomEventsResponse) bool {
 	return dendritefix.Refused(res.ErrMsg) || strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error())
 }
 
-// verdict returns the error that an answer of SendEvent means, which is not a success: the hook's reason to call the send off, a fault of the
-// roomserver, a *expiration.RefusedError that a client may be told, or a *expiration.UnsendableError if Dendrite cannot handle the event.
+// verdict returns the error that an unsuccessful answer of SendEvent means:
+//
+//   - the hook's error, if the hook called the send off
+//   - the fault of the roomserver, if there was one
+//   - a *expiration.RefusedError, which a client may be told
+//   - a *expiration.UnsendableError, if Dendrite cannot handle the event
+//   - another error, if a rate limit was reached
 func (s *oneSend) verdict(res util.JSONResponse) error {
 	body, err := json.Marshal(res.JSON)
 	if err != nil {

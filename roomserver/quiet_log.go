@@ -8,8 +8,8 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// quiet returns a request whose log calls it debug output that a send failed which its hook has called off: a race that was lost, or
-// a limit that was reached. SendEvent logs it as an error, with the hook's error as its text.
+// quiet returns a request whose logger turns errors into debug output once the hook has called the send off. SendEvent logs the hook's
+// error as an error, although it means only that a race was lost or a limit was reached.
 func (s *oneSend) quiet(req *http.Request) *http.Request {
 	entry := util.GetLogger(req.Context())
 	relay := &logrus.Logger{
@@ -19,7 +19,7 @@ func (s *oneSend) quiet(req *http.Request) *http.Request {
 	return req.WithContext(util.ContextWithLogger(req.Context(), relay.WithFields(entry.Data)))
 }
 
-// demotion is a logrus hook that hands entries on to another logger.
+// demotion is a logrus hook that passes entries on to another logger, and lowers errors of a send that was called off.
 type demotion struct {
 	send *oneSend
 	to   *logrus.Logger

@@ -15,34 +15,35 @@ import (
 )
 
 const (
-	// laneSettles is how long one attempt that a deadline started waits for a room's queue: it holds a place that other rooms
-	// need. The next attempt goes on waiting.
+	// laneSettles is how long one attempt that a deadline started waits for a room's queue. It is short, because the attempt holds a place
+	// that other rooms need. The next attempt goes on waiting.
 	laneSettles = 500 * time.Millisecond
-	// callerSettles is how long a request that ends or sends an event waits. It is longer than a room's worker is deaf.
+	// callerSettles is how long a request that ends or sends an event waits. It is longer than the five seconds in which a room's worker
+	// ignores its queue, see dendritefix.QuietRooms.
 	callerSettles = 7 * time.Second
 	// settlesFor is how long all attempts together wait for a room. Another server can keep the queue busy for ever, so after
 	// this time the event is sent in any case.
 	settlesFor = 10 * time.Second
-	// settleMemory is how long after the last attempt a wait for a room is remembered. It is longer than the longest pause between two attempts.
+	// settleMemory is how long a wait for a room is remembered after the last attempt. It is longer than the longest pause between two
+	// attempts.
 	settleMemory = time.Minute
-	// firstPoll is the pause after the first look at a queue; it doubles with each further one up to lastPoll.
+	// firstPoll is the pause after the first look at a queue. It doubles with each further look, up to lastPoll.
 	firstPoll = 10 * time.Millisecond
 	lastPoll  = 250 * time.Millisecond
-	// settleWake is the pause between two attempts to wake a room's worker, shared by all that wait for the room.
+	// settleWake is the pause between two attempts to wake a room's worker. All attempts that wait for the room share it.
 	settleWake = time.Second
-	// maxSettled is how many rooms are remembered, so that memory is bounded: some ten megabytes.
+	// maxSettled is how many rooms are remembered. It bounds the memory to some ten megabytes.
 	maxSettled = 50_000
 )
 
-// errUnsettled: something lies in the room's queue. It is a passing fault.
+// errUnsettled: the roomserver has not processed the room's queue yet. It is a passing fault.
 var errUnsettled = errors.New("the roomserver has not dealt with what came for the room before")
 
-// settled knows the rooms whose queues are empty.
+// settled remembers the rooms whose queues are empty.
 //
-// A federation transaction is answered before the roomserver has dealt with its events. An event that is due would be built
-// without them and overwrite newer state, although the other server had its answer before. A room counts as empty after a look
-// into its queue, until something comes asynchronously. So a room with users of this server alone costs one look after each start
-// of the process.
+// Dendrite answers a federation transaction before the roomserver has processed its events. Without a wait, an event that is due would be
+// built without them. It would overwrite newer state, although the other server got its answer before. A room counts as empty after a look
+// into its queue, until an event arrives asynchronously. So a room with only local users costs one look after each start of the process.
 type settled struct {
 	queues queues
 	output output
@@ -56,16 +57,16 @@ type settled struct {
 
 // roomQueue is the knowledge about one room.
 type roomQueue struct {
-	// look changes each time something has come: the result of a look that began before is void.
+	// look changes each time an event arrives. It makes the result of a look that began before void.
 	look  uint64
 	empty bool
-	// redacted: a redaction may have come since the queue was seen to be empty. It is set for a new room.
+	// redacted: a redaction may have arrived since the queue was seen to be empty. It is set for a new room.
 	redacted bool
 	// since and last are the times at which the first and the last attempt found something in the queue.
 	since, last time.Time
 	woken       time.Time
-	// owed is the earliest deadline whose attempt has waited in vain. Until that attempt is repeated, or settlesFor is over,
-	// later deadlines of the room wait too, so that the order of the deadlines holds.
+	// owed is the earliest deadline whose attempt has waited in vain, and owedAt is when it did. Later deadlines of the room wait until
+	// that attempt is repeated, or settlesFor is over. So the order of the deadlines holds.
 	owed, owedAt time.Time
 }
 
@@ -75,7 +76,7 @@ type queues interface {
 	Wake(ctx context.Context, roomID string) error
 }
 
-// output is the roomserver's output stream: how far the roomserver has written it, and up to where the timers have heard of it.
+// output is the roomserver's output stream: the number of the last message in it, and the number up to which the timers have processed it.
 type output interface {
 	written(ctx context.Context) (uint64, error)
 	heard(ctx context.Context) (uint64, error)
@@ -87,7 +88,7 @@ func newSettled(
 	return &settled{queues: q, output: o, version: version, rooms: map[string]*roomQueue{}}
 }
 
-// forget notes that something has come for a room.
+// forget notes that an event has arrived for a room.
 func (s *settled) forget(roomID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,7 +98,7 @@ func (s *settled) forget(roomID string) {
 	}
 }
 
-// redacted notes that a redaction has come for a room, by whatever way.
+// redacted notes that a redaction has arrived for a room, either as input or fetched from another server.
 func (s *settled) redacted(roomID string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -107,13 +108,13 @@ func (s *settled) redacted(roomID string) {
 	}
 }
 
-// begin begins to look at a room's queue, unless nothing has come since it was seen to be empty.
+// begin begins a look at a room's queue, unless no event has arrived since the queue was seen to be empty.
 func (s *settled) begin(roomID string) (look uint64, empty bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.rooms[roomID]
 	if r == nil {
-		for other := range s.rooms { // a forgotten room is looked up again
+		for other := range s.rooms { // a room that is removed is looked at again
 			if len(s.rooms) < maxSettled {
 				break
 			}
@@ -126,7 +127,7 @@ func (s *settled) begin(roomID string) (look uint64, empty bool) {
 	return r.look, r.empty
 }
 
-// dealtWith notes that the roomserver has dealt with all that was in a room's queue when a look began.
+// dealtWith notes that the roomserver has processed everything that was in a room's queue when a look began.
 func (s *settled) dealtWith(roomID string, look uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -138,7 +139,7 @@ func (s *settled) dealtWith(roomID string, look uint64) {
 	}
 }
 
-// waited notes that an attempt waited for a room's queue in vain. It reports whether all attempts together have waited for long enough.
+// waited notes that an attempt waited for a room's queue in vain. It reports whether all attempts together have waited long enough.
 func (s *settled) waited(roomID string) bool {
 	now := time.Now()
 	s.mu.Lock()
@@ -154,8 +155,8 @@ func (s *settled) waited(roomID string) bool {
 	return now.Sub(r.since) >= settlesFor
 }
 
-// owes reports whether an event with an earlier deadline comes first in its room. It notes that this attempt has waited in vain,
-// or that it is its turn.
+// owes reports whether an event with an earlier deadline comes first in its room. It also notes the outcome of this attempt: it waited in
+// vain, or it goes ahead.
 func (s *settled) owes(roomID string, deadline time.Time, failed bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,7 +174,7 @@ func (s *settled) owes(roomID string, deadline time.Time, failed bool) bool {
 	return false
 }
 
-// inTurn is wait for an event that is due at a deadline.
+// inTurn is wait for an event that is due: it also keeps the order of the room's deadlines.
 func (s *settled) inTurn(ctx context.Context, roomID string, deadline time.Time) (looked bool, err error) {
 	looked, err = s.wait(ctx, roomID, laneSettles)
 	if s.owes(roomID, deadline, err != nil) {
@@ -182,8 +183,8 @@ func (s *settled) inTurn(ctx context.Context, roomID string, deadline time.Time)
 	return looked, err
 }
 
-// wait returns when the roomserver has dealt with the present contents of a room's queue. looked: it had to look into the queue. The error is
-// errUnsettled if that takes longer than patience, but nil if all attempts together have taken too long.
+// wait returns when the roomserver has processed the present contents of a room's queue. looked is false if the queue was known to be
+// empty. The error is errUnsettled if that takes longer than patience, but nil if all attempts together have waited for settlesFor.
 func (s *settled) wait(ctx context.Context, roomID string, patience time.Duration) (looked bool, err error) {
 	look, empty := s.begin(roomID)
 	if empty {
@@ -191,7 +192,7 @@ func (s *settled) wait(ctx context.Context, roomID string, patience time.Duratio
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err = s.drain(ctx, roomID); err == nil && s.mayBeRedacted(roomID) { // seen only behind what lay in the queue
+	if err = s.drain(ctx, roomID); err == nil && s.mayBeRedacted(roomID) { // asked last: processing the queue can fetch redactions
 		err = s.hear(ctx, roomID)
 	}
 	switch {
@@ -203,7 +204,7 @@ func (s *settled) wait(ctx context.Context, roomID string, patience time.Duratio
 	return true, err
 }
 
-// mayBeRedacted reports whether a redaction may have come for a room.
+// mayBeRedacted reports whether a redaction may have arrived for a room.
 func (s *settled) mayBeRedacted(roomID string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -211,7 +212,7 @@ func (s *settled) mayBeRedacted(roomID string) bool {
 	return r == nil || r.redacted
 }
 
-// mayWake reports whether a room's worker is to be woken now, and notes that it is.
+// mayWake reports whether a room's worker is to be woken now. If so, it notes the time.
 func (s *settled) mayWake(roomID string) bool {
 	now := time.Now()
 	s.mu.Lock()
@@ -224,7 +225,7 @@ func (s *settled) mayWake(roomID string) bool {
 	return true
 }
 
-// drain waits for the present contents of a room's queue, and wakes the room's worker if nobody works on them.
+// drain waits until the present contents of a room's queue are processed. It wakes the room's worker if no message is in work.
 func (s *settled) drain(ctx context.Context, roomID string) error {
 	b, err := s.queues.Backlog(ctx, roomID)
 	all := b.Taken + b.Waiting
@@ -242,12 +243,12 @@ func (s *settled) drain(ctx context.Context, roomID string) error {
 	return err
 }
 
-// hear waits until the timers have heard of everything that the roomserver has done, if the room itself does not show it:
-// Dendrite does not apply some redactions, see dendritefix.RedactsInContent.
+// hear waits until the timers have processed the output stream up to its present end. That is necessary only in room versions in which
+// Dendrite does not apply some redactions, see dendritefix.RedactsInContent. In others the room itself shows its redactions.
 func (s *settled) hear(ctx context.Context, roomID string) error {
 	version, err := s.version(ctx, roomID)
 	if err != nil || !dendritefix.RedactsInContent(version) {
-		return nil // nor is there anything to wait for in an unknown room
+		return nil // in an unknown room there is nothing to wait for either
 	}
 	written, err := s.output.written(ctx)
 	if err != nil {
@@ -273,7 +274,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// settling is a roomserver that builds due events upon everything that came before them.
+// settling is a roomserver that builds due events upon everything that arrived before them.
 type settling struct {
 	expiration.Roomserver
 	settled *settled
@@ -290,7 +291,7 @@ func (s *settling) Close(
 	return s.Roomserver.Close(ctx, e, o, sent, lost, claim)
 }
 
-// Send implements expiration.Roomserver. The caller has checked whether another user has set the state; after a wait it is checked again.
+// Send implements expiration.Roomserver. The caller has checked whether another user has set the state. After a wait, Send checks it again.
 func (s *settling) Send(
 	ctx context.Context, t expiration.Timer, o expiration.Outcome, claim func(context.Context, expiration.Built) error,
 ) (string, error) {

@@ -17,7 +17,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue/fakequeue"
 )
 
-// built is a roomserver that notes what lay in the queue when it was asked to build something.
+// builder is a roomserver that notes the contents of the queue when it is asked to build an event.
 type builder struct {
 	expiration.Roomserver
 	d        *fakequeue.Roomserver
@@ -45,13 +45,13 @@ func (b *builder) Send(context.Context, expiration.Timer, expiration.Outcome, fu
 
 func (b *builder) Replaced(context.Context, expiration.Timer) (bool, error) { return b.replaced, nil }
 
-// stream is an output stream, how far it is written and up to where the timers have heard of it.
+// stream is an output stream: the number of its last message, and the number up to which the timers have acknowledged it.
 type stream struct{ last, acknowledged uint64 }
 
 func (s *stream) written(context.Context) (uint64, error) { return s.last, nil }
 func (s *stream) heard(context.Context) (uint64, error)   { return s.acknowledged, nil }
 
-// settleTest is a room, and a timer in it that is due.
+// settleTest has a room with a timer that is due.
 type settleTest struct {
 	*fakequeue.Roomserver
 	*builder
@@ -81,19 +81,19 @@ func testSettling(t *testing.T, test func(t *testing.T, s *settleTest)) {
 	})
 }
 
-// comes is an event of another server that comes for the room.
+// comes delivers an event of another server to the room.
 func (s *settleTest) comes(t *testing.T) {
 	s.quiet.InputRoomEvents(t.Context(), &api.InputRoomEventsRequest{
 		Asynchronous: true, InputRoomEvents: []api.InputRoomEvent{{Kind: api.KindNew, Event: newEvent(t, "", `{}`)}},
 	}, &api.InputRoomEventsResponse{})
 }
 
-// close closes, as a deadline does or as a request.
+// close closes the event: at its deadline, or by a request.
 func (s *settleTest) close(t *testing.T, o expiration.Outcome) error {
 	return s.r.Close(t.Context(), expiration.Event{RoomID: testRoom}, o, time.Unix(1, 0), false, nil)
 }
 
-// closed closes, and tries again for as long as that fails in passing. It returns how long it took.
+// closed closes the event, and retries after a passing fault. It returns how long that took.
 func (s *settleTest) closed(t *testing.T) time.Duration {
 	began := time.Now()
 	for s.close(t, expiration.Expired) != nil {
@@ -103,7 +103,7 @@ func (s *settleTest) closed(t *testing.T) time.Duration {
 	return time.Since(began)
 }
 
-// Whatever has come before is dealt with before the closing event is built, also if the worker is deaf.
+// Everything that arrived before is processed before the closing event is built, even if the worker ignores its queue.
 func TestClosingIsBuiltUponTheQueue(t *testing.T) {
 	for quiet := 50 * time.Second; quiet < 65*time.Second; quiet += 500 * time.Millisecond {
 		for _, o := range []expiration.Outcome{expiration.Expired, expiration.Ended} {
@@ -125,7 +125,7 @@ func TestClosingIsBuiltUponTheQueue(t *testing.T) {
 	}
 }
 
-// An attempt holds the place that it has for a moment only, and the attempts do not go on for ever.
+// An attempt holds its place only briefly, and the attempts do not wait for ever.
 func TestClosingDoesNotWaitForEver(t *testing.T) {
 	testSettling(t, func(t *testing.T, s *settleTest) {
 		s.Take(5 * time.Minute)
@@ -138,13 +138,13 @@ func TestClosingDoesNotWaitForEver(t *testing.T) {
 		require.Less(t, took, 2*settlesFor)
 		require.Greater(t, took, settlesFor/2)
 		require.False(t, s.upon.Empty())
-		for range 100 { // and the next do not wait for as long
+		for range 100 { // later attempts do not wait as long
 			require.Less(t, s.closed(t), time.Second)
 		}
 	})
 }
 
-// A room into which events come all the time is waited for no longer than for those that came before.
+// In a room in which events arrive all the time, an attempt waits only for those that arrived before it.
 func TestClosingBesideATorrent(t *testing.T) {
 	testSettling(t, func(t *testing.T, s *settleTest) {
 		stop := make(chan struct{})
@@ -167,7 +167,7 @@ func TestClosingBesideATorrent(t *testing.T) {
 	})
 }
 
-// A room into which nothing comes is looked at once.
+// A room in which no event arrives is looked at only once.
 func TestRoomsThatSettledAreNotAskedFor(t *testing.T) {
 	testSettling(t, func(t *testing.T, s *settleTest) {
 		require.NoError(t, s.close(t, expiration.Expired))
@@ -188,7 +188,7 @@ func TestSettledRoomsAreBounded(t *testing.T) {
 	require.Len(t, s.rooms, maxSettled)
 }
 
-// What comes while somebody looks makes the look void.
+// An event that arrives during a look makes the look void.
 func TestLooksAreVoid(t *testing.T) {
 	s := newSettled(nil, nil, nil)
 	look, empty := s.begin(testRoom)
@@ -205,7 +205,7 @@ func TestLooksAreVoid(t *testing.T) {
 func TestDelayedEventIsBuiltUponTheQueue(t *testing.T) {
 	testSettling(t, func(t *testing.T, s *settleTest) {
 		timer := expiration.Timer{Event: expiration.Event{RoomID: testRoom, StateKey: new(string)}, Deadline: time.Now().Add(-time.Second)}
-		s.replaced = true // as is found out when the queue is empty
+		s.replaced = true // as an empty queue shows
 		_, err := s.r.Send(t.Context(), timer, expiration.Expired, nil)
 		dropped := (*expiration.DropError)(nil)
 		require.True(t, errors.As(err, &dropped), err)
@@ -218,7 +218,7 @@ func TestDelayedEventIsBuiltUponTheQueue(t *testing.T) {
 	})
 }
 
-// In a room whose version Dendrite does not know the redactions of, the timers have heard of everything first.
+// In a room version whose redactions Dendrite does not apply, the timers must have processed the whole output stream first.
 func TestClosingIsBuiltWhenTheTimersHaveHeard(t *testing.T) {
 	testSettling(t, func(t *testing.T, s *settleTest) {
 		s.last, s.acknowledged = 7, 6
@@ -233,8 +233,8 @@ func TestClosingIsBuiltWhenTheTimersHaveHeard(t *testing.T) {
 	})
 }
 
-// A room that is waited for keeps the order of its deadlines: the attempt that waited in vain comes before later ones, whenever it is
-// made again, but nobody waits for it for ever.
+// While attempts wait for a room's queue, the room keeps the order of its deadlines. An attempt that waited in vain comes before later
+// deadlines, whenever it is repeated, but they do not wait for it for ever.
 func TestRoomsThatAreWaitedForKeepTheOrder(t *testing.T) {
 	first, second := time.Unix(1, 0), time.Unix(2, 0)
 	testSettling(t, func(t *testing.T, s *settleTest) {
