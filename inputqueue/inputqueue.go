@@ -18,29 +18,29 @@ import (
 
 // Backlog is what lies in the queue of one room.
 type Backlog struct {
-	// Waiting messages have not been taken out. InWork is how many have been taken out and are not acknowledged.
+	// Waiting is how many messages no worker has taken out yet. InWork is how many have been taken out and are not acknowledged.
 	Waiting, InWork uint64
-	// Taken counts all messages that were ever taken out; the first Done of them are all acknowledged.
+	// Taken counts all messages that were ever taken out. The first Done of them are all acknowledged.
 	Taken, Done uint64
 }
 
-// Empty reports whether the roomserver has dealt with everything.
+// Empty reports whether the roomserver has processed everything in the queue.
 func (b Backlog) Empty() bool { return b.Waiting == 0 && b.InWork == 0 }
 
-// Roomserver is what it takes to wake a worker.
+// Roomserver is the part of the roomserver that is needed to wake a worker.
 type Roomserver interface {
 	api.InputRoomEventsAPI
 	QueryCurrentState(ctx context.Context, req *api.QueryCurrentStateRequest, res *api.QueryCurrentStateResponse) error
 }
 
-// Queues asks the JetStream that Dendrite runs. A request takes a fraction of a millisecond.
+// Queues reads the state of the queues from Dendrite's embedded JetStream. A query takes a fraction of a millisecond.
 type Queues struct {
 	js     nats.JetStreamContext
 	cfg    *config.JetStream
 	rsAPI  Roomserver
 	server spec.ServerName
-	// left counts the messages that a crash left in work, by the names of the rooms' consumers. JetStream redelivers them at the time
-	// again. Until then no worker has them, so waiting for them is pointless.
+	// left counts the messages that were in work when the previous process ended, by the name of the room's consumer. JetStream redelivers
+	// them at the time again. Until then no worker has them, so waiting for them is pointless.
 	left  map[string]int
 	again time.Time
 }
@@ -48,14 +48,14 @@ type Queues struct {
 // redelivery is the time after which JetStream redelivers a message, see Dendrite's roomserver/internal/input.
 const redelivery = 5*time.Minute + 10*time.Second
 
-// New returns the queues of a roomserver. It is called before the roomserver takes anything out of them.
+// New returns the queues of a roomserver. It must be called before the roomserver takes anything out of them.
 func New(ctx context.Context, js nats.JetStreamContext, cfg *config.JetStream, rsAPI Roomserver, server spec.ServerName) *Queues {
 	q := &Queues{js: js, cfg: cfg, rsAPI: rsAPI, server: server}
 	q.noteLeft(ctx)
 	return q
 }
 
-// noteLeft notes what a crash left in work.
+// noteLeft notes how many messages were in work when the previous process ended.
 func (q *Queues) noteLeft(ctx context.Context) {
 	q.left, q.again = map[string]int{}, time.Now().Add(redelivery)
 	for consumer := range q.js.Consumers(q.cfg.Prefixed(jetstream.InputRoomEvent), nats.Context(ctx)) {
@@ -69,7 +69,7 @@ func (q *Queues) noteLeft(ctx context.Context) {
 func (q *Queues) Backlog(ctx context.Context, roomID string) (Backlog, error) {
 	consumer := q.cfg.Prefixed("RoomInput" + jetstream.Tokenise(roomID))
 	info, err := q.js.ConsumerInfo(q.cfg.Prefixed(jetstream.InputRoomEvent), consumer, nats.Context(ctx))
-	if errors.Is(err, nats.ErrConsumerNotFound) { // nothing happened in the room for a day
+	if errors.Is(err, nats.ErrConsumerNotFound) { // no event for a day: JetStream has deleted the consumer
 		return Backlog{}, nil
 	} else if err != nil {
 		return Backlog{}, fmt.Errorf("looking into the roomserver's queue: %w", err)
@@ -89,7 +89,7 @@ func (q *Queues) Wake(ctx context.Context, roomID string) error {
 	return Wake(ctx, q.rsAPI, q.server, roomID)
 }
 
-// Wake makes Dendrite start a worker for a room, unless the room has one. It gives the room its own create event as an outlier: the
+// Wake makes Dendrite start a worker for a room, unless the room has one. It gives the room its own create event as an outlier, because the
 // roomserver ignores an outlier that it has. An unknown room is left alone.
 func Wake(ctx context.Context, rsAPI Roomserver, server spec.ServerName, roomID string) error {
 	tuple := gomatrixserverlib.StateKeyTuple{EventType: spec.MRoomCreate}

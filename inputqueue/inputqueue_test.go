@@ -14,7 +14,7 @@ import (
 
 const testRoom = "!room:example.org"
 
-// newNATS returns the queues of Dendrite's own JetStream, with one for the test's room.
+// newNATS returns the queues of Dendrite's own JetStream, and the worker's subscription to the queue of the test room.
 func newNATS(t testing.TB) (*Queues, *nats.Subscription) {
 	var cfg config.Dendrite
 	cfg.Defaults(config.DefaultOpts{Generate: true, SingleDatabase: true})
@@ -68,7 +68,7 @@ func TestBacklog(t *testing.T) {
 	_, err = worker.Fetch(1)
 	require.NoError(t, err)
 
-	// A process that begins here does not wait for the messages that were in work.
+	// A process that starts here does not wait for the messages that were in work.
 	q.noteLeft(t.Context())
 	is(Backlog{Waiting: 1, Taken: 2, Done: 1})
 	_, err = worker.Fetch(1)
@@ -78,7 +78,7 @@ func TestBacklog(t *testing.T) {
 	is(Backlog{InWork: 2, Taken: 3, Done: 1})
 }
 
-// BenchmarkBacklog is what a closing costs in a room for which something has come, once for each time that something comes.
+// BenchmarkBacklog measures a look into a queue. A closing event costs one look if an event has arrived for its room since the last look.
 func BenchmarkBacklog(b *testing.B) {
 	q, _ := newNATS(b)
 	for b.Loop() {

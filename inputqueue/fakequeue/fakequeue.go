@@ -1,4 +1,4 @@
-// Package fakequeue is a roomserver for tests, whose workers listen to their queues for as long as Dendrite's do.
+// Package fakequeue is a roomserver for tests. Its workers read their queues, and ignore them, for as long as Dendrite's workers do.
 package fakequeue
 
 import (
@@ -20,7 +20,7 @@ type Roomserver struct {
 	api.RoomserverInternalAPI
 	RoomVersion gomatrixserverlib.RoomVersion
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	deal  time.Duration
 	rooms map[string]*room
 	wakes int
@@ -28,7 +28,7 @@ type Roomserver struct {
 	panic bool
 }
 
-// New returns a roomserver that takes a time for each event.
+// New returns a roomserver that takes the time deal for each event.
 func New(deal time.Duration) *Roomserver {
 	return &Roomserver{RoomVersion: gomatrixserverlib.RoomVersionV10, deal: deal, rooms: map[string]*room{}}
 }
@@ -80,7 +80,7 @@ func (r *Roomserver) work(room *room) {
 	room.busy, room.began = false, time.Now()
 }
 
-// Backlog returns the backlog of a room, or fails or panics as it was told.
+// Backlog returns the backlog of a room, or fails or panics if Fail or Panic asked for that.
 func (r *Roomserver) Backlog(_ context.Context, roomID string) (inputqueue.Backlog, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -110,21 +110,21 @@ func (r *Roomserver) Wakes() int {
 	return r.wakes
 }
 
-// Empty reports whether the roomserver has dealt with everything in a room.
+// Empty reports whether the roomserver has processed everything in a room's queue.
 func (r *Roomserver) Empty(roomID string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.room(roomID).Empty()
 }
 
-// Take makes the roomserver take another time for each event that it begins with.
+// Take sets the time that the roomserver takes for each event that it starts from now on.
 func (r *Roomserver) Take(deal time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.deal = deal
 }
 
-// Fail makes Backlog fail, or work again.
+// Fail makes Backlog fail, or succeed again.
 func (r *Roomserver) Fail(fails bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
