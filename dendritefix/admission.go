@@ -26,10 +26,10 @@ var (
 	errUnstorable = errors.New("the event relates to, or redacts, something whose name has a NUL character")
 )
 
-// admit returns the reason for which an event is refused, or nil.
+// admit returns why an event is refused, or nil.
 func admit(event []byte) error {
 	switch {
-	case len(event) > 0 && jsondepth.TooDeep(event[1:]): // within the event
+	case len(event) > 0 && jsondepth.TooDeep(event[1:]): // without the level of the event itself
 		return errEventTooDeep
 	case bytes.Contains(event, []byte(`\u0000`)) &&
 		(Unstorable(event) || Unstorable([]byte(gjson.GetBytes(event, "content").Raw))):
@@ -38,13 +38,13 @@ func admit(event []byte) error {
 	return nil
 }
 
-// Admit returns the events of a request that are harmless, and the reason for which the last of the others was refused.
+// Admit returns the harmless events of a request. If it refuses others, it also returns why it refuses the last of them.
 //
-// Some events of other servers would stop this server: their JSON is nested too deeply, or PostgreSQL cannot store them. Events arrive in two
-// ways, and both are checked: as input (Admit), and fetched by the roomserver because another event refers to them (AdmitFetched). The room
-// has a gap in place of a refused event, and goes on.
+// Some events of other servers would stop this server: their JSON is nested too deeply, or PostgreSQL cannot store them. Events arrive in
+// two ways, and both are checked. Admit checks the input of the roomserver. AdmitFetched checks the events that the roomserver fetches
+// because another event refers to them. A refused event leaves a gap in the room, and the room goes on.
 //
-// This file can go when Dendrite refuses, or copes with, such events itself.
+// This file can go when Dendrite refuses such events itself, or copes with them.
 func Admit(inputs []api.InputRoomEvent) (admitted []api.InputRoomEvent, refused error) {
 	at := slices.IndexFunc(inputs, func(input api.InputRoomEvent) bool { return admit(input.Event.JSON()) != nil })
 	if at < 0 {
@@ -61,7 +61,7 @@ func Admit(inputs []api.InputRoomEvent) (admitted []api.InputRoomEvent, refused 
 	return admitted, refused
 }
 
-// Refused reports whether the text of an error of the roomserver's says that Admit refused an event.
+// Refused reports whether an error text of the roomserver says that Admit refused an event.
 func Refused(errMsg string) bool {
 	return errMsg == errEventTooDeep.Error() || errMsg == errUnstorable.Error()
 }
@@ -70,14 +70,14 @@ func logRefused(event string, err error) {
 	logrus.WithError(err).WithFields(logrus.Fields{"component": "expiration", "event_id": event}).Warn("Refused an event")
 }
 
-// fetches is the federation API with which the roomserver fetches events. Its answers have no refused events.
+// fetches is the federation API with which the roomserver fetches events. It removes refused events from the answers.
 type fetches struct {
 	fsapi.RoomserverFederationAPI
 	fetched func(roomID, eventType string)
 }
 
-// AdmitFetched returns a federation API whose answers have no events that Admit would refuse. It calls fetched for each event that another
-// server sends.
+// AdmitFetched returns a federation API whose answers have no events that Admit would refuse. It calls fetched for every event that another
+// server sends, refused or not.
 func AdmitFetched(fsAPI fsapi.RoomserverFederationAPI, fetched func(roomID, eventType string)) fsapi.RoomserverFederationAPI {
 	return &fetches{fsAPI, fetched}
 }

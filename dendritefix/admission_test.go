@@ -34,7 +34,7 @@ func TestAdmitReasons(t *testing.T) {
 	}
 }
 
-// When a join brings the state of a room, one bad event does not keep the others out.
+// When a join brings the state of a room, one refused event does not keep the others out.
 func TestAdmit(t *testing.T) {
 	good, bad := callMember(t, `{}`), callMember(t, deep(jsondepth.Max+1))
 	inputs := []api.InputRoomEvent{{Event: good}, {Event: bad}, {Event: good}}
@@ -88,7 +88,7 @@ func (s *server) LookupState(
 	return &fclient.RespState{AuthEvents: answer[spec.RawJSON](s), StateEvents: answer[spec.RawJSON](s)}, nil
 }
 
-// Fetched events are checked like those that other servers send, and each is reported.
+// Fetched events are checked like the events that other servers send, and each is reported.
 func TestFetches(t *testing.T) {
 	good := `{"content":{},"room_id":"!room:example.org","type":"m.room.redaction"}`
 	bad := `{"content":{"m.relates_to":{"event_id":"\u0000"}},"room_id":"!room:example.org","type":"m.room.message"}`

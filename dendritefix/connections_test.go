@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A burst of queries does not open its connections anew if there was one shortly before.
+// A burst of queries opens no new connections if there was another burst shortly before.
 func TestKeepConnections(t *testing.T) {
 	options := &config.DatabaseOptions{ConnectionString: config.DataSource("file:" + filepath.Join(t.TempDir(), "a.db"))}
 	cm := sqlutil.NewConnectionManager(nil, config.DatabaseOptions{})

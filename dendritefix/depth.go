@@ -13,12 +13,11 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
 
-// BoundDepth is a middleware for routes of clients: it refuses a request whose body has JSON that is nested too deeply.
+// BoundDepth is a middleware for client routes. It refuses a request if the JSON of its body is nested too deeply.
 //
-// Dendrite accepts the 10,000 levels that Go decodes, and wraps them in more: an event with 9,993 levels breaks /sync for every
-// user in its room, and for an event with a few more the roomserver never answers. Content comes with many requests (sends,
-// createRoom, to-device messages, account data), so all of them are bounded here. The levels are counted while the handler reads
-// the body; the body is not kept.
+// Dendrite accepts the 10,000 levels that Go decodes, and wraps them in more. An event with 9,993 levels breaks /sync for every user in its
+// room. For an event with a few more levels, the roomserver never answers. Many requests carry content (sends, createRoom, to-device
+// messages, account data), so all of them are bounded here. The levels are counted while the handler reads the body. The body is not kept.
 //
 // This file can go when Dendrite bounds the depth of JSON itself.
 func BoundDepth(next http.Handler) http.Handler {
@@ -34,7 +33,7 @@ func BoundDepth(next http.Handler) http.Handler {
 	})
 }
 
-// errTooDeep is the error of reading a body that is refused.
+// errTooDeep is the error of reading a body that is nested too deeply.
 var errTooDeep = errors.New("the JSON is nested too deeply")
 
 // boundBody is a body that can be read up to the point at which it is nested too deeply.
@@ -56,8 +55,8 @@ func (b *boundBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// boundWriter replaces the answer to a request whose body is nested too deeply: the handler only sees a body that it cannot read, and Dendrite
-// answers that with 500.
+// boundWriter replaces the answer to a request whose body is nested too deeply. The handler sees only a body that it cannot read, and
+// Dendrite would answer that with 500.
 type boundWriter struct {
 	http.ResponseWriter
 	body              *boundBody

@@ -64,7 +64,7 @@ func TestBoundDepth(t *testing.T) {
 	}
 }
 
-// What the handler answers before it has read so far, it has answered.
+// If the handler answers before it has read the body, its answer stands.
 func TestAnswersBefore(t *testing.T) {
 	w := httptest.NewRecorder()
 	BoundDepth(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -79,7 +79,7 @@ func TestAnswersBefore(t *testing.T) {
 	require.Equal(t, "accepted", w.Body.String())
 }
 
-// The body streams, and its deadlines can be set.
+// The body is streamed, and its deadlines can be set.
 func TestStreams(t *testing.T) {
 	read := make(chan string)
 	s := httptest.NewServer(BoundDepth(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -116,8 +116,8 @@ func TestStreams(t *testing.T) {
 	require.NoError(t, <-answered)
 }
 
-// FuzzDepth compares a body that arrives byte by byte with all of it at once, which package jsondepth compares with encoding/json: it can
-// be read if and only if it is not too deep.
+// FuzzDepth reads a body byte by byte. It must be readable if and only if jsondepth.TooDeep is false for the whole text. Package jsondepth
+// compares that function with encoding/json.
 func FuzzDepth(f *testing.F) {
 	for _, seed := range []string{`{"a":[1,"]"]}`, `"\\"`, `["\"[["}`, `{"\\":{"\u005b":"\u0022[["}}`, `[[],[[]],{}]`} {
 		f.Add([]byte(seed), jsondepth.Max-2)

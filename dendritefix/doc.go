@@ -1,3 +1,3 @@
-// Package dendritefix mends faults of Dendrite v0.13.8 and gomatrixserverlib from outside, one file a fault, and knows nothing of
-// timers. Each file says under which condition it can go.
+// Package dendritefix fixes faults of Dendrite v0.13.8 and gomatrixserverlib without changing their code. Each fault has a file, which says
+// under which condition it can go. The package knows nothing of timers.
 package dendritefix

@@ -9,10 +9,10 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// Drain waits until the consumers of the room streams have dealt with everything, or ctx is done. A server that stops calls it after its last
-// request and before it shuts Dendrite down. The next start deals with what is left.
+// Drain waits until the consumers of the room streams have processed everything, or ctx is done. A server that stops calls it after its
+// last request and before it shuts Dendrite down. The next start processes the rest.
 //
-// Dendrite stops all of its components at once: a consumer that writes in that moment finds its database closed, and panics.
+// Dendrite stops all of its components at once. A consumer that writes in that moment finds its database closed, and panics.
 //
 // This file can go when Dendrite's consumers end before their databases are closed.
 func Drain(ctx context.Context, js nats.JetStreamContext, cfg *config.JetStream) {

@@ -24,7 +24,7 @@ func callMember(t *testing.T, content string) *types.HeaderedEvent {
 	return &types.HeaderedEvent{PDU: pdu}
 }
 
-// deep returns a JSON object with so many levels.
+// deep returns a JSON object with the given number of levels.
 func deep(levels int) string {
 	return strings.Repeat(`{"a":`, levels) + "1" + strings.Repeat("}", levels)
 }

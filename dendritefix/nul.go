@@ -12,10 +12,10 @@ import (
 	"github.com/matrix-org/util"
 )
 
-// RefuseNUL is a middleware for routes of clients: it refuses a transaction ID with a NUL character.
+// RefuseNUL is a middleware for client routes. It refuses a transaction ID with a NUL character.
 //
-// PostgreSQL stores no NUL in a text, and Dendrite writes the transaction ID of an event into its sync database. If the write fails, the process
-// ends, and JetStream redelivers the event after each start.
+// PostgreSQL stores no NUL in a text, and Dendrite writes the transaction ID of an event into its sync database. If the write fails, the
+// process ends, and JetStream redelivers the event after each start.
 //
 // This file can go when Dendrite refuses such transaction IDs and ignores such relations and redactions.
 func RefuseNUL(next http.Handler) http.Handler {
@@ -34,9 +34,9 @@ func RefuseNUL(next http.Handler) http.Handler {
 	})
 }
 
-// Unstorable reports whether an event's content has a NUL character in a field that Dendrite writes into a column of its own: the
-// relation of the event, and the ID of the event that it redacts. PostgreSQL does not store it. The sync API then retries the
-// same event for ever, so that no /sync has anything new, and the roomserver does not answer.
+// Unstorable reports whether an event's content has a NUL character in a field that Dendrite writes into a column of its own. These fields
+// are the relation of the event, and the ID of the event that it redacts. PostgreSQL does not store a NUL. The sync API then retries the
+// same event for ever, so no /sync returns anything new, and the roomserver does not answer.
 func Unstorable(content []byte) bool {
 	if !bytes.Contains(content, []byte(`\u0000`)) { // there is no other spelling in JSON
 		return false

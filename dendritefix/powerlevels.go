@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// levelsLookedAt is the pause between an event and the look at its room. The output stream can be ahead of the roomserver's database.
+	// levelsLookedAt is the pause between an event and the look at its room. It is needed because the output stream can be ahead of the
+	// roomserver's database.
 	levelsLookedAt = 5 * time.Second
 	// maxLevelsLooks is how many rooms may wait for a look. A room beyond that is not looked at.
 	maxLevelsLooks = 1000
@@ -26,12 +27,12 @@ type QueryCurrentState = func(context.Context, *api.QueryCurrentStateRequest, *a
 
 // PowerLevels notices rooms that have lost their power levels, and logs an error for each.
 //
-// When two changes of power levels cross that are not the room creator's, the state resolution of Dendrite v0.13.8 can leave the
-// room with none, while other servers have one of the two. After that only the creator may send state on this server: the state
-// of calls is refused, and so are closing and delayed events. This cannot be mended from outside, but the operator is told. A
-// loss that an event of another type causes, for example a merge of two branches, is not noticed.
+// When two changes of power levels cross, and neither is the room creator's, the state resolution of Dendrite v0.13.8 can leave the room
+// with none. Other servers keep one of the two. From then on only the creator may send state on this server: the state of calls is refused,
+// and so are closing and delayed events. This cannot be fixed from outside, so the operator is told. A loss that an event of another type
+// causes, for example a merge of two branches, is not noticed.
 //
-// This file can go when Dendrite's state resolution decides as other servers' does.
+// This file can go when Dendrite's state resolution decides as that of other servers does.
 type PowerLevels struct {
 	query QueryCurrentState
 

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// levels is the current state of a room, by type, and how often it was asked for.
+// levels is a roomserver with the current state of one room, by type. It counts its queries.
 type levels struct {
 	types []string
 	asked int
@@ -56,7 +56,7 @@ func TestLostPowerLevels(t *testing.T) {
 				defer logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{})
 				p := NewPowerLevels(test.state.QueryCurrentState)
 				event := newEvent(t, "$event", "@alice:example.org", "10", fmt.Sprintf(`"type":%q,"state_key":"","content":{}`, test.eventType))
-				for range 3 { // looked at together
+				for range 3 { // one look for all of them
 					p.Watch(t.Context(), &api.OutputNewRoomEvent{Event: &types.HeaderedEvent{PDU: event}, AddsStateEventIDs: test.adds})
 				}
 				time.Sleep(levelsLookedAt)

@@ -12,22 +12,21 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
 )
 
-// The bounds of the watch over quiet rooms. The roomserver takes an event that comes asynchronously within lookAfter plus a lookTick, plus the
-// time that it needs for the event: docs/protocol.md promises eight seconds.
+// These are the time limits of the watch over quiet rooms. The roomserver processes an event that arrives asynchronously within lookAfter
+// plus a lookTick, plus its own time for the event. docs/protocol.md promises eight seconds.
 const (
-	// lookAfter is the time that an event may lie in a room's queue before somebody looks. It is longer than a worker is deaf: the worker
-	// is gone then, and a new one starts when it is woken.
+	// lookAfter is how long an event may lie in a room's queue before QuietRooms looks. It is longer than the time for which an ending
+	// worker ignores its queue. After it the worker is gone, and waking the room starts a new one.
 	lookAfter = 6 * time.Second
 	// lookTick is the pause between two searches for rooms whose look is due.
 	lookTick = 250 * time.Millisecond
 	// lastLook is the longest pause between two looks into a queue that does not become empty.
 	lastLook = time.Minute
-	// lookTimeout ends a look.
+	// lookTimeout is the time limit of one look.
 	lookTimeout = 5 * time.Second
-	// liveFor is a time for which the worker of a room certainly listens after something came for the room. Dendrite's workers listen for
-	// 55 seconds.
+	// liveFor is a time for which the worker of a room certainly reads its queue after an event. Dendrite's workers read it for 55 seconds.
 	liveFor = 50 * time.Second
-	// maxWatched is how many rooms are watched, so that memory is bounded: some ten megabytes.
+	// maxWatched is how many rooms are watched. It bounds the memory to some ten megabytes.
 	maxWatched = 50_000
 )
 
@@ -37,19 +36,20 @@ type Queues interface {
 	Wake(ctx context.Context, roomID string) error
 }
 
-// QuietRooms wraps a roomserver and sees that events are not left in the queues of rooms in which nothing else happens.
+// QuietRooms wraps a roomserver and makes sure that no event stays in the queue of a room in which nothing else happens.
 //
-// Dendrite ends a room's worker when nothing has come for a minute. In the last five seconds of that minute the worker takes nothing out of
-// its queue any more, and the arrival of an event does not start another worker: the event lies there until the room's next one comes, although
-// federation transactions have been answered with 200. The closing event of an event that runs for a minute, in a room that is quiet but for
-// it, comes just then.
+// Dendrite ends a room's worker when nothing has arrived for a minute. In the last five seconds of that minute the worker ignores its
+// queue, and the arrival of an event does not start another worker. The event stays in the queue until the room's next event arrives,
+// although federation transactions have been answered with 200. This hits expiring events that run for a minute: in an otherwise quiet
+// room, the closing event arrives in just these seconds.
 //
-// There are two remedies. A request that waits for the roomserver gives its event once more after lookAfter, which starts a new
-// worker. An event that comes asynchronously, or that the roomserver gives itself, is looked for after that time, and if it is
-// still in the queue, the room's worker is woken. There is one look for a room at a time, and none if something else came shortly
-// before.
+// There are two remedies:
 //
-// This file can go when a worker of Dendrite's takes everything out of its queue before it ends.
+//   - A request that waits for the roomserver gives its event again after lookAfter. That starts a new worker.
+//   - An event that arrives asynchronously, or that the roomserver gives to itself, is looked for after lookAfter. If it is still in the
+//     queue, the room's worker is woken. A room has one look at a time, and none if another event arrived shortly before.
+//
+// This file can go when a worker of Dendrite takes everything out of its queue before it ends.
 type QuietRooms struct {
 	api.RoomserverInternalAPI
 	queues Queues
@@ -62,12 +62,12 @@ type QuietRooms struct {
 	stopped sync.WaitGroup
 }
 
-// watched is a room into which an event came not long ago.
+// watched is a room for which an event arrived not long ago.
 type watched struct {
-	came  time.Time     // the last event
+	came  time.Time     // when the last event arrived
 	look  time.Time     // the next look; zero if there is none
 	pause time.Duration // before that look
-	taken uint64        // of the backlog at the last look
+	taken uint64        // Backlog.Taken at the last look
 }
 
 // NewQuietRooms returns a wrapper that looks after quiet rooms from Start on. The queues are those of inner.
@@ -79,7 +79,7 @@ func NewQuietRooms(inner api.RoomserverInternalAPI, q Queues) *QuietRooms {
 	}
 }
 
-// InputRoomEvents implements api.InputRoomEventsAPI. To give an event once more is harmless: the roomserver ignores an event that it has sent.
+// InputRoomEvents implements api.InputRoomEventsAPI. Giving an event again is harmless: the roomserver ignores an event that it has sent.
 func (q *QuietRooms) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
 	if !req.Asynchronous && len(req.InputRoomEvents) == 1 && req.InputRoomEvents[0].Kind == api.KindNew &&
 		!req.InputRoomEvents[0].HasState {
@@ -100,19 +100,19 @@ func (q *QuietRooms) InputRoomEvents(ctx context.Context, req *api.InputRoomEven
 	}
 }
 
-// PerformLeave implements api.ClientRoomserverAPI. The roomserver gives itself the event, and waits until it is dealt with.
+// PerformLeave implements api.ClientRoomserverAPI. The roomserver gives the event to itself, and waits until it is processed.
 func (q *QuietRooms) PerformLeave(ctx context.Context, req *api.PerformLeaveRequest, res *api.PerformLeaveResponse) error {
 	q.came(req.RoomID)
 	return q.RoomserverInternalAPI.PerformLeave(ctx, req, res)
 }
 
-// PerformInvite implements api.ClientRoomserverAPI. The roomserver gives itself the event, and waits until it is dealt with.
+// PerformInvite implements api.ClientRoomserverAPI. The roomserver gives the event to itself, and waits until it is processed.
 func (q *QuietRooms) PerformInvite(ctx context.Context, req *api.PerformInviteRequest) error {
 	q.came(req.InviteInput.RoomID.String())
 	return q.RoomserverInternalAPI.PerformInvite(ctx, req)
 }
 
-// Start starts the goroutine that looks, until ctx is done or Stop is called.
+// Start starts the goroutine that looks into queues. It runs until ctx is done or Stop is called.
 func (q *QuietRooms) Start(ctx context.Context) {
 	ctx, q.stop = context.WithCancel(ctx)
 	q.stopped.Go(func() {
@@ -139,7 +139,7 @@ func (q *QuietRooms) Stop() {
 	q.stopped.Wait()
 }
 
-// came notes that something was put into the queue of a room.
+// came notes that an event was put into the queue of a room.
 func (q *QuietRooms) came(roomID string) {
 	now := time.Now()
 	q.mu.Lock()
@@ -173,7 +173,7 @@ func (q *QuietRooms) due(now time.Time) (rooms []string) {
 	return rooms
 }
 
-// lookInto looks into the queue of a room, and wakes the room's worker if nobody works on what lies there. It plans the next look if
+// lookInto looks into the queue of a room, and wakes the room's worker if no worker is making progress there. It plans the next look if
 // something is left.
 func (q *QuietRooms) lookInto(ctx context.Context, roomID string) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
@@ -201,7 +201,7 @@ func (q *QuietRooms) before(roomID string) uint64 {
 	return 0
 }
 
-// looked notes what a look found. The pauses grow while a worker is busy for long: each look may put a message into the queue.
+// looked notes what a look found. The pauses grow while a worker is busy for long, because each look may put a message into the queue.
 func (q *QuietRooms) looked(roomID string, b inputqueue.Backlog) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -25,14 +25,14 @@ func watchedRooms(t *testing.T, r *fakequeue.Roomserver) *QuietRooms {
 	return q
 }
 
-// comes is an event of another server that comes for the room.
+// comes delivers an event of another server to the room.
 func comes(t *testing.T, q *QuietRooms) {
 	q.InputRoomEvents(t.Context(), &api.InputRoomEventsRequest{
 		Asynchronous: true, InputRoomEvents: []api.InputRoomEvent{{Kind: api.KindNew, Event: callMember(t, `{}`)}},
 	}, &api.InputRoomEventsResponse{})
 }
 
-// requireSeen waits until nothing is left in the room's queue, but not for longer than limit.
+// requireSeen waits until the room's queue is empty, for at most limit.
 func requireSeen(t *testing.T, r *fakequeue.Roomserver, limit time.Duration) {
 	t.Helper()
 	for began := time.Now(); !r.Empty(testRoom); time.Sleep(10 * time.Millisecond) {
@@ -40,7 +40,7 @@ func requireSeen(t *testing.T, r *fakequeue.Roomserver, limit time.Duration) {
 	}
 }
 
-// An event that comes into a quiet room is seen within seconds, whenever it comes.
+// An event that arrives in a quiet room is processed within seconds, whenever it arrives.
 func TestQuietRoomsAreWatched(t *testing.T) {
 	const promised = 8 * time.Second
 	for quiet := 50 * time.Second; quiet < 65*time.Second; quiet += 500 * time.Millisecond {
@@ -48,7 +48,7 @@ func TestQuietRoomsAreWatched(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := fakequeue.New(10 * time.Millisecond)
 				q := watchedRooms(t, r)
-				for range 3 { // each time anew
+				for range 3 { // after the room is forgotten, it all starts again
 					comes(t, q)
 					requireSeen(t, r, promised)
 					time.Sleep(quiet)
@@ -76,7 +76,8 @@ func TestBusyRoomsAreNotWoken(t *testing.T) {
 	})
 }
 
-// A worker that takes minutes for an event is not given many more messages. An event that comes after that is seen as soon as any other.
+// A worker that takes minutes for an event gets few additional messages. An event that arrives after that is processed as soon as any
+// other.
 func TestLongWorkIsNotMadeLonger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := fakequeue.New(5 * time.Minute)
@@ -121,7 +122,7 @@ func TestLeavingAQuietRoom(t *testing.T) {
 	})
 }
 
-// deaf is a roomserver whose room's worker hears of an event only when it is given once more.
+// deaf is a roomserver whose worker notices an event only when the event is given again.
 type deaf struct {
 	api.RoomserverInternalAPI
 	woken chan struct{}

@@ -9,10 +9,11 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 )
 
-// Ready is a roomserver that can be asked before it can answer: such queries wait.
+// Ready is a roomserver whose queries wait until it can answer them.
 //
-// Dendrite's federation component reads its streams as soon as it is made, and is given to the roomserver only after that. After a crash the
-// streams have messages, so the component queries a roomserver that lacks its federation API, and the process ends with a nil pointer.
+// Dendrite's federation component reads its streams as soon as it is made, and is given to the roomserver only after that. After a crash
+// the streams have messages. The component then queries a roomserver that lacks its federation API, and the process ends with a nil
+// pointer.
 //
 // This file can go when Dendrite starts its stream consumers after the roomserver has the federation API.
 type Ready struct {
@@ -20,7 +21,7 @@ type Ready struct {
 	ready chan struct{} // closed by SetFederationAPI
 }
 
-// NewReady returns a roomserver whose queries wait for SetFederationAPI. It wraps those queries that the federation component makes.
+// NewReady returns a roomserver whose queries wait for SetFederationAPI. It wraps only the queries that the federation component makes.
 func NewReady(inner api.RoomserverInternalAPI) *Ready {
 	return &Ready{RoomserverInternalAPI: inner, ready: make(chan struct{})}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// calls is a roomserver that notes in which order it is called.
+// calls is a roomserver that records the order of its calls.
 type calls struct {
 	api.RoomserverInternalAPI
 	made []string

@@ -11,14 +11,14 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// From room version 11 on, the content of a redaction names the redacted event (MSC2174). Dendrite looks beside the content in all versions:
-// it does not notice what other servers redact. Its own redactions have both. Dendrite goes on showing the event, which cannot be mended
-// from outside; but the event is not published again by what this server sends.
+// From room version 11 on, the content of a redaction names the redacted event (MSC2174). Dendrite looks outside of the content in all
+// versions, so it misses the redactions of other servers. Its own redactions name the event in both places. Dendrite goes on showing a
+// redacted event, which cannot be fixed from outside. But no event that this server sends publishes it again.
 //
 // This file can go when gomatrixserverlib's PDU.Redacts reads the content in such rooms.
 
-// RedactsInContent reports whether the content of a redaction names the redacted event in a room version. It finds out from what remains of a
-// redacted redaction, so that there is no list of versions here. It is false for an unknown version.
+// RedactsInContent reports whether the content of a redaction names the redacted event in a room version. It redacts a sample redaction and
+// checks whether the field is kept, so that no list of versions is needed. It is false for an unknown version.
 func RedactsInContent(version gomatrixserverlib.RoomVersion) bool {
 	v, err := gomatrixserverlib.GetRoomVersion(version)
 	if err != nil {
@@ -36,8 +36,8 @@ type RedactionRoomserver interface {
 	QueryCurrentState(ctx context.Context, req *api.QueryCurrentStateRequest, res *api.QueryCurrentStateResponse) error
 }
 
-// UnseenRedaction returns the ID of the event that a redaction takes back without Dendrite's noticing, or "". The redaction must be allowed,
-// and the event known.
+// UnseenRedaction returns the ID of the event that a redaction redacts without Dendrite noticing. It returns "" if there is none, if the
+// redaction is not allowed, or if this server does not know the event.
 func UnseenRedaction(ctx context.Context, rsAPI RedactionRoomserver, redaction gomatrixserverlib.PDU) (string, error) {
 	redacts := namedInContent(redaction)
 	if redacts == "" {
@@ -58,7 +58,7 @@ func UnseenRedaction(ctx context.Context, rsAPI RedactionRoomserver, redaction g
 	return redacts, nil
 }
 
-// namedInContent returns the ID of the event that the content of a redaction names and Dendrite does not see, or "".
+// namedInContent returns the ID of the event that the content of a redaction names, or "" if Dendrite sees it too.
 func namedInContent(e gomatrixserverlib.PDU) string {
 	if e.Type() != spec.MRoomRedaction || e.StateKey() != nil || !RedactsInContent(e.Version()) {
 		return ""
@@ -72,14 +72,14 @@ func namedInContent(e gomatrixserverlib.PDU) string {
 	return content.Redacts
 }
 
-// mayRedact reports whether a redaction takes effect: a user may redact the events of all users of the same server, and other events with the
-// power to redact (rooms of version 3 and later).
+// mayRedact reports whether a redaction takes effect. In rooms of version 3 and later, a user may redact the events of all users of the
+// same server. For other events, the user needs the power to redact.
 func mayRedact(
 	ctx context.Context, rsAPI RedactionRoomserver, redaction, event gomatrixserverlib.PDU,
 ) (bool, error) {
 	by, err := rsAPI.QueryUserIDForSender(ctx, redaction.RoomID(), redaction.SenderID())
 	if err != nil || by == nil {
-		return false, nil // the roomserver has accepted the event, so that is no passing fault
+		return false, nil // not a passing fault, because the roomserver has accepted the event
 	}
 	sender, err := rsAPI.QueryUserIDForSender(ctx, event.RoomID(), event.SenderID())
 	if err == nil && sender != nil && sender.Domain() == by.Domain() {
@@ -93,11 +93,11 @@ func mayRedact(
 	return err == nil && content.UserLevel(redaction.SenderID()) >= content.Redact, nil
 }
 
-// powerLevels returns the event with the power levels under which an event was sent, or nil.
+// powerLevels returns the power levels event under which an event was sent, or nil.
 func powerLevels(ctx context.Context, rsAPI RedactionRoomserver, e gomatrixserverlib.PDU) (gomatrixserverlib.PDU, error) {
 	tuple := gomatrixserverlib.StateKeyTuple{EventType: spec.MRoomPowerLevels}
-	// The error may be permanent, and another server's doing: the state is missing behind a known event. If the database is the cause, the
-	// next query fails too.
+	// This error is not returned, because it may be permanent and caused by another server: the state after a known event can be missing.
+	// If the database is the cause, the next query fails too.
 	var before api.QueryStateAfterEventsResponse
 	err := rsAPI.QueryStateAfterEvents(ctx, &api.QueryStateAfterEventsRequest{
 		RoomID: e.RoomID().String(), PrevEventIDs: e.PrevEventIDs(), StateToFetch: []gomatrixserverlib.StateKeyTuple{tuple},

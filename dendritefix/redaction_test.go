@@ -54,7 +54,7 @@ func TestNamedInContent(t *testing.T) {
 	}
 }
 
-// redactions is a roomserver with one event, and power levels.
+// redactions is a roomserver with one event and power levels.
 type redactions struct {
 	events      map[string]*types.HeaderedEvent
 	before, now *types.HeaderedEvent // the power levels

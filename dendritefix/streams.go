@@ -12,7 +12,7 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// resetTimeout bounds the time for which the start waits for answers of JetStream.
+// resetTimeout bounds how long the start waits for answers of JetStream.
 const resetTimeout = time.Minute
 
 // storedStreams are Dendrite's streams that outlive the process.
@@ -25,12 +25,12 @@ var storedStreams = []string{
 
 // ResetStrandedConsumers resets the consumers whose positions are beyond the ends of their streams.
 //
-// A crash at the wrong moment makes JetStream forget the last sequence number of an empty stream, and Dendrite's streams are
-// mostly empty. The stream counts from 1 again. A durable consumer that was at 1000 then misses the next 1000 messages: nobody
-// can send in a room, or clients are not told of anything. JetStream logs this and does not repair it.
+// A crash at the wrong moment makes JetStream forget the last sequence number of an empty stream, and Dendrite's streams are mostly empty.
+// The stream counts from 1 again. A durable consumer that was at 1000 then misses the next 1000 messages: all sends in a room fail, or
+// clients are told of nothing. JetStream logs this and does not repair it.
 //
-// It must be called before anything is published: between its two steps, JetStream keeps no message for the consumer. The consumer would have
-// missed those messages in any case.
+// It must be called before anything is published: between the deletion of a consumer and its new creation, JetStream keeps no message for
+// it. The consumer would have missed those messages in any case.
 //
 // This file can go when JetStream keeps the last sequence number of an empty stream across a crash, in the version that Dendrite uses.
 func ResetStrandedConsumers(ctx context.Context, js nats.JetStreamContext, cfg *config.JetStream) error {
@@ -42,7 +42,7 @@ func ResetStrandedConsumers(ctx context.Context, js nats.JetStreamContext, cfg *
 		for consumer := range js.Consumers(stream, nats.Context(ctx)) {
 			consumers = append(consumers, consumer)
 		}
-		// Asked after the consumers: an older answer could be behind them without a fault.
+		// Queried after the consumers: an older answer could be behind them without a fault.
 		info, err := js.StreamInfo(stream, nats.Context(ctx))
 		if errors.Is(err, nats.ErrStreamNotFound) {
 			continue
@@ -60,7 +60,7 @@ func ResetStrandedConsumers(ctx context.Context, js nats.JetStreamContext, cfg *
 				return fmt.Errorf("failed to delete the consumer %s of the stream %s: %w", consumer.Name, stream, err)
 			}
 			if consumer.Config.Durable == "" {
-				continue // it belonged to the process that crashed
+				continue // an ephemeral consumer, of the process that crashed
 			}
 			if _, err = js.AddConsumer(stream, &consumer.Config, nats.Context(ctx)); err != nil {
 				return fmt.Errorf("failed to make the consumer %s of the stream %s: %w", consumer.Name, stream, err)

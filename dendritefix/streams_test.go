@@ -41,7 +41,7 @@ func TestStrandedConsumers(t *testing.T) {
 	}
 	stop()
 
-	// The files are now as after a crash in the moment in which JetStream notes that the stream is empty.
+	// The files are now as after a crash at the moment when JetStream notes that the stream is empty.
 	require.NoError(t, os.RemoveAll(filepath.Join(string(cfg.StoragePath), "jetstream", "$G", "streams", input, "msgs")))
 	js, stop = startJetStream(t, cfg)
 	defer stop()
