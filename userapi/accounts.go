@@ -1,5 +1,5 @@
-// Package userapi is the seam to Dendrite's user API: it cancels a user's delayed events when the account is deactivated, and
-// tells which accounts are deactivated.
+// Package userapi connects the engine to Dendrite's user API. It cancels a user's delayed events when the account is deactivated, and
+// reports which accounts are deactivated.
 package userapi
 
 import (
@@ -14,17 +14,17 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 )
 
-// Accounts says which accounts of this server are deactivated. It reads Dendrite's table: no call of the user API tells a
-// deactivated account from one without password and devices, as application services and their users have.
+// Accounts reports which accounts of this server are deactivated. It reads Dendrite's table, because no call of the user API distinguishes
+// a deactivated account from one without password and devices. Application services and their users have such accounts.
 type Accounts struct {
 	db         *sql.DB
-	serverName spec.ServerName // of accounts that name none
+	serverName spec.ServerName // of requests that name none
 
 	mu     sync.Mutex
 	ending map[string]int // how many deactivations of an account are under way, by its user ID
 }
 
-// NewAccounts opens the database that Dendrite's user API has. Dendrite makes the table later.
+// NewAccounts opens the database of Dendrite's user API. Dendrite creates the table later.
 func NewAccounts(cm *sqlutil.Connections, options *config.DatabaseOptions, serverName spec.ServerName) (*Accounts, error) {
 	db, _, err := cm.Connection(options)
 	if err != nil {
@@ -35,7 +35,7 @@ func NewAccounts(cm *sqlutil.Connections, options *config.DatabaseOptions, serve
 
 const deactivatedSQL = "SELECT is_deactivated FROM userapi_accounts WHERE localpart = $1 AND server_name = $2"
 
-// Deactivated reports whether an account is deactivated, or is being deactivated. An account that does not exist is not.
+// Deactivated reports whether an account is deactivated, or is being deactivated. It is false for an account that does not exist.
 func (a *Accounts) Deactivated(ctx context.Context, userID string) (bool, error) {
 	a.mu.Lock()
 	ending := a.ending[userID] > 0

@@ -9,8 +9,8 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// API wraps Dendrite's user API. Dendrite's client API must be given it in place of its own. Otherwise the events of a deactivated account stay
-// scheduled until they are due; they are not sent then either, see [Accounts].
+// API wraps Dendrite's user API. Dendrite's client API must get it in place of Dendrite's own. Otherwise the events of a deactivated
+// account stay scheduled until they are due. They are not sent then either, see [Accounts].
 type API struct {
 	api.UserInternalAPI
 	accounts  *Accounts
@@ -22,14 +22,16 @@ func New(inner api.UserInternalAPI, accounts *Accounts, cancelAll func(ctx conte
 	return &API{UserInternalAPI: inner, accounts: accounts, cancelAll: cancelAll}
 }
 
-// PerformAccountDeactivation implements api.ClientUserAPI. It cancels first: a fault of our database then fails the request before anything has
-// changed, while the user can still log in to repeat it. From then on the account counts as deactivated. So a join is not sent that is due after
-// Dendrite has taken the user out of the rooms and before it has marked the account.
+// PerformAccountDeactivation implements api.ClientUserAPI. It cancels the user's delayed events first. If our database fails, the request
+// then fails before anything has changed, and the user can still log in to repeat it.
+//
+// During the call the account counts as deactivated. Otherwise a join could be sent that is due after Dendrite has taken the user out of
+// the rooms and before it has marked the account.
 func (a *API) PerformAccountDeactivation(
 	ctx context.Context, req *api.PerformAccountDeactivationRequest, res *api.PerformAccountDeactivationResponse,
 ) error {
 	userID := fmt.Sprintf("@%s:%s", req.Localpart, cmp.Or(req.ServerName, a.accounts.serverName))
-	// A client that hangs up does not leave an account half deactivated.
+	// A client that hangs up must not leave an account half deactivated.
 	ctx = context.WithoutCancel(ctx)
 	defer a.accounts.end(userID)()
 	if err := a.cancelAll(ctx, userID); err != nil {
@@ -38,7 +40,8 @@ func (a *API) PerformAccountDeactivation(
 	if err := a.UserInternalAPI.PerformAccountDeactivation(ctx, req, res); err != nil {
 		return err
 	}
-	// A request whose access token was checked earlier can have scheduled more. That would not be sent; this deletes its content.
+	// A request whose access token was checked earlier can have scheduled more events. They would not be sent. Cancelling them deletes
+	// their content now.
 	if err := a.cancelAll(ctx, userID); err != nil {
 		logrus.WithError(err).WithField("user_id", userID).Warn("Failed to cancel what a deactivated account has scheduled, will do so when it is due")
 	}

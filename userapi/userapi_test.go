@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { postgres.Main(m) }
 
 const server = "example.org"
 
-// open makes a database as Dendrite does, with our eyes on it.
+// open creates a database as Dendrite does, and opens it for Accounts too.
 func open(t *testing.T, dsn string) (storage.UserDatabase, *Accounts) {
 	t.Helper()
 	options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
@@ -34,7 +34,7 @@ func open(t *testing.T, dsn string) (storage.UserDatabase, *Accounts) {
 	return db, accounts
 }
 
-// An account of any kind is told to be deactivated if it is, and not before.
+// An account of any kind is reported as deactivated if it is, and not before.
 func TestAccounts(t *testing.T) {
 	for name, dsn := range map[string]func() string{
 		"SQLite":     func() string { return "file:" + filepath.Join(t.TempDir(), "accounts.db") },
@@ -52,7 +52,7 @@ func TestAccounts(t *testing.T) {
 			} {
 				account, err := db.CreateAccount(t.Context(), localpart, server, "", "", kind)
 				require.NoError(t, err)
-				localpart, userID := account.Localpart, account.UserID // a guest's is another
+				localpart, userID := account.Localpart, account.UserID // a guest gets another localpart
 				require.False(t, is(userID))
 				done := accounts.end(userID)
 				doneAgain := accounts.end(userID)
@@ -76,12 +76,12 @@ func TestAccounts(t *testing.T) {
 	}
 }
 
-// steps is a user API and a function that cancels. It notes the calls.
+// steps is a user API and a function that cancels. It records the calls.
 type steps struct {
 	api.UserInternalAPI
 	t                 *testing.T
 	accounts          *Accounts
-	cancels, failedAt int // the calls of CancelAll, and which of them fails
+	cancels, failedAt int // how often CancelAll was called, and which of these calls fails
 	calls             []string
 	failed            error
 }
