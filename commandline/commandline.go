@@ -1,4 +1,4 @@
-// Package commandline refuses command lines that Go's flag package accepts, although it ignores a part of them.
+// Package commandline refuses command lines that Go's flag package accepts although it ignores a part of them.
 package commandline
 
 import (
@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// NoArguments returns an error if there is an argument that is no flag. The flag package stops at the first one: neither it nor the flags
-// behind it have any effect. The hint says what the argument may have been meant for.
+// NoArguments returns an error if there is an argument that is not a flag. The flag package stops at the first one: that argument and the
+// flags behind it have no effect. The hint says what the argument may have been meant for.
 func NoArguments(flags *flag.FlagSet, hint string) error {
 	if flags.NArg() == 0 {
 		return nil

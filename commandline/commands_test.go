@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// No command ignores an argument that it does not expect, and none does anything then.
+// Every command refuses an unexpected argument and does nothing else.
 func TestCommands(t *testing.T) {
 	binaries := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-w", "-o", binaries+string(filepath.Separator),

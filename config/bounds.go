@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// maxPerUser is the most that one user may be allowed of anything, and maxThreshold the most requests at once. With more, the
-	// product with a factor of the component could overflow, and a request would cost less than the nanosecond that is the least that a
-	// bucket can count.
+	// maxPerUser is the greatest limit of anything per user. With a greater one, its product with a factor of the engine could overflow.
+	// maxThreshold is the greatest number of requests at once. With more, a request would cost less than a nanosecond, which is the least
+	// that a token bucket counts.
 	maxPerUser   = 1_000_000
 	maxThreshold = 1_000_000
 	// maxMaxFinalised is less, because a look-up without an ID reads all of them.
@@ -24,11 +24,11 @@ const (
 	maxLifetime    = int64(maxMaxDuration / time.Second)
 )
 
-// bounds is which values a key allows: from least to most, in steps. Durations are in nanoseconds.
+// bounds says which values a key allows: from least to most, in multiples of step. Durations are in nanoseconds.
 type bounds struct {
 	key                      string
 	value, least, most, step int64
-	// shown and allowed are the value and the bounds for people.
+	// shown and allowed are the value and the bounds as an error shows them.
 	shown   any
 	allowed string
 }
@@ -41,8 +41,7 @@ func duration(key string, value Duration, least, most, step time.Duration, allow
 	return bounds{key, int64(value), int64(least), int64(most), int64(step), value, allowed}
 }
 
-// bounds returns the bounds of every number and every duration. docs/configuration.md has the same table, and a test holds the two
-// against each other.
+// bounds returns the bounds of every number and every duration. docs/configuration.md has the same table, and a test compares the two.
 func (c *Config) bounds() []bounds {
 	database, delayed, limits := &c.Database, &c.DelayedEvents, &c.RateLimiting
 	return []bounds{
@@ -66,7 +65,7 @@ func (c *Config) bounds() []bounds {
 	}
 }
 
-// Verify adds to configErrs what is impossible, naming the key.
+// Verify adds an error to configErrs for each value that is not allowed. The error names the key.
 func (c *Config) Verify(configErrs *config.ConfigErrors) {
 	for _, b := range c.bounds() {
 		if b.value < b.least || b.value > b.most || b.value%b.step != 0 {

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Every number and every duration has bounds. The table in the documentation names them, and each is reached from both sides.
+// Every number and every duration has bounds. The table in the documentation lists them, and the test tries values on both sides of each.
 func TestBounds(t *testing.T) {
 	rows := regexp.MustCompile("(?m)^\\| `(.*)` \\| (\\S+)(?: \\(.*\\))? \\| (\\S+) \\| (\\S+) \\|$").FindAllStringSubmatch(documentation(t), -1)
 	var documented []string

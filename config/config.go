@@ -1,5 +1,5 @@
-// Package config reads our sections of dendrite.yaml: defaults, checks, and which database is used. docs/configuration.md explains
-// the keys to operators.
+// Package config reads our sections of dendrite.yaml. It sets defaults, checks values and chooses the database. docs/configuration.md
+// explains the keys to operators.
 package config
 
 import (
@@ -13,8 +13,8 @@ import (
 
 // Config is the section expiration of dendrite.yaml.
 type Config struct {
-	// Database is where the timers are kept. An empty connection string means the global database if that is PostgreSQL,
-	// and else an SQLite file of our own, beside the roomserver's.
+	// Database is where the timers are kept. With an empty connection string it is the global database if that is PostgreSQL, and otherwise
+	// an SQLite file of our own, beside the roomserver's.
 	Database config.DatabaseOptions `yaml:"database"`
 	// MaxDuration is the longest duration that a client may ask for, from 1s to 8760h, in whole seconds. Default 24h.
 	MaxDuration Duration `yaml:"max_duration"`
@@ -23,10 +23,10 @@ type Config struct {
 	MaxRunningPerUser int `yaml:"max_running_per_user"`
 	// DelayedEvents limits delayed events.
 	DelayedEvents DelayedEvents `yaml:"delayed_events"`
-	// RestartGrace is for how long after a start no event expires, from 0s to 1h. Default 0s: what ran out while the
+	// RestartGrace is for how long after a start no event expires, from 0s to 1h. Default 0s: an event whose deadline passed while the
 	// server was down expires at once.
 	RestartGrace Duration `yaml:"restart_grace"`
-	// RateLimiting limits the keep-alive endpoint.
+	// RateLimiting limits keep-alives, and requests that schedule or look up delayed events.
 	RateLimiting RateLimiting `yaml:"rate_limiting"`
 	// MatrixRTC is a section of its own.
 	MatrixRTC MatrixRTC `yaml:"-"`
@@ -39,8 +39,8 @@ type DelayedEvents struct {
 	// MaxScheduledPerUser is how many delayed events of one user may be scheduled at the same time, from 0 to
 	// 1000000; 0 switches them off. Application services are exempt. Default 100.
 	MaxScheduledPerUser int `yaml:"max_scheduled_per_user"`
-	// KeepFinalised is for how long, from 1m to 8760h, and MaxFinalisedPerUser for how many of one user, from 1 to 10000, it
-	// can be looked up what became of a delayed event. Default 168h and 1000.
+	// KeepFinalised is for how long the outcome of a delayed event can be looked up, from 1m to 8760h. Default 168h. MaxFinalisedPerUser is
+	// for how many delayed events of one user this is possible, from 1 to 10000. Default 1000.
 	KeepFinalised       Duration `yaml:"keep_finalised"`
 	MaxFinalisedPerUser int      `yaml:"max_finalised_per_user"`
 }
@@ -53,11 +53,10 @@ type RateLimiting struct {
 	Token RateLimit `yaml:"token"`
 	// UnknownToken limits the requests with unknown tokens from one address. Default 20 in 1000 ms.
 	UnknownToken RateLimit `yaml:"unknown_token"`
-	// User limits the requests of one user that schedule delayed events, or look them up. Application services are exempt. Default 10
-	// in 1000 ms.
+	// User limits the requests of one user that schedule or look up delayed events. Application services are exempt. Default 10 in 1000 ms.
 	User RateLimit `yaml:"user"`
-	// RealIPHeader is the header in which the reverse proxy names the client's address. Default: none, the address of the
-	// connection counts.
+	// RealIPHeader is the header in which the reverse proxy names the client's address. Default: none, and the address of the connection
+	// counts.
 	RealIPHeader string `yaml:"real_ip_header"`
 }
 
@@ -65,11 +64,11 @@ type RateLimiting struct {
 type RateLimit struct {
 	// Threshold is how many requests are allowed at once, from 1 to 1000000.
 	Threshold int `yaml:"threshold"`
-	// CooloffMS is the time in milliseconds, from 1 to 3600000, after which as many are allowed again.
+	// CooloffMS is the time in milliseconds, from 1 to 3600000, after which the full threshold is allowed again.
 	CooloffMS int64 `yaml:"cooloff_ms"`
 }
 
-// Defaults sets every value as it is when the section is absent.
+// Defaults sets every value to what it is when the section is absent.
 func (c *Config) Defaults() {
 	*c = Config{
 		MaxDuration:       Duration(24 * time.Hour),
@@ -89,11 +88,11 @@ func (c *Config) Defaults() {
 	c.Database.MaxIdleConnections = idleConnections
 }
 
-// idleConnections is how many connections the component uses at once under load: one for each kind of read and write, see
-// batches in package expiration. With fewer of them kept, a mass expiry would open new ones all the time.
+// idleConnections is how many connections the engine uses at once under load: about one for each kind of read and write, see the batches in
+// expiration.Timers. With fewer idle connections, a mass expiry would open new ones all the time.
 const idleConnections = 5
 
-// Components returns what the component and its routes need of the configuration.
+// Components returns the configuration of the engine and of its HTTP routes.
 func (c *Config) Components() (expiration.Config, clientapi.Config) {
 	limit := func(l RateLimit) expiration.RateLimit {
 		if !c.RateLimiting.Enabled {

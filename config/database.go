@@ -18,7 +18,7 @@ func (c *Config) resolveDatabase(cfg *config.Dendrite) error {
 				"expiration.database.connection_string")
 		}
 	case global.ConnectionString.IsPostgres() && global.ConnectionString != "":
-		*own = config.DatabaseOptions{} // the connection manager takes the global one
+		*own = config.DatabaseOptions{} // the connection manager uses the global one
 	case global.ConnectionString != "":
 		own.ConnectionString = besideSQLite(global.ConnectionString)
 	case roomserver.ConnectionString.IsSQLite():
@@ -32,7 +32,7 @@ func (c *Config) resolveDatabase(cfg *config.Dendrite) error {
 // sqliteFile is the name of our own database.
 const sqliteFile = "dendrite_expiration.db"
 
-// besideSQLite returns the database of our own in the folder of another SQLite file.
+// besideSQLite returns an SQLite file of our own, in the folder of another one.
 func besideSQLite(other config.DataSource) config.DataSource {
 	dir, _ := path.Split(string(other))
 	if dir == "" {

@@ -39,7 +39,7 @@ func keysIn(prefix string, section reflect.Type) map[string]reflect.Type {
 	return keys
 }
 
-// keysOfExample returns the same of a part of a dendrite.yaml. The keys of a list are those of its last section.
+// keysOfExample returns all keys of a part of a dendrite.yaml. The keys of a list are those of its last section.
 func keysOfExample(prefix string, section yaml.MapSlice) map[string]bool {
 	keys := map[string]bool{}
 	for _, item := range section {
@@ -58,7 +58,7 @@ func keysOfExample(prefix string, section yaml.MapSlice) map[string]bool {
 	return keys
 }
 
-// The examples in the documentation have each key that there is, and no other, and show the defaults.
+// The examples in the documentation have every key and no other, and show the defaults.
 func TestDocumentedKeys(t *testing.T) {
 	var examples []byte
 	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(documentation(t), -1) {
@@ -72,7 +72,7 @@ func TestDocumentedKeys(t *testing.T) {
 	c, err := parse(examples)
 	require.NoError(t, err)
 	require.Len(t, c.MatrixRTC.Transports, 1)
-	c.MatrixRTC.Transports = nil // the only value in the examples that is no default, but for the next
+	c.MatrixRTC.Transports = nil // only this value and the next are not defaults
 	require.EqualValues(t, "file:"+sqliteFile, c.Database.ConnectionString)
 	c.Database.ConnectionString = ""
 	var defaults Config

@@ -13,15 +13,15 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
 )
 
-// The errors of gopkg.in/yaml.v2, which name Go's types.
+// These are the errors of gopkg.in/yaml.v2. They name Go's types.
 var (
 	unknownKey = regexp.MustCompile(`^line (\d+): field (.*) not found in type (\S+)$`)
 	keyTwice   = regexp.MustCompile(`^line (\d+): field (.*) already set in type \S+$`)
 	wrongKind  = regexp.MustCompile("(?s)^line (\\d+): cannot unmarshal !!(\\w+)(?: `(.*)`)? into (\\S+)$")
 )
 
-// explain says in the words of dendrite.yaml what an error of the YAML library says in those of Go. It returns "" for what is no error:
-// the sections of Dendrite.
+// explain translates an error of the YAML library, which names Go's types, into the terms of dendrite.yaml. It returns "" if the key
+// belongs to Dendrite, because that is no error.
 func explain(text string, lines []string) string {
 	if m := unknownKey.FindStringSubmatch(text); m != nil {
 		line, key, section := m[1], m[2], m[3]
@@ -52,8 +52,8 @@ func explain(text string, lines []string) string {
 	return text
 }
 
-// keyAt returns the key of a value that begins in a line with what the pattern matches. The key may be in a line above, and other keys
-// in the same line; if several have such a value, it returns all of them.
+// keyAt returns the key of the value that begins in the given line and matches the pattern begins. The key may stand in a line above, and
+// other keys may stand in the same line. If several keys have such a value, keyAt returns all of them.
 func keyAt(lines []string, line, begins string) string {
 	pattern := regexp.MustCompile(`([\w-]+)["']?\s*:(?:[\s["'!&-]*` + begins + `|\s*(?:#.*)?$)`)
 	n, _ := strconv.Atoi(line)
@@ -69,7 +69,7 @@ func keyAt(lines []string, line, begins string) string {
 	return ""
 }
 
-// kind says what the values of a Go type look like in dendrite.yaml.
+// kind describes the values of a Go type as they are written in dendrite.yaml.
 func kind(goType string) string {
 	switch goType {
 	case "config.noDuration":

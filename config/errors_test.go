@@ -21,7 +21,7 @@ func TestErrors(t *testing.T) {
 			`max_running_per_user, delayed_events, restart_grace, rate_limiting); line 1: unknown config key "c" (the keys there are max_delay, ` +
 			`max_scheduled_per_user, keep_finalised, max_finalised_per_user)`,
 
-		// A section of ours that is misspelt, given twice, or not in its place.
+		// Our sections: misspelt, given twice, or in the wrong place.
 		"version: 2\nexpirations: {}":                         `line 2: unknown config key "expirations" (did you mean "expiration"?)`,
 		"Expiration: {}":                                      `line 1: unknown config key "Expiration" (did you mean "expiration"?)`,
 		"expiring_events: {}":                                 `line 1: unknown config key "expiring_events" (did you mean "expiration"?)`,
@@ -32,7 +32,7 @@ func TestErrors(t *testing.T) {
 		"expiration: {}\nversion: 2\nexpiration: {}":          `line 3: config key "expiration" is there for the second time`,
 		"expiration:\n  max_duration: 1h\n  max_duration: 2h": `line 3: config key "max_duration" is there for the second time`,
 
-		// Values of the wrong kind, wherever they stand.
+		// Values of the wrong kind, at any place.
 		"expiration: []": `line 1: invalid value for config key "expiration": a list (must be a section with keys of its own)`,
 		"expiration:\n  rate_limiting: # two\n    - 1":                   `line 3: invalid value for config key "rate_limiting": a list (must be a section with keys of its own)`,
 		"expiration: {max_running_per_user: many}":                       `line 1: invalid value for config key "max_running_per_user": many (must be a whole number)`,
@@ -55,7 +55,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// What Dendrite reads is left to it, also where it is lenient.
+// Dendrite's own sections are not checked, even where Dendrite is lenient.
 func TestDendritesSections(t *testing.T) {
 	var dendrite config.Dendrite
 	for key := range keysIn("", reflect.TypeOf(dendrite)) {
@@ -65,7 +65,7 @@ func TestDendritesSections(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// Each section can say which keys it has.
+// keysOf knows the keys of every section.
 func TestKeysOf(t *testing.T) {
 	for key, section := range keysIn("", reflect.TypeFor[sections]()) {
 		if section.Kind() == reflect.Slice || section.Kind() == reflect.Pointer {

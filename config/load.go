@@ -10,7 +10,7 @@ import (
 	"gopkg.in/yaml.v2"
 )
 
-// Load reads our sections of the file that Dendrite has read the rest from. The error names every bad key.
+// Load reads our sections of dendrite.yaml. Dendrite has read the rest of the file. The error names every bad key.
 func Load(file string, cfg *config.Dendrite) (*Config, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -23,8 +23,8 @@ func Load(file string, cfg *config.Dendrite) (*Config, error) {
 	return c, c.resolveDatabase(cfg)
 }
 
-// sections are what dendrite.yaml has of ours. They are pointers, because a section without keys leaves a pointer's target as it is,
-// and would clear a struct.
+// sections are our sections of dendrite.yaml. They are pointers because of sections without keys: the YAML library would clear a struct,
+// but leaves the target of a pointer as it is.
 type sections struct {
 	Expiration *Config    `yaml:"expiration"`
 	MatrixRTC  *MatrixRTC `yaml:"matrix_rtc"`
@@ -44,7 +44,7 @@ func parse(data []byte) (*Config, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	if len(errs) == 0 { // else a value may be missing that is in the file
+	if len(errs) == 0 { // after an error, a value of the file may be missing
 		c.Verify(&errs)
 		c.MatrixRTC.Verify(&errs)
 	}

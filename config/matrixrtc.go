@@ -11,11 +11,11 @@ import (
 
 // MatrixRTC is the section matrix_rtc of dendrite.yaml.
 type MatrixRTC struct {
-	// Transports are what clients are told that their calls can go over, the best first. Default: none.
+	// Transports are the transports that clients are told to use for calls, the best first. Default: none.
 	Transports []rtc.Transport `yaml:"transports"`
 }
 
-// Verify adds to configErrs what is impossible, naming the key.
+// Verify adds an error to configErrs for each value that is not allowed. The error names the key.
 func (m *MatrixRTC) Verify(configErrs *config.ConfigErrors) {
 	for i, transport := range m.Transports {
 		check := func(ok bool, key, value, allowed string) {
@@ -30,7 +30,7 @@ func (m *MatrixRTC) Verify(configErrs *config.ConfigErrors) {
 	}
 }
 
-// isBaseURL reports whether clients can put a path behind a URL and call it.
+// isBaseURL reports whether clients can append a path to a URL and call it.
 func isBaseURL(text string) bool {
 	u, err := url.Parse(text)
 	return err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Hostname() != "" && u.User == nil &&

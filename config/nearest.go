@@ -4,15 +4,15 @@ import (
 	"strings"
 )
 
-// nearest returns what an unknown key at the top of dendrite.yaml was meant to be: one of our sections, or a key that belongs into one
-// of them. It returns "" if that is neither. Other keys there are Dendrite's, or nobody's, and Dendrite lets those pass.
+// nearest guesses what an unknown key at the top of dendrite.yaml was meant to be: one of our sections, or a key of one of them. It returns
+// "" if the key resembles none. Such a key is Dendrite's or unknown, and Dendrite accepts both.
 func nearest(key string) string {
 	const tolerance = 2
 	key = strings.ToLower(strings.ReplaceAll(key, "-", "_"))
 	if strings.HasPrefix(key, "expir") {
 		return "expiration"
 	}
-	// Not database and rate_limiting, which sections of Dendrite's have too.
+	// Without database and rate_limiting, because sections of Dendrite have these keys too.
 	for _, ours := range []string{
 		"expiration", "matrix_rtc", "expiration.max_duration", "expiration.max_running_per_user", "expiration.delayed_events",
 		"expiration.restart_grace", "matrix_rtc.transports",
@@ -24,9 +24,9 @@ func nearest(key string) string {
 	return ""
 }
 
-// distance returns by how many bytes, added, removed or changed, two words differ.
+// distance returns how many bytes must be added, removed or changed to turn one word into the other.
 func distance(a, b string) int {
-	row := make([]int, len(b)+1) // from the part of a that was looked at, to each beginning of b
+	row := make([]int, len(b)+1) // row[j] is the distance from the bytes of a so far to b[:j]
 	for j := range row {
 		row[j] = j
 	}
