@@ -27,35 +27,35 @@ const (
 	everything = dendrite | matrix | web
 )
 
-// arrows has a row for each package: the packages of this module that it may import, and the worlds that it may import from.
-// "x/..." means all packages below x. A package without a row has the row of the nearest folder above it. Tests and programs may
-// import everything, and nobody imports them.
+// arrows has a row for each package: the packages of this module that it may import, and the worlds that it may import from. "x/..." means
+// all packages below x. A package without a row has the row of the nearest folder above it. Tests and programs may import everything, and
+// no package imports them.
 var arrows = map[string]struct {
 	own    []string
 	worlds world
 }{
-	"": {[]string{ // the door joins everything
+	"": {[]string{ // the root package joins everything
 		"around", "clientapi", "config", "dendritefix", "expiration", "expiration/storage", "inputqueue", "roomserver", "rtc", "summary",
 		"syncapi", "syncapi/delayid", "syncapi/stateafter", "userapi",
 	}, dendrite | web},
 
-	// The engine knows nobody.
+	// The engine imports nothing of Dendrite, Matrix or HTTP.
 	"expiration": {[]string{"expiration/internal/...", "failpoint", "guard", "keylock"}, 0},
-	// The tables use Dendrite's way of opening databases, migrations and prepared statements.
+	// The storage uses Dendrite's helpers for opening databases, migrations and prepared statements.
 	"expiration/storage": {[]string{"expiration", "expiration/storage/...", "guard"}, dendrite},
 
-	// The adapters join the engine to Dendrite, and do not know one another.
+	// The adapters connect the engine to Dendrite, and do not import one another.
 	"clientapi":  {[]string{"around", "dendritefix", "eventsize", "expiration", "failpoint", "jsondepth", "keylock", "limits"}, everything},
 	"roomserver": {[]string{"dendritefix", "eventsize", "expiration", "failpoint", "inputqueue", "keylock"}, everything},
 	"syncapi":    {[]string{"dendritefix", "expiration", "failpoint", "guard"}, dendrite | matrix},
 	"userapi":    {nil, dendrite | matrix},
-	// unsigned.delay_id asks for an interface and needs nothing else.
+	// Package delayid asks for an interface of its own, and needs none of our packages.
 	"syncapi/delayid": {nil, everything},
 
-	// The configuration is that of all the others.
+	// The configuration fills the configurations of these packages.
 	"config": {[]string{"clientapi", "expiration", "rtc"}, dendrite},
 
-	// Other MSCs, and mended faults of Dendrite, have nothing to do with timers.
+	// Other MSCs, and fixes for Dendrite, have nothing to do with timers.
 	"syncapi/stateafter": {[]string{"around"}, everything},
 	"rtc":                {[]string{"around"}, everything},
 	"summary":            {[]string{"limits"}, everything},
@@ -68,16 +68,17 @@ var arrows = map[string]struct {
 	"failpoint":   {nil, 0},
 	"guard":       {nil, 0},
 	"inputqueue":  {nil, dendrite | matrix},
-	// The fake stands for the queues of its parent.
+	// The fake implements the queues of its parent.
 	"inputqueue/fakequeue": {[]string{"inputqueue"}, dendrite | matrix},
 	"jsondepth":            {nil, 0},
 	"keylock":              {nil, 0},
-	// A limit of requests is counted with the token bucket of the engine, expiration.RateLimit.
+	// Request limits use the token bucket of the engine, expiration.RateLimit.
 	"limits": {[]string{"expiration"}, matrix | web},
 }
 
-// matrixInEngine are the exceptions to the rule that the engine has no HTTP status and no Matrix JSON: how an expiration.RefusedError is
-// logged, which carries another's answer, and how an event is found among the prev events of a signed event.
+// matrixInEngine are the exceptions to the rule that the engine has no HTTP status and no Matrix JSON. The first is how an
+// expiration.RefusedError, which carries Dendrite's answer, is logged. The second is how an event is found among the prev events of a
+// signed event.
 var matrixInEngine = []string{`"HTTP %d: %s"`, `"prev_events"`}
 
 // outside are the folders of tests and programs.
@@ -86,7 +87,7 @@ var outside = []string{"cmd", "docker", "docs", "patches", "test", "expiration/s
 // module is the path of this module; a package's name in the tables is its path below that.
 const module = "github.com/matrix-org/dendrite/setup/mscs/msc4140"
 
-// within reports whether a package is one of some, or lies below one of them.
+// within reports whether a package is one of the given folders, or lies below one of them.
 func within(pkg string, folders []string) bool {
 	return slices.ContainsFunc(folders, func(folder string) bool { return pkg == folder || strings.HasPrefix(pkg, folder+"/") })
 }

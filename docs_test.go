@@ -20,7 +20,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// Every test that docs/guarantees.md names must exist, or a guarantee has none.
+// Every test that docs/guarantees.md names must exist. Otherwise a guarantee has no test.
 func TestGuaranteesNameTheirTests(t *testing.T) {
 	doc, err := os.ReadFile("docs/guarantees.md")
 	require.NoError(t, err)
@@ -61,8 +61,8 @@ var (
 	notInSlugs = regexp.MustCompile(`[^\p{L}\p{N}_ -]`)
 )
 
-// Every link to a file leads to one, and every anchor to a heading: in the repository, and among the documents of a release, which
-// are fewer.
+// Every link to a file leads to a file, and every anchor to a heading. That holds in the repository, and among the documents of a release,
+// which are fewer.
 func TestLinks(t *testing.T) {
 	t.Run("Repository", func(t *testing.T) { checkLinks(t, ".") })
 	t.Run("Release", func(t *testing.T) {
@@ -76,7 +76,7 @@ func TestLinks(t *testing.T) {
 	})
 }
 
-// checkLinks follows the links of all documents in a folder. Links to other sites are not followed.
+// checkLinks follows the links of all documents in a folder, except links to other sites.
 func checkLinks(t *testing.T, root string) {
 	documents := 0
 	require.NoError(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
@@ -117,7 +117,7 @@ func prose(t *testing.T, path string) string {
 	return codeBlock.ReplaceAllString(string(data), "")
 }
 
-// hasAnchor reports whether a document has a heading with this anchor, as GitHub makes them.
+// hasAnchor reports whether a document has a heading with this anchor, which is formed as GitHub forms it.
 func hasAnchor(t *testing.T, path, anchor string) bool {
 	for _, found := range heading.FindAllStringSubmatch(prose(t, path), -1) {
 		slug := notInSlugs.ReplaceAllString(strings.ToLower(found[1]), "")
@@ -128,7 +128,7 @@ func hasAnchor(t *testing.T, path, anchor string) bool {
 	return false
 }
 
-// The table in docs/operations.md has each metric that there is, with its labels, and no other.
+// The table in docs/operations.md has every metric with its labels, and no other.
 func TestDocumentedMetrics(t *testing.T) {
 	timers := expiration.New(expiration.Config{}, struct{ expiration.Store }{}, nil, nil)
 	collectors := append(timers.Collectors(), clientapi.New(clientapi.Config{}, nil, nil, clientapi.Timers{}).Collectors()...)
@@ -142,7 +142,7 @@ func TestDocumentedMetrics(t *testing.T) {
 	}
 	require.ElementsMatch(t, metrics, firstColumn(t, "Metrics"))
 
-	// All that are made are among these.
+	// Every metric that the code creates is among these.
 	made := 0
 	require.NoError(t, filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
 		if entry.IsDir() && (path == "cmd" || path == "test") {
@@ -158,7 +158,7 @@ func TestDocumentedMetrics(t *testing.T) {
 	require.Len(t, collectors, made)
 }
 
-// The table in docs/operations.md has each reason why an event is dropped, and no other.
+// The table in docs/operations.md has every reason why an event is dropped, and no other.
 func TestDocumentedDropReasons(t *testing.T) {
 	source, err := parser.ParseFile(token.NewFileSet(), filepath.Join("expiration", "event.go"), nil, 0)
 	require.NoError(t, err)
@@ -177,7 +177,7 @@ func TestDocumentedDropReasons(t *testing.T) {
 	require.ElementsMatch(t, reasons, firstColumn(t, "Drop reasons"))
 }
 
-// firstColumn returns what is in the first column of the table in a section of docs/operations.md.
+// firstColumn returns the first column of the table in a section of docs/operations.md.
 func firstColumn(t *testing.T, heading string) (cells []string) {
 	doc, err := os.ReadFile("docs/operations.md")
 	require.NoError(t, err)

@@ -1,17 +1,18 @@
 // Package msc4140 adds MSC4140 to Dendrite, twice: expiring events (the draft of 2024) and delayed events (the accepted text).
-// A client marks an event with a life time and keeps it alive with a token; when the keep-alives stop, the homeserver sends
-// a closing copy of the event. Or it schedules an event to be sent later and keeps pushing it back; when that stops, the
-// homeserver sends it. One component keeps the timers of both.
 //
-// This package is the door: it only joins the other packages, which ARCHITECTURE.md lists. A Dendrite that wants the feature makes six
-// calls, in this order:
+// A client marks an event with a lifetime and keeps it alive with a token. When the keep-alives stop, the homeserver sends a closing copy
+// of the event. Or a client schedules an event to be sent later, and keeps postponing it. When that stops, the homeserver sends the event.
+// One engine keeps the timers of both.
+//
+// This package only joins the other packages, which ARCHITECTURE.md lists. A Dendrite that wants the feature makes six calls, in this
+// order:
 //
 //	cfg, err := config.Load(...)            // of the package config below this one
-//	ext, err := msc4140.New(...)            // with the roomserver API, before any other component is given it
+//	ext, err := msc4140.New(...)            // with the roomserver API, before any component of Dendrite gets it
 //	rsAPI = ext.RoomserverAPI()             // to be used in its place from here on
 //	monolith.UserAPI = ext.UserAPI(userAPI) // before Dendrite's routes are registered
 //	ext.AddPublicRoutes(routers, userAPI)   // before Dendrite's own routes
-//	err = ext.Start()                       // when all components stand, before HTTP is served
+//	err = ext.Start()                       // when all components exist, before HTTP is served
 package msc4140
 
 import (
@@ -63,12 +64,12 @@ type Extension struct {
 	consumer *syncapi.Consumer
 	sync     *stateafter.Route
 	rtc      config.MatrixRTC
-	delayed  bool // delayed events are not switched off
+	delayed  bool // delayed events are switched on
 	rooms    *summary.Summaries
 }
 
-// New opens the database and wires everything together. It starts nothing. It repairs JetStream's consumers after a crash, which
-// must be done before any component reads a stream.
+// New opens the database and wires everything together. It starts nothing. It also repairs JetStream's consumers after a crash, which must
+// happen before any component reads a stream.
 func New(
 	processCtx *process.ProcessContext, cfg *config.Config, dendriteCfg *dendriteconfig.Dendrite,
 	cm *sqlutil.Connections, natsInstance *jetstream.NATSInstance, rsAPI api.RoomserverInternalAPI, enableMetrics bool,
@@ -125,15 +126,15 @@ func New(
 	}, nil
 }
 
-// RoomserverAPI returns the roomserver API that all of Dendrite's components must be given.
+// RoomserverAPI returns the roomserver API that all of Dendrite's components must get.
 func (e *Extension) RoomserverAPI() api.RoomserverInternalAPI { return e.rsAPI }
 
-// UserAPI returns the user API that Dendrite's client API must be given in place of Dendrite's own.
+// UserAPI returns the user API that Dendrite's client API must get in place of Dendrite's own.
 func (e *Extension) UserAPI(userAPI dendriteuserapi.UserInternalAPI) dendriteuserapi.UserInternalAPI {
 	return userapi.New(userAPI, e.accounts, e.timers.CancelAll)
 }
 
-// AddPublicRoutes registers the routes. Dendrite's own must come after them.
+// AddPublicRoutes registers the routes. Dendrite's own routes must be registered after them.
 func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteuserapi.QueryAcccessTokenAPI) {
 	routers.Client.Use(dendritefix.BoundDepth, dendritefix.RefuseNUL, delayid.Add(e.timers, userAPI))
 	e.client.AddRoutes(routers.Client, userAPI)
@@ -162,8 +163,8 @@ func (e *Extension) KeepAlivesFirst(next http.Handler) http.Handler {
 	return e.client.KeepAlivesFirst(next)
 }
 
-// Start loads the timers and starts to watch deadlines and the output stream. Both stop when Dendrite shuts down. Then the
-// database's log is written back, so that its file can be copied.
+// Start loads the timers, and starts to watch deadlines and the output stream. Both stop when Dendrite shuts down. Then the database's log
+// is written back, so that its file can be copied.
 func (e *Extension) Start() error {
 	ctx := e.process.Context()
 	if err := e.timers.Start(ctx); err != nil {
@@ -175,7 +176,8 @@ func (e *Extension) Start() error {
 		defer e.process.ComponentFinished()
 		<-e.process.WaitForShutdown()
 		e.Stop()
-		// The consumer may still be reading. It does not acknowledge a message that it can no longer write, and gets it again at the next start.
+		// The consumer may still be reading. It does not acknowledge a message whose effect it can no longer write, and gets that message
+		// again after the next start.
 		if err := e.store.Close(); err != nil {
 			logrus.WithError(err).Warn("Failed to write back the log of the database of expiring events: copy it with the database")
 		}
@@ -186,15 +188,15 @@ func (e *Extension) Start() error {
 	return nil
 }
 
-// Stop stops the timers and waits for running closings. Dendrite's shutdown calls it too; a call before that spares the next
-// start some work. It may be called twice.
+// Stop stops the timers and waits for attempts in progress. Dendrite's shutdown calls it too. An earlier call leaves less work to the next
+// start. It may be called twice.
 func (e *Extension) Stop() {
 	e.timers.Stop()
 	e.quiet.Stop()
 }
 
-// health is Dendrite's health check with a check of our database. Dendrite's own list of reasons is never cleared, which does not
-// suit a database that comes back.
+// health is Dendrite's health check with a check of our database. Our warning does not enter Dendrite's own list, because that list is
+// never cleared and a database can recover.
 func (e *Extension) health(w http.ResponseWriter, req *http.Request) {
 	_, warnings := e.process.IsDegraded()
 	ctx, cancel := context.WithTimeout(req.Context(), healthTimeout)
