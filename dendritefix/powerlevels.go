@@ -45,8 +45,8 @@ func NewPowerLevels(query QueryCurrentState) *PowerLevels {
 	return &PowerLevels{query: query, pending: map[string]bool{}}
 }
 
-// Watch looks at an event of the roomserver's output stream. It queries the roomserver only if the event changes power levels and did not become
-// the current state.
+// Watch looks at an event of the roomserver's output stream. It queries the roomserver only if the event changes power levels and did not
+// become the current state.
 func (p *PowerLevels) Watch(ctx context.Context, output *api.OutputNewRoomEvent) {
 	e := output.Event
 	if e.Type() != spec.MRoomPowerLevels || !e.StateKeyEquals("") || slices.Contains(output.AddsStateEventIDs, e.EventID()) {
@@ -76,7 +76,7 @@ func (p *PowerLevels) look(ctx context.Context, roomID string) {
 	err := p.query(ctx, &api.QueryCurrentStateRequest{
 		RoomID: roomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple, create},
 	}, &res)
-	if err != nil || res.StateEvents[tuple] != nil || res.StateEvents[create] == nil { // without a create event, no user of this server is in the room
+	if err != nil || res.StateEvents[tuple] != nil || res.StateEvents[create] == nil { // no create event: no local user is in the room
 		return
 	}
 	logrus.WithField("room_id", roomID).Error(

@@ -16,7 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// Backlog is what lies in the queue of one room.
+// Backlog counts the messages in the queue of one room.
 type Backlog struct {
 	// Waiting is how many messages no worker has taken out yet. InWork is how many have been taken out and are not acknowledged.
 	Waiting, InWork uint64
@@ -65,7 +65,7 @@ func (q *Queues) noteLeft(ctx context.Context) {
 	}
 }
 
-// Backlog returns what lies in the queue of a room.
+// Backlog returns the backlog of a room.
 func (q *Queues) Backlog(ctx context.Context, roomID string) (Backlog, error) {
 	consumer := q.cfg.Prefixed("RoomInput" + jetstream.Tokenise(roomID))
 	info, err := q.js.ConsumerInfo(q.cfg.Prefixed(jetstream.InputRoomEvent), consumer, nats.Context(ctx))

@@ -16,7 +16,7 @@ import (
 type Deactivated func(ctx context.Context, userID string) (bool, error)
 
 // Guard is a Closer that checks the sender of a delayed event before it sends the event. When the event was scheduled, the sender was
-// logged in and in the room. Both can have changed since, and the roomserver checks neither: a user can join a public room without being a
+// logged in and in the room. Both can have changed since, and the roomserver checks neither. A user can join a public room without being a
 // member, and an event needs no account.
 //
 // Closing events are not checked: the homeserver sends them for an event that is already in the room.
