@@ -12,7 +12,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// Actor acts upon delayed events, which the delay ID names. An owner other than "" must be the event's.
+// Actor acts upon delayed events, which it finds by their delay IDs. If owner is not "", the event must belong to that user.
 type Actor interface {
 	AllowDelayed(delayID string) (known bool, wait time.Duration)
 	RestartDelayed(ctx context.Context, delayID, owner string) error
@@ -20,7 +20,7 @@ type Actor interface {
 	CancelDelayed(ctx context.Context, delayID, owner string) error
 }
 
-// act restarts, sends or cancels a delayed event. The owner is "" if the request need not be authenticated.
+// act restarts, sends or cancels a delayed event. The owner is "" on paths that need no authentication.
 func (a *API) act(req *http.Request, d dialect, delayID, action, owner string) util.JSONResponse {
 	do := map[string]func() error{
 		"restart": func() error { return a.timers.RestartDelayed(req.Context(), delayID, owner) },

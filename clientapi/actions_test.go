@@ -12,7 +12,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// Where the accepted text and the clients of today disagree, the paths differ.
+// The stable and unstable paths answer differently where the accepted text of MSC4140 and today's clients disagree.
 func TestActions(t *testing.T) {
 	sent := &expiration.FinalisedError{Final: expiration.Final{EventID: "$x"}}
 	cancelled := &expiration.FinalisedError{}

@@ -21,18 +21,18 @@ func bounded(size int64, wait time.Duration, next http.Handler) http.Handler {
 	})
 }
 
-// boundBody returns a body of limited size that must arrive in time, beginning now. net/http lifts the deadline at the end of the body. If
-// the body fails, the deadline stays, so that net/http does not wait forever for the rest of the body. A ResponseWriter without deadlines
-// limits only the size.
+// boundBody returns a body of limited size. The body must arrive within wait, counted from now. net/http lifts the read deadline at the end
+// of the body. If reading fails, the deadline stays, so net/http does not wait forever for the rest. If the ResponseWriter has no
+// deadlines, only the size is limited.
 func boundBody(w http.ResponseWriter, body io.ReadCloser, size int64, wait time.Duration) io.ReadCloser {
-	if body == http.NoBody { // a deadline would not be lifted, and would cancel the request when it passes
+	if body == http.NoBody { // nothing would lift the deadline, and it would cancel the request when it passes
 		return body
 	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait))
 	return http.MaxBytesReader(w, body, size)
 }
 
-// readBody reads a body that http.MaxBytesReader limits, and returns errors that say what the client did wrong.
+// readBody reads a body that http.MaxBytesReader limits. Its errors are answers for the client.
 func readBody(body io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(body)
 	var size *http.MaxBytesError
@@ -49,7 +49,7 @@ func tooLarge(msg string) *requestError {
 	return &requestError{http.StatusRequestEntityTooLarge, spec.MatrixError{ErrCode: errTooLarge, Err: msg}}
 }
 
-// checkObject returns an error if data is not a JSON object. The error calls it what.
+// checkObject returns an error if data is not a JSON object. In the text of the error, data is called what.
 func checkObject(data []byte, what string) error {
 	switch {
 	case !utf8.Valid(data) || !gjson.ValidBytes(data):

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Whatever the body of an action or a keep-alive is, the limit of its size is the same, and so is the answer.
+// Actions and keep-alives have the same size limit for their bodies, and the same answer to a body that is too large.
 func TestBodiesAreBounded(t *testing.T) {
 	_, routed, _ := newEndpoint(func() error { return nil })
 	for _, request := range []struct{ method, path, member string }{
@@ -34,8 +34,8 @@ func TestBodiesAreBounded(t *testing.T) {
 	}
 }
 
-// A body that does not arrive in time is given up. The deadline does not cancel a request whose body has arrived, or that has none, or
-// whose body is not read.
+// A body that does not arrive in time is given up. The deadline does not cancel a request whose body has arrived, is not read, or does
+// not exist.
 func TestDeadlineOfABody(t *testing.T) {
 	const wait = 100 * time.Millisecond
 	server := httptest.NewServer(bounded(10, wait, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

@@ -20,8 +20,8 @@ type delayedEvents struct {
 	MaxScheduled int   `json:"max_scheduled"`
 }
 
-// capabilitiesHandler answers GET /capabilities as Dendrite does, and tells the limits of delayed events. Requests are
-// limited as Dendrite's are, but counted for themselves.
+// capabilitiesHandler answers GET /capabilities as Dendrite does, and adds the limits of delayed events. The rate limit is Dendrite's, but
+// with a counter of its own.
 func capabilitiesHandler(
 	userAPI userapi.QueryAcccessTokenAPI, rsAPI api.ClientRoomserverAPI, rateLimiting *config.RateLimiting,
 	maxDelay time.Duration, maxScheduled int,

@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// dendrite is a fake of what the handler needs of Dendrite: one user, and a default room version.
+// dendrite is a fake of the APIs that the handler uses. It has one user and a default room version.
 type dendrite struct{ api.ClientRoomserverAPI }
 
 func (dendrite) DefaultRoomVersion() gomatrixserverlib.RoomVersion {

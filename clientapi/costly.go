@@ -11,13 +11,12 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
 )
 
-// maxWaiting is how many costly requests of a user may wait, or be dealt with.
+// maxWaiting is how many costly requests of a user may run or wait at a time.
 const maxWaiting = 16
 
-// begin is called for each request that schedules a delayed event, or looks some up: each of them is worth more to the server than it
-// costs the client. A user's are dealt with one after the other, so that many at once take no more of memory and processors than one
-// does, and those that are too many are refused with a *rateError. An application service's are neither. done may be called more than
-// once.
+// begin admits a request that schedules a delayed event, or looks some up. Such a request costs the server more than it costs the client.
+// A user's requests run one after the other, so that many at once take no more memory and CPU time than one. Requests above the limit are
+// refused with a *rateError. An application service's requests are always admitted at once. done may be called more than once.
 func (a *API) begin(req *http.Request, device *userapi.Device) (done func(), err error) {
 	if device.AccountType == userapi.AccountTypeAppService {
 		return func() {}, nil

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// All requests of a user count together. Those of an application service do not count.
+// All costly requests of a user share one limit. Requests of an application service do not count.
 func TestRequestsOfAUserAreLimited(t *testing.T) {
 	a := New(Config{MaxDelay: time.Hour, UserRequests: twice}, &config.ClientAPI{}, rooms{}, Timers{})
 	alice, bob := &userapi.Device{UserID: "@alice:localhost"}, &userapi.Device{UserID: "@bob:localhost"}

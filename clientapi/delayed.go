@@ -24,16 +24,18 @@ import (
 )
 
 const (
-	// delayKey is the query parameter that makes a send a delayed one (unstable), delayField the field of the dedicated form.
+	// delayKey is the query parameter that makes a send a delayed one (unstable). delayField is the field in the body of the dedicated
+	// endpoint.
 	delayKey   = "org.matrix.msc4140.delay"
 	delayField = "delay_ms"
-	// maxContentSize is the largest content of a delayed event, in bytes: no event can be larger.
+	// maxContentSize is the largest content of a delayed event, in bytes. It is the size limit of a whole event.
 	maxContentSize = 64 << 10
-	// maxScheduleSize is the limit for a request that schedules: the content may have more spaces and escapes than when it is sent.
+	// maxScheduleSize is the limit for the body of a request that schedules, in bytes. It is larger than maxContentSize, because the
+	// request may have spaces and escapes that the event will not have.
 	maxScheduleSize = 4 * maxContentSize
-	// maxTimestamp is the latest time that an event can have, in milliseconds: in nanoseconds it must fit into an int64.
+	// maxTimestamp is the latest time that an event can have, in milliseconds. In nanoseconds it must fit into an int64.
 	maxTimestamp = math.MaxInt64 / 1_000_000
-	// scheduleReadTimeout is how long such a request may take to arrive.
+	// scheduleReadTimeout is how long the body of a request that schedules may take to arrive.
 	scheduleReadTimeout = 30 * time.Second
 )
 
@@ -45,8 +47,8 @@ type Scheduler interface {
 	) (delayID string, err error)
 }
 
-// dialect selects the names and answers of the stable or of the unstable paths, which differ where the accepted text and the clients of today
-// disagree.
+// dialect selects the field names and answers of either the stable or the unstable paths. They differ where the accepted text of MSC4140
+// and today's clients disagree.
 type dialect bool
 
 const (
@@ -58,7 +60,7 @@ const (
 type delayError struct {
 	name string // of the parameter
 	max  time.Duration
-	// tooLong: the delay is valid but for the maximum. query: it came in the query form.
+	// tooLong: the delay is a valid number, but greater than max. query: the delay was in the query of a send.
 	tooLong, query bool
 }
 
@@ -100,7 +102,7 @@ func (a *API) parseDelay(name, value string, query bool) (time.Duration, error) 
 
 // isDelayed reports whether a send has a delay in its query.
 func isDelayed(req *http.Request) bool {
-	query := req.URL.RawQuery // URL.Query leaves out malformed parts, and such an event must not be sent at once
+	query := req.URL.RawQuery // URL.Query drops malformed parts; an event with a malformed delay must not be sent at once
 	return query != "" && (strings.Contains(query, delayKey) || req.URL.Query().Has(delayKey))
 }
 
@@ -117,7 +119,7 @@ func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to targ
 	return a.schedule(req, device, to, content, delay)
 }
 
-// scheduleByField answers the dedicated form, which has everything in its body.
+// scheduleByField answers the dedicated endpoint, whose requests have delay, content and state key in their body.
 func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
 	body, err := readBody(req.Body)
 	if err != nil {
@@ -148,7 +150,7 @@ func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to targ
 	return a.schedule(req, device, to, content, delay)
 }
 
-// schedule schedules an event. The sender must be in the room. Whether the sender may send the event is only checked when it is due.
+// schedule schedules an event. The sender must be in the room. The sender's permission to send the event is checked only when it is due.
 func (a *API) schedule(
 	req *http.Request, device *userapi.Device, to target, content []byte, delay time.Duration,
 ) util.JSONResponse {
@@ -164,7 +166,7 @@ func (a *API) schedule(
 	if to.txnID != nil {
 		to.delayed = true
 		request = &expiration.Request{Hash: *requestHash(device, to)}
-		// A repeated request gets the same answer, even without its content.
+		// A repeated request gets the first answer, whatever its content is.
 		switch delayID, err := a.timers.Scheduled(req.Context(), request.Hash); {
 		case err != nil:
 			return errorResponse(req, err)
@@ -204,7 +206,7 @@ func scheduled(delayID string) util.JSONResponse {
 	}{delayID}}
 }
 
-// parseDelayed checks the content of a request. It also returns the content that the event will have.
+// parseDelayed checks the content of a request that schedules. It also returns the content that the event will be sent with.
 func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Delayed, sent []byte, err error) {
 	if len(content) > maxContentSize {
 		return d, nil, tooLarge("The content must be at most 65536 bytes")
@@ -231,7 +233,7 @@ func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Dela
 	return d, sent, nil
 }
 
-// checkScheduled returns an error if a delayed event can never be sent. The room is known.
+// checkScheduled returns an error if a delayed event can never be sent. The room must exist.
 func (a *API) checkScheduled(
 	ctx context.Context, device *userapi.Device, to target, d expiration.Delayed, sent []byte,
 ) error {
@@ -263,7 +265,7 @@ func (a *API) checkJoined(req *http.Request, device *userapi.Device, roomID stri
 	return nil
 }
 
-// addDelayed registers the routes of delayed events except the query form, which is a send.
+// addDelayed registers the routes of delayed events. A send with a delay in its query uses the routes of ordinary sends.
 func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	const name = "delayed_event"
 	for _, path := range []string{"/{apiversion:(?:r0|v3)}", "/unstable/org.matrix.msc4140"} {

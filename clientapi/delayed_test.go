@@ -141,7 +141,7 @@ func TestSchedule(t *testing.T) {
 	})
 }
 
-// Delayed and other requests have nothing to do with one another, though the transaction ID be the same.
+// A request that schedules and an ordinary send are different requests, even with the same transaction ID.
 func TestRequestsOfDelayedEvents(t *testing.T) {
 	p := &planner{}
 	handler := newPlanned(p, 1)
@@ -158,7 +158,7 @@ func TestRequestsOfDelayedEvents(t *testing.T) {
 	require.Equal(t, p.scheduled[0].event.Request.Hash, *requestHash(&userapi.Device{UserID: "@alice:localhost"}, to))
 }
 
-// Browsers ask before each request whether they may send it.
+// Browsers send a CORS preflight request before each request, and it must succeed without a login.
 func TestPreflights(t *testing.T) {
 	for _, path := range []string{
 		"/_matrix/client/v3/rooms/!room:localhost/delayed_event/m/txn", unstablePath + "/rooms/!room:localhost/delayed_event/m/txn",

@@ -70,8 +70,8 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 	return util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.Unknown("Internal server error")}
 }
 
-// Explain returns the Matrix error that the owner of a delayed event is shown when the event could not be sent. It is what the same error
-// would be answered to a request, but that nobody can come again.
+// Explain returns the Matrix error that the owner of a delayed event is shown when the event could not be sent. It resembles the answer to
+// a request that fails in the same way. But it says nothing about a retry, because nobody can repeat the send of a finalised event.
 func Explain(err error) json.RawMessage {
 	var (
 		refused *expiration.RefusedError

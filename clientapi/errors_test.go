@@ -10,7 +10,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// What the owner of a delayed event is shown says why it was not sent, whatever the engine has wrapped the reason in.
+// Explain finds the reason why a delayed event was not sent, even if the engine has wrapped it. It shows no internal errors.
 func TestExplain(t *testing.T) {
 	drop := func(reason expiration.DropReason, cause error) error {
 		return &expiration.DropError{Reason: reason, Cause: cause}

@@ -30,7 +30,7 @@ type schedule struct {
 	delay   time.Duration
 }
 
-// planner is a Scheduler, Actor and Finder. It notes the calls of Schedule, and otherwise answers as the test says.
+// planner is a fake Scheduler, Actor and Finder. It records the calls, and answers with what the test put into its fields.
 type planner struct {
 	scheduled []schedule
 	before    string // the answer to an earlier request
@@ -98,7 +98,7 @@ func (p *planner) DelayedEvent(_ context.Context, id, owner string) (expiration.
 	return p.events[0], nil
 }
 
-// rooms is a roomserver that has one room, with Alice in it.
+// rooms is a fake roomserver with two rooms: Alice is in one, and has left the other.
 type rooms struct{ dendrite }
 
 func (rooms) QueryMembershipForUser(
@@ -119,7 +119,7 @@ func (rooms) QueryRoomVersionForRoom(context.Context, string) (gomatrixserverlib
 	return gomatrixserverlib.RoomVersionV10, nil
 }
 
-// twice is the limit of actions upon a delay ID, known or not, in these tests.
+// twice is the rate limit in these tests: two requests at once, and then one every half hour.
 var twice = expiration.RateLimit{Threshold: 2, Cooloff: time.Hour}
 
 func (p *planner) timers() Timers { return Timers{Keeper: atOnce{}, Scheduler: p, Actor: p, Finder: p} }

@@ -16,12 +16,12 @@ const expireKey = "m.will_expire"
 
 var (
 	expireKeyBytes = []byte(expireKey)
-	// unicodeEscape can spell any key differently.
+	// unicodeEscape begins an escape, which can spell any key differently.
 	unicodeEscape = []byte(`\u`)
 	runningJSON   = json.RawMessage(`"` + expiration.Running + `"`)
 )
 
-// fieldError is a bad value of the field. Its text is for the client.
+// fieldError is a bad value of m.will_expire. Its text is for the client.
 type fieldError struct{ max time.Duration }
 
 func (e *fieldError) Error() string {
@@ -29,9 +29,9 @@ func (e *fieldError) Error() string {
 		expireKey, e.max/time.Second, expiration.Expired, expiration.Ended)
 }
 
-// parseContent looks for the field in the content of a request. If it asks for an expiring event, the duration is not 0,
-// and the content that is to be sent is returned. In every other case without error the content is returned as it is:
-// what is not JSON is left to Dendrite, which answers as it always does.
+// parseContent looks for m.will_expire in the content of a request. If the request asks for an expiring event, parseContent returns its
+// duration and the content that it is sent with. Otherwise the duration is 0, and the content is returned unchanged unless the field is
+// bad. Content that is not JSON is returned unchanged too, because Dendrite answers it with an error.
 func parseContent(content []byte, maxDuration time.Duration) ([]byte, time.Duration, error) {
 	if !bytes.Contains(content, expireKeyBytes) && !bytes.Contains(content, unicodeEscape) {
 		return content, 0, nil

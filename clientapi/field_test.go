@@ -23,7 +23,7 @@ func TestParseContent(t *testing.T) {
 		{content: `{"m.will_expire":1}`, want: `{"m.will_expire":"running"}`, duration: time.Second},
 		{content: `{"m.will_expire":3600,"a":[1, 2]}`, want: `{"a":[1,2],"m.will_expire":"running"}`, duration: time.Hour},
 		{content: `{"m\u002ewill_expire":5}`, want: `{"m.will_expire":"running"}`, duration: 5 * time.Second},
-		// The last of several counts, for us as for Dendrite.
+		// Of repeated keys the last one counts, as in Dendrite.
 		{content: `{"m.will_expire":"x","m.will_expire":5}`, want: `{"m.will_expire":"running"}`, duration: 5 * time.Second},
 		{content: `{"m.will_expire":5,"m.will_expire":"x"}`, bad: true},
 		{content: `{"m.will_expire":3601}`, bad: true},
@@ -45,8 +45,8 @@ func TestParseContent(t *testing.T) {
 	}
 }
 
-// FuzzParseContent checks what must hold for any request: a duration never gets through, and what is not ours is not
-// touched.
+// FuzzParseContent checks what must hold for any request: a duration is never sent as the value of m.will_expire, and other content is
+// returned unchanged.
 func FuzzParseContent(f *testing.F) {
 	for _, seed := range []string{
 		`{"m.will_expire":10}`, `{"m.will_expire":"expired","body":"x"}`, `{"m\u002ewill_expire":10}`, `{"body":"m.will_expire"}`,
@@ -57,7 +57,7 @@ func FuzzParseContent(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, content []byte) {
 		got, duration, err := parseContent(content, 24*time.Hour)
-		var sent map[string]any // what Dendrite will make an event of
+		var sent map[string]any // the content that Dendrite would send
 		isObject := utf8.Valid(got) && json.Unmarshal(got, &sent) == nil
 		switch {
 		case err != nil:

@@ -20,8 +20,8 @@ func newGuesses(limit expiration.RateLimit, realIPHeader string) *guesses {
 	return &guesses{limits.New[netip.Prefix](limit), realIPHeader}
 }
 
-// mayAsk returns a *rateError if there are too many requests with a known token or delay ID, or too many with unknown ones from
-// this address. The engine has told whether it is known, and how long to wait.
+// mayAsk returns a *rateError if there are too many requests with one known token or delay ID, or too many with unknown ones from one
+// address. known and wait are the engine's answer about the token.
 func (g *guesses) mayAsk(req *http.Request, known bool, wait time.Duration) error {
 	if !known {
 		wait = g.limiter.Wait(limits.ClientNetwork(req, g.realIPHeader), time.Now())

@@ -8,8 +8,8 @@ import (
 	"github.com/gorilla/mux"
 )
 
-// hidden keeps the delay ID, which is authority enough for whoever has it, out of the log and out of what Sentry is told:
-// both have the path of a request. Whatever is logged gets the path of the route, in which the delay ID has a name.
+// hidden keeps the delay ID out of the log and out of reports to Sentry, which contain the path of a request. A delay ID is a secret: on
+// some paths it is the only authority that an action needs. Logs get the path of the route, with a placeholder for the delay ID.
 func hidden(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		url := *req.URL
@@ -19,7 +19,7 @@ func hidden(next http.Handler) http.Handler {
 		req.Header = req.Header.Clone()
 		req.Header.Del("Referer")
 		if hub := sentry.GetHubFromContext(req.Context()); hub != nil {
-			shown := req.WithContext(req.Context()) // a copy without the body, which Sentry would read along
+			shown := req.WithContext(req.Context()) // a copy without the body, which Sentry would read too
 			shown.Body = nil
 			hub.Scope().SetRequest(shown)
 		}
@@ -27,7 +27,8 @@ func hidden(next http.Handler) http.Handler {
 	})
 }
 
-// publicPath returns the path of a request as its route spells it, with the action if it is one of the known.
+// publicPath returns the path template of a request's route. If the template has an action and the request's action is known, it is filled
+// in.
 func publicPath(req *http.Request) string {
 	path, err := mux.CurrentRoute(req).GetPathTemplate()
 	if err != nil {

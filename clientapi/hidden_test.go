@@ -27,7 +27,7 @@ func TestDelayIDsAreNotLogged(t *testing.T) {
 		do(newPlanned(p, 1), "GET", path+"/delayed_events?delay_id="+delayID, "", true)
 		do(newPlanned(p, 1), "POST", events+"/"+delayID, "{}", true)
 		do(newPlanned(p, 1), "POST", path+"/delayed_events/restart/"+delayID, "{}", true)
-		// However it is spelled.
+		// The same with escapes in the path.
 		spelled := path + "/delayed_events/" + fmt.Sprintf("%%%02x", delayID[0]) + delayID[1:]
 		for _, action := range []string{"/restart", "/rest%61rt", ""} {
 			do(newPlanned(p, 1), "POST", spelled+action, `{"action":"restart"}`, true)

@@ -24,7 +24,7 @@ const (
 	methodRefresh = "refresh"
 	methodEnd     = "end"
 
-	// keepAlivePath is where the methods are, behind the prefix of the client API.
+	// keepAlivePath is the path of the methods, without the prefix of the client API.
 	keepAlivePath = "/v3/expiration/"
 
 	// maxKeepAliveSize is the limit for the body of a keep-alive, in bytes.
@@ -42,14 +42,14 @@ type Keeper interface {
 	End(context.Context, expiration.TokenHash) error
 }
 
-// keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} for one method. It does the same as a handler of
-// Dendrite's MakeExternalAPI, with limits for the size and the time of the body, and without dumps of requests in the log, see
-// untraced. Refreshes are by far the most frequent requests: a successful one gets no logger and no ID if nobody would see them.
+// keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} for one method. It behaves like a handler of Dendrite's
+// MakeExternalAPI, but limits the size and the time of the body, and dumps no requests into the log (see untraced). Refreshes are by far
+// the most frequent requests, so a successful refresh gets no logger and no request ID unless they would show in the log.
 type keepAlive struct {
 	api *API
 	// do refreshes or ends an event.
 	do func(context.Context, expiration.TokenHash) error
-	// logs: do writes to the log of the request.
+	// logs: do writes to the request's logger, so the request needs one.
 	logs    bool
 	results *prometheus.CounterVec
 	ok      prometheus.Counter
@@ -63,7 +63,7 @@ func (a *API) keepAlives() map[string]http.Handler {
 	}
 	return map[string]http.Handler{
 		methodRefresh: handler(methodRefresh, a.timers.Refresh, false),
-		methodEnd:     handler(methodEnd, a.timers.End, true), // which sends an event
+		methodEnd:     handler(methodEnd, a.timers.End, true), // End sends an event, and sending logs
 	}
 }
 
@@ -90,7 +90,7 @@ func (k *keepAlive) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	})(w, req)
 }
 
-// answer answers a request as Dendrite does, and logs it as Dendrite does. Without an error it first does what the request asks for.
+// answer answers and logs a request as Dendrite does. If err is nil, it first does what the request asks for.
 func (k *keepAlive) answer(w http.ResponseWriter, req *http.Request, token string, err error) {
 	util.MakeJSONAPI(util.NewJSONRequestHandler(func(req *http.Request) util.JSONResponse {
 		if err == nil {
@@ -104,7 +104,7 @@ func (k *keepAlive) answer(w http.ResponseWriter, req *http.Request, token strin
 	}))(w, req)
 }
 
-// resultOf returns the result of a request by its name in the metrics.
+// resultOf returns the name that the result of a request has in the metrics.
 func resultOf(err error) string {
 	switch {
 	case err == nil:
@@ -121,7 +121,7 @@ func resultOf(err error) string {
 	return "error"
 }
 
-// keep does what a request asks for, if it may.
+// keep does what a request asks for, unless a rate limit forbids it.
 func (k *keepAlive) keep(req *http.Request, token string) error {
 	hash := expiration.HashToken(token)
 	known, wait := k.api.timers.Allow(hash)
@@ -143,7 +143,7 @@ func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
 	return parseToken(body)
 }
 
-// parseToken returns the token in the body of a request. If the field is repeated, the last value counts, as everywhere in Dendrite.
+// parseToken returns the token in the body of a request. If the field is repeated, the last value counts, as in Dendrite.
 func parseToken(body []byte) (string, error) {
 	if !utf8.Valid(body) || !gjson.ValidBytes(body) {
 		return "", badRequest(spec.NotJSON("The body must be a JSON object"))

@@ -23,7 +23,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// atOnce is a Keeper that knows one token and does everything at once.
+// atOnce is a fake Keeper that knows one token. It calls do for every action.
 type atOnce struct{ do func() error }
 
 func (a atOnce) Allow(h expiration.TokenHash) (bool, time.Duration) {
@@ -34,7 +34,7 @@ func (a atOnce) End(context.Context, expiration.TokenHash) error     { return a.
 
 const knownToken = "k0QmcyYpC3XbGkEvTqPIxvCZ5Vd1m2VZJxXkq2y7S_A"
 
-// newEndpoint returns the endpoint as Dendrite's routers serve it, and with keep-alives first.
+// newEndpoint returns the endpoint in two forms: as Dendrite's routers serve it, and behind KeepAlivesFirst.
 func newEndpoint(do func() error) (a *API, routed, first http.Handler) {
 	a = New(Config{}, &config.ClientAPI{}, nil, Timers{Keeper: atOnce{do: do}})
 	routers := httputil.NewRouters()
@@ -44,7 +44,7 @@ func newEndpoint(do func() error) (a *API, routed, first http.Handler) {
 
 func body(token string) string { return fmt.Sprintf(`{"expire_refresh_token":%q}`, token) }
 
-// Whether keep-alives come first or not, at whatever log level: what clients and operators see is the same.
+// KeepAlivesFirst changes neither answers nor metrics, at any log level.
 func TestKeepAlivesFirst(t *testing.T) {
 	defer logrus.SetLevel(logrus.GetLevel())
 	defer logrus.SetOutput(logrus.StandardLogger().Out)
@@ -125,7 +125,7 @@ func TestPanickingKeepAlive(t *testing.T) {
 
 func panics() error { panic("by order") }
 
-// FuzzReadToken checks that every body has a token or an answer, as encoding/json understands it.
+// FuzzReadToken checks that parseToken understands every body as encoding/json does: it returns the token, or the right Matrix error.
 func FuzzReadToken(f *testing.F) {
 	for _, seed := range []string{
 		`{"expire_refresh_token":"x"}`, `{"expire_refresh_token":null}`, `{}`, `null`, `[]`, ``, `{"expire_refresh_token":"\ud800"}`,
@@ -161,7 +161,7 @@ func FuzzReadToken(f *testing.F) {
 	})
 }
 
-// discard is a ResponseWriter that costs nothing.
+// discard is a ResponseWriter that discards the answer and takes almost no time.
 type discard struct{ header http.Header }
 
 func (d *discard) Header() http.Header             { return d.header }
@@ -169,8 +169,8 @@ func (d *discard) Write(p []byte) (int, error)     { return len(p), nil }
 func (d *discard) WriteHeader(int)                 {}
 func (d *discard) SetReadDeadline(time.Time) error { return nil }
 
-// BenchmarkKeepAlive compares what a refresh costs here, but for the component behind it and net/http before it, with an
-// endpoint that only decodes and encodes the same JSON.
+// BenchmarkKeepAlive compares the cost of a refresh with that of an endpoint that only decodes and encodes the same JSON. It excludes the
+// engine and net/http.
 func BenchmarkKeepAlive(b *testing.B) {
 	defer logrus.SetLevel(logrus.GetLevel())
 	logrus.SetLevel(logrus.InfoLevel)

@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// maxPageSize is the size at which a page of the list of delayed events ends, in bytes as the clients wrote them. The last event of a page
-	// may exceed it. A byte may take six in JSON.
+	// maxPageSize is the size at which a page of the list of delayed events ends, in bytes as the clients sent them. The last event of a
+	// page may exceed it. In JSON, one of these bytes may take six.
 	maxPageSize = 256 << 10
-	// delayedEventSize is about the size of an event in the list without the client's part, in bytes.
+	// delayedEventSize is about the size of an event in the list without the parts that the client chose, in bytes.
 	delayedEventSize = 512
 )
 
@@ -27,7 +27,7 @@ type Finder interface {
 	DelayedEvent(ctx context.Context, delayID, owner string) (expiration.DelayedEvent, error)
 }
 
-// delayedEvent is a delayed event as its owner sees it. OldDelay and RunningSince are for the clients of today.
+// delayedEvent is a delayed event as its owner sees it. OldDelay and RunningSince are for today's clients, on the unstable paths.
 type delayedEvent struct {
 	DelayID      string          `json:"delay_id"`
 	RoomID       string          `json:"room_id"`
@@ -57,7 +57,7 @@ func newDelayedEvent(e expiration.DelayedEvent, d dialect) delayedEvent {
 	return shown
 }
 
-// list answers with a page of the delayed events of a user.
+// list answers with one page of the user's delayed events.
 func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JSONResponse {
 	done, err := a.begin(req, device)
 	if err != nil {
@@ -84,7 +84,7 @@ func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JS
 	return util.JSONResponse{Code: http.StatusOK, JSON: page}
 }
 
-// look answers with one delayed event of a user.
+// look answers with one of the user's delayed events.
 func (a *API) look(req *http.Request, device *userapi.Device, d dialect, delayID string) util.JSONResponse {
 	done, err := a.begin(req, device)
 	if err != nil {

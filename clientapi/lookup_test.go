@@ -15,7 +15,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// The list comes in pages of bounded size, and no more is read than is shown, but for one that tells that there is more.
+// The list has pages of bounded size. For a page, at most one event more than the page has is read; it shows that there is another page.
 func TestPages(t *testing.T) {
 	for size, perPage := range map[int]int{60_000: 5, 100: 100} {
 		p := &planner{}

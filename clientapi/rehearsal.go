@@ -26,24 +26,24 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// rehearsal is a made-up room in which the sender of an event may do everything. Dendrite's own SendEvent is called there
-// before the event is scheduled: what it refuses in this room, it refuses in every room of this version, so that nothing
-// could ever make the event sendable. The room asks no database, so that a failure is the event's fault.
+// rehearsal is a made-up room in which the sender of an event may do everything. It finds events that can never be sent, before they are
+// scheduled: an event that Dendrite's SendEvent refuses in this room is refused in every room of this version. The room uses no
+// database, so a failure is the event's fault.
 type rehearsal struct {
 	api.ClientRoomserverAPI // nil: SendEvent asks nothing else
 	version                 gomatrixserverlib.IRoomVersion
 	keyID                   gomatrixserverlib.KeyID
 	user                    *spec.UserID
 	content                 []byte
-	member                  gomatrixserverlib.MemberContent // what the content says if the event is a membership
+	member                  gomatrixserverlib.MemberContent // the content of an m.room.member event, else empty
 
 	// built is the event that SendEvent would have sent, or nil if it refused.
 	built gomatrixserverlib.PDU
 }
 
 const (
-	// rehearsalRoom is the local part of the ID of the made-up room. It is not the real room's, because SendEvent locks the
-	// pair of room and user, and a send to the real room can hang.
+	// rehearsalRoom is the local part of the ID of the made-up room. The real room's ID would not do: SendEvent locks the pair of room
+	// and user, so the rehearsal would wait for a send to the real room that hangs.
 	rehearsalRoom = "!rehearsal"
 	// someKey and otherKey stand for the keys of users in a room with pseudo IDs.
 	someKey  = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
@@ -51,9 +51,9 @@ const (
 )
 
 var (
-	// rehearsalKey signs rehearsed events, which nobody ever sees.
+	// rehearsalKey signs rehearsed events, which never leave this process.
 	rehearsalKey = ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	// silence is the log of rehearsals: SendEvent would say there that it has sent an event, or failed.
+	// silence is the log of rehearsals, and discards everything. SendEvent would log that it sent an event, or failed to.
 	silence = sync.OnceValue(func() *logrus.Entry {
 		logger := logrus.New()
 		logger.SetOutput(io.Discard)
@@ -62,8 +62,8 @@ var (
 	})
 )
 
-// rehearse calls SendEvent with an event for the made-up room. It returns SendEvent's answer, which is an error if the event
-// was not built, and the event that was. A panic is an answer of 500.
+// rehearse calls SendEvent with an event for the made-up room. It returns the event that SendEvent built, and SendEvent's answer. If
+// SendEvent built none, built is nil and the answer says why. A panic becomes an answer of 500.
 func rehearse(
 	ctx context.Context, cfg *config.ClientAPI, device *userapi.Device, version gomatrixserverlib.IRoomVersion,
 	to target, content []byte, timestamp time.Time,
@@ -93,7 +93,7 @@ func rehearse(
 	if err != nil {
 		return util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.Unknown(err.Error())}, nil
 	}
-	sender := *device // whoever calls goes on to use the original
+	sender := *device // a copy, because the caller goes on to use the original
 	res = routing.SendEvent(req, &sender, r.roomID(), to.eventType, nil, to.stateKey, cfg, r, nil)
 	return res, r.built
 }
@@ -104,7 +104,7 @@ func (r *rehearsal) pseudoIDs() bool {
 	return r.version.Version() == gomatrixserverlib.RoomVersionPseudoIDs
 }
 
-// senderID is how the sender of the event is called in the room.
+// senderID returns the sender ID of the event's sender in the room.
 func (r *rehearsal) senderID() spec.SenderID {
 	if r.pseudoIDs() {
 		return someKey
@@ -117,7 +117,7 @@ func (r *rehearsal) QueryRoomVersionForRoom(context.Context, string) (gomatrixse
 	return r.version.Version(), nil
 }
 
-// QuerySenderIDForUser implements api.QuerySenderIDAPI: every user is known in the room.
+// QuerySenderIDForUser implements api.QuerySenderIDAPI. The room knows every user.
 func (r *rehearsal) QuerySenderIDForUser(_ context.Context, _ spec.RoomID, user spec.UserID) (*spec.SenderID, error) {
 	id := spec.SenderID(user.String())
 	switch {
@@ -147,12 +147,12 @@ func (r *rehearsal) SigningIdentityFor(context.Context, spec.RoomID, spec.UserID
 	return fclient.SigningIdentity{PrivateKey: rehearsalKey, KeyID: r.keyID, ServerName: name}, nil
 }
 
-// QueryCurrentState implements api.QueryEventsAPI: no state is equal to what is sent.
+// QueryCurrentState implements api.QueryEventsAPI. It finds no state, so SendEvent never takes the event for a repetition.
 func (r *rehearsal) QueryCurrentState(context.Context, *api.QueryCurrentStateRequest, *api.QueryCurrentStateResponse) error {
 	return nil
 }
 
-// GetAliasesForRoomID implements api.ClientRoomserverAPI: the room has each alias that the content has.
+// GetAliasesForRoomID implements api.ClientRoomserverAPI. The room has all aliases that the content names.
 func (r *rehearsal) GetAliasesForRoomID(
 	_ context.Context, _ *api.GetAliasesForRoomIDRequest, res *api.GetAliasesForRoomIDResponse,
 ) error {
@@ -182,7 +182,7 @@ func (r *rehearsal) QueryLatestEventsAndState(
 	return nil
 }
 
-// state is what the room has, so that the sender may do everything.
+// state returns the content of a piece of the room's state, which allows the sender to do everything.
 func (r *rehearsal) state(tuple gomatrixserverlib.StateKeyTuple) (content any, ok bool) {
 	switch tuple.EventType {
 	case spec.MRoomCreate: // without power levels, its sender has the highest
@@ -195,7 +195,7 @@ func (r *rehearsal) state(tuple gomatrixserverlib.StateKeyTuple) (content any, o
 		return map[string]any{"join_rule": rule}, true
 	case spec.MRoomMember:
 		if tuple.StateKey != string(r.senderID()) {
-			return nil, false // whom one may invite, kick, or ban
+			return nil, false // other users are not in the room, so the sender may invite, kick or ban them
 		}
 		membership := spec.Join
 		if r.member.Membership == spec.Knock {
@@ -218,7 +218,7 @@ func (r *rehearsal) event(tuple gomatrixserverlib.StateKeyTuple, content any) (g
 	return r.version.NewEventFromTrustedJSON(data, false)
 }
 
-// InputRoomEvents implements api.InputRoomEventsAPI. The event is kept, and nothing goes on.
+// InputRoomEvents implements api.InputRoomEventsAPI. It keeps the event and returns an error, so that SendEvent goes no further.
 func (r *rehearsal) InputRoomEvents(_ context.Context, req *api.InputRoomEventsRequest, res *api.InputRoomEventsResponse) {
 	if len(req.InputRoomEvents) == 1 {
 		r.built = req.InputRoomEvents[0].Event.PDU

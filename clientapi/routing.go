@@ -1,9 +1,10 @@
-// Package clientapi is the HTTP of expiring and delayed events: it parses and limits requests, and turns results into answers and Matrix errors.
+// Package clientapi is the HTTP interface of expiring and delayed events. It parses and limits requests, and turns results into answers
+// and Matrix errors.
 //
-// Clients mark an event with the field m.will_expire and call the keep-alive endpoint, or they put a delay into the query of a
-// send and call the endpoints of delayed events. The routes for sending take the place of Dendrite's and call Dendrite's own
-// function, so a request with neither field nor delay is handled as ever. The memory of each request is bounded, except for the
-// body of a send without a delay, which Dendrite does not bound either.
+// To expire an event, a client marks it with the field m.will_expire and calls the keep-alive endpoint. To delay an event, a client puts a
+// delay into the query of a send and calls the endpoints of delayed events. The routes for sending replace Dendrite's routes and call
+// Dendrite's SendEvent, so a request with neither field nor delay is handled as in stock Dendrite. The memory of each request is bounded.
+// The exception is the body of a send without a delay, which Dendrite does not bound either.
 package clientapi
 
 import (
@@ -27,7 +28,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
-// Timers is the engine, in the parts that the routes use. Each part is defined beside its routes, and can be replaced on its own.
+// Timers is the part of the engine that the routes use. Each of the interfaces is defined beside its routes, and can be replaced alone.
 type Timers struct {
 	Keeper
 	Sender
@@ -40,13 +41,13 @@ type Timers struct {
 type Config struct {
 	// MaxDuration is the longest duration that a client may ask for, in whole seconds.
 	MaxDuration time.Duration
-	// UnknownTokens limits the requests with unknown tokens and delay IDs from one address, and RealIPHeader is the header in which a
-	// trusted reverse proxy names it, or "" if there is none.
+	// UnknownTokens limits the requests with unknown tokens and delay IDs from one address. RealIPHeader, below, is the header in which a
+	// trusted reverse proxy names that address, or "" if there is none.
 	UnknownTokens expiration.RateLimit
 	// UserRequests limits the requests of one user that schedule delayed events, or look them up. Application services are exempt.
 	UserRequests expiration.RateLimit
 	RealIPHeader string
-	// MaxDelay is the longest delay of a delayed event, and MaxScheduled how many of them a user may have scheduled.
+	// MaxDelay is the longest delay of a delayed event. MaxScheduled is how many delayed events a user may have scheduled at a time.
 	MaxDelay     time.Duration
 	MaxScheduled int
 }
@@ -56,7 +57,7 @@ type RoomserverAPI interface {
 	api.ClientRoomserverAPI
 	// Hooked returns the request and the roomserver for one call of Dendrite's SendEvent, which calls the hook.
 	Hooked(req *http.Request, hook *expiration.Hook) (*http.Request, api.ClientRoomserverAPI)
-	// LockSender waits until no other event of a user is being sent into a room. It is held for each call of SendEvent.
+	// LockSender waits until no other event of the user is being sent into the room. Each call of SendEvent runs under this lock.
 	LockSender(ctx context.Context, roomID, userID string) (unlock func(), err error)
 }
 
@@ -68,8 +69,8 @@ type API struct {
 	timers       Timers
 	transactions *transactions.Cache
 	guesses      *guesses
-	users        *limits.Limiter[string] // by their IDs
-	costly       *keylock.Locks[string]  // by the users' IDs, see begin
+	users        *limits.Limiter[string] // by user ID
+	costly       *keylock.Locks[string]  // by user ID, see begin
 	metrics      *metrics
 }
 
@@ -90,7 +91,7 @@ func (a *API) Collectors() []prometheus.Collector {
 	return []prometheus.Collector{a.metrics.keepAlives}
 }
 
-// AddRoutes registers the routes. It must be called before Dendrite registers its own: the first match is used.
+// AddRoutes registers the routes. It must be called before Dendrite registers its own, because the router uses the first match.
 func (a *API) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	untraced(func() { a.addRoutes(router, userAPI) })
 }
@@ -127,7 +128,7 @@ func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 		})
 }
 
-// authenticated returns a handler for requests with an access token, also of guests. It passes the decoded parts of the path.
+// authenticated returns a handler for requests with an access token, which may be a guest's. It passes the decoded path variables to f.
 func (a *API) authenticated(
 	userAPI userapi.QueryAcccessTokenAPI, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse,
 ) http.Handler {
@@ -140,15 +141,15 @@ func (a *API) authenticated(
 	}, httputil.WithAllowGuests())
 }
 
-// KeepAlivesFirst returns a handler that answers keep-alives itself and gives everything else to next, which has the same routes. Dendrite's
-// routers try one regular expression after the other, which costs more than the rest of a keep-alive.
+// KeepAlivesFirst returns a handler that answers keep-alives itself and passes all other requests to next, which has the same routes.
+// It saves time: Dendrite's routers try one regular expression after the other, which costs more than the rest of a keep-alive.
 func (a *API) KeepAlivesFirst(next http.Handler) http.Handler {
 	first := map[string]http.Handler{}
 	for method, handler := range a.keepAlives() {
 		first[strings.TrimSuffix(httputil.PublicClientPathPrefix, "/")+keepAlivePath+method] = handler
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		// The routers match escaped paths: a path with escapes has a RawPath, and no route.
+		// The routers match the escaped path. A path with escapes has a RawPath, and there is no route for it.
 		if handler := first[req.URL.Path]; handler != nil && req.Method == http.MethodPut && req.URL.RawPath == "" {
 			handler.ServeHTTP(w, req)
 			return
@@ -157,8 +158,8 @@ func (a *API) KeepAlivesFirst(next http.Handler) http.Handler {
 	})
 }
 
-// untraced calls f with Dendrite's tracing of whole requests switched off. Dendrite decides it when a route is made. Requests and answers have
-// tokens in them here, which belong in no log.
+// untraced calls f with Dendrite's tracing of whole requests switched off. Dendrite reads that setting when a route is made. The requests
+// and answers of these routes contain tokens, which must not be logged.
 func untraced(f func()) {
 	const variable = "DENDRITE_TRACE_HTTP"
 	if value, ok := os.LookupEnv(variable); ok {

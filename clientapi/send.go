@@ -26,7 +26,7 @@ import (
 // sendTimeout is how long the send of an expiring event may take.
 const sendTimeout = time.Minute
 
-// Sender keeps the timers of expiring events from their sends on, and the locks that order sends and closings.
+// Sender is what a send needs of the engine: it begins the timers of expiring events, and has the locks that order sends and closings.
 type Sender interface {
 	LockState(ctx context.Context, s expiration.StateKey) (unlock func(), err error)
 	LockRequest(ctx context.Context, request expiration.RequestHash) (unlock func(), err error)
@@ -41,7 +41,7 @@ type Sender interface {
 type target struct {
 	roomID, eventType string
 	txnID, stateKey   *string
-	// delayed: the event is to be sent later.
+	// delayed: the request schedules the event, and does not send it now.
 	delayed bool
 }
 
@@ -58,8 +58,8 @@ type sentExpiringEvent struct {
 	Token        string `json:"expire_refresh_token"`
 }
 
-// send sends an event, expiring or not. State is sent under the lock of its state key, so that no closing event comes in between. The lock is
-// taken when the whole request has arrived, so that a slow client does not hold it.
+// send sends an event, expiring or not, or schedules it if the query has a delay. State is sent under the lock of its state key, so that no
+// closing event is built meanwhile. The lock is taken after the whole request has arrived, so that a slow client does not hold it.
 func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
 	if isDelayed(req) {
 		return a.scheduleByQuery(req, device, to)
@@ -96,7 +96,7 @@ func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JS
 func (a *API) sendExpiring(
 	req *http.Request, device *userapi.Device, to target, content []byte, duration time.Duration,
 ) util.JSONResponse {
-	// A send is finished even if the client hangs up: the client will repeat the request, and must get the same event.
+	// The send goes on even if the client hangs up. The client will repeat the request, and must then get the same event.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(req.Context()), sendTimeout)
 	defer cancel()
 	req = req.WithContext(ctx)
@@ -146,10 +146,10 @@ func (a *API) sendExpiring(
 			return errorResponse(req, err)
 		}
 		if !hook.Called && to.stateKey != nil {
-			// The current state has the same content, and its timer was running a moment ago.
+			// Dendrite sent nothing: the current state has the same content, and its timer was running a moment ago.
 			err = a.timers.Restart(ctx, eventID, duration)
 			if errors.Is(err, expiration.ErrNotFound) {
-				continue // the timer is gone: now Dendrite does not see that state, and sends a new event
+				continue // the timer has ended, so restartableState now hides that state, and Dendrite sends a new event
 			}
 			if err != nil {
 				return errorResponse(req, err)
@@ -168,8 +168,8 @@ func (a *API) sent(eventID string) util.JSONResponse {
 	}}
 }
 
-// requestHash identifies a request by its transaction ID and the scope of that ID. It is nil without a transaction ID. Dendrite's own memory of
-// transactions ends with the process; by the hash, a request is recognised after a crash.
+// requestHash identifies a request by its transaction ID and the scope of that ID. It is nil without a transaction ID. The hash is stored,
+// so a repeated request is recognised after a crash. Dendrite's own cache of transactions is lost with the process.
 func requestHash(device *userapi.Device, to target) *expiration.RequestHash {
 	if to.txnID == nil {
 		return nil
@@ -185,7 +185,7 @@ func requestHash(device *userapi.Device, to target) *expiration.RequestHash {
 	return (*expiration.RequestHash)(hash.Sum(nil))
 }
 
-// dendriteSend is Dendrite's own handling of a send.
+// dendriteSend calls Dendrite's SendEvent under the lock of the sender in the room.
 func (a *API) dendriteSend(
 	req *http.Request, device *userapi.Device, to target, rsAPI api.ClientRoomserverAPI,
 ) util.JSONResponse {
@@ -199,8 +199,8 @@ func (a *API) dendriteSend(
 	)
 }
 
-// stateKey returns the state that a request will set. In rooms with pseudo IDs, a user ID as the state key stands for the user's key: Dendrite
-// translates it when it builds the event. If a lookup fails here, Dendrite refuses the event.
+// stateKey returns the state that a request will set. In rooms with pseudo IDs, a user ID as the state key stands for that user's key, and
+// Dendrite translates it when it builds the event. If a lookup fails here, it fails in Dendrite too, and Dendrite refuses the event.
 func (a *API) stateKey(ctx context.Context, to target) expiration.StateKey {
 	s := expiration.StateKey{RoomID: to.roomID, Type: to.eventType, Key: *to.stateKey}
 	version, err := a.rsAPI.QueryRoomVersionForRoom(ctx, to.roomID)
@@ -221,9 +221,9 @@ func (a *API) stateKey(ctx context.Context, to target) expiration.StateKey {
 	return s
 }
 
-// restartableState hides current state from Dendrite unless it has a running timer of the same sender. If the content of a new
-// event is the same, Dendrite answers with the ID of the current event, before it checks whether the sender may send it: there
-// would be no timer to restart, or the answer would have the token of another user's event.
+// restartableState hides current state from Dendrite, except for events with a running timer of the same sender. If a new event has the
+// content of the current state, Dendrite answers with the ID of the current event, and does not check the sender's permission. If that
+// event had no timer, there would be none to restart. If it were another user's, the answer would contain that user's token.
 type restartableState struct {
 	api.ClientRoomserverAPI
 	running func(eventID, sender string) bool
@@ -258,7 +258,7 @@ func sentEventID(res util.JSONResponse) (string, error) {
 	return sent.EventID, err
 }
 
-// readAlready returns a body that yields these bytes and then this error, if any.
+// readAlready returns a body that yields the bytes in body and then err, or the end of the body if err is nil.
 func readAlready(body []byte, err error) io.ReadCloser {
 	if err == nil {
 		return io.NopCloser(bytes.NewReader(body))

@@ -24,19 +24,19 @@ import (
 const (
 	// maxNameSize is the longest type or state key of an event, in bytes (the specification's limit).
 	maxNameSize = 255
-	// closingSize is what the content of a closing event has more than its original's, in bytes, but for the original's ID.
+	// closingSize is how much larger the content of a closing event is than its original's, in bytes, without the original's ID.
 	closingSize = len(`,"m.relates_to":{"event_id":"","rel_type":"m.expire.relationship"}`)
 )
 
-// checkNames returns an error if the room ID, type or state key of an event are such that no event can have them. A message
-// that is sent without delay and life time is left to Dendrite.
+// checkNames returns an error if no event can have this room ID, type or state key. It is not called for a send with neither a delay nor
+// m.will_expire: Dendrite checks that one.
 func checkNames(to target) error {
 	names := []struct{ what, value string }{{"room ID", to.roomID}, {"type", to.eventType}}
 	if to.stateKey != nil {
 		names = append(names, struct{ what, value string }{"state key", *to.stateKey})
 	}
 	for _, name := range names {
-		// PostgreSQL stores neither, and JSON cannot say what is not UTF-8.
+		// PostgreSQL can store neither invalid UTF-8 nor NUL, and JSON cannot express invalid UTF-8.
 		if !utf8.ValidString(name.value) || strings.ContainsRune(name.value, 0) {
 			return badRequest(spec.InvalidParam(fmt.Sprintf("The %s must be valid UTF-8 without NUL characters", name.what)))
 		}
@@ -45,7 +45,7 @@ func checkNames(to target) error {
 		return badRequest(spec.InvalidParam(fmt.Sprintf("The room ID must look like !room:server, with at most %d bytes", maxNameSize)))
 	}
 	for _, name := range names[1:] {
-		if len(name.value) > maxNameSize { // an ordinary send is answered with the same
+		if len(name.value) > maxNameSize { // an ordinary send gets the same answer
 			return &requestError{http.StatusRequestEntityTooLarge, spec.BadJSON(
 				fmt.Sprintf("The %s must be at most %d bytes", name.what, maxNameSize),
 			)}
@@ -54,7 +54,8 @@ func checkNames(to target) error {
 	return nil
 }
 
-// checkContent returns an error if content cannot be carried through all that comes after us, which Dendrite does not see.
+// checkContent returns an error for content that a later stage, such as a database or a decoder, cannot process. Dendrite does not check
+// this.
 func checkContent(content []byte) error {
 	if dendritefix.Unstorable(content) {
 		return badRequest(spec.BadJSON("redacts, and event_id and rel_type in m.relates_to, must not have NUL characters"))
@@ -65,9 +66,9 @@ func checkContent(content []byte) error {
 	return nil
 }
 
-// checkSendable returns an error if no state of a room with this version could make an event sendable. The content is as the
-// event has it when it is sent. The event that Dendrite made of it in a room of its own is returned too, or nil if another
-// state is needed for that.
+// checkSendable returns an error if an event can be sent in no room of this version, whatever the room's state is. The content is the one
+// that the event is sent with. checkSendable also returns the event that was built in a rehearsal. It is nil, without an error, if the
+// rehearsal cannot tell: then the room's state decides.
 func (a *API) checkSendable(
 	ctx context.Context, device *userapi.Device, version gomatrixserverlib.RoomVersion, to target, content []byte, timestamp time.Time,
 ) (gomatrixserverlib.PDU, error) {
@@ -75,7 +76,7 @@ func (a *API) checkSendable(
 	if err != nil {
 		return nil, fmt.Errorf("looking up a room version: %w", err)
 	}
-	if to.eventType == spec.MRoomCreate { // Dendrite fails to build one
+	if to.eventType == spec.MRoomCreate { // Dendrite cannot build one here
 		return nil, &requestError{http.StatusForbidden, spec.Forbidden(neverSendable[spec.MRoomCreate])}
 	}
 	if err = checkShape(version, to, content); err != nil {
@@ -88,25 +89,25 @@ func (a *API) checkSendable(
 	return built, nil
 }
 
-// checkExpiring returns an error if nothing could make an expiring event sendable, so far as an ordinary send does not say
-// the same: that is all but what makes Dendrite fail.
+// checkExpiring returns an error if an expiring event can never be sent. It checks only events on which Dendrite's SendEvent may fail with a
+// server error. SendEvent refuses the others by itself.
 func (a *API) checkExpiring(ctx context.Context, device *userapi.Device, to target, content []byte) error {
 	if err := checkNames(to); err != nil {
 		return err
 	}
 	version, err := a.rsAPI.QueryRoomVersionForRoom(ctx, to.roomID)
 	if err != nil {
-		return nil // which Dendrite answers
+		return nil // Dendrite answers this
 	}
 	if _, special := neverSendable[to.eventType]; !special && version != gomatrixserverlib.RoomVersionPseudoIDs {
-		return nil // Dendrite does not look at the content of other types, nor at their state keys
+		return nil // Dendrite looks at neither the content nor the state key of other types
 	}
 	_, err = a.checkSendable(ctx, device, version, to, content, time.Time{})
 	return err
 }
 
-// checkSize returns an error if a rehearsed event, or its closing event if it is to have one, might be too large when it is
-// built for its room.
+// checkSize returns an error if a rehearsed event might be too large when it is built for its real room. If closed is set, it checks the
+// event's closing event instead, which is larger.
 func checkSize(built gomatrixserverlib.PDU, to target, closed bool) error {
 	size := len(built.Content()) + len(to.roomID) - len(built.RoomID().String())
 	if closed {
@@ -120,11 +121,11 @@ func checkSize(built gomatrixserverlib.PDU, to target, closed bool) error {
 	))}
 }
 
-// checkShape returns an error for what SendEvent accepts and the roomserver cannot work with.
+// checkShape returns an error for events that SendEvent accepts but the roomserver cannot process.
 func checkShape(version gomatrixserverlib.RoomVersion, to target, content []byte) error {
 	switch to.eventType {
 	case spec.MRoomMember:
-		// In rooms with pseudo IDs a key may stand there; a user ID is translated.
+		// In rooms with pseudo IDs the state key may be a user's key. A user ID is translated to such a key.
 		if to.stateKey == nil || version == gomatrixserverlib.RoomVersionPseudoIDs && !strings.HasPrefix(*to.stateKey, "@") {
 			return nil
 		}
@@ -139,8 +140,8 @@ func checkShape(version gomatrixserverlib.RoomVersion, to target, content []byte
 	return nil
 }
 
-// refusal returns the error for an event that SendEvent refuses in a room in which its sender may do everything, or nil if
-// another state might make it sendable after all.
+// refusal returns the error for an event that SendEvent refused in a rehearsal. It returns nil if the event might be sendable in a room
+// with other state.
 func refusal(res util.JSONResponse, to target, content []byte) error {
 	body, err := json.Marshal(res.JSON)
 	if err != nil {
@@ -149,7 +150,7 @@ func refusal(res util.JSONResponse, to target, content []byte) error {
 	hint := neverSendable[to.eventType]
 	var member gomatrixserverlib.MemberContent
 	switch {
-	case res.Code >= 500: // for which no fault of the server's can be the reason; it may be a panic
+	case res.Code >= 500: // the event's fault, because a rehearsal asks no database; it may have been a panic
 		if hint == "" {
 			hint = "No room can have an event with this type, state key and content"
 		}
@@ -158,7 +159,7 @@ func refusal(res util.JSONResponse, to target, content []byte) error {
 		return errors.New("a rehearsed event was neither built nor refused")
 	case res.Code == http.StatusForbidden && to.eventType == spec.MRoomMember &&
 		json.Unmarshal(content, &member) == nil && member.ThirdPartyInvite != nil:
-		return nil // the room must have the invitation
+		return nil // allowed in a room that has the invitation in its state
 	}
 	text := gjson.GetBytes(body, "error").Str
 	if hint != "" {
@@ -169,8 +170,8 @@ func refusal(res util.JSONResponse, to target, content []byte) error {
 	}}
 }
 
-// neverSendable says what is wrong with an event that is refused whatever the room's state: which field must have which
-// values.
+// neverSendable has, by event type, a hint for the client whose event is refused whatever the room's state is. It says which values the
+// fields must have.
 var neverSendable = map[string]string{
 	spec.MRoomCreate: "m.room.create is the first event of a room and cannot be sent later",
 	spec.MRoomMember: "m.room.member needs membership to be one of join, invite, leave, ban and knock, the strings and objects" +

@@ -27,12 +27,12 @@ const (
 	alice     = "@alice:localhost"
 )
 
-// state returns what a request wants sent as state.
+// state returns the target of a request that sends state.
 func state(eventType, key string) target {
 	return target{roomID: "!room:localhost", eventType: eventType, stateKey: &key}
 }
 
-// check is all that is looked at before an event is scheduled.
+// check makes all checks that precede the scheduling of an event.
 func check(version gomatrixserverlib.RoomVersion, to target, content string, timestamp time.Time) error {
 	a := &API{dendrite: &config.ClientAPI{}}
 	err := checkNames(to)
@@ -52,7 +52,7 @@ func check(version gomatrixserverlib.RoomVersion, to target, content string, tim
 	return err
 }
 
-// Whatever could be sent in some state of a room is scheduled.
+// An event that can be sent in some state of a room passes the checks.
 func TestWellFormed(t *testing.T) {
 	message := target{roomID: "!room:localhost", eventType: "m.room.message"}
 	for name, test := range map[string]struct {
@@ -106,12 +106,12 @@ func thirdPartyInvite(token string) string {
 		`","signatures":{}}}}`
 }
 
-// deep returns an object that is nested so deeply.
+// deep returns an object with this many levels.
 func deep(levels int) string {
 	return strings.Repeat(`{"a":`, levels-1) + `{}` + strings.Repeat(`}`, levels-1)
 }
 
-// What no state of a room could make sendable is refused, as an ordinary send is, or with 400 where that fails.
+// An event that can be sent in no state of a room is refused. The answer is that of an ordinary send, or 400 where an ordinary send fails.
 func TestNeverSendable(t *testing.T) {
 	message := target{roomID: "!room:localhost", eventType: "m.room.message"}
 	tooLarge := `{"a":"` + strings.Repeat("x", eventsize.Max) + `"}`
@@ -193,8 +193,8 @@ func BenchmarkRehearsal(b *testing.B) {
 	}
 }
 
-// FuzzWellFormed: whatever is to be scheduled is accepted or refused with a Matrix error of the client's, never a fault of the
-// server's; and what is accepted can be built, with its closing event.
+// FuzzWellFormed checks that every event is either accepted or refused with a Matrix error of status 4xx, never 5xx. Of an accepted event,
+// the closing event can be built too.
 func FuzzWellFormed(f *testing.F) {
 	for _, content := range []string{
 		`{}`, `{"membership":"join"}`, `{"membership":1}`, `{"users":1}`, `{"users":{"@bob:localhost":50},"events":{"m":"5"}}`,
