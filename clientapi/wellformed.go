@@ -89,8 +89,8 @@ func (a *API) checkSendable(
 	return built, nil
 }
 
-// checkExpiring returns an error if an expiring event can never be sent. It checks only events on which Dendrite's SendEvent may fail with a
-// server error. SendEvent refuses the others by itself.
+// checkExpiring returns an error if an expiring event can never be sent. It checks only events on which Dendrite's SendEvent may fail with
+// a server error. SendEvent refuses the others by itself.
 func (a *API) checkExpiring(ctx context.Context, device *userapi.Device, to target, content []byte) error {
 	if err := checkNames(to); err != nil {
 		return err
