@@ -1,8 +1,8 @@
 // Package syncapi reads the roomserver's output stream, and stops the timers of events that were replaced or redacted, or whose
 // senders have left.
 //
-// The stream has every event of every room, in the order of the room, at least once and across restarts: the consumer is durable.
-// A message comes a moment after the fact. Only the time at which a token becomes invalid depends on it; when a closing event is
+// The consumer is durable: it receives every event of every room at least once, in the order of the room, also across restarts. A message
+// arrives a moment after the event is in the room. This delays only the moment when a token becomes invalid. Before a closing event is
 // built, everything is checked again.
 package syncapi
 
@@ -30,11 +30,11 @@ import (
 const (
 	// batch is how many messages are read at once.
 	batch = 64
-	// forgetAfter is how long the stream keeps messages for an absent consumer. Without a limit, a server that goes back to stock
-	// Dendrite would keep them for ever.
+	// forgetAfter is how long the stream keeps messages for an absent consumer. Without this limit, a server that goes back to stock
+	// Dendrite would keep them forever.
 	forgetAfter = 24 * time.Hour
-	// redeliverAfter is how long after a crash an unacknowledged message is redelivered. For this time, an event that was
-	// replaced at the crash can be taken for running.
+	// redeliverAfter is how long after a crash an unacknowledged message is redelivered. Until then, an event that was replaced just
+	// before the crash can still count as running.
 	redeliverAfter = 5 * time.Second
 	// pause is the pause before failed messages are read again.
 	pause = time.Second
@@ -106,7 +106,7 @@ func (c *Consumer) onMessages(ctx context.Context, msgs []*nats.Msg) bool {
 				logrus.WithError(err).Error("expiration consumer: message parse failure")
 				continue
 			}
-			// A message that panics is left out: everything is checked again before an event is sent.
+			// A message whose handling panics is skipped. That is safe, because everything is checked again before an event is sent.
 			guard.Run("reading the roomserver's output", func() {
 				failed = errors.Join(failed, c.onOutput(ctx, &output, sentAt(msg)))
 			})
@@ -157,7 +157,7 @@ func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoom
 		failed = errors.Join(failed, c.timers.RoomChanged(ctx, event.RoomID().String()))
 	}
 	redacted, err := dendritefix.UnseenRedaction(ctx, c.rsAPI, event.PDU)
-	if redacted != "" { // the closing event would publish again what everybody else has deleted
+	if redacted != "" { // a closing event would publish the deleted content again
 		c.timers.DropEvent(ctx, redacted, expiration.Redacted)
 	}
 	failed = errors.Join(failed, err)
@@ -173,15 +173,15 @@ func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoom
 		logrus.WithError(err).WithField("event_id", event.EventID()).Error("expiration consumer: unknown member")
 		return failed
 	}
-	// The message may come late, or again, after the user has rejoined.
+	// Only events from before the message are dropped: it may arrive late, or again, after the user has rejoined.
 	c.timers.DropSender(ctx, event.RoomID().String(), userID.String(), sent)
 	return errors.Join(failed, c.cancelMembership(ctx, event, userID.String(), sent))
 }
 
-// cancelMembership cancels the user's own membership events that the user scheduled before leaving the room: a delayed join must
-// not undo the leave. Membership events about other users stay, because the sender may be back when they are due.
+// cancelMembership cancels the events about the user's own membership that the user scheduled before leaving the room. A delayed join must
+// not undo the leave. The user's membership events about others stay, because the user may be back in the room when they are due.
 func (c *Consumer) cancelMembership(ctx context.Context, event *types.HeaderedEvent, userID string, sent time.Time) (failed error) {
-	// In rooms with pseudo IDs a client may name either ID.
+	// In rooms with pseudo IDs, a client may use either the user ID or the pseudo ID as the state key.
 	for _, key := range slices.Compact([]string{userID, *event.StateKey()}) {
 		failed = errors.Join(failed, c.timers.CancelState(ctx, expiration.StateKey{
 			RoomID: event.RoomID().String(), Type: spec.MRoomMember, Key: key,

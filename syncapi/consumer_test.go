@@ -17,9 +17,10 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// told notes which membership events are cancelled, and which senders and events are dropped. It knows the users of a room with pseudo IDs.
+// told is a fake of the engine and the roomserver. It records which membership events are cancelled, and which senders and events are
+// dropped. It knows the users of a room with pseudo IDs.
 type told struct {
-	Roomserver // panics if it is asked for more
+	Roomserver // nil, so other queries panic
 	Timers
 	cancelled []string
 	dropped   []string
@@ -46,7 +47,7 @@ func (d *told) QueryUserIDForSender(_ context.Context, _ spec.RoomID, id spec.Se
 	return spec.NewUserID(string(id), true)
 }
 
-// A user who leaves a room loses the membership events that the user scheduled about itself there, and other users lose none.
+// When a user leaves a room, the user's scheduled events about its own membership there are cancelled. Other events are not.
 func TestMembershipEventsOfWhoIsOut(t *testing.T) {
 	const room, alice = "!room:example.org", "@alice:example.org"
 	failed := errors.New("disk full")
@@ -100,7 +101,7 @@ func inRoom11(eventID, more string) *types.HeaderedEvent {
 	return &types.HeaderedEvent{PDU: pdu}
 }
 
-// A redaction that Dendrite does not notice stops the timer of the event. A fault while it is looked up makes the message come again.
+// A redaction that Dendrite does not notice stops the timer of the redacted event. If the look-up fails, the message is redelivered.
 func TestUnseenRedactionStopsTheTimer(t *testing.T) {
 	redaction := inRoom11("$redaction", `"type":"m.room.redaction","content":{"redacts":"$original"}`)
 	d := &told{redacted: map[string]expiration.DropReason{}}

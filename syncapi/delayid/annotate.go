@@ -10,29 +10,29 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// delayIDKeys are the fields in unsigned that have the delay ID.
+// delayIDKeys are the fields of unsigned that hold the delay ID.
 var delayIDKeys = [...]string{"delay_id", "org.matrix.msc4140.delay_id"}
 
-// maxDepth is how deep in an answer events are looked for. Events in the timeline of a sync lie at 6, events in the
-// unsigned part of others a few deeper.
+// maxDepth is how many levels deep in an answer events are looked for. The events of a sync's timeline are at level 6, and events in the
+// unsigned part of other events are a few levels deeper.
 const maxDepth = 16
 
-// sentEvent is where an event lies in an answer, in bytes.
+// sentEvent is an event and its place in an answer, in bytes from the start.
 type sentEvent struct {
 	eventID string
-	inside  int // behind its opening brace
-	// unsigned does not exist if the event has none.
+	inside  int // the place after its opening brace
+	// unsigned is the field of that name; its method Exists returns false if the event has none.
 	unsigned gjson.Result
 }
 
-// edit replaces the bytes of an answer from start to end.
+// edit replaces the bytes of an answer from start up to end, without end.
 type edit struct {
 	start, end int
 	text       string
 }
 
-// addDelayIDs returns an answer with the delay IDs of the events that the user sent as delayed events. Everything else
-// stays as it is, byte for byte. With an error the answer is unchanged.
+// addDelayIDs adds to an answer the delay IDs of the events that the user sent as delayed events. Everything else stays the same, byte for
+// byte. With an error it returns the answer unchanged.
 func addDelayIDs(ctx context.Context, sent Sent, userID string, answer []byte) ([]byte, error) {
 	if !gjson.ValidBytes(answer) {
 		return answer, nil
@@ -58,8 +58,8 @@ func addDelayIDs(ctx context.Context, sent Sent, userID string, answer []byte) (
 	return apply(answer, edits), nil
 }
 
-// appendEvents adds the events that userID may have sent. It looks for them everywhere but in the contents of events,
-// where anybody can write what looks like one.
+// appendEvents adds the events in value that userID may have sent. It does not look into the contents of events, where any client can write
+// what looks like an event.
 func appendEvents(events []sentEvent, value gjson.Result, userID string, depth int) []sentEvent {
 	if depth > maxDepth {
 		return events
@@ -94,7 +94,7 @@ func appendEvents(events []sentEvent, value gjson.Result, userID string, depth i
 	if eventID.Type != gjson.String || eventType.Type != gjson.String || !hasContent {
 		return events
 	}
-	// In rooms with pseudo IDs, which are no user IDs, the sender may be anybody.
+	// A sender without an @ is a pseudo ID, which may belong to any user.
 	if strings.HasPrefix(sender.Str, "@") && sender.Str != userID {
 		return events
 	}
@@ -102,8 +102,8 @@ func appendEvents(events []sentEvent, value gjson.Result, userID string, depth i
 	return append(events, event)
 }
 
-// appendEdits adds what gives the event a delay ID. Events inside of this one's unsigned part have edits of their own, and
-// none of them overlaps.
+// appendEdits adds the edits that give the event a delay ID. Events inside this event's unsigned part have edits of their own. No two edits
+// overlap.
 func (e *sentEvent) appendEdits(edits []edit, delayID string) []edit {
 	value := string(gjson.AppendJSONString(nil, delayID))
 	present := map[string]gjson.Result{}

@@ -16,11 +16,11 @@ import (
 const alice = "@alice:localhost"
 
 const (
-	// aliceHasSent is what a delayed event of Alice's has in unsigned.
+	// aliceHasSent is what a delayed event of Alice's gets in unsigned.
 	aliceHasSent = `"delay_id":"d1","org.matrix.msc4140.delay_id":"d1"`
 )
 
-// sentBy is a fake: users, and the delay IDs of their events.
+// sentBy is a fake Sent. It has delay IDs by user ID and event ID.
 type sentBy map[string]map[string]string
 
 func (s sentBy) AnySent() bool            { return len(s) > 0 }
@@ -103,7 +103,7 @@ func TestAddDelayIDs(t *testing.T) {
 	}
 }
 
-// asked is a fake that is asked for delay IDs once, and says that all events are delayed ones.
+// asked is a fake Sent in which all events are delayed events. Its method DelayIDs may be called once.
 type asked struct {
 	sentBy
 	eventIDs []string
@@ -142,7 +142,7 @@ func TestAddDelayIDsAsksOnce(t *testing.T) {
 	require.Nil(t, sent.eventIDs, "nothing to ask for")
 }
 
-// What goes in comes out, but for the two fields.
+// FuzzAddDelayIDs checks that addDelayIDs changes nothing but the two fields.
 func FuzzAddDelayIDs(f *testing.F) {
 	f.Add([]byte(`{"rooms":{"join":{"!r":{"timeline":{"events":[{"event_id":"$1","type":"t","content":{"n":1.0e3},"unsigned":{"age":3}}]}}}}}`))
 	f.Add([]byte(`{"chunk":[{"event_id":"$1","type":"t","content":{},"unsigned":{"redacted_because":{"event_id":"$2","type":"t","content":0}}}]}`))
@@ -158,7 +158,7 @@ func FuzzAddDelayIDs(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, before, answer, "the answer is not written to")
 		if !json.Valid(answer) {
-			return // Dendrite does not answer this; that it does not panic is enough
+			return // Dendrite never answers this, so it is enough that addDelayIDs does not panic
 		}
 		require.True(t, json.Valid(got), "%s", got)
 		expected, actual := decode(t, answer), decode(t, got)
@@ -174,7 +174,7 @@ func decode(t *testing.T, data []byte) (value any) {
 	return value
 }
 
-// mark does what addDelayIDs does to an answer whose events are all delayed ones, on values that are decoded.
+// mark does to decoded JSON what addDelayIDs does to an answer whose events are all delayed events.
 func mark(value any, depth int) {
 	if depth > maxDepth {
 		return
@@ -207,7 +207,7 @@ func mark(value any, depth int) {
 	}
 }
 
-// An answer as it is at the first sync of somebody with many rooms.
+// BenchmarkAddDelayIDs uses an answer like that of the first sync of a user with many rooms.
 func BenchmarkAddDelayIDs(b *testing.B) {
 	var answer bytes.Buffer
 	answer.WriteString(`{"rooms":{"join":{`)

@@ -1,4 +1,4 @@
-// Package delayid adds unsigned.delay_id to Dendrite's answers, so that the sender of a delayed event recognises it.
+// Package delayid adds unsigned.delay_id to events in Dendrite's answers, so that the sender of a delayed event recognises it.
 package delayid
 
 import (
@@ -16,22 +16,22 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// Sent knows the sent delayed events for as long as they can be looked up. An event must be known before the roomserver gets it:
+// Sent knows the sent delayed events for as long as they can be looked up. An event must be known before the roomserver gets it, because
 // a waiting sync answers at once.
 type Sent interface {
-	// AnySent reports whether there are any, and HasSent whether a user has sent any. Both are called for almost every answer
-	// with events, and must be cheap.
+	// AnySent reports whether there are sent delayed events, and HasSent whether a user has sent one. Both are called for almost every
+	// answer with events, and must be cheap.
 	AnySent() bool
 	HasSent(userID string) bool
 	// DelayIDs returns the delay IDs of the events that the user sent as delayed events, by event ID. Each event ID is given once.
 	DelayIDs(ctx context.Context, userID string, eventIDs []string) (map[string]string, error)
 }
 
-// eventPaths are the requests whose answers get delay IDs, without the prefix and the version of the client API.
+// eventPaths are the paths whose answers get delay IDs, without the prefix and the version of the client API.
 var eventPaths = []string{"sync", "rooms/*/messages", "rooms/*/event/*", "rooms/*/context/*"}
 
-// Add returns a middleware for the router of the client API. It adds the delay IDs of the events that the requester sent as
-// delayed events. All other answers pass through unchanged, as they are written.
+// Add returns a middleware for the router of the client API. It adds the delay IDs of the events that the requester sent as delayed
+// events. All other answers pass through unchanged, without being held back.
 func Add(sent Sent, userAPI userapi.QueryAcccessTokenAPI) mux.MiddlewareFunc {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -64,8 +64,8 @@ func answersEvents(escapedPath string) bool {
 	return false
 }
 
-// answer is a response writer that may hold the answer back. It decides that when the handler begins to write, and not before: a
-// sync may wait for the first delayed event that the requester sends.
+// answer is a response writer that may hold the answer back. It decides this only when the handler begins to write, because a sync may wait
+// for the first delayed event that the requester sends.
 type answer struct {
 	http.ResponseWriter
 	req     *http.Request
@@ -73,7 +73,7 @@ type answer struct {
 	userAPI userapi.QueryAcccessTokenAPI
 
 	begun bool
-	// held has the body of an answer to userID. It is nil if the answer passes through.
+	// held has the body so far. It is nil if the answer passes through. userID, the requester, is set only with held.
 	held   *bytes.Buffer
 	userID string
 }
@@ -100,7 +100,7 @@ func (a *answer) Write(data []byte) (int, error) {
 	return a.ResponseWriter.Write(data)
 }
 
-// Flush is http.Flusher. An answer that is held back stays until it is complete.
+// Flush implements http.Flusher. An answer that is held back stays so until it is complete.
 func (a *answer) Flush() {
 	if !a.begun {
 		a.WriteHeader(http.StatusOK)
@@ -113,7 +113,7 @@ func (a *answer) Flush() {
 // Unwrap is for http.ResponseController.
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
-// concerned reports whether the answer may need delay IDs, and finds the requester.
+// concerned reports whether the answer may need delay IDs, and sets userID.
 func (a *answer) concerned() bool {
 	if !a.sent.AnySent() || a.req.Context().Err() != nil {
 		return false
@@ -122,7 +122,7 @@ func (a *answer) concerned() bool {
 	if !strings.HasPrefix(header.Get("Content-Type"), "application/json") || header.Get("Content-Encoding") != "" {
 		return false
 	}
-	// The handler has done this too, but does not expose the result.
+	// The handler has verified the user too, but does not expose the result.
 	device, err := auth.VerifyUserFromRequest(a.req, a.userAPI)
 	if err != nil {
 		return false
@@ -131,7 +131,7 @@ func (a *answer) concerned() bool {
 	return a.sent.HasSent(a.userID)
 }
 
-// finish writes an answer that was held back.
+// finish writes an answer that was held back, with delay IDs.
 func (a *answer) finish() {
 	if a.held == nil {
 		return

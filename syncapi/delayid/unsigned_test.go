@@ -26,10 +26,10 @@ const (
 	marked = `{"unsigned":{` + aliceHasSent + `},` + `"event_id":"$1","type":"m.x","content":{"n":9007199254740993}}`
 )
 
-// soon is longer than anything here takes.
+// soon is a timeout that is longer than any step of these tests takes.
 const soon = 20 * time.Second
 
-// accounts is a fake: an access token is its user's ID.
+// accounts is a fake user API, in which each access token is its user's ID.
 type accounts struct{ asked atomic.Int32 }
 
 func (u *accounts) QueryAccessToken(_ context.Context, req *userapi.QueryAccessTokenRequest, res *userapi.QueryAccessTokenResponse) error {
@@ -40,7 +40,7 @@ func (u *accounts) QueryAccessToken(_ context.Context, req *userapi.QueryAccessT
 	return nil
 }
 
-// serve serves a client API whose requests are all answered by handler, with the middleware.
+// serve serves a client API with the middleware. handler answers all requests.
 func serve(t *testing.T, sent Sent, handler http.HandlerFunc) (url string, u *accounts) {
 	t.Helper()
 	u = &accounts{}
@@ -124,7 +124,7 @@ func TestWhoIsToldDelayIDs(t *testing.T) {
 	require.Zero(t, u.asked.Load(), "while no delayed event was sent, nobody is looked up")
 }
 
-// What is not the JSON of a success goes through.
+// Answers that are errors, not JSON, or compressed pass through, and their requesters are not looked up.
 func TestOtherAnswersAreLeftAlone(t *testing.T) {
 	for name, test := range map[string]struct {
 		code                  int
@@ -163,7 +163,7 @@ func TestAnswersOfAllSizes(t *testing.T) {
 					if length {
 						w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 					}
-					for i := 0; i < len(body); i += 1000 { // the first implies the header
+					for i := 0; i < len(body); i += 1000 { // the first write also writes the header
 						n, err := io.WriteString(w, body[i:min(i+1000, len(body))])
 						if err != nil || n == 0 {
 							t.Error(n, err)
@@ -185,7 +185,7 @@ func TestAnswersOfAllSizes(t *testing.T) {
 	}
 }
 
-// Answers to others are not held back.
+// Answers to users without sent delayed events are not held back.
 func TestOtherAnswersAreStreamed(t *testing.T) {
 	read := make(chan struct{})
 	url, _ := serve(t, sentBy{alice: {"$1": "d1"}}, func(w http.ResponseWriter, _ *http.Request) {
@@ -213,7 +213,7 @@ func TestOtherAnswersAreStreamed(t *testing.T) {
 	require.Equal(t, "[]", string(first)+string(rest))
 }
 
-// later is a fake of a user whose first delayed event is sent at some time.
+// later is a fake in which the users' first delayed events count as sent only once sent is set.
 type later struct {
 	sentBy
 	sent atomic.Bool
@@ -222,7 +222,7 @@ type later struct {
 func (l *later) AnySent() bool            { return l.sent.Load() }
 func (l *later) HasSent(user string) bool { return l.sent.Load() && l.sentBy.HasSent(user) }
 
-// A sync that waits is answered when the delayed event is sent, and tells of it.
+// If the requester's first delayed event is sent while a sync waits, the sync's answer has its delay ID.
 func TestSentWhileTheSyncWaits(t *testing.T) {
 	sent := &later{sentBy: sentBy{alice: {"$1": "d1"}}}
 	url, _ := serve(t, sent, func(w http.ResponseWriter, req *http.Request) {
@@ -233,7 +233,7 @@ func TestSentWhileTheSyncWaits(t *testing.T) {
 	require.Equal(t, marked, body)
 }
 
-// Who goes away while the sync waits is noticed by its handler, and not looked up.
+// When the requester hangs up while the sync waits, the handler notices, and the requester is not looked up.
 func TestRequesterGoesAway(t *testing.T) {
 	waiting, done := make(chan struct{}), make(chan error, 1)
 	url, u := serve(t, sentBy{alice: {"$1": "d1"}}, func(w http.ResponseWriter, req *http.Request) {
@@ -270,7 +270,7 @@ func TestErrorOfDelayIDs(t *testing.T) {
 	require.Equal(t, "broken", fmt.Sprint(log.LastEntry().Data[logrus.ErrorKey]))
 }
 
-// A handler that panics has answered nothing, or what Dendrite makes of it.
+// When a handler panics, nothing that was held back is sent. If Dendrite recovers the panic, its answer of 500 passes through.
 func TestPanic(t *testing.T) {
 	url, _ := serve(t, sentBy{alice: {"$1": "d1"}}, func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Query().Has("late") {
@@ -285,7 +285,7 @@ func TestPanic(t *testing.T) {
 	require.Equal(t, http.StatusInternalServerError, res.StatusCode)
 }
 
-// What all other requests pay.
+// BenchmarkOtherAnswers measures what the middleware costs requests whose answers get no delay IDs.
 func BenchmarkOtherAnswers(b *testing.B) {
 	nothing := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	handler := Add(sentBy{}, &accounts{})(nothing)

@@ -15,13 +15,13 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// querier reads the syncapi's database. Dendrite's own functions tell what many changes come to together, or give one event at a time:
-// what needs each of many would ask the database as often.
+// querier reads the syncapi's database with our own SQL. Dendrite's functions return either the sum of many changes, or one event at a
+// time. To read each of many changes with them would take as many queries.
 type querier interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
-// change is what one event changed in the state of its room, by the IDs of events.
+// change is what one event changed in the state of its room. added and removed are the IDs of state events.
 type change struct {
 	roomID, eventID string
 	position        types.StreamPosition
@@ -30,10 +30,11 @@ type change struct {
 	added, removed []string
 }
 
-// lists are the event IDs in the columns of the syncapi's tables: arrays on PostgreSQL, JSON or nothing on SQLite.
+// lists reads and writes lists of strings as the syncapi's tables have them: as arrays on PostgreSQL, and as JSON or NULL on SQLite.
 type lists struct{ sqlite bool }
 
-// among returns the condition that a column has one of the values of a parameter, which is parameter(values).
+// among returns the condition that a column has one of several values. The argument for the parameter is the result of the method
+// parameter.
 func (l lists) among(column, parameter string) string {
 	if l.sqlite {
 		return column + " IN (SELECT value FROM json_each(" + parameter + "))"
@@ -49,7 +50,7 @@ func (l lists) parameter(values []string) any {
 	return string(data)
 }
 
-// into returns what a column is scanned into.
+// into returns a destination for Scan that puts a list into values.
 func (l lists) into(values *[]string) any {
 	if l.sqlite {
 		return (*jsonList)(values)
@@ -57,7 +58,7 @@ func (l lists) into(values *[]string) any {
 	return (*pq.StringArray)(values)
 }
 
-// jsonList is a list of strings in JSON; none are NULL or an empty text.
+// jsonList is a list of strings in JSON. The empty list is NULL or an empty text.
 type jsonList []string
 
 // Scan implements sql.Scanner.
@@ -78,7 +79,7 @@ func (l *jsonList) Scan(column any) error {
 }
 
 const (
-	// Only of member events the whole event is read, to know whom they are about.
+	// The event itself is read only if it is a member event, because its state key says whose membership it is.
 	selectChangesSQL = "SELECT room_id, event_id, id, CASE WHEN type = '" + spec.MRoomMember + "' THEN headered_event_json END," +
 		" add_state_ids, remove_state_ids FROM syncapi_output_room_events" +
 		" WHERE id > $1 AND id <= $2 AND (add_state_ids IS NOT NULL OR remove_state_ids IS NOT NULL) AND "
@@ -86,14 +87,14 @@ const (
 		" WHERE room_id = $1 AND type = '" + spec.MRoomMember + "' AND "
 )
 
-// Orders of changes.
+// Orders in which changes are read.
 const (
 	oldestFirst = " ORDER BY id ASC"
 	newestFirst = " ORDER BY id DESC"
 )
 
-// changes calls f with each change of rooms after one position, and not after the other. It is one query, and no more than one change is
-// in memory that f does not keep.
+// changes calls f with each change of the rooms after position from, up to and including position to. It makes one query. Only one change
+// at a time is in memory, unless f keeps it.
 func (r *record) changes(
 	ctx context.Context, roomIDs []string, from, to types.StreamPosition, order string, f func(change),
 ) error {
@@ -126,8 +127,8 @@ func (r *record) changes(
 	return nil
 }
 
-// net returns for each room that changed after one position, and not after the other, which events came into its state (true)
-// or went out of it in the end, by their IDs.
+// net returns the net effect of the changes after position from, up to and including position to, by room ID and event ID. The value is
+// true if the event was last added to the state, and false if it was last removed.
 func (r *record) net(
 	ctx context.Context, from, to types.StreamPosition, roomIDs []string,
 ) (map[string]map[string]bool, error) {
@@ -148,7 +149,8 @@ func (r *record) net(
 	return net, err
 }
 
-// undo takes a change back, which may be in the state already or not. Later changes must be taken back first.
+// undo takes a change back. It has the same result whether or not the state already contains the change. Later changes must be taken back
+// first.
 func (c *change) undo(state map[string]bool) {
 	for _, eventID := range c.added {
 		delete(state, eventID)
@@ -172,7 +174,7 @@ func (r *record) members(ctx context.Context, roomID string, userIDs []string) (
 		var data sql.RawBytes
 		event := &rstypes.HeaderedEvent{}
 		if err = rows.Scan(&data); err == nil {
-			err = json.Unmarshal(slices.Clone(data), event) // the event may keep what it was made of
+			err = json.Unmarshal(slices.Clone(data), event) // a copy, because the event may keep the bytes
 		}
 		if err != nil {
 			return nil, fmt.Errorf("reading members: %w", err)

@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// counter counts what is asked of the syncapi's database.
+// counter counts the queries to the syncapi's database.
 type counter struct {
 	querier
 	queries int
@@ -71,7 +71,7 @@ func (h *history) count() *counter {
 	return c
 }
 
-// sendMany is send, of many events in one transaction.
+// sendMany does what send does for many events, in one transaction.
 func (h *history) sendMany(n int, content func(i int) (eventType, stateKey, sender, content string)) types.StreamPosition {
 	db := h.after.record.db
 	txn, err := db.DB.BeginTx(h.t.Context(), nil)
@@ -101,12 +101,12 @@ func (h *history) sendMany(n int, content func(i int) (eventType, stateKey, send
 	return position
 }
 
-// However much has changed since the token, of state or of members, what is asked of the database is bounded: for whoever came in
-// meanwhile, for whoever left, for whoever asks for an earlier moment, and for many members at once.
+// The number of queries is bounded, however many changes there were since the token. This holds for a user who has entered since, for a
+// user who has left, for a sync up to an earlier position, and for a client that needs many members at once.
 func TestManyChanges(t *testing.T) {
 	const (
 		many = 3000
-		// few is room for reading some hundred events at a time.
+		// few is the limit for the number of queries, each of which reads up to some hundred events.
 		few = 40
 	)
 	onEachDatabase(t, func(t *testing.T, h *history) {

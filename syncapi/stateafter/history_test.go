@@ -33,7 +33,7 @@ const (
 	bob    = "@bob:localhost"
 )
 
-// roomserver knows all events, and users by their names.
+// roomserver is a fake that has all events. Its sender IDs are user IDs.
 type roomserver struct {
 	events map[string]*rstypes.HeaderedEvent
 }
@@ -51,8 +51,8 @@ func (r *roomserver) QueryEventsByID(_ context.Context, req *api.QueryEventsByID
 	return nil
 }
 
-// history is a room that is written into Dendrite's syncapi, event by event, as the roomserver's output tells of them, and what
-// its state was after each.
+// history writes a room into Dendrite's syncapi, event by event, as the syncapi does with the roomserver's output. It remembers the state
+// after each event.
 type history struct {
 	t          *testing.T
 	db         storage.Database
@@ -61,8 +61,8 @@ type history struct {
 	state      map[string]string // event IDs by type and state key
 	states     map[types.StreamPosition]map[string]string
 	positions  []types.StreamPosition
-	rewritten  types.StreamPosition // when it was written anew for the last time
-	deleted    bool                 // whether state has ever gone away
+	rewritten  types.StreamPosition // the position of the last rewriting of the state
+	deleted    bool                 // whether state was ever removed without a replacement
 }
 
 func newHistory(t *testing.T, dsn string) *history {
@@ -85,7 +85,7 @@ func newHistory(t *testing.T, dsn string) *history {
 	return h
 }
 
-// event makes an event; without a type it is a message.
+// event makes an event. If the type is "", it is a message.
 func (h *history) event(eventType, stateKey, sender, content string) *rstypes.HeaderedEvent {
 	eventID := fmt.Sprintf("$event%d", len(h.roomserver.events))
 	event := map[string]any{
@@ -101,14 +101,14 @@ func (h *history) event(eventType, stateKey, sender, content string) *rstypes.He
 	require.NoError(h.t, err)
 	userID, err := spec.NewUserID(sender, true)
 	require.NoError(h.t, err)
-	// As the syncapi's consumer does it.
+	// The same as in the syncapi's consumer.
 	h.roomserver.events[eventID] = &rstypes.HeaderedEvent{PDU: pdu, UserID: *userID, StateKeyResolved: pdu.StateKey()}
 	return h.roomserver.events[eventID]
 }
 
 func keyOf(e *rstypes.HeaderedEvent) string { return e.Type() + "|" + *e.StateKey() }
 
-// write writes an event, with which others come into the state, or what is there under these keys goes.
+// write writes an event that adds the events in added to the state, and removes the state with the keys in gone.
 func (h *history) write(event *rstypes.HeaderedEvent, added []*rstypes.HeaderedEvent, gone ...string) types.StreamPosition {
 	var addedIDs, removedIDs []string
 	for _, key := range gone {
@@ -136,18 +136,18 @@ func (h *history) insert(
 	return position
 }
 
-// send writes a state event that takes effect.
+// send writes a state event that changes the state.
 func (h *history) send(eventType, stateKey, sender, content string) (string, types.StreamPosition) {
 	event := h.event(eventType, stateKey, sender, content)
 	return event.EventID(), h.write(event, []*rstypes.HeaderedEvent{event})
 }
 
-// say writes a message, with which others come into the state, or go.
+// say writes a message that changes the state as write does.
 func (h *history) say(added []*rstypes.HeaderedEvent, gone ...string) types.StreamPosition {
 	return h.write(h.event("", "", alice, `{}`), added, gone...)
 }
 
-// rewrite writes the state anew, as after a gap: what is there goes without a word.
+// rewrite replaces the whole state, as happens after a gap: the old state is not recorded as removed. The key in without is left out.
 func (h *history) rewrite(without string) {
 	event := h.event("m.room.member", alice, alice, `{"membership":"join"}`)
 	h.deleted = h.deleted || h.state[without] != ""
@@ -161,7 +161,7 @@ func (h *history) rewrite(without string) {
 	h.rewritten = h.insert(event, added, slices.Collect(maps.Values(h.state)), nil)
 }
 
-// client knows what it was told.
+// client is a client that remembers the state it got.
 type client struct {
 	h     *history
 	user  string
@@ -175,7 +175,8 @@ func (h *history) client(user string, filter string) *client {
 	return &client{h: h, user: user, query: url.Values{"filter": {filter}}, known: map[string]string{}}
 }
 
-// sync is told what happened until a position, in an answer in which Dendrite put the room there, or nowhere.
+// sync syncs up to a position. In Dendrite's answer the room is under where, which is "join" or "leave", or nowhere if where is "". sync
+// returns the IDs of the state events in the final answer.
 func (c *client) sync(to types.StreamPosition, where, room string) []string {
 	body := map[string]any{"next_batch": types.StreamingToken{PDUPosition: to}, "other": 1}
 	if where != "" {

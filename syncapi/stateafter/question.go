@@ -20,18 +20,18 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// question is what one request asks.
+// question is what one sync request asks for.
 type question struct {
 	*Route
 	userID   string
 	filter   synctypes.Filter
 	from, to types.StreamPosition
-	// whole is whether the client knows nothing, or wants to be told everything again.
+	// whole is whether the answer has the whole state, because it is the client's first sync or because of full_state.
 	whole bool
 
-	// changed are the changes of all rooms, as record.net has them.
+	// changed has the net changes of all rooms, as record.net returns them.
 	changed map[string]map[string]bool
-	// unmentioned are rooms with the user in them that changed and are not in the answer.
+	// unmentioned are rooms that the user is in whose state has changed, but that are not in Dendrite's answer.
 	unmentioned []string
 }
 
@@ -73,7 +73,7 @@ func (s *Route) question(
 	return q, nil
 }
 
-// look finds out what has changed, in these rooms and in all others with the user in them.
+// look reads the changes of the rooms in Dendrite's answer, and of all other rooms that the user is in.
 func (q *question) look(ctx context.Context, mentioned []string) error {
 	if q.whole || q.from >= q.to {
 		return nil
@@ -95,7 +95,7 @@ func (q *question) look(ctx context.Context, mentioned []string) error {
 	return nil
 }
 
-// joined returns the state of a room that is to be told to a user in it.
+// joined returns the state that the answer has for a room that the user is in.
 func (q *question) joined(ctx context.Context, roomID string, m members) ([]*rstypes.HeaderedEvent, error) {
 	if q.whole {
 		return q.all(ctx, roomID, q.to, m)
@@ -116,8 +116,8 @@ func (q *question) joined(ctx context.Context, roomID string, m members) ([]*rst
 	return q.with(ctx, roomID, delta, q.to, m)
 }
 
-// left returns the state of a room that is to be told to a user who went out of it, or was never in it: nothing that came
-// afterwards but the user's own membership.
+// left returns the state that the answer has for a room that the user has left, or was never in. It has nothing from after the user left,
+// except for the user's own membership.
 func (q *question) left(ctx context.Context, roomID string, m members) ([]*rstypes.HeaderedEvent, error) {
 	stay, err := q.record.stay(ctx, roomID, q.userID, q.from, q.to)
 	if err != nil {
@@ -145,8 +145,8 @@ func (q *question) left(ctx context.Context, roomID string, m members) ([]*rstyp
 	return state, err
 }
 
-// retired returns the user's member event out of a timeline, if the state does not have one. With an invite that was refused or
-// taken back Dendrite makes one up: the room may be one that this server is not in, or its own event may come later.
+// retired returns the user's member event from the timeline, if the state has none. When an invite is refused or withdrawn, Dendrite makes
+// up such an event: perhaps this server is not in the room, or the real event arrives later.
 func (q *question) retired(ctx context.Context, roomID string, room object, state []*rstypes.HeaderedEvent) []synctypes.ClientEvent {
 	if slices.ContainsFunc(state, q.own(ctx)) {
 		return nil
@@ -161,7 +161,7 @@ func (q *question) retired(ctx context.Context, roomID string, room object, stat
 	return nil
 }
 
-// silent returns the state of a room that Dendrite had nothing to tell about, if the user was in it.
+// silent returns the changed state of a room that is not in Dendrite's answer, if the user was in the room at next_batch.
 func (q *question) silent(ctx context.Context, roomID string) ([]*rstypes.HeaderedEvent, error) {
 	own, err := q.memberships(ctx, roomID, []string{q.userID}, q.to)
 	if err != nil || len(own) == 0 || !isJoin(own[0]) {
@@ -171,7 +171,7 @@ func (q *question) silent(ctx context.Context, roomID string) ([]*rstypes.Header
 	return q.filtered(ctx, state), err
 }
 
-// added returns the events of a set of changes that came in the end, and are in the state.
+// added returns the events that a set of net changes added to the state.
 func (q *question) added(ctx context.Context, roomID string, net map[string]bool) ([]*rstypes.HeaderedEvent, error) {
 	var ids []string
 	for eventID, added := range net {
@@ -182,8 +182,7 @@ func (q *question) added(ctx context.Context, roomID string, net map[string]bool
 	return q.record.events(ctx, roomID, ids)
 }
 
-// all returns the whole state of a room at a position, but of the members only those that are needed, if the client wants to
-// load them as they are needed.
+// all returns the whole state of a room at a position. If the client loads members lazily, it leaves out members that are not needed.
 func (q *question) all(
 	ctx context.Context, roomID string, at types.StreamPosition, m members,
 ) ([]*rstypes.HeaderedEvent, error) {
@@ -213,9 +212,9 @@ func (q *question) all(
 	return q.record.redacted(ctx, state)
 }
 
-// with adds to changes the members that the client may need to show the timeline, if it loads them as they are needed. All
-// members that changed are among the changes: the timeline is not what tells it. If the room's state was written anew, it is
-// told whole.
+// with returns delta, the changed state, and if the client loads members lazily, also the members that it may need to show the timeline.
+// Members that changed are in delta already, whether or not they are in the timeline. If delta has an m.room.create event, the room's state
+// was rewritten; then with returns the whole state.
 func (q *question) with(
 	ctx context.Context, roomID string, delta []*rstypes.HeaderedEvent, at types.StreamPosition, m members,
 ) ([]*rstypes.HeaderedEvent, error) {
@@ -260,19 +259,19 @@ func (q *question) memberships(
 	return q.record.redacted(ctx, events)
 }
 
-// users returns users, each once.
+// users returns the users of all lists, each user once.
 func users(userIDs ...[]string) []string {
 	all := slices.Concat(userIDs...)
 	slices.Sort(all)
 	return slices.Compact(all)
 }
 
-// own returns a function that reports whether an event is about the membership of the user who asks.
+// own returns a function that reports whether an event is a member event of the user who syncs.
 func (q *question) own(ctx context.Context) func(*rstypes.HeaderedEvent) bool {
 	return func(event *rstypes.HeaderedEvent) bool { return q.record.memberOf(ctx, event) == q.userID }
 }
 
-// filtered returns the events that the client's filter lets through.
+// filtered returns the events that the client's filter admits.
 func (q *question) filtered(ctx context.Context, events []*rstypes.HeaderedEvent) []*rstypes.HeaderedEvent {
 	return slices.DeleteFunc(events, func(event *rstypes.HeaderedEvent) bool {
 		sender := q.record.userID(ctx, event.RoomID(), event.SenderID())
@@ -280,7 +279,7 @@ func (q *question) filtered(ctx context.Context, events []*rstypes.HeaderedEvent
 	})
 }
 
-// clientEvents returns events as the client is to get them, the oldest first.
+// clientEvents filters events and returns them in the client's format, the oldest first.
 func (q *question) clientEvents(ctx context.Context, events []*rstypes.HeaderedEvent) []synctypes.ClientEvent {
 	events = q.filtered(ctx, events)
 	slices.SortFunc(events, func(a, b *rstypes.HeaderedEvent) int {

@@ -19,10 +19,11 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// record is what Dendrite's syncapi has written down of the roomserver's output: with each event, which events it brought
-// into the room's resolved state and which it took out, and what that state is now. Positions of the record are those of
-// sync tokens. It is only read, and without transactions, which SQLite's has not: what is current is always read before the
-// changes that came later, and so can be taken back to any position.
+// record is what Dendrite's syncapi has stored of the roomserver's output: which state events each event added to the room's resolved state
+// and which it removed, and the current state. Its positions are those of sync tokens.
+//
+// It is read-only, and read without a snapshot, because SQLite offers none here. The current state is always read first and later changes
+// second, so that the state can be rewound to any position.
 type record struct {
 	db    *shared.Database
 	sql   querier // the same database
@@ -30,7 +31,7 @@ type record struct {
 	rsAPI roomserverAPI
 }
 
-// roomserverAPI knows the events that the record names and does not have, and the users of rooms that do not name them.
+// roomserverAPI has what the record lacks: events that it names but does not contain, and the users of rooms with pseudo IDs.
 type roomserverAPI interface {
 	QueryUserIDForSender(ctx context.Context, roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error)
 	QueryEventsByID(ctx context.Context, req *api.QueryEventsByIDRequest, res *api.QueryEventsByIDResponse) error
@@ -39,7 +40,7 @@ type roomserverAPI interface {
 // end is a position after all others.
 const end = types.StreamPosition(math.MaxInt64)
 
-// atOnce is how many events are asked for in one query.
+// atOnce is how many events one query reads at most.
 const atOnce = 500
 
 func openRecord(ctx context.Context, cm *sqlutil.Connections, options *config.DatabaseOptions, rsAPI roomserverAPI) (*record, error) {
@@ -47,7 +48,7 @@ func openRecord(ctx context.Context, cm *sqlutil.Connections, options *config.Da
 	if err != nil {
 		return nil, err
 	}
-	// The interface hides the tables; a snapshot does not.
+	// Dendrite's interface hides the tables. A snapshot gives access to them.
 	snapshot, err := db.NewDatabaseSnapshot(ctx)
 	if err != nil {
 		return nil, err
@@ -64,9 +65,9 @@ func openRecord(ctx context.Context, cm *sqlutil.Connections, options *config.Da
 	}, nil
 }
 
-// rewind takes state back that is, or was a moment ago, the current state, or some of it: to what it was at a position. What
-// changed since then is in it whole. If the room's state has been written anew since then, that is not known any more; then the
-// state is returned as it is.
+// rewind returns the state that a room had at a position. The argument state is the current state, or a part of it, and may be slightly out
+// of date. All state that has changed since the position is in the result, even if only a part was given. If the room's state has been
+// rewritten since, the earlier state is not known any more, and rewind returns its argument.
 func (r *record) rewind(
 	ctx context.Context, roomID string, state []*rstypes.HeaderedEvent, to types.StreamPosition,
 ) ([]*rstypes.HeaderedEvent, error) {
@@ -96,7 +97,7 @@ func (r *record) rewind(
 	return append(before, others...), err
 }
 
-// events returns events by their IDs: as they are now, if they were redacted.
+// events returns events by their IDs. Redacted events are returned in their redacted form.
 func (r *record) events(ctx context.Context, roomID string, eventIDs []string) (events []*rstypes.HeaderedEvent, err error) {
 	missing := map[string]bool{}
 	for _, eventID := range eventIDs {
@@ -109,7 +110,7 @@ func (r *record) events(ctx context.Context, roomID string, eventIDs []string) (
 		}
 	}
 	for ids := range slices.Chunk(slices.Collect(maps.Keys(missing)), atOnce) {
-		// Without a filter there is a limit on SQLite.
+		// Without a filter, SelectEvents returns at most 20 events on SQLite.
 		written, err := r.db.OutputEvents.SelectEvents(ctx, nil, ids, &synctypes.RoomEventFilter{Limit: len(ids)}, false)
 		if err != nil {
 			return nil, err
@@ -118,7 +119,7 @@ func (r *record) events(ctx context.Context, roomID string, eventIDs []string) (
 			found(event.HeaderedEvent)
 		}
 	}
-	// State that was there before this server was is in no timeline.
+	// State from before this server was in the room is in no timeline.
 	for ids := range slices.Chunk(slices.Collect(maps.Keys(missing)), atOnce) {
 		current, err := r.db.CurrentRoomState.SelectEventsWithEventIDs(ctx, nil, ids)
 		if err != nil {
@@ -144,7 +145,7 @@ func (r *record) events(ctx context.Context, roomID string, eventIDs []string) (
 	return events, nil
 }
 
-// current returns the current state of a room but for the members, or with them.
+// current returns the current state of a room, with or without its members.
 func (r *record) current(ctx context.Context, roomID string, members bool) ([]*rstypes.HeaderedEvent, error) {
 	filter := synctypes.DefaultStateFilter()
 	if !members {
@@ -153,7 +154,7 @@ func (r *record) current(ctx context.Context, roomID string, members bool) ([]*r
 	return r.db.CurrentRoomState.SelectCurrentState(ctx, nil, roomID, &filter, nil)
 }
 
-// redacted returns the same events, as they are now if they were redacted: the current state keeps them as they were.
+// redacted replaces redacted events by their redacted form. The table of the current state has only the original form.
 func (r *record) redacted(ctx context.Context, events []*rstypes.HeaderedEvent) ([]*rstypes.HeaderedEvent, error) {
 	places := make(map[string]int, len(events))
 	for i, event := range events {
@@ -175,7 +176,7 @@ func isCreate(event *rstypes.HeaderedEvent) bool {
 	return event.Type() == spec.MRoomCreate && event.StateKeyEquals("")
 }
 
-// memberOf returns whose membership an event is about, or "".
+// memberOf returns the user whose membership an event is about, or "" if it is not a member event.
 func (r *record) memberOf(ctx context.Context, event *rstypes.HeaderedEvent) string {
 	if event.Type() != spec.MRoomMember || event.StateKey() == nil {
 		return ""
@@ -183,7 +184,7 @@ func (r *record) memberOf(ctx context.Context, event *rstypes.HeaderedEvent) str
 	return r.userID(ctx, event.RoomID(), spec.SenderID(*event.StateKey()))
 }
 
-// userID returns the user behind a sender, which in most rooms is the same.
+// userID returns the user ID that belongs to a sender ID. In rooms without pseudo IDs they are equal.
 func (r *record) userID(ctx context.Context, roomID spec.RoomID, sender spec.SenderID) string {
 	if userID, err := r.rsAPI.QueryUserIDForSender(ctx, roomID, sender); err == nil && userID != nil {
 		return userID.String()

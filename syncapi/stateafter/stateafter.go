@@ -1,4 +1,4 @@
-// Package stateafter answers syncs with the state after the timeline (MSC4222).
+// Package stateafter answers syncs with the state at the end of the timeline (MSC4222).
 package stateafter
 
 import (
@@ -26,15 +26,16 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/around"
 )
 
-// Route answers /sync as Dendrite does, but with the state at the end of each timeline in place of the state at its beginning,
-// for clients that ask for it.
+// Route answers /sync as Dendrite does, but clients that ask for it get the state at the end of each timeline instead of the state at its
+// beginning.
 //
-// Dendrite makes the answer. Then the state in it is replaced from Dendrite's own record of the roomserver's resolved state, see
-// [record]. After a chain of syncs, a client has exactly the state that the room had at the last next_batch, whatever the
-// roomserver has done since:
+// Dendrite makes the answer. Then Route replaces the state in it, from Dendrite's own record of the roomserver's resolved state, see
+// [record]. After a chain of syncs, a client has exactly the state that the room had at the last next_batch, even if the state has changed
+// since:
 //
-//   - State that came by state resolution and is in no timeline is included, even if Dendrite's answer does not have the room.
-//   - State that came after next_batch is not included, unless the room's state has been rewritten meanwhile; then the next sync has it.
+//   - State that was set by state resolution and is in no timeline is included, even if Dendrite's answer does not have the room.
+//   - State that was set after next_batch is not included. The exception is a room whose state has been rewritten since: it is included,
+//     and the next sync has it again.
 //   - State that vanished without a replacement is not reported, because MSC4222 cannot express it.
 //   - State that changes by resolution together with a redaction is not reported, because Dendrite's syncapi does not notice it.
 type Route struct {
@@ -50,7 +51,7 @@ const (
 	unstableField     = "org.matrix.msc4222.state_after"
 )
 
-// New opens the syncapi's database.
+// New returns the route. It opens the syncapi's database.
 func New(
 	ctx context.Context, cm *sqlutil.Connections, options *config.DatabaseOptions, rsAPI roomserverAPI,
 ) (*Route, error) {
@@ -61,7 +62,7 @@ func New(
 	return &Route{record: record}, nil
 }
 
-// AddRoutes registers the route. It must be called before Dendrite registers its own, which gets all requests without the parameter.
+// AddRoutes registers the route. It must be called before Dendrite registers its own, which answers the requests without the parameter.
 func (s *Route) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	s.dendrite = router
 	router.Handle("/{apiversion:(?:r0|v3)}/sync",
@@ -71,7 +72,7 @@ func (s *Route) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenA
 	})
 }
 
-// fieldFor returns the name of the field that a request asks for, or "".
+// fieldFor returns the name of the field that a request asks for, or "" if it asks for none.
 func fieldFor(query url.Values) string {
 	switch {
 	case query.Get(parameter) == "true":
@@ -101,7 +102,7 @@ func (s *Route) sync(req *http.Request, device *userapi.Device) util.JSONRespons
 // object is a JSON object with only some keys decoded.
 type object = map[string]json.RawMessage
 
-// replace puts the field with this name into all rooms of an answer in place of their state.
+// replace replaces the state of all rooms in an answer by the field with this name, and adds rooms of which only the state has changed.
 func (s *Route) replace(
 	ctx context.Context, body []byte, query url.Values, device *userapi.Device, name string,
 ) (object, error) {
@@ -170,7 +171,7 @@ func (s *Route) replace(
 	return answer, assemble(answer, rooms, join, leave)
 }
 
-// assemble encodes the parts of an answer again.
+// assemble puts the changed rooms back into an answer.
 func assemble(answer, rooms object, join, leave map[string]object) (err error) {
 	if len(join) == 0 && len(leave) == 0 {
 		return nil
@@ -189,13 +190,13 @@ func assemble(answer, rooms object, join, leave map[string]object) (err error) {
 	return err
 }
 
-// members are the users whose memberships a client needs, or can use, to show the answer for a room.
+// members are the users whose memberships a client may need to show a room of an answer.
 type members struct {
-	// senders are those of the timeline.
+	// senders sent the events of the timeline.
 	senders []string
 	// others have a member event in the timeline, or are needed for the room's name.
 	others []string
-	// loaded are in the state because, for Dendrite, the client may not know them yet.
+	// loaded have a member event in the state that Dendrite answered, because the client may not have it yet.
 	loaded []string
 }
 

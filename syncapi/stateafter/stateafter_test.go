@@ -13,8 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// State that comes by resolution with an event of another kind is told, once, even if Dendrite has nothing to tell about the
-// room; a state event that takes no effect is not.
+// State that state resolution sets together with some other event is reported once, even if Dendrite's answer does not have the room. A
+// state event without effect is not reported.
 func TestStateByResolution(t *testing.T) {
 	onEachDatabase(t, func(t *testing.T, h *history) {
 		c := h.client(alice, "")
@@ -39,7 +39,7 @@ func TestStateByResolution(t *testing.T) {
 	})
 }
 
-// What came after the answer's next_batch is not in it, and not lost.
+// State from after the answer's next_batch is not in the answer, but in the next one.
 func TestStateAtNextBatch(t *testing.T) {
 	onEachDatabase(t, func(t *testing.T, h *history) {
 		first, early := h.send("m.room.topic", "", alice, `{"topic":"first"}`)
@@ -64,7 +64,7 @@ func TestStateAtNextBatch(t *testing.T) {
 	})
 }
 
-// A user who came in is told everything, also if its member event is not the one with which it came in.
+// A user who has entered the room gets the whole state, even if the current member event is not the one that made the user enter.
 func TestStateOfWhoComesIn(t *testing.T) {
 	onEachDatabase(t, func(t *testing.T, h *history) {
 		c := h.client(bob, "")
@@ -78,12 +78,12 @@ func TestStateOfWhoComesIn(t *testing.T) {
 		named, position := h.send("m.room.member", bob, bob, `{"membership":"join","displayname":"Robert"}`)
 		require.Equal(t, []string{named}, c.sync(position, "join", `{}`))
 
-		// Out and in again, without having noticed.
+		// Bob leaves and enters again between two syncs.
 		h.send("m.room.member", bob, bob, `{"membership":"leave"}`)
 		_, position = h.send("m.room.member", bob, bob, `{"membership":"join"}`)
 		require.ElementsMatch(t, slices.Collect(maps.Values(h.state)), c.sync(position, "join", `{}`))
 
-		// Out by resolution: the member event that counts is an old one.
+		// Bob leaves by state resolution: his member event is now an older one.
 		invite := h.event("m.room.member", bob, alice, `{"membership":"invite"}`)
 		left := h.say([]*rstypes.HeaderedEvent{invite})
 		_, position = h.send("m.room.topic", "", alice, `{"topic":"not for bob"}`)
@@ -92,8 +92,8 @@ func TestStateOfWhoComesIn(t *testing.T) {
 	})
 }
 
-// A user who comes into a room only after the answer's next_batch is told nothing of it, unless Dendrite does; and one who was
-// out is told everything, however it came to be out.
+// A user who enters a room only after the answer's next_batch gets none of its state, unless Dendrite's answer has the room. A user who was
+// out of the room and is back gets the whole state, even if the member event had simply vanished.
 func TestStateOfWhoIsOut(t *testing.T) {
 	onEachDatabase(t, func(t *testing.T, h *history) {
 		c := h.client(bob, "")
@@ -112,7 +112,7 @@ func TestStateOfWhoIsOut(t *testing.T) {
 	})
 }
 
-// An invite that was refused is told of though there is nothing written about it, and its room's own event when it comes.
+// A refused invite is reported although the record has no event for it. When the room's own event arrives, that event is reported.
 func TestRefusedInvite(t *testing.T) {
 	const room = `{"timeline":{"events":[{"type":"m.room.member","sender":"@bob:localhost","state_key":"@bob:localhost",
 		"event_id":"$made-up","content":{"membership":"leave"}}]}}`
@@ -128,8 +128,8 @@ func TestRefusedInvite(t *testing.T) {
 	})
 }
 
-// What was written anew is told whole, and what went with it is not; who asks for a moment before that is told what is true
-// now, not nothing.
+// After a room's state was rewritten, a client gets the whole state, and nothing of what the rewriting removed. A sync up to an earlier
+// position gets the current state instead of none.
 func TestStateWrittenAnew(t *testing.T) {
 	onEachDatabase(t, func(t *testing.T, h *history) {
 		_, before := h.send("m.room.topic", "", alice, `{"topic":"a"}`)
@@ -155,7 +155,7 @@ func TestStateWrittenAnew(t *testing.T) {
 	})
 }
 
-// Members are told of if they are needed, or have changed.
+// With lazy loading, a client gets the members that it needs, and those that have changed.
 func TestLazyMembers(t *testing.T) {
 	const lazily = `{"room":{"state":{"lazy_load_members":true}}}`
 	onEachDatabase(t, func(t *testing.T, h *history) {
@@ -194,14 +194,14 @@ func TestLazyMembers(t *testing.T) {
 	})
 }
 
-// Whatever happens, and whenever a client asks, it knows the state of that moment.
+// In random histories, a client has after each sync the state that the room had at next_batch.
 func TestRandomHistories(t *testing.T) {
 	onEachDatabase(t, func(t *testing.T, h *history) {
 		seed := rand.Uint64()
 		random := rand.New(rand.NewPCG(seed, 0))
 		t.Logf("seed %d", seed)
 		var (
-			all     []*rstypes.HeaderedEvent // everything that may win again
+			all     []*rstypes.HeaderedEvent // events that state resolution may bring back
 			clients []*client
 			checked int
 		)
@@ -229,7 +229,7 @@ func TestRandomHistories(t *testing.T) {
 				clients = append(clients, h.client(alice, ""))
 			}
 			for _, c := range clients {
-				// The answer is made for a moment that has just gone by.
+				// The answer is for a position in the recent past.
 				position := h.positions[max(0, len(h.positions)-1-random.IntN(6))]
 				if position <= c.at || random.IntN(20) != 0 {
 					continue
@@ -240,7 +240,7 @@ func TestRandomHistories(t *testing.T) {
 					c.sync(position, "", "")
 				}
 				if position < h.rewritten {
-					continue // it may have been told what is true now, and is told again with what wrote the state anew
+					continue // the client may have got the current state, and will get it again with the event that rewrote it
 				}
 				want := h.states[position]
 				for key, eventID := range want {

@@ -8,8 +8,8 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// wanted reports whether a client's filter lets a state event through. Dendrite's own filters look at the event with which
-// state changed, and not at what it changed.
+// wanted reports whether a client's filter admits a state event. Dendrite's own filters do not help: they look at the event that caused a
+// change of state, and not at the state events that it added.
 func wanted(filter *synctypes.StateFilter, roomID, sender, eventType string, content []byte) bool {
 	switch {
 	case filter.Rooms != nil && !slices.Contains(*filter.Rooms, roomID),
@@ -23,7 +23,7 @@ func wanted(filter *synctypes.StateFilter, roomID, sender, eventType string, con
 	return filter.ContainsURL == nil || *filter.ContainsURL == gjson.GetBytes(content, "url").Exists()
 }
 
-// matchesType reports whether one of the patterns, in which * stands for any characters, is an event type.
+// matchesType reports whether an event type matches one of the patterns, in which * stands for any characters.
 func matchesType(patterns []string, eventType string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool { return matches(pattern, eventType) })
 }

@@ -8,15 +8,15 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 )
 
-// stay is what became of a user's membership between two positions.
+// stay says how a user's membership changed between two positions. It is empty if the membership did not change.
 type stay struct {
-	// joined is whether the user was in the room at the beginning.
+	// joined is whether the user was in the room before the first change.
 	joined bool
-	// entered is whether the user came in.
+	// entered is whether the user entered the room at least once.
 	entered bool
-	// left is the position at which the user went out for the last time, or 0 if it was in the room at the end.
+	// left is the position at which the user last left the room. It is 0 if the user never left, or has entered again since.
 	left types.StreamPosition
-	// last is the last member event, or nil if the membership did not change.
+	// last is the user's member event after the last change, or nil if there is none.
 	last *rstypes.HeaderedEvent
 }
 
@@ -47,8 +47,8 @@ func (r *record) stay(ctx context.Context, roomID string, userID string, from, t
 	return follow(changes, own), nil
 }
 
-// mayConcern reports whether a change may be one of a user's membership. Most are one event that takes the place of another of its
-// kind, and so are known by that event. The state keys of some rooms are no user IDs.
+// mayConcern reports whether a change may have changed a user's membership. Most changes are one event that sets or replaces its own state;
+// that event alone tells. A state key that is no user ID is a pseudo ID, which may be this user's.
 func (c *change) mayConcern(userID string) bool {
 	if len(c.added) != 1 || c.added[0] != c.eventID || len(c.removed) > 1 {
 		return true
@@ -56,7 +56,7 @@ func (c *change) mayConcern(userID string) bool {
 	return c.member != "" && (c.member == userID || c.member[0] != '@')
 }
 
-// follow is stay, given the user's member events among those that came or went.
+// follow returns the stay that results from changes. own has the user's member events, by event ID, among all that were added or removed.
 func follow(changes []change, own map[string]*rstypes.HeaderedEvent) (s stay) {
 	known, now := false, false
 	for _, c := range changes {
