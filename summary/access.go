@@ -11,22 +11,23 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// access is what decides whether somebody may know of a room.
+// access is the information that decides whether a requester may know of a room.
 type access struct {
-	// known is whether there is the room, as far as this server knows.
+	// known is whether the room exists: this server is in it, or another server has answered for it.
 	known bool
-	// who is nil for anybody. The membership is the user's, leave if it never had any.
+	// who is nil for a request without a login. The membership is the user's, and leave if the user never had one.
 	who        *whoAsks
 	membership string
-	// joinRule is what the room's rule means in its version.
+	// joinRule is what the room's rule means in the room's version, see meaning.
 	joinRule      string
 	worldReadable bool
-	// allowedRooms are the rooms whose members may join a restricted one, joinedRooms those that the user is in.
+	// allowedRooms are the rooms whose members may join a restricted room. joinedRooms are the rooms that the user is in.
 	allowedRooms []string
 	joinedRooms  []spec.RoomID
 }
 
-// access finds out what decides. It asks for the same of a room that does not exist as of a private one.
+// access looks up who may know of a room. It makes the same queries for a room that does not exist as for a private room, so that a
+// requester cannot tell them apart by the time they take.
 func (s *Summaries) access(ctx context.Context, who *whoAsks, id spec.RoomID) (a access, err error) {
 	roomID := id.String()
 	var server api.QueryServerJoinedToRoomResponse
@@ -71,7 +72,8 @@ func (s *Summaries) access(ctx context.Context, who *whoAsks, id spec.RoomID) (a
 	return a, err
 }
 
-// allows reports whether who asks may know of the room: it can be read by all, joined or knocked at by all, or by who asks.
+// allows reports whether the requester may know of the room. That is so if anybody can read it, join it or knock at it, or if the requester
+// is in it, is invited, has knocked, or may join it.
 func (a *access) allows() bool {
 	if !a.known {
 		return false
@@ -97,7 +99,8 @@ func (a *access) allows() bool {
 	})
 }
 
-// The versions in which nobody can knock, and those that have both in one rule (MSC3787); gomatrixserverlib does not tell.
+// Room versions by their join rules, which gomatrixserverlib does not tell: versions without knocking, and versions with the rule
+// knock_restricted (MSC3787).
 var (
 	withoutKnocking = []gomatrixserverlib.RoomVersion{
 		gomatrixserverlib.RoomVersionV1, gomatrixserverlib.RoomVersionV2, gomatrixserverlib.RoomVersionV3,
@@ -108,7 +111,7 @@ var (
 	}
 )
 
-// meaning returns what a join rule means in a room version. One that the version does not have lets nobody in who is not invited.
+// meaning returns what a join rule means in a room version. A rule that the version does not have means invite.
 func meaning(joinRule string, version gomatrixserverlib.RoomVersion) string {
 	has := true
 	switch joinRule {
@@ -130,7 +133,7 @@ func isRestricted(joinRule string) bool {
 	return joinRule == spec.Restricted || joinRule == spec.KnockRestricted
 }
 
-// allowedRooms returns the rooms whose members may join, by an event with the join rules, or nil.
+// allowedRooms returns the rooms whose members may join, as the m.room.join_rules event says. The event may be nil.
 func allowedRooms(joinRules *types.HeaderedEvent) (roomIDs []string) {
 	if joinRules == nil {
 		return nil

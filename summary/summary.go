@@ -1,4 +1,4 @@
-// Package summary tells what kind of room it is that somebody may want to join or to knock at (MSC3266).
+// Package summary describes rooms to users who may want to join them or knock at them (MSC3266).
 package summary
 
 import (
@@ -26,9 +26,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
-// Summaries tells what kind of room it is that somebody may want to join or to knock at (MSC3266): of rooms that this server is
-// in, and of others by asking servers that are. A room that the requester may not see is answered as one that does not exist: with the
-// same words, after the same work, at the same time.
+// Summaries answers requests for summaries of rooms. A room that this server is not in is looked up on other servers. A room that the
+// requester may not see is answered as a room that does not exist: with the same text, after the same work, and after the same time.
 type Summaries struct {
 	dendrite  *config.ClientAPI
 	rsAPI     RoomserverAPI
@@ -37,15 +36,15 @@ type Summaries struct {
 	addresses *limits.Limiter[netip.Prefix]
 }
 
-// Config is what the routes can be told.
+// Config configures the routes.
 type Config struct {
-	// Limit is how often a user may ask, and how often an address without a login. The zero value allows everything.
+	// Limit limits the requests of each user, and those without a login from each address. The zero value allows everything.
 	Limit limits.Rate
 	// RealIPHeader is the header in which a trusted reverse proxy names the client's address, or "" if there is none.
 	RealIPHeader string
 }
 
-// RoomserverAPI is what summaries are made of.
+// RoomserverAPI is the part of the roomserver that summaries use.
 type RoomserverAPI interface {
 	api.QueryEventsAPI
 	api.QuerySenderIDAPI
@@ -58,16 +57,16 @@ type RoomserverAPI interface {
 }
 
 const (
-	// maxVias is how many servers are asked about one room, one after the other.
+	// maxVias is how many other servers are asked about one room at most, one after the other.
 	maxVias = 5
-	// viasTimeout is how long they may take together.
+	// viasTimeout is how long these servers may take in total.
 	viasTimeout = 20 * time.Second
-	// notFoundStep is the grid on which "not found" is answered. How long the database takes tells how much state a room has, and so
-	// that there is one; what is answered at the next of these moments tells nothing.
+	// notFoundStep is the unit to which the time until an answer of "not found" is rounded up. The exact time would tell how much state the
+	// database read, and so whether there is a room.
 	notFoundStep = 50 * time.Millisecond
 )
 
-// New returns the routes.
+// New returns the routes, which AddRoutes registers.
 func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI) *Summaries {
 	return &Summaries{
 		dendrite: dendrite, rsAPI: rsAPI, cfg: cfg,
@@ -75,7 +74,7 @@ func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI) *Summaries
 	}
 }
 
-// summary is the answer.
+// summary is the answer to a request.
 type summary struct {
 	RoomID         string   `json:"room_id"`
 	Name           string   `json:"name,omitempty"`
@@ -93,7 +92,7 @@ type summary struct {
 	Membership     string   `json:"membership,omitempty"`
 }
 
-// unstableSummary has some names twice, for clients that know the old ones.
+// unstableSummary repeats some fields under their unstable names, for clients that know only those.
 type unstableSummary struct {
 	*summary
 	UnstableEncryption  string `json:"im.nheko.summary.encryption,omitempty"`
@@ -150,8 +149,8 @@ func (s *Summaries) answer(req *http.Request, userAPI userapi.QueryAcccessTokenA
 	return room, nil
 }
 
-// wait returns 0 if a request is allowed now, and else after how long it will be. Users who are logged in count for themselves,
-// wherever they are; everybody else by the network. The same users are exempt as from Dendrite's own limits.
+// wait returns 0 if a request is allowed now, or else the time until it is. Requests with a login count by user, and all others by network.
+// Users who are exempt from Dendrite's limits are exempt here too.
 func (s *Summaries) wait(req *http.Request, device *userapi.Device, now time.Time) time.Duration {
 	switch {
 	case device == nil:
@@ -163,7 +162,7 @@ func (s *Summaries) wait(req *http.Request, device *userapi.Device, now time.Tim
 	return s.users.Wait(device.UserID, now)
 }
 
-// onGrid waits until a whole number of steps has gone by.
+// onGrid waits until a whole number of steps, notFoundStep each, has passed since a time.
 func onGrid(ctx context.Context, since time.Time) {
 	select {
 	case <-ctx.Done():
@@ -171,7 +170,7 @@ func onGrid(ctx context.Context, since time.Time) {
 	}
 }
 
-// whoAsks is somebody who asks: nil is anybody.
+// whoAsks is the requester. It is nil for a request without a login.
 type whoAsks struct {
 	userID spec.UserID
 	guest  bool
@@ -188,8 +187,8 @@ func asker(device *userapi.Device) (*whoAsks, error) {
 	return &whoAsks{userID: *userID, guest: device.AccountType == userapi.AccountTypeGuest}, nil
 }
 
-// find returns the summary of a room, or nil if there is none for who asks. Only who has an account can make this server talk to
-// others.
+// find returns the summary of a room, or nil if there is none that the requester may see. Only a user who is logged in, and is no guest,
+// can make this server contact other servers.
 func (s *Summaries) find(ctx context.Context, who *whoAsks, roomIDOrAlias string, vias []string) (*summary, error) {
 	remotely := who != nil && !who.guest
 	roomID := roomIDOrAlias
@@ -211,11 +210,12 @@ func (s *Summaries) find(ctx context.Context, who *whoAsks, roomIDOrAlias string
 	if err != nil || room != nil || !remotely {
 		return room, err
 	}
-	// Also if this server is in the room: else the servers that are named could tell by not being asked.
+	// The other servers are asked even if this server is in the room. Otherwise a server in vias would learn from not being asked that this
+	// server knows the room.
 	return s.remote(ctx, who, roomID, vias)
 }
 
-// resolve returns the room that an alias stands for, or "", and servers that are in it, if another one had to be asked.
+// resolve returns the room of an alias, or "". If another server had to be asked, it also returns servers that are in the room.
 func (s *Summaries) resolve(ctx context.Context, alias string, remotely bool) (roomID string, servers []spec.ServerName, err error) {
 	_, domain, err := gomatrixserverlib.SplitID('#', alias)
 	if err != nil {
@@ -237,7 +237,7 @@ func (s *Summaries) resolve(ctx context.Context, alias string, remotely bool) (r
 	return found.RoomID, append(found.ServerNames, domain), nil
 }
 
-// local summarises a room that this server is in, or returns nil if there is none or who asks may not know of it.
+// local summarises a room that this server is in. It returns nil if this server is not in the room, or the requester may not know of it.
 func (s *Summaries) local(ctx context.Context, who *whoAsks, id spec.RoomID) (*summary, error) {
 	roomID := id.String()
 	a, err := s.access(ctx, who, id)
@@ -310,7 +310,7 @@ func (s *Summaries) remote(ctx context.Context, who *whoAsks, roomID string, via
 		if slices.ContainsFunc(invited, func(id spec.RoomID) bool { return id.String() == roomID }) {
 			room.Membership = spec.Invite
 		}
-		// The answer does not tell the room's version: what its join rule means there is for the other server to know.
+		// The answer does not have the room's version, so the join rule is taken as the other server reports it.
 		a := access{known: true, who: who, membership: room.Membership, joinRule: room.JoinRule, worldReadable: room.WorldReadable,
 			allowedRooms: room.AllowedRoomIDs}
 		if isRestricted(room.JoinRule) {

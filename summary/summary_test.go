@@ -24,7 +24,7 @@ const (
 	unknown = "!unknown:localhost"
 )
 
-// fakeRoomserver has one private room, writes down what it is asked, and takes longer for what it has.
+// fakeRoomserver has one private room. It records the queries, and answers those about its room more slowly.
 type fakeRoomserver struct {
 	RoomserverAPI
 	asked []string
@@ -63,7 +63,7 @@ func (r *fakeRoomserver) QueryRoomsForUser(_ context.Context, _ spec.UserID, mem
 	return nil, nil
 }
 
-// logins knows every token as the user of that name.
+// logins is a fake user API, in which each access token is the localpart of its user.
 type logins struct{}
 
 func (logins) QueryAccessToken(_ context.Context, req *userapi.QueryAccessTokenRequest, res *userapi.QueryAccessTokenResponse) error {
@@ -92,8 +92,8 @@ func get(routes http.Handler, roomID, token string, header ...string) *httptest.
 	return res
 }
 
-// A room that somebody may not know of is answered as one that does not exist: after the same questions, at the same time, in the same
-// words, though the roomserver takes longer for it.
+// A private room is answered as a room that does not exist: after the same queries, after the same time, and with the same text. This holds
+// although the roomserver takes longer for the private room.
 func TestPrivateIsLikeUnknown(t *testing.T) {
 	for _, token := range []string{"", "alice"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -116,7 +116,8 @@ func TestPrivateIsLikeUnknown(t *testing.T) {
 	}
 }
 
-// Neither a connection each nor a header that no proxy sets makes a new client; a user counts wherever it is.
+// A client does not escape its limit with new connections, or with a header that the proxy does not set. A user has one limit, whatever the
+// address is.
 func TestLimits(t *testing.T) {
 	routes := newRoutes(&fakeRoomserver{}, limits.Rate{Threshold: 1, Cooloff: time.Hour})
 	require.Equal(t, http.StatusNotFound, get(routes, unknown, "").Code)
