@@ -1,5 +1,5 @@
-// Package around is for routes that change an answer of Dendrite's. Such a route is registered before Dendrite's route, and asks
-// it for the answer.
+// Package around helps routes that change an answer of Dendrite's. Such a route is registered before Dendrite's route of the same path. It
+// calls Dendrite's route and changes its answer.
 package around
 
 import (
@@ -12,15 +12,17 @@ import (
 	"github.com/matrix-org/util"
 )
 
-// asked marks the context of a request that is passed on to Dendrite.
+// asked is the key that marks the context of a request that is passed on to Dendrite.
 type asked struct{}
 
-// First matches all requests except those that are passed on to Dendrite. Each of these routes must have it as a matcher.
+// First is a matcher for all requests except those that are passed on to Dendrite. Each route that calls Dendrite must have it, or it would
+// call itself.
 func First(req *http.Request, _ *mux.RouteMatch) bool {
 	return req.Context().Value(asked{}) == nil
 }
 
-// Dendrite returns the answer of Dendrite's route. ok is false if it is not a success; then the caller answers the same.
+// Dendrite returns the answer of Dendrite's route. ok is false if its status is not 200. Then the caller should return the answer
+// unchanged.
 func Dendrite(router http.Handler, req *http.Request) (answer util.JSONResponse, body []byte, ok bool) {
 	kept := buffer{header: http.Header{}, code: http.StatusOK}
 	router.ServeHTTP(&kept, req.WithContext(context.WithValue(req.Context(), asked{}, true)))
@@ -28,7 +30,7 @@ func Dendrite(router http.Handler, req *http.Request) (answer util.JSONResponse,
 	return util.JSONResponse{Code: kept.code, JSON: json.RawMessage(body)}, body, kept.code == http.StatusOK
 }
 
-// buffer keeps an answer.
+// buffer is a ResponseWriter that keeps the answer in memory.
 type buffer struct {
 	header http.Header
 	code   int

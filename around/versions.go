@@ -9,8 +9,8 @@ import (
 	"github.com/matrix-org/util"
 )
 
-// AddVersions registers a route that adds unstable features to Dendrite's answer of /versions. It must be called before Dendrite
-// registers its own.
+// AddVersions registers a route that adds unstable features to Dendrite's answer to /versions. It must be called before Dendrite registers
+// its own route.
 func AddVersions(router *mux.Router, features ...string) {
 	router.Handle("/versions", httputil.MakeExternalAPI("versions", func(req *http.Request) util.JSONResponse {
 		answer, body, ok := Dendrite(router, req)
@@ -25,7 +25,7 @@ func AddVersions(router *mux.Router, features ...string) {
 	})).Methods(http.MethodGet).MatcherFunc(First)
 }
 
-// advertise adds features to an answer of /versions.
+// advertise adds features to an answer to /versions.
 func advertise(answer []byte, features []string) (map[string]json.RawMessage, error) {
 	var versions map[string]json.RawMessage
 	if err := json.Unmarshal(answer, &versions); err != nil {

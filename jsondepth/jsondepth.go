@@ -1,11 +1,11 @@
-// Package jsondepth bounds how deeply JSON may be nested. Content that one decoder accepts can break the next: decoders of
-// Go give up at 10,000 levels, those of Python near 1,000, and what Dendrite stores or sends wraps content in further levels.
+// Package jsondepth limits how deeply JSON may be nested. Content that one decoder accepts can break the next: Go's decoders give up at
+// 10,000 levels, and Python's near 1,000. Dendrite adds further levels around the content when it stores or sends an event.
 package jsondepth
 
-// Max is how many arrays and objects may stand inside one another, in the content of an event and in a request of a client.
+// Max is how many levels of arrays and objects the content of an event, or a client's request, may have.
 const Max = 200
 
-// TooDeep reports whether JSON is nested deeper than Max. Of text that is not JSON it says nothing useful.
+// TooDeep reports whether JSON is nested deeper than Max. For text that is not JSON, the result means nothing.
 func TooDeep(data []byte) bool {
 	var c Counter
 	return c.TooDeep(data)
@@ -14,12 +14,12 @@ func TooDeep(data []byte) bool {
 // Counter follows the nesting of JSON that arrives in pieces. Its zero value is ready to use.
 type Counter struct {
 	depth int
-	// inString is set between two quotation marks, and escaped behind a backslash there.
+	// inString is set inside a string, and escaped after a backslash in a string.
 	inString, escaped bool
 }
 
-// TooDeep looks at the next piece and reports whether the JSON is nested deeper than Max within it. After that the counter
-// must not be used again.
+// TooDeep reads the next piece, and reports whether the JSON is nested deeper than Max in it. Once it has returned true, the counter must
+// not be used again.
 func (c *Counter) TooDeep(piece []byte) bool {
 	depth, inString, escaped := c.depth, c.inString, c.escaped
 	for i := 0; i < len(piece); i++ {
@@ -52,5 +52,5 @@ func (c *Counter) TooDeep(piece []byte) bool {
 	return false
 }
 
-// stringEnd has the bytes that mean something within a string.
+// stringEnd has the bytes at which the scan of a string stops.
 var stringEnd = [256]bool{'"': true, '\\': true}

@@ -33,7 +33,7 @@ func TestTooDeep(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			require.Equal(t, test.deep, TooDeep([]byte(test.text)))
-			// In whatever pieces it arrives.
+			// The result is the same for pieces of any size.
 			for size := 1; size < 8; size++ {
 				require.Equal(t, test.deep, inPieces([]byte(test.text), size), "pieces of %d bytes", size)
 			}
@@ -53,7 +53,7 @@ func inPieces(text []byte, size int) bool {
 	return false
 }
 
-// FuzzDepth compares with the nesting that encoding/json sees.
+// FuzzDepth compares the result with the nesting that encoding/json finds.
 func FuzzDepth(f *testing.F) {
 	for _, seed := range []string{
 		`{"a":[1,"]"]}`, `"\\"`, `["\"[["]`, nested(Max), nested(Max + 1), `{"\\":{"\u005b":"\u0022[["}}`, `[[],[[]],{}]`,
@@ -64,7 +64,7 @@ func FuzzDepth(f *testing.F) {
 		if !json.Valid(text) {
 			return
 		}
-		// Some levels around it, so that short inputs come near the limit.
+		// Levels are added around the text, so that short inputs come near the limit.
 		around = min(max(around, 0), Max+2)
 		text = []byte(strings.Repeat(`[`, around) + string(text) + strings.Repeat(`]`, around))
 		want := depth(t, text) > Max

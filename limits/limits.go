@@ -1,5 +1,5 @@
-// Package limits bounds the requests from one address or of one user. Dendrite's own limiter trusts any X-Forwarded-For header,
-// and without one it takes each connection for a client of its own.
+// Package limits limits the rate of requests from one address or of one user. Dendrite's own limiter is not enough: it trusts any
+// X-Forwarded-For header, and without that header it treats each connection as a new client.
 package limits
 
 import (
@@ -18,10 +18,11 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// remembered is how many keys are remembered. A forgotten key starts afresh; to be forgotten costs a client more requests than it gains.
+// remembered is how many keys a Limiter remembers. A forgotten key starts afresh. A client cannot profit from that: to make the Limiter
+// forget a key takes more requests than are then allowed.
 const remembered = 1 << 14
 
-// Rate is how many requests are allowed, and how fast.
+// Rate is how many requests are allowed at once, and how fast that allowance recovers.
 type Rate = expiration.RateLimit
 
 // Limiter limits the requests with each key.
@@ -31,9 +32,9 @@ type Limiter[K comparable] struct {
 	buckets *lru.Cache[K, *bucket]
 }
 
-// bucket is what is remembered of a key.
+// bucket is the state of one key.
 type bucket struct {
-	mu sync.Mutex // guards the other; a leaf
+	mu sync.Mutex // guards Bucket; no other lock is taken while it is held
 	expiration.Bucket
 }
 
@@ -60,8 +61,9 @@ func (l *Limiter[K]) Wait(key K, now time.Time) time.Duration {
 	return b.Take(l.limit, now.Sub(l.start))
 }
 
-// ClientNetwork returns the client's address; for IPv6 its /64, because one client has all of it. A header counts only if the
-// operator has said that a proxy sets it. Of a list only the last entry counts: the client may have invented the others.
+// ClientNetwork returns the client's address, or its /64 network for IPv6, because one client usually has all of a /64. A header counts
+// only if the operator has configured it as set by a proxy. If it has a list, only the last entry counts, because the client may have
+// invented the others.
 func ClientNetwork(req *http.Request, realIPHeader string) netip.Prefix {
 	host, _, err := net.SplitHostPort(req.RemoteAddr)
 	if err != nil {
@@ -86,8 +88,8 @@ func ClientNetwork(req *http.Request, realIPHeader string) netip.Prefix {
 	return prefix
 }
 
-// Exceeded is the answer to a request that came too soon. It has the pause twice, in the body and in a header: with Dendrite's
-// CORS settings browsers cannot read the header.
+// Exceeded is the answer to a request above the rate limit. It says both in the body and in a header how long to wait, because browsers
+// cannot read the header with Dendrite's CORS settings.
 func Exceeded(msg string, after time.Duration) util.JSONResponse {
 	ms := max((after + time.Millisecond - 1).Milliseconds(), 1)
 	return util.JSONResponse{

@@ -15,7 +15,7 @@ import (
 
 var once = expiration.RateLimit{Threshold: 1, Cooloff: time.Hour}
 
-// Who comes from ever new addresses, as clients of IPv6 can, makes the server remember no more of them than were remembered before.
+// A client that always uses new addresses, as is possible with IPv6, does not make the Limiter use more memory than its bound.
 func TestMemoryIsBounded(t *testing.T) {
 	heap := func() int64 {
 		var m runtime.MemStats

@@ -21,10 +21,11 @@ type Transport struct {
 	LiveKitServiceURL string `yaml:"livekit_service_url" json:"livekit_service_url"`
 }
 
-// wellKnownTransports is the key for clients that do not know the endpoint.
+// wellKnownTransports is the key in /.well-known/matrix/client, for clients that do not know the endpoint of AddRoutes.
 const wellKnownTransports = "org.matrix.msc4143.rtc_foci"
 
-// AddRoutes registers the routes with the transports, the best first. It must be called before Dendrite registers its own.
+// AddRoutes registers the routes that announce the transports. The best transport comes first in the list. AddRoutes must be called before
+// Dendrite registers its own routes.
 func AddRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI, transports []Transport) {
 	if transports == nil {
 		transports = []Transport{}
