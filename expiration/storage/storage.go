@@ -13,7 +13,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/sqlite3"
 )
 
-// Open opens the database that the options name, or else the global one, and makes the tables that are missing.
+// Open opens the database that the options name, or the global database if they name none. It makes the missing tables.
 func Open(ctx context.Context, cm *sqlutil.Connections, options *config.DatabaseOptions) (*shared.Store, error) {
 	db, writer, err := cm.Connection(options)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package postgres keeps timers in a PostgreSQL database, which other components may share.
+// Package postgres keeps timers in a PostgreSQL database. Dendrite's components may use the same database.
 package postgres
 
 import (
@@ -13,7 +13,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/shared"
 )
 
-// Open makes the tables that are missing, and returns the store.
+// Open makes the missing tables, and returns the store.
 func Open(ctx context.Context, db *sql.DB) (*shared.Store, error) {
 	if err := shared.CreateSchema(ctx, db, tablesSQL, schemaSQL); err != nil {
 		return nil, err
@@ -32,13 +32,13 @@ func Open(ctx context.Context, db *sql.DB) (*shared.Store, error) {
 	return shared.New(db, d)
 }
 
-// Each write is one statement, so that there is one round trip.
+// Each write is one statement, because one statement is one round trip to the database.
 const (
 	insertTimerSQL = "WITH digest AS (INSERT INTO expiration_digests (timer_nid, digest) VALUES ($1, $17))," +
 		" deadline AS (INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $18, $19)) " +
 		shared.InsertTimerSQL
 
-	// The rows of the deadlines are locked first, so a removal waits for a claim of the same timer.
+	// The rows of expiration_deadlines are locked first, so that a removal waits for a claim of the same timer.
 	removeTimersSQL  = "WITH gone AS (SELECT timer_nid FROM expiration_deadlines WHERE timer_nid = ANY($1)" + removeSQL
 	removeRunningSQL = "WITH gone AS (SELECT timer_nid FROM expiration_deadlines WHERE timer_nid = ANY($1) AND outcome IS NULL" +
 		removeSQL
@@ -48,17 +48,19 @@ const (
 		" claims AS (DELETE FROM expiration_claims AS c USING gone WHERE c.timer_nid = gone.timer_nid)" +
 		" DELETE FROM expiration_deadlines AS d USING gone WHERE d.timer_nid = gone.timer_nid"
 
-	// A refresh changes no indexed column, so that PostgreSQL need not touch an index. The last two conditions are always true. Without
-	// them the planner expects ten timers and reads the whole table if it has a few thousand rows, and keeps that plan however long the
-	// table becomes. With them it expects one timer and uses the index.
+	// A refresh changes no indexed column, so that PostgreSQL need not update an index.
+	//
+	// The last two conditions are always true, and are there for the planner. Without them it expects ten timers, and plans to read the
+	// whole table if that has a few thousand rows. It keeps this plan even when the table has grown. With them it expects one timer and
+	// uses the index.
 	refreshTimersSQL = "UPDATE expiration_deadlines AS d SET duration_ms = r.duration_ms, deadline_ms = r.deadline_ms, slack = NULL" +
 		" FROM unnest($1::BIGINT[], $2::BIGINT[], $3::BIGINT[]) AS r (timer_nid, duration_ms, deadline_ms)" +
 		" WHERE d.timer_nid = r.timer_nid AND d.outcome IS NULL AND r.duration_ms > 0 AND r.deadline_ms > 0"
-	// The refreshed timers are looked up only when there were fewer than expected.
+	// The refreshed timers are looked up only if fewer timers were refreshed than expected.
 	selectRunningSQL = "SELECT timer_nid FROM expiration_deadlines WHERE timer_nid = ANY($1) AND outcome IS NULL"
 
-	// All events are one value, with the place (from 1) and the length of each. An array of them would be encoded as text within text, which
-	// takes a fifth of the time of a claim.
+	// All events are one value, with the start (from 1) and the length of each event. An array of events would be encoded as text within
+	// text, which takes a fifth of the time of a claim.
 	claimTimersSQL = "WITH claimed AS (UPDATE expiration_deadlines AS d SET outcome = c.outcome" +
 		" FROM unnest($1::BIGINT[], $2::BIGINT[], $3::TEXT[]) AS c (timer_nid, deadline_ms, outcome)" +
 		" WHERE d.timer_nid = c.timer_nid AND d.deadline_ms = c.deadline_ms AND d.outcome IS NULL RETURNING d.timer_nid)" +
@@ -121,7 +123,7 @@ func (d *database) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Close implements shared.Database. There is nothing to do, because PostgreSQL has everything that was committed.
+// Close implements shared.Database. There is nothing to do, because PostgreSQL keeps everything that is committed.
 func (d *database) Close() error { return nil }
 
 func (d *database) Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error {

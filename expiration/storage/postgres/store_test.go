@@ -32,7 +32,7 @@ func TestRefusesOtherTables(t *testing.T) {
 	storagetest.RefusesOtherTables(t, db, func() (expiration.Store, error) { return Open(t.Context(), db) })
 }
 
-// A page that was filled with timers has room for many new versions once the timers were refreshed, see schemaSQL.
+// A page that was filled with timers has room for many new versions after the timers were refreshed, see schemaSQL.
 func TestRefreshedRowsLeaveRoom(t *testing.T) {
 	db := newDatabase(t)
 	store, err := Open(t.Context(), db)
@@ -40,7 +40,7 @@ func TestRefreshedRowsLeaveRoom(t *testing.T) {
 	_, err = db.ExecContext(t.Context(), "INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms)"+
 		" SELECT n, 1000, 1000 FROM generate_series(1, 1000) AS n")
 	require.NoError(t, err)
-	// taken returns the share of the first page that its rows take, without their old versions.
+	// taken returns the share of the first page that the rows in it take, without their old versions.
 	taken := func() (share float64) {
 		t.Helper()
 		const itemPointer = 4
@@ -55,7 +55,7 @@ func TestRefreshedRowsLeaveRoom(t *testing.T) {
 	for i := range refreshes {
 		refreshes[i] = expiration.Refresh{NID: int64(i) + 1, Duration: time.Second, Deadline: time.UnixMilli(2000)}
 	}
-	for i := range refreshes { // one by one, so that each can replace an old version
+	for i := range refreshes { // one by one, so that each new version can use the space of an old one
 		found, err := store.Refresh(t.Context(), refreshes[i:i+1])
 		require.NoError(t, err)
 		require.Equal(t, []bool{true}, found)
@@ -64,13 +64,13 @@ func TestRefreshedRowsLeaveRoom(t *testing.T) {
 	require.Greater(t, taken(), 0.6, "the rows have moved to other pages")
 }
 
-// A PostgreSQL server that is a standby, or is configured to be read-only, can still be read.
+// Ping fails if the database can only be read, as on a standby server or with default_transaction_read_only.
 func TestPingNoticesThatNothingCanBeWritten(t *testing.T) {
 	db := newDatabase(t)
 	store, err := Open(t.Context(), db)
 	require.NoError(t, err)
 	require.NoError(t, store.Ping(t.Context()))
-	db.SetMaxOpenConns(1) // because a setting holds for one connection
+	db.SetMaxOpenConns(1) // because SET changes only one connection
 	_, err = db.ExecContext(t.Context(), "SET default_transaction_read_only = on")
 	require.NoError(t, err)
 	require.ErrorIs(t, store.Ping(t.Context()), errReadOnly)

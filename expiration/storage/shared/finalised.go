@@ -18,7 +18,7 @@ const (
 		" SELECT t.event_id, t.room_id, t.event_type, t.state_key, t.sender, t.token_hash, d.duration_ms, t.received_ms," +
 		" d.deadline_ms, t.request_hash, t.content, $1, $2, $3" + fromTimersSQL + " WHERE t.timer_nid = $4 AND t.content IS NOT NULL" +
 		" RETURNING sender"
-	// The offset is the number of rows that are kept: the newest row that is not kept goes, with all before it.
+	// The offset is the number of rows that are kept. The row at the offset is the newest that is deleted, with all older rows.
 	limitFinalisedSQL = "DELETE FROM expiration_finalised WHERE sender = $1 AND finalised_nid <=" +
 		" (SELECT finalised_nid FROM expiration_finalised WHERE sender = $2 ORDER BY finalised_nid DESC LIMIT 1 OFFSET $3)"
 	selectFinalisedSQL = "SELECT row_id, room_id, event_type, state_key, sender, duration_ms, received_ms, deadline_ms, content," +
@@ -30,9 +30,9 @@ const (
 	pruneSQL = "DELETE FROM expiration_finalised WHERE finalised_ms < $1"
 )
 
-// Commit calls f and commits, or rolls back if f fails or panics.
+// Commit calls f and commits the transaction. If f fails or panics, it rolls the transaction back.
 func Commit(txn *sql.Tx, f func(*sql.Tx) error) error {
-	defer func() { _ = txn.Rollback() }() // which does nothing after a commit
+	defer func() { _ = txn.Rollback() }() // does nothing after a commit
 	if err := f(txn); err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, run
 		if err := txn.QueryRowContext(ctx, insertFinalisedSQL, f.At.UnixMilli(), eventID, failure, nid).Scan(&sender); err != nil {
 			return err
 		}
-		// The insertion is rolled back if the timer may not be removed.
+		// If the timer is claimed and only a running timer may be removed, the error rolls back the insertion.
 		if n, err := s.database.Remove(ctx, txn, []int64{nid}, running); err != nil || n == 0 {
 			return cmp.Or(err, sql.ErrNoRows)
 		}

@@ -13,7 +13,7 @@ const columns = "t.timer_nid, t.event_id, t.room_id, t.event_type, t.state_key, 
 	" t.received_ms, d.deadline_ms, t.request_hash, t.room_version, t.pdu, d.outcome," +
 	" t.content, t.expires_ms, t.origin_server_ts, t.over_event_id, t.exempt"
 
-// readTimer returns the timer of a row. Its claim, if there is one, has the outcome only.
+// readTimer returns the timer of a row. If the timer is claimed, its claim has only the outcome, see addClaims.
 func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
 	var (
 		stateKey, outcome, roomVersion                   sql.NullString

@@ -7,22 +7,22 @@ import (
 	"fmt"
 )
 
-// schemaVersion is the version of the tables. A release that changes a table raises it, and migrates from the versions before.
+// schemaVersion is the version of the tables. A release that changes a table must raise it, and migrate tables of earlier versions.
 const schemaVersion = 1
 
-// The version is the one row of a table of its own.
+// The version is stored in a table of its own, which has one row.
 const (
 	createVersionSQL = "CREATE TABLE IF NOT EXISTS expiration_schema (version INTEGER NOT NULL)"
 	selectVersionSQL = "SELECT version FROM expiration_schema"
 	insertVersionSQL = "INSERT INTO expiration_schema (version) VALUES ($1)"
 )
 
-// errNoVersion is the error for tables that were made before tables had a version, by a server that was never released.
+// errNoVersion is the error for tables without a version. Only servers from before the first release made such tables.
 var errNoVersion = errors.New("its tables were made by a version from before the first release, which this version cannot read:" +
 	" go on with that version, or give up its timers and drop all tables whose names begin with expiration_ (SQLite: delete the file)")
 
-// CreateSchema makes the tables that are missing, all or none. It refuses tables of another version and leaves them as they are.
-// tablesSQL returns how many tables of ours there are, and schemaSQL makes them.
+// CreateSchema makes all missing tables in one transaction. It refuses tables of another version and leaves them unchanged. tablesSQL
+// counts the existing tables whose names begin with expiration_, and schemaSQL makes the tables.
 func CreateSchema(ctx context.Context, db *sql.DB, tablesSQL, schemaSQL string) error {
 	txn, err := db.BeginTx(ctx, nil)
 	if err != nil {

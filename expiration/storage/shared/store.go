@@ -1,15 +1,15 @@
-// Package shared is the one implementation of expiration.Store. The packages beside it have what differs between SQLite and PostgreSQL:
+// Package shared implements expiration.Store for both databases. The packages beside it have what differs between SQLite and PostgreSQL:
 // the types of columns, and how a write is made durable.
 //
-// A timer is one row in each of three tables, so that what is written often, and what the start reads, is small:
+// A timer is one row in each of three tables. The split keeps the rows small that are written often, or that the start reads:
 //
 //	expiration_timers     the event, 1 to 2 KB; written once
 //	expiration_deadlines  30 bytes; a refresh writes only this row, so a batch of refreshes writes few pages
-//	expiration_digests    what the start reads besides the deadlines, without going through the events
+//	expiration_digests    a digest of the event, which the start reads along with the deadline instead of the event
 //
-// The row in expiration_deadlines decides whether there is a timer, and the timer runs while outcome is NULL there. A timer without a
-// digest is in doubt: its event may have been replaced. A claim sets the outcome and writes the event that is sent to expiration_claims.
-// What became of delayed events is in expiration_finalised.
+// A timer exists while it has a row in expiration_deadlines, and runs while the outcome in that row is NULL. A timer without a digest is in
+// doubt: its event may have been replaced. A claim sets the outcome, and writes the event that will be sent into expiration_claims.
+// Finalised delayed events are in expiration_finalised.
 package shared
 
 import (
@@ -26,7 +26,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// Parameters first appear in the order of their numbers, because SQLite numbers them that way.
+// In each statement the parameters first appear in the order of their numbers, because SQLite numbers them by first appearance.
 const (
 	InsertTimerSQL = "INSERT INTO expiration_timers" +
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, received_ms," +
@@ -34,7 +34,7 @@ const (
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
 	readTimersSQL = "SELECT " + columns + fromTimersSQL + " WHERE "
 	readClaimsSQL = "SELECT timer_nid, event_id, room_version, pdu FROM expiration_claims WHERE "
-	// The range is given for both tables, because PostgreSQL does not infer it for one from the other.
+	// The range is given for both tables, because PostgreSQL does not infer the range of one table from that of the other.
 	selectIndexSQL = "SELECT d.timer_nid, g.digest, d.outcome IS NOT NULL, d.duration_ms, d.deadline_ms" +
 		" FROM expiration_deadlines AS d LEFT JOIN expiration_digests AS g" +
 		" ON g.timer_nid = d.timer_nid AND g.timer_nid BETWEEN $1 AND $2 WHERE d.timer_nid BETWEEN $1 AND $2"
@@ -47,25 +47,25 @@ const (
 // readersAtStart is how many connections read all timers at the start.
 const readersAtStart = 4
 
-// Database is what differs between the databases. A write is durable when its method returns.
+// Database is the part of the store that differs between the databases. A write is durable when its method returns.
 type Database interface {
-	// Among returns the condition that a column has one of many values, which are one parameter: the result of Values for a slice.
+	// Among returns the condition that a column has one of many values. The values are one parameter; its argument is the result of Values.
 	Among(column, parameter string) string
 	Values(slice any) any
 	// Transaction calls f once, with a transaction that f must not end.
 	Transaction(ctx context.Context, f func(*sql.Tx) error) error
-	// Insert adds the rows of a timer. The values are those of InsertTimerSQL, and the first is the timer's number. Duration and
-	// deadline are in milliseconds.
+	// Insert adds the rows of a timer. values are the arguments of InsertTimerSQL; the first is the timer's number. Duration and deadline
+	// are in milliseconds.
 	Insert(ctx context.Context, values []any, d expiration.Digest, duration, deadline int64) error
-	// Remove deletes all rows of timers, or only of running timers, and returns how many timers there were. If txn is nil, it is a
-	// transaction of its own.
+	// Remove deletes all rows of the timers, or only of those that run if running is set. It returns how many timers it removed. If txn is
+	// nil, Remove uses a transaction of its own.
 	Remove(ctx context.Context, txn *sql.Tx, nids []int64, running bool) (int64, error)
 	// Refresh and Claim change the timers that meet the condition, and call found for each of them.
 	Refresh(ctx context.Context, refreshes []expiration.Refresh, found func(nid int64)) error
 	Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error
 	// Ping returns an error if nothing can be written now. It writes nothing.
 	Ping(ctx context.Context) error
-	// Close puts everything where a copy of the database has it. After that nothing can be written.
+	// Close makes sure that a copy of the database has all timers. After Close, writes fail.
 	Close() error
 }
 
@@ -73,13 +73,13 @@ type Database interface {
 type Store struct {
 	db       *sql.DB
 	database Database
-	// What is read often is planned once: planning can take longer than reading.
+	// Frequent queries are prepared once, because planning a query can take longer than reading the rows.
 	readTimers, readClaims *sql.Stmt
 }
 
 var _ expiration.Store = (*Store)(nil)
 
-// New returns the store of a database that has the tables.
+// New returns the store of a database. The tables must exist.
 func New(db *sql.DB, database Database) (*Store, error) {
 	s := &Store{db: db, database: database}
 	return s, sqlutil.StatementList{
@@ -107,7 +107,8 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer, d expiration.Dig
 	}, d, t.Duration.Milliseconds(), t.Deadline.UnixMilli())
 }
 
-// nullable returns NULL for nil. Versions of lib/pq before 1.11, which a Dendrite tree may use, store nil as an empty string.
+// nullable returns NULL for a nil slice. Without it, versions of lib/pq before 1.11, which a Dendrite tree may use, store nil as an empty
+// string.
 func nullable(data []byte) any {
 	if data == nil {
 		return nil
@@ -198,9 +199,8 @@ func (s *Store) Read(ctx context.Context, nids []int64) ([]*expiration.Timer, er
 	return timers, err
 }
 
-// addClaims adds the events that are sent to claimed timers. A join would be slow on PostgreSQL: when many timers expire at once,
-// expiration_claims grows from nothing to thousands of rows within a second. A plan made for the empty table then reads all of them each
-// time.
+// addClaims adds the events from expiration_claims to claimed timers. A join would be slow on PostgreSQL: when many timers expire at once,
+// that table grows from nothing to thousands of rows within a second. A plan made for the empty table then reads all rows each time.
 func (s *Store) addClaims(ctx context.Context, nids []int64, timers map[int64]*expiration.Timer) error {
 	rows, err := s.readClaims.QueryContext(ctx, s.database.Values(nids))
 	if err != nil {
@@ -256,7 +256,7 @@ func (s *Store) Index(ctx context.Context, f func(expiration.Indexed) error) err
 	return readers.Wait()
 }
 
-// indexRange is Index for a range of numbers. It calls f with some timers at a time.
+// indexRange does what Index does for a range of numbers. It calls f with a batch of timers at a time.
 func (s *Store) indexRange(ctx context.Context, first, last int64, f func([]expiration.Indexed) error) error {
 	rows, err := s.db.QueryContext(ctx, selectIndexSQL, first, last)
 	if err != nil {
@@ -283,8 +283,8 @@ func (s *Store) indexRange(ctx context.Context, first, last int64, f func([]expi
 	return f(batch)
 }
 
-// Ping implements expiration.Store. It reads and asks whether writing is possible: a read-only database answers queries, but every send
-// fails.
+// Ping implements expiration.Store. It makes a query, and checks that the database can be written to. With a read-only database, queries
+// succeed but every send fails.
 func (s *Store) Ping(ctx context.Context) error {
 	var n int
 	if err := s.db.QueryRowContext(ctx, pingSQL).Scan(&n); err != nil {
@@ -293,6 +293,6 @@ func (s *Store) Ping(ctx context.Context) error {
 	return s.database.Ping(ctx)
 }
 
-// Close ends all writing, and puts everything where a copy of the database has it. Later writes fail; their work is done after the next
-// start. Dendrite closes the connections themselves.
+// Close ends all writing, and makes sure that a copy of the database has all timers. Later writes fail; the engine does their work after
+// the next start. Dendrite closes the connections.
 func (s *Store) Close() error { return s.database.Close() }

@@ -1,9 +1,9 @@
 package sqlite3
 
-// tablesSQL returns how many tables of ours the database has.
+// tablesSQL counts the existing tables whose names begin with expiration_.
 const tablesSQL = `SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name LIKE 'expiration\_%' ESCAPE '\'`
 
-// schemaSQL makes the tables. Package shared describes how they belong together.
+// schemaSQL makes the missing tables. Package shared describes what they contain.
 const schemaSQL = `
 CREATE TABLE IF NOT EXISTS expiration_timers (
 	timer_nid INTEGER NOT NULL PRIMARY KEY,

@@ -17,14 +17,15 @@ import (
 )
 
 const (
-	// pageSize is the size of the pages of a new database, in bytes. Timers that are refreshed together are mostly in different pages, and
-	// each page goes to the log whole: with SQLite's default of 4096 bytes, that takes most of the time of a commit.
+	// pageSize is the size of the pages of a new database, in bytes. It is small because timers that are refreshed together are mostly in
+	// different pages, and SQLite writes whole pages into the log. With SQLite's default of 4096 bytes, that takes most of the time of a
+	// commit.
 	pageSize = 1024
-	// checkpointPages is the number of pages in the log after which they are written back: 4 MB, as with SQLite's defaults.
+	// checkpointPages is the number of pages in the log after which SQLite writes them back. That is 4 MB, as with SQLite's defaults.
 	checkpointPages = 4000
 )
 
-// Open makes the tables that are missing, and returns the store. No other component may use the database.
+// Open makes the missing tables, and returns the store. None of Dendrite's components may use the same database.
 func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store, error) {
 	if err := create(ctx, db); err != nil {
 		return nil, err
@@ -42,13 +43,13 @@ func create(ctx context.Context, db *sql.DB) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	return set(ctx, conn, fmt.Sprintf("page_size = %d", pageSize), writeAhead) // the second writes the first page
+	return set(ctx, conn, fmt.Sprintf("page_size = %d", pageSize), writeAhead) // writeAhead makes SQLite write the first page
 }
 
 // writeAhead is the setting for a write-ahead log.
 const writeAhead = "journal_mode = WAL"
 
-// set changes settings of the database or of a connection.
+// set sets pragmas of the database or of a connection.
 func set(ctx context.Context, conn *sql.Conn, settings ...string) error {
 	for _, setting := range settings {
 		if _, err := conn.ExecContext(ctx, "PRAGMA "+setting); err != nil {
@@ -58,16 +59,16 @@ func set(ctx context.Context, conn *sql.Conn, settings ...string) error {
 	return nil
 }
 
-// connection implements shared.Database. It is the one connection on which everything is written: the settings that make a commit
-// durable belong to a connection, and neither database/sql nor Dendrite has a way to set them for all connections of the pool.
+// connection implements shared.Database. It does all writes on one connection, because the settings that make a commit durable belong to a
+// connection. Neither database/sql nor Dendrite has a way to set them for all connections of the pool.
 type connection struct {
 	db     *sql.DB
 	writer sqlutil.Writer // runs one function at a time
 
-	// pinging is held by the one Ping that waits for writer.
+	// pinging is a lock. It is held by the one Ping that waits for writer.
 	pinging chan struct{}
 
-	// The rest is used only inside writer. conn and refresh are nil before the first write and after an error.
+	// The fields below are used only inside writer. conn and refresh are nil before the first write and after an error.
 	conn    *sql.Conn
 	refresh *sql.Stmt // refreshTimersSQL, prepared on conn
 	closed  bool
@@ -77,10 +78,10 @@ func newConnection(db *sql.DB, writer sqlutil.Writer) *connection {
 	return &connection{db: db, writer: writer, pinging: make(chan struct{}, 1)}
 }
 
-// errClosed is the error of a write after Close.
+// errClosed is the error of writes after Close.
 var errClosed = errors.New("the database of the timers is closed")
 
-// use calls f with the connection, one function at a time.
+// use calls f with the connection, which it opens if necessary. Only one f runs at a time. After an error the connection is closed.
 func (c *connection) use(ctx context.Context, f func(*sql.Conn) error) error {
 	return c.writer.Do(nil, nil, func(*sql.Tx) (err error) {
 		if c.closed {
@@ -139,9 +140,9 @@ func (c *connection) Insert(ctx context.Context, values []any, d expiration.Dige
 
 const (
 	deleteDeadlinesSQL = "DELETE FROM expiration_deadlines WHERE timer_nid IN (SELECT value FROM json_each($1))"
-	// spareClaimedSQL is appended to deleteDeadlinesSQL if only running timers are removed.
+	// spareClaimedSQL is appended to deleteDeadlinesSQL if only running timers may be removed.
 	spareClaimedSQL = " AND outcome IS NULL"
-	// deleteRestSQL deletes from another table the rows of those timers that have no deadline any more.
+	// deleteRestSQL deletes from another table the rows of those timers that no longer have a row in expiration_deadlines.
 	deleteRestSQL = "DELETE FROM %s AS t WHERE timer_nid IN (SELECT value FROM json_each($1))" +
 		" AND NOT EXISTS (SELECT 1 FROM expiration_deadlines AS d WHERE d.timer_nid = t.timer_nid)"
 )
@@ -181,10 +182,11 @@ func (c *connection) Values(slice any) any {
 }
 
 const (
-	// One statement is one commit. The parameter is an array of arrays.
+	// All refreshes are one statement, and so one commit. The parameter is an array of arrays.
 	refreshTimersSQL = "UPDATE expiration_deadlines SET duration_ms = r.value ->> 1, deadline_ms = r.value ->> 2" +
 		" FROM json_each($1) AS r WHERE timer_nid = r.value ->> 0 AND outcome IS NULL"
-	// The refreshed timers are looked up only when there were fewer than expected: to return each row would take as long as to change it.
+	// The refreshed timers are looked up only if fewer timers were refreshed than expected. To return each row would take as long as to
+	// change it.
 	selectRunningSQL = "SELECT timer_nid FROM expiration_deadlines JOIN json_each($1) AS r ON timer_nid = r.value ->> 0" +
 		" WHERE outcome IS NULL"
 )
@@ -226,7 +228,7 @@ const (
 	insertClaimSQL = "INSERT INTO expiration_claims (timer_nid, event_id, room_version, pdu) VALUES ($1, $2, $3, $4)"
 )
 
-// Claim implements shared.Database. It writes one event after another, because to encode the events as JSON and decode them again would
+// Claim implements shared.Database. It writes one event after another. To encode all events as one JSON value, and decode it again, would
 // take longer.
 func (c *connection) Claim(ctx context.Context, claims []expiration.ConditionalClaim, found func(nid int64)) error {
 	return c.Transaction(ctx, func(txn *sql.Tx) error {
@@ -275,8 +277,8 @@ func (c *connection) open(ctx context.Context) (err error) {
 	return err
 }
 
-// Ping implements shared.Database. It begins a write transaction and rolls it back. A writer that hangs cannot be interrupted: only one
-// Ping waits for it, and the others wait for that Ping until their contexts end.
+// Ping implements shared.Database. It begins a write transaction and rolls it back. A writer that hangs cannot be interrupted. So only one
+// Ping waits for the writer, and the others wait for that Ping until their contexts end.
 func (c *connection) Ping(ctx context.Context) error {
 	select {
 	case c.pinging <- struct{}{}:
@@ -318,10 +320,10 @@ func (c *connection) Close() error {
 		done <- c.writer.Do(nil, nil, func(*sql.Tx) error {
 			c.closed = true
 			if c.conn == nil {
-				return nil // nothing was written; the pool's last connection moves what an earlier process left in the log
+				return nil // nothing was written; the log of an earlier process is moved when the pool's last connection is closed
 			}
 			defer c.close()
-			var busy, logged, moved int // pages, but for the first
+			var busy, logged, moved int // busy is 0 or 1; the others count pages
 			err := c.conn.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &logged, &moved)
 			if err == nil && busy != 0 {
 				err = fmt.Errorf("a reader is still active: %d of %d pages are in the database file", moved, logged)

@@ -34,12 +34,12 @@ func TestRefusesOtherTables(t *testing.T) {
 	storagetest.RefusesOtherTables(t, db, func() (expiration.Store, error) { return Open(t.Context(), db, writer) })
 }
 
-// A new database has small pages, and its log is written back as often as with large ones. A database that has tables keeps its page
-// size, for example one that was restored from a dump.
+// A new database has small pages, and its log is written back after as many bytes as with SQLite's defaults. A database that has tables
+// already, for example from a restored dump, keeps its page size.
 func TestPages(t *testing.T) {
 	for pages, restored := range map[string]bool{"1024": false, "4096": true} {
 		db, writer := openDatabase(t)
-		db.SetMaxIdleConns(-1) // so that settings of one connection are lost with it
+		db.SetMaxIdleConns(-1) // so that each connection is closed after use, and its settings are lost
 		if restored {
 			require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, schemaSQL))
 		}
@@ -53,8 +53,8 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// A commit must survive a power failure, which the drivers' defaults for a write-ahead log do not promise. The same holds for the new
-// connection after a failed write.
+// A commit must survive a power failure. The drivers' defaults for a write-ahead log do not guarantee that, so the settings must hold on
+// every connection, also on the new one after a failed write.
 func TestEachCommitIsSynced(t *testing.T) {
 	db, writer := openDatabase(t)
 	require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, schemaSQL))
@@ -105,7 +105,7 @@ func TestClose(t *testing.T) {
 	require.Equal(t, []string{name}, left)
 }
 
-// A Ping whose context ends does not wait for a writer that hangs, and many of them leave no goroutines behind.
+// A Ping whose context ends does not wait for a writer that hangs. Many such Pings do not pile up goroutines.
 func TestPingGivesUp(t *testing.T) {
 	db, writer := openDatabase(t)
 	store, err := Open(t.Context(), db, writer)
@@ -130,7 +130,7 @@ func TestPingGivesUp(t *testing.T) {
 	require.NoError(t, store.Ping(t.Context()))
 }
 
-// A database that can only be read is noticed.
+// Ping fails if the database can only be read.
 func TestPingNoticesThatNothingCanBeWritten(t *testing.T) {
 	db, writer := openDatabase(t)
 	require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, schemaSQL))
@@ -140,7 +140,7 @@ func TestPingNoticesThatNothingCanBeWritten(t *testing.T) {
 	require.Error(t, c.Ping(t.Context()))
 }
 
-// path returns the database's file.
+// path returns the path of the database file.
 func path(t *testing.T, db *sql.DB) (name string) {
 	t.Helper()
 	require.NoError(t, db.QueryRow("SELECT file FROM pragma_database_list").Scan(&name))

@@ -31,7 +31,7 @@ var delayedTests = []test{
 	{"Prunes", prunes},
 }
 
-// newDelayed is newTimer for a delayed event.
+// newDelayed returns the timer of a delayed event, with the names, hashes and times of newTimer(n).
 func newDelayed(n int) expiration.Timer {
 	t := newTimer(n)
 	t.Event.ID = fmt.Sprintf("row%d", n)
@@ -61,7 +61,7 @@ func insert(t *testing.T, store expiration.Store, timers ...expiration.Timer) {
 	}
 }
 
-// finalise finalises a timer and requires that there was one, if want is set, or none. No finalised event is dropped.
+// finalise calls Finalise for newDelayed(n), and requires the result want. The limit is so high that no finalised event is deleted.
 func finalise(t *testing.T, store expiration.Store, n int, f expiration.Final, running, want bool) {
 	t.Helper()
 	done, err := store.Finalise(t.Context(), nid(n), f, running, 1000)
@@ -193,7 +193,8 @@ func finalisesNoExpiringEvent(t *testing.T, open func() expiration.Store) {
 	require.Equal(t, []string{"$event1"}, list(t, store))
 }
 
-// Of cancelling, restarting and claiming a delayed event at the same time, no two succeed that exclude each other.
+// When a delayed event is cancelled, restarted and claimed at the same time, either the cancellation or the claim succeeds. A claim and a
+// restart do not both succeed.
 func oneEndWins(t *testing.T, open func() expiration.Store) {
 	store, ctx := open(), t.Context()
 	for n := range 100 {
@@ -249,7 +250,7 @@ func keepsTheLatest(t *testing.T, open func() expiration.Store) {
 	finalise(t, store, 0, cancelled, true, true)
 	for n := 1; n <= 5; n++ {
 		insert(t, store, newDelayed(n))
-		// The order is that of the calls, whatever the times say.
+		// The latest events are those of the last calls, whatever their times are.
 		done, err := store.Finalise(t.Context(), nid(n), newFinal(-n), true, 2)
 		require.NoError(t, err)
 		require.True(t, done)
@@ -266,7 +267,7 @@ func keepsTheLatest(t *testing.T, open func() expiration.Store) {
 
 func findsSentEvents(t *testing.T, open func() expiration.Store) {
 	store := open()
-	// More values than a database takes as single parameters.
+	// These are more values than a database accepts as single parameters.
 	var asked []string
 	for n := range 1200 {
 		asked = append(asked, newFinal(n).EventID)
@@ -274,7 +275,7 @@ func findsSentEvents(t *testing.T, open func() expiration.Store) {
 	want := map[string]string{}
 	for _, n := range []int{0, 499, 500, 501, 1199} {
 		timer := newDelayed(n)
-		timer.Event.Request = nil // the hash of newTimer is the same for some of these
+		timer.Event.Request = nil // otherwise some of these timers would have the same request hash
 		insert(t, store, timer)
 		finalise(t, store, n, newFinal(n), true, true)
 		want[newFinal(n).EventID] = timer.Event.ID

@@ -45,7 +45,7 @@ func RefusesOtherTables(t *testing.T, db *sql.DB, open func() (expiration.Store,
 	}
 
 	const before = "before the first release"
-	exec("CREATE TABLE expiration_timers (event_id TEXT NOT NULL PRIMARY KEY)") // how the first version began
+	exec("CREATE TABLE expiration_timers (event_id TEXT NOT NULL PRIMARY KEY)") // as in the earliest versions
 	exec("INSERT INTO expiration_timers VALUES ('$event')")
 	refused(before)
 	var rows int
@@ -58,7 +58,7 @@ func RefusesOtherTables(t *testing.T, db *sql.DB, open func() (expiration.Store,
 	require.NoError(t, err)
 	require.NoError(t, tryInsert(t.Context(), store, newTimer(1)))
 	opened("$event1")
-	exec("DROP TABLE expiration_schema") // the last version before the first release had all tables but this one
+	exec("DROP TABLE expiration_schema") // the last version before the first release had all other tables
 	refused(before)
 	exec("DROP TABLE expiration_timers")
 	refused(before) // some of the tables are left
@@ -69,6 +69,6 @@ func RefusesOtherTables(t *testing.T, db *sql.DB, open func() (expiration.Store,
 	exec("UPDATE expiration_schema SET version = 2")
 	refused("its tables have version 2, and this server needs version 1")
 	exec("UPDATE expiration_schema SET version = 1")
-	dropAll() // but not expiration_schema, which an operator may forget
+	dropAll() // keeps expiration_schema, which an operator may forget to drop
 	opened()
 }

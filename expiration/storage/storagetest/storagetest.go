@@ -1,4 +1,4 @@
-// Package storagetest is the conformance suite of expiration.Store, which every implementation passes on its real database.
+// Package storagetest is the conformance suite of expiration.Store. Every implementation must pass it on its real database.
 package storagetest
 
 import (
@@ -41,8 +41,8 @@ var expiringTests = []test{
 	{"Pings", pings},
 }
 
-// Run runs the suite. The function that open returns opens the store on an empty database the first time, and on the same database
-// after that.
+// Run runs the suite. open is called once for each test, and returns a function that opens the store. The first call of that function opens
+// an empty database, and later calls open the same database again.
 func Run(t *testing.T, open func(t *testing.T) func() expiration.Store) {
 	for _, test := range slices.Concat(expiringTests, delayedTests) {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
@@ -72,7 +72,7 @@ func newTimer(n int) expiration.Timer {
 	return t
 }
 
-// newDigest returns a digest with different bytes.
+// newDigest returns a digest whose bytes all differ from one another.
 func newDigest(n int) (d expiration.Digest) {
 	for i := range d {
 		d[i] = byte(n + i)
@@ -130,7 +130,7 @@ func refusesASecondTimer(t *testing.T, open func() expiration.Store) {
 	again = newTimer(2)
 	again.NID = nid(1)
 	require.Error(t, tryInsert(ctx, store, again), "the same number")
-	// ... and goes on working.
+	// The store works on after these errors.
 	require.NoError(t, tryInsert(ctx, store, newTimer(2)))
 }
 
@@ -450,7 +450,7 @@ func dropSparesClaimed(t *testing.T, open func() expiration.Store) {
 	require.NoError(t, store.Delete(ctx, nil))
 }
 
-// Either a drop or a claim of the same timer wins. A timer that is removed leaves no rows behind.
+// Of a drop and a claim of the same timer, exactly one wins. A removed timer leaves no rows behind.
 func dropOrClaim(t *testing.T, open func() expiration.Store) {
 	store, ctx := open(), t.Context()
 	for n := range 20 {
