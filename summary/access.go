@@ -26,8 +26,8 @@ type access struct {
 	joinedRooms  []spec.RoomID
 }
 
-// access looks up who may know of a room. It makes the same queries for a room that does not exist as for a private room, so that a
-// requester cannot tell them apart by the time they take.
+// access looks up who may know of a room. It makes the same queries for a room that does not exist as for a private room. So a requester
+// cannot tell the two apart by the time that the answer takes.
 func (s *Summaries) access(ctx context.Context, who *whoAsks, id spec.RoomID) (a access, err error) {
 	roomID := id.String()
 	var server api.QueryServerJoinedToRoomResponse

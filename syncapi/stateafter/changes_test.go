@@ -101,8 +101,8 @@ func (h *history) sendMany(n int, content func(i int) (eventType, stateKey, send
 	return position
 }
 
-// The number of queries is bounded, however many changes there were since the token. This holds for a user who has entered since, for a
-// user who has left, for a sync up to an earlier position, and for a client that needs many members at once.
+// The number of queries is bounded, however many changes there were since the token. This holds after the user has entered or left the
+// room, for a sync up to an earlier position, and for a client that needs many members.
 func TestManyChanges(t *testing.T) {
 	const (
 		many = 3000

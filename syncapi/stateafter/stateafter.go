@@ -34,8 +34,8 @@ import (
 // since:
 //
 //   - State that was set by state resolution and is in no timeline is included, even if Dendrite's answer does not have the room.
-//   - State that was set after next_batch is not included. The exception is a room whose state has been rewritten since: it is included,
-//     and the next sync has it again.
+//   - State that was set after next_batch is not included. The exception is a room whose state has been rewritten since: the answer has
+//     its current state, and so has the next sync.
 //   - State that vanished without a replacement is not reported, because MSC4222 cannot express it.
 //   - State that changes by resolution together with a redaction is not reported, because Dendrite's syncapi does not notice it.
 type Route struct {
