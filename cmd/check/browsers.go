@@ -10,7 +10,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// tryBrowsers looks whether a page on another domain may send all that was sent so far, and read the answers.
+// tryBrowsers checks whether a page on another domain may send every request made so far, and read the answers.
 func tryBrowsers(ctx context.Context, s *session) (string, error) {
 	var refused []string
 	looked := map[exchange]bool{}
@@ -36,7 +36,7 @@ func tryBrowsers(ctx context.Context, s *session) (string, error) {
 	return fmt.Sprintf("%d requests", len(looked)), nil
 }
 
-// preflight asks what a browser asks before it sends a request that a form could not send.
+// preflight sends the preflight request that a browser sends before a request with a token, a body, or a method other than GET.
 func (s *session) preflight(ctx context.Context, asked exchange) error {
 	var headers []string
 	if asked.authed {
@@ -67,7 +67,7 @@ func (s *session) preflight(ctx context.Context, asked exchange) error {
 	return errors.Join(errs...)
 }
 
-// allowed reports whether something stands in a list. A star does not stand for the header Authorization.
+// allowed returns an error unless the list contains wanted. A star does not allow the header Authorization.
 func allowed(list, wanted, what string) error {
 	for entry := range strings.SplitSeq(list, ",") {
 		entry = strings.TrimSpace(entry)

@@ -19,10 +19,10 @@ import (
 // feature is one thing that Element Call asks of a homeserver.
 type feature struct {
 	name string
-	// needed is true if calls do not work without it, or not as people expect. The rest is for other clients than those of
-	// today, or for their comfort.
+	// needed is true if calls do not work, or do not work as people expect, without the feature. The other features serve rarer clients, or
+	// comfort.
 	needed bool
-	// try tells what it has seen, or what is missing.
+	// try returns a note on what it found, or an error that says what is missing.
 	try    func(context.Context, *session) (seen string, err error)
 	advice string
 }
@@ -34,7 +34,7 @@ const (
 	adviceToken   = "A homeserver on which restarting and sending need no access token: the SFU's helper has none, and nobody else acts for who has crashed."
 )
 
-// features are what is tried, in this order: the later ones use what the earlier ones made.
+// features are the checks, in the order in which they run. Later checks use what earlier ones created.
 var features = []feature{
 	{"client API", true, tryVersions, "Look at the URL, at whether the server runs, and at the reverse proxy in front of it."},
 	{"/versions: org.matrix.msc4140", true, advertised("org.matrix.msc4140"), adviceDelayed},
@@ -71,7 +71,7 @@ var features = []feature{
 }
 
 func tryVersions(ctx context.Context, s *session) (string, error) {
-	// The file says where the API is; what else it says is looked at later.
+	// The file says where the API is. Its other contents are checked later.
 	if res, err := s.ask(ctx, s.anybody(), http.MethodGet, "/.well-known/matrix/client", nil); err == nil {
 		s.wellKnown = res.Get("@this")
 		if base := s.wellKnown.Get(`m\.homeserver.base_url`).Str; base != "" {
@@ -114,7 +114,7 @@ func tryFoci(_ context.Context, s *session) (string, error) {
 	return liveKit(s.wellKnown.Get(`org\.matrix\.msc4143\.rtc_foci`))
 }
 
-// liveKit returns where the first LiveKit of a list of transports gives out tokens.
+// liveKit returns the token URL of the first LiveKit transport in a list.
 func liveKit(transports gjson.Result) (string, error) {
 	for _, transport := range transports.Array() {
 		if serviceURL := transport.Get("livekit_service_url").Str; transport.Get("type").Str == "livekit" && serviceURL != "" {
@@ -133,7 +133,8 @@ func tryAccount(ctx context.Context, s *session) (string, error) {
 	return userID, err
 }
 
-// withAccount, withRoom and withLeave return the first cause: without an account there is no room, and without a room no leave.
+// withAccount, withRoom and withLeave return the first cause of a failure: without an account there is no room, and without a room no
+// leave event.
 func (s *session) withAccount() error {
 	switch {
 	case s.user != nil:
@@ -249,7 +250,7 @@ func tryStateAfter(ctx context.Context, s *session) (string, error) {
 	return "", err
 }
 
-// schedule schedules the leave. It is tidied up by the room's being left: then it is refused.
+// schedule schedules the leave event. Leaving the room cleans it up, because the server then refuses the event.
 func (s *session) schedule(ctx context.Context, delay time.Duration) (delayID string, err error) {
 	res, err := s.ask(ctx, s.user, http.MethodPut,
 		fmt.Sprintf("%s?org.matrix.msc4140.delay=%d", s.memberPath(), delay.Milliseconds()), homeserver.JSON{})
@@ -264,7 +265,7 @@ func (s *session) schedule(ctx context.Context, delay time.Duration) (delayID st
 		return "", errors.New("the answer has no delay_id")
 	}
 	s.undo("a delayed event", func(ctx context.Context) error {
-		// It may have been sent long ago.
+		// The event may have been sent long ago, so any answer will do.
 		_, err := s.anybody().Do(ctx, http.MethodPost, managePath(delayID, "cancel"), homeserver.JSON{})
 		return plain(err)
 	})
@@ -275,14 +276,14 @@ func managePath(delayID, action string) string {
 	return "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/" + url.PathEscape(delayID) + "/" + action
 }
 
-// manage does something with a delayed event as an SFU's helper does, without an access token.
+// manage acts on a delayed event without an access token, as an SFU's helper does.
 func (s *session) manage(ctx context.Context, delayID, action string) (homeserver.Response, error) {
 	return s.ask(ctx, s.anybody(), http.MethodPost, managePath(delayID, action), homeserver.JSON{})
 }
 
 func trySchedule(ctx context.Context, s *session) (_ string, err error) {
 	if err = s.withRoom(); err == nil {
-		s.leaveID, err = s.schedule(ctx, 18*time.Second) // the longest that Element Call asks for itself
+		s.leaveID, err = s.schedule(ctx, 18*time.Second) // the longest delay that Element Call asks for itself
 	}
 	return "", err
 }
@@ -294,7 +295,7 @@ func tryJoin(ctx context.Context, s *session) (string, error) {
 	if err := s.setMember(ctx, `{"application":"m.call","call_id":"","scope":"m.room"}`); err != nil {
 		return "", err
 	}
-	// With a token, as the client does.
+	// The request carries an access token, as the client's does.
 	_, err := s.ask(ctx, s.user, http.MethodPost, managePath(s.leaveID, "restart"), homeserver.JSON{})
 	return "", err
 }
@@ -421,7 +422,7 @@ func trySummary(ctx context.Context, s *session) (string, error) {
 	if err := s.withRoom(); err != nil {
 		return "", err
 	}
-	// Clients take the second until a server speaks Matrix 1.15.
+	// Clients use the second path until a server announces Matrix 1.15.
 	var err error
 	for _, path := range []string{"v1/room_summary/", "unstable/im.nheko.summary/summary/"} {
 		var res homeserver.Response

@@ -1,7 +1,6 @@
-// Command check tries on a live homeserver what Element Call needs of it, and prints what is there, and what to do about
-// what is not.
+// Command check tests a live homeserver for the features that Element Call needs. It prints what works, and advice for what is missing.
 //
-// It exits with 0 if calls work, with 1 if something is missing that they need, and with 2 if it was called wrongly.
+// It exits with 0 if calls work, with 1 if a feature is missing that calls need, and with 2 if the command line is wrong.
 package main
 
 import (
@@ -19,7 +18,7 @@ import (
 )
 
 const (
-	// wholeTime is how long everything may take, and tidyTime how long the tidying up behind it.
+	// wholeTime limits all checks together, and tidyTime the clean-up after them.
 	wholeTime = 3 * time.Minute
 	tidyTime  = 30 * time.Second
 )
@@ -66,7 +65,7 @@ It leaves no room, login, event or account of its own behind that can be used.
 	}
 }
 
-// check tries everything and prints the table. It reports whether calls work.
+// check runs all checks and prints the table. It reports whether calls work.
 func check(ctx context.Context, server string, who credentials) (works bool) {
 	ctx, cancel := context.WithTimeout(ctx, wholeTime)
 	defer cancel()

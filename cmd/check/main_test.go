@@ -21,7 +21,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// checker is the command under test, ours the homeserver and stock Dendrite's own.
+// checker is the command under test. ours is our homeserver, and stock is Dendrite's own.
 var checker, ours, stock string
 
 func TestMain(m *testing.M) {
@@ -61,7 +61,7 @@ func start(t *testing.T, binary string, cfg homeserver.Config) *homeserver.Serve
 	return hs
 }
 
-// withSFU is the configuration of a homeserver whose calls go over an SFU, for which tokens are to be had.
+// withSFU is the configuration of a homeserver whose calls use an SFU, with a service that gives out tokens.
 func withSFU(t *testing.T) homeserver.Config {
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Access-Control-Allow-Origin", "*")
@@ -86,7 +86,7 @@ func withSFU(t *testing.T) homeserver.Config {
 	}}}
 }
 
-// checked runs the command and returns its exit status, all that it printed, and the names of the features by their results.
+// checked runs the command. It returns the exit status, the output, and the names of the features by result.
 func checked(t *testing.T, env []string, args ...string) (code int, printed string, found map[string][]string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), checker, args...)
@@ -112,7 +112,7 @@ func checked(t *testing.T, env []string, args ...string) (code int, printed stri
 	return cmd.ProcessState.ExitCode(), out.String(), found
 }
 
-// On our server everything is there, whatever the account is, and nothing stays behind.
+// On our server every feature works, whatever the account is, and the check leaves nothing behind.
 func TestOurs(t *testing.T) {
 	hs := start(t, ours, withSFU(t))
 	alice, err := hs.Register(t.Context(), "alice")
@@ -142,7 +142,7 @@ func TestOurs(t *testing.T) {
 	require.Equal(t, "[]", scheduled.Get("delayed_events").Raw)
 }
 
-// Of stock Dendrite it says what is missing, and no more than that.
+// For stock Dendrite the command reports the missing features, and no others.
 func TestStock(t *testing.T) {
 	hs := start(t, stock, withSFU(t))
 	code, printed, found := checked(t, nil, "--server", hs.URL)
@@ -163,7 +163,7 @@ func TestStock(t *testing.T) {
 	require.NotContains(t, printed, "left behind")
 }
 
-// A server that is not there is a finding too, and a wrong call is not.
+// An unreachable server is a finding. A wrong command line is not.
 func TestExitStatus(t *testing.T) {
 	gone := httptest.NewServer(nil)
 	gone.Close()
@@ -180,10 +180,10 @@ func TestExitStatus(t *testing.T) {
 	}
 }
 
-// What a server or a proxy in front of it does wrongly is found, and nothing else.
+// The command finds the faults of a server or of its proxy, and reports nothing else.
 func TestFaults(t *testing.T) {
 	cfg := withSFU(t)
-	cfg.WellKnown = false // it would lead around the proxy
+	cfg.WellKnown = false // the well-known file would bypass the proxy
 	cfg.Expiration = homeserver.JSON{"delayed_events": homeserver.JSON{"max_delay": "10m"}}
 	hs := start(t, ours, cfg)
 	target, err := url.Parse(hs.URL)
@@ -191,7 +191,7 @@ func TestFaults(t *testing.T) {
 	const longDelay = "delayed leave: due in an hour"
 	restarts := 0
 	for name, fault := range map[string]struct {
-		// refuse is what the proxy answers itself, and spoil what it does to other answers.
+		// refuse decides which requests the proxy answers itself, and spoil changes the headers of the other answers.
 		refuse           func(*http.Request) (code int)
 		spoil            func(http.Header)
 		MISSING, missing []string
@@ -264,7 +264,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// Without an account most is not known, and that is no success.
+// Without an account most features stay unknown, and the result is a failure.
 func TestNoAccount(t *testing.T) {
 	hs, err := homeserver.NewInHome(ours, t.TempDir())
 	require.NoError(t, err)

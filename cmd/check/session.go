@@ -19,43 +19,43 @@ import (
 )
 
 const (
-	// requestTime is how long one request may take, and awaitTime how long something that must come.
+	// requestTime limits one request, and awaitTime the wait for an expected event.
 	requestTime = 15 * time.Second
 	awaitTime   = 15 * time.Second
-	// pollTime is how long the server is asked to wait in one sync.
+	// pollTime is the timeout of one sync.
 	pollTime = 2 * time.Second
-	// patience is for how long a request is repeated that is told to come later.
+	// patience limits how long a rate-limited request is repeated.
 	patience = 20 * time.Second
 )
 
-// origin is where a browser would say that the page comes from.
+// origin is the origin that a browser would send for the page.
 const origin = "https://call.example.com"
 
-// credentials are how the checker gets into an account. All of them may be empty.
+// credentials are the ways into an account. All of them may be empty.
 type credentials struct {
 	user, password, token, secret string
 }
 
-// session is what the features of one server hand on to those after them.
+// session is the state that the checks of one server share.
 type session struct {
 	who  credentials
 	http *http.Client
-	// server is what was asked for, and base where its client API is.
+	// server is the server named on the command line, and base is the URL of its client API.
 	server, base string
 	versions     gjson.Result
 	wellKnown    gjson.Result
-	// user is nil, and roomID and the following empty, as long as there is none.
+	// user is nil until there is an account. roomID and the fields after it are empty until there is a room.
 	user      *homeserver.Client
-	noAccount unknownError // why there is none, if that is no fault of the server
+	noAccount unknownError // why there is no account, if that is not the server's fault
 	deviceID  string
 	roomID    string
 	since     string // of the last sync
-	leaveID   string // of the delayed leave
-	sfuURL    string // where tokens for the SFU are to be had
+	leaveID   string // the delay ID of the delayed leave event
+	sfuURL    string // where the SFU's tokens are given out
 	openID    gjson.Result
-	// asked is what a browser would have to be allowed.
+	// asked are the requests that a browser would have to be allowed.
 	asked []exchange
-	// tidy undoes what was done, the last first.
+	// tidy are the steps that undo what the checks created, run in reverse order.
 	tidy []undo
 }
 
@@ -64,7 +64,7 @@ type undo struct {
 	do   func(context.Context) error
 }
 
-// exchange is a request and what a browser looks at in its answer.
+// exchange is a request, and the parts of its answer that a browser checks.
 type exchange struct {
 	base, method, path string
 	authed, body, ok   bool
@@ -79,7 +79,7 @@ func newSession(server string, who credentials) *session {
 // anybody is a client without an account.
 func (s *session) anybody() *homeserver.Client { return &homeserver.Client{URL: s.base, HTTP: s.http} }
 
-// ask sends a request as a browser would, again if it is told to come later, and fails unless it is answered with 200.
+// ask sends a request as a browser would, and fails unless the answer is 200. It repeats a rate-limited request.
 func (s *session) ask(ctx context.Context, c *homeserver.Client, method, path string, body any) (homeserver.Response, error) {
 	for began := time.Now(); ; {
 		res, err := c.Do(ctx, method, path, body, "Origin", origin)
@@ -106,7 +106,7 @@ func (s *session) ask(ctx context.Context, c *homeserver.Client, method, path st
 	}
 }
 
-// plain leaves method and URL out of an error of net/http: they have secrets in them, and make the line long.
+// plain removes method and URL from an error of net/http, because they contain secrets and make the line long.
 func plain(err error) error {
 	if failed := (*url.Error)(nil); errors.As(err, &failed) {
 		return failed.Err
@@ -114,7 +114,7 @@ func plain(err error) error {
 	return err
 }
 
-// said is what a server answered that did not do what it was asked for.
+// said describes the answer of a server that did not do what the request asked for.
 func said(res homeserver.Response) string {
 	text := fmt.Sprintf("HTTP %d", res.Code)
 	if errcode := res.Get("errcode").Str; errcode != "" {
@@ -126,7 +126,7 @@ func said(res homeserver.Response) string {
 	return text
 }
 
-// enter gets into an account, and finds out what it is called.
+// enter obtains an account, and returns its user ID.
 func (s *session) enter(ctx context.Context) (string, error) {
 	var (
 		account = s.anybody()
@@ -168,11 +168,11 @@ func (s *session) logIn(ctx context.Context, account *homeserver.Client) error {
 	return nil
 }
 
-// register makes an account with a password that nobody knows.
+// register makes an account with a random password.
 func (s *session) register(ctx context.Context, account *homeserver.Client) error {
 	name, password := "check-"+strings.ToLower(rand.Text()[:12]), rand.Text()
 	if s.who.secret != "" {
-		// There, and not where the well-known file leads: a proxy should not let anybody in.
+		// The request goes to the given server, not to where the well-known file leads: a proxy should not let clients reach this API.
 		admin, err := mautrix.NewClient(s.server, "", "")
 		if err != nil {
 			return err
@@ -205,12 +205,12 @@ func (s *session) register(ctx context.Context, account *homeserver.Client) erro
 	return nil
 }
 
-// undo remembers how something is undone.
+// undo remembers a step that undoes a change.
 func (s *session) undo(what string, do func(context.Context) error) {
 	s.tidy = append(s.tidy, undo{what, do})
 }
 
-// tidyUp undoes what was done, and says what could not be undone.
+// tidyUp undoes the changes, and returns those that it could not undo.
 func (s *session) tidyUp(ctx context.Context) (left []string) {
 	for i := len(s.tidy) - 1; i >= 0; i-- {
 		if err := s.tidy[i].do(ctx); err != nil {
@@ -220,7 +220,7 @@ func (s *session) tidyUp(ctx context.Context) (left []string) {
 	return left
 }
 
-// sync reads once what has come, and waits at most so long for it.
+// sync makes one sync request. The server waits up to timeout for news.
 func (s *session) sync(ctx context.Context, timeout time.Duration) (homeserver.Response, error) {
 	query := url.Values{
 		"timeout": {fmt.Sprint(timeout.Milliseconds())}, "set_presence": {"offline"}, "org.matrix.msc4222.use_state_after": {"true"},
@@ -235,7 +235,7 @@ func (s *session) sync(ctx context.Context, timeout time.Duration) (homeserver.R
 	return res, err
 }
 
-// await syncs until something has come.
+// await syncs until come reports that the expected event has arrived.
 func (s *session) await(ctx context.Context, come func(homeserver.Response) bool) error {
 	for deadline := time.Now().Add(awaitTime); time.Now().Before(deadline); {
 		res, err := s.sync(ctx, pollTime)
@@ -249,12 +249,12 @@ func (s *session) await(ctx context.Context, come func(homeserver.Response) bool
 	return fmt.Errorf("nothing came within %v", awaitTime)
 }
 
-// inRoom returns a part of what a sync says of the room.
+// inRoom returns a part of the room's section in a sync response.
 func (s *session) inRoom(res homeserver.Response, part string) gjson.Result {
 	return res.Get("rooms.join").Get(gjson.Escape(s.roomID)).Get(part)
 }
 
-// awaitMember syncs until the membership of the call comes as it should be.
+// awaitMember syncs until the call's membership event arrives with this content.
 func (s *session) awaitMember(ctx context.Context, content string) error {
 	return s.await(ctx, func(res homeserver.Response) (come bool) {
 		for _, event := range s.inRoom(res, "timeline.events").Array() {
@@ -271,7 +271,7 @@ func (s *session) memberPath() string {
 	return homeserver.StatePath(s.roomID, memberType, fmt.Sprintf("_%s_%s_m.call", s.user.UserID, s.deviceID))
 }
 
-// setMember sets the membership of the call.
+// setMember sends the call's membership event.
 func (s *session) setMember(ctx context.Context, content string) error {
 	_, err := s.ask(ctx, s.user, http.MethodPut, s.memberPath(), json.RawMessage(content))
 	return err

@@ -6,20 +6,21 @@ import (
 	"strings"
 )
 
-// unknownError says why a feature could not be tried: something else is not there.
+// unknownError says why a feature could not be checked: something that it depends on is missing.
 type unknownError string
 
 func (e unknownError) Error() string { return string(e) }
 
-// report is what has been printed so far, and what is printed at the end.
+// report counts the printed results, and keeps what is printed at the end.
 type report struct {
 	missing int // features that calls need
-	unknown int // the same, not tried
+	unknown int // needed features that could not be checked
 	causes  []unknownError
 	untried map[unknownError][]string
 }
 
-// add prints the line of a feature: MISSING is what calls need. Features that could not be tried are printed at the end, by cause.
+// add prints a feature's line. MISSING marks the features that calls need. Features that could not be checked are printed at the end, by
+// cause.
 func (r *report) add(f feature, seen string, err error) {
 	if cause := unknownError(""); errors.As(err, &cause) {
 		if r.untried == nil {
@@ -48,10 +49,10 @@ func (r *report) add(f feature, seen string, err error) {
 	}
 }
 
-// works reports whether calls have all that they need.
+// works reports whether every feature that calls need is there.
 func (r *report) works() bool { return r.missing+r.unknown == 0 }
 
-// summary prints what could not be tried, by cause, and the result.
+// summary prints the features that could not be checked, by cause, and the result.
 func (r *report) summary() {
 	for _, cause := range r.causes {
 		names := r.untried[cause]

@@ -1,7 +1,7 @@
-// Command demo shows expiring events at work: it starts the homeserver on a throw-away folder and a free port, plays a
-// call with four participants over HTTP, with a real client library, and checks what each of them sees.
+// Command demo shows expiring events at work. It starts the homeserver in a throw-away folder on a free port, plays a call with four
+// participants over HTTP, with a real client library, and checks what each of them sees.
 //
-// It exits with 0 if everything was as the contract says, and with 1 if not.
+// It exits with 0 if everything was as docs/protocol.md says, and with 1 if not.
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// playTime is how long the demo may take when the server is up.
+// playTime limits the demo, counted from when the server is up.
 const playTime = 60 * time.Second
 
 func main() {
@@ -60,7 +60,7 @@ func demo(ctx context.Context, serverURL, secret string) error {
 		if _, err := rand.Read(random); err != nil {
 			return err
 		}
-		suffix = "-" + hex.EncodeToString(random) // the names may be taken there
+		suffix = "-" + hex.EncodeToString(random) // the names may be taken on that server
 	}
 	ctx, cancel := context.WithTimeout(ctx, playTime)
 	defer cancel()

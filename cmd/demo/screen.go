@@ -10,10 +10,10 @@ import (
 	"golang.org/x/term"
 )
 
-// width is what every line fits into.
+// width is the width that every line fits into.
 const width = 80
 
-// screen shows who sees what, and when. While something is waited for, the last line of a terminal counts the time.
+// screen prints which participant sees what, and when. During a wait, the last line of a terminal counts the time.
 type screen struct {
 	terminal bool
 	start    time.Time
@@ -36,7 +36,7 @@ func (s *screen) title(text string) {
 	fmt.Printf("\n%s\n", text)
 }
 
-// say shows what somebody does or sees.
+// say prints what a participant does or sees.
 func (s *screen) say(who, format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -58,7 +58,7 @@ func (s *screen) event(caption string, event any) error {
 	return nil
 }
 
-// line writes a line over the progress line, if there is one. The lock is held.
+// line prints a line over the progress line, if there is one. The caller holds the lock.
 func (s *screen) line(text string) {
 	if s.terminal && s.waiting != "" {
 		fmt.Printf("\r%*s\r", width-1, "")
@@ -66,7 +66,7 @@ func (s *screen) line(text string) {
 	fmt.Println(text)
 }
 
-// during calls f and shows meanwhile that something goes on.
+// during calls f, and shows progress meanwhile.
 func (s *screen) during(what string, f func() error) error {
 	s.mu.Lock()
 	s.waiting = what
@@ -82,7 +82,7 @@ func (s *screen) during(what string, f func() error) error {
 	return err
 }
 
-// progress keeps the last line of a terminal alive. Elsewhere it says once what takes long.
+// progress updates the last line of a terminal. Elsewhere it prints a note, once, if the wait is long.
 func (s *screen) progress(stop <-chan struct{}) {
 	const long = 2 * time.Second
 	begun, said := time.Now(), s.terminal

@@ -13,19 +13,19 @@ import (
 	"maunium.net/go/mautrix/synapseadmin"
 )
 
-// member is the state that says that somebody is in the call.
+// member is the state event that says that its sender is in the call.
 var member = event.Type{Type: "m.call.member", Class: event.StateEventType}
 
 const (
-	// life is the life time of the event that runs out, in seconds.
+	// life is the life time of the event that expires, in seconds.
 	life = 3
-	// keepAlives is for how many seconds alice refreshes it, once in each.
+	// keepAlives is how many times alice refreshes the event, once a second.
 	keepAlives = 5
-	// patience is how late an event may come.
+	// patience limits how late an event may arrive.
 	patience = 10 * time.Second
 )
 
-// story is a call, as each participant lives it.
+// story is a call, seen by each of its participants.
 type story struct {
 	screen  *screen
 	server  string
@@ -39,7 +39,7 @@ func newStory(screen *screen, server, secret, suffix string) *story {
 	return &story{screen: screen, server: server, secret: secret, suffix: suffix, bobSees: make(chan *event.Event, 100)}
 }
 
-// participant is somebody in the call.
+// participant is a user in the call.
 type participant struct {
 	name   string
 	client *mautrix.Client
@@ -86,7 +86,7 @@ func (s *story) play(ctx context.Context) error {
 	return nil
 }
 
-// crash: the event is running as long as it is refreshed, and expires when that stops.
+// crash: the event runs as long as it is refreshed, and expires after that.
 func (s *story) crash(ctx context.Context, alice *participant) error {
 	joined, running, err := s.join(ctx, alice, life)
 	if err != nil {
@@ -120,7 +120,7 @@ func (s *story) crash(ctx context.Context, alice *participant) error {
 	return s.expectRefused(ctx, "alice", joined.Token)
 }
 
-// end: whoever holds the token can close the event at once.
+// end: the holder of the token can close the event at once.
 func (s *story) end(ctx context.Context, carol *participant) error {
 	joined, _, err := s.join(ctx, carol, 3600)
 	if err != nil {
@@ -136,7 +136,7 @@ func (s *story) end(ctx context.Context, carol *participant) error {
 	return s.expectRefused(ctx, "SFU", joined.Token)
 }
 
-// replace: a new state event stops the timer of the one before it.
+// replace: a new state event stops the timer of the previous one.
 func (s *story) replace(ctx context.Context, dave *participant) error {
 	joined, _, err := s.join(ctx, dave, 3600)
 	if err != nil {
@@ -156,7 +156,7 @@ func (s *story) replace(ctx context.Context, dave *participant) error {
 	return nil
 }
 
-// join sends a participant's membership of the call as an expiring event, and returns it as bob sees it.
+// join sends a participant's membership of the call as an expiring event, and returns the event as bob sees it.
 func (s *story) join(ctx context.Context, p *participant, seconds int) (*sent, *event.Event, error) {
 	var joined sent
 	path := p.client.BuildClientURL("v3", "rooms", s.room, "state", member.Type, p.client.UserID)
@@ -213,7 +213,7 @@ func (s *story) bobAwaits(ctx context.Context, p *participant, joined *sent, wan
 	return e, check(e, p, joined, want)
 }
 
-// check compares an event with what the contract says of it.
+// check compares an event with what docs/protocol.md promises.
 func check(e *event.Event, p *participant, joined *sent, want string) error {
 	relation, _ := e.Content.Raw["m.relates_to"].(map[string]any)
 	switch {
@@ -229,7 +229,7 @@ func check(e *event.Event, p *participant, joined *sent, want string) error {
 	return nil
 }
 
-// expectSilence waits, and fails if bob sees anything meanwhile.
+// expectSilence waits, and fails if bob sees an event meanwhile.
 func (s *story) expectSilence(ctx context.Context, d time.Duration) error {
 	return s.screen.during("alice is in the call", func() error {
 		select {
@@ -285,7 +285,7 @@ func (s *story) meet(ctx context.Context, host *participant, guests ...*particip
 	return nil
 }
 
-// follow makes bob see what comes to the call, by /sync, until ctx is done.
+// follow collects what bob sees of the call by /sync, until ctx is done.
 func (s *story) follow(ctx context.Context, bob *participant) error {
 	first, err := bob.client.SyncRequest(ctx, 0, "", "", false, event.PresenceOnline)
 	if err != nil {
@@ -298,7 +298,7 @@ func (s *story) follow(ctx context.Context, bob *participant) error {
 		if e.Type.Type == member.Type && e.RoomID == s.room {
 			select {
 			case s.bobSees <- e:
-			default: // far more than the story has
+			default: // far more events than the story has
 			}
 		}
 	})

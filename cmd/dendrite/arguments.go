@@ -9,7 +9,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/commandline"
 )
 
-// checkArguments refuses a command line of which a part would have no effect: the server would start somewhere else than asked for.
+// checkArguments refuses a command line if a part of it would have no effect. Otherwise the server would start in another place than
+// intended.
 func checkArguments(flags *flag.FlagSet) error {
 	arg := flags.Arg(0)
 	hint := "did you mean --config " + arg + "?"

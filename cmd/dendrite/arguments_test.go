@@ -9,7 +9,7 @@ import (
 func TestCheckArguments(t *testing.T) {
 	for _, c := range []struct {
 		args []string
-		says string // "" if all is well
+		says string // "" if the command line is accepted
 	}{
 		{nil, ""},
 		{[]string{"--config", "my.yaml", "--http-bind-address", ":1"}, ""},

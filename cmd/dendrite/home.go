@@ -20,20 +20,19 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// defaultConfig is what stock looks for if --config is not given.
+// defaultConfig is the file that stock Dendrite reads if --config is not given.
 const defaultConfig = "dendrite.yaml"
 
 //go:embed dendrite.yaml.tmpl
 var configTemplate string
 
-// home is the data folder of a server that was started without a configuration file. A nil home is a server that has
-// one.
+// home is the data folder of a server that was started without a configuration file. It is nil if there is such a file.
 type home struct {
 	dir string
 }
 
-// openHome finds out whether the server runs from a data folder, and if so makes what is missing there and sets the flags
-// as if they had been given.
+// openHome decides whether the server runs from a data folder. If so, it creates the missing files and sets the flags as if the command
+// line contained them.
 func openHome() (*home, error) {
 	given := map[string]bool{}
 	flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
@@ -65,7 +64,7 @@ func openHome() (*home, error) {
 
 func (h *home) path(name string) string { return filepath.Join(h.dir, name) }
 
-// make writes signing key and configuration, unless they are there.
+// make writes the signing key and the configuration, unless they exist.
 func (h *home) make() error {
 	if err := os.MkdirAll(h.dir, 0o700); err != nil {
 		return err
@@ -120,7 +119,7 @@ func newSigningKey() ([]byte, error) {
 	}), nil
 }
 
-// writeNew writes a file that only the owner may read, if there is none of that name. It is there whole or not at all.
+// writeNew writes a file that only its owner may read, unless the name is taken. The file appears complete or not at all.
 func writeNew(name string, data []byte) error {
 	if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -139,8 +138,8 @@ func writeNew(name string, data []byte) error {
 	return err
 }
 
-// quiet keeps the log off the terminal, but for warnings: it is in the data folder. Dendrite always adds a hook for the
-// terminal behind those of the configuration; whoever configures one himself gets what he asked for.
+// quiet keeps log lines below warnings off the terminal, because the data folder has the log. Dendrite always adds a hook for the terminal
+// to the hooks in the configuration. A terminal hook in the configuration stays as it is.
 func (h *home) quiet(cfg *config.Dendrite) {
 	for _, hook := range cfg.Logging {
 		if hook.Type == "std" {
@@ -153,7 +152,7 @@ func (h *home) quiet(cfg *config.Dendrite) {
 	}
 }
 
-// welcome says what a person needs to know who has just started the server, and how to make the first user if there is none yet.
+// welcome tells the operator what to do after the first start, and how to create a user if there is none yet.
 func (h *home) welcome(address string, accounts *sql.DB) {
 	fmt.Printf(`Dendrite with expiring events is running.
 
@@ -173,7 +172,7 @@ func (h *home) welcome(address string, accounts *sql.DB) {
 	fmt.Println("Ctrl-C stops the server; the next start goes on with the same data.")
 }
 
-// shellPath shortens a path to one that works in this folder, if there is one.
+// shellPath returns a path relative to the current folder, if the path lies in that folder.
 func shellPath(path string) string {
 	if wd, err := os.Getwd(); err == nil {
 		if rel, err := filepath.Rel(wd, path); err == nil && filepath.IsLocal(rel) {

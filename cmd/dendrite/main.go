@@ -1,7 +1,7 @@
 // Command dendrite is the Dendrite homeserver with expiring and delayed events (MSC4140, the 2024 draft and as accepted).
 //
-// With --config, or a dendrite.yaml in the current folder, it takes the flags of Dendrite's own command and behaves like
-// it. With neither it keeps everything in a data folder, which it makes at the first start.
+// With --config, or a dendrite.yaml in the current folder, it takes the flags of Dendrite's own command and behaves like it. With neither
+// it keeps everything in a data folder, which it creates at the first start.
 package main
 
 import (
@@ -42,7 +42,7 @@ func main() {
 	if err != nil {
 		fail(err)
 	}
-	// Parses the flags once more, loads the configuration and exits with a line of its own if that fails.
+	// ParseFlags parses the flags once more and loads the configuration. If that fails, it prints a line and exits.
 	cfg := setup.ParseFlags(true)
 	if err = run(cfg, h); err != nil {
 		fail(err)
@@ -86,11 +86,10 @@ func run(cfg *config.Dendrite, h *home) error {
 	return s.serve(listen, h)
 }
 
-// errLogged is an error of which Dendrite has already logged a line.
+// errLogged is an error that Dendrite has already logged.
 var errLogged = errors.New("see the log")
 
-// asError turns the ways in which Dendrite's components give up at the start into an error. What nobody meant to happen
-// goes on as a panic, with its stack.
+// asError returns an error for the ways in which Dendrite's components give up at the start. Any other panic goes on, with its stack.
 func asError(panicked any) error {
 	switch p := panicked.(type) {
 	case nil:

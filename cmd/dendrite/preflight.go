@@ -15,7 +15,7 @@ import (
 	msc4140config "github.com/matrix-org/dendrite/setup/mscs/msc4140/config"
 )
 
-// addresses is where the server listens.
+// addresses are the addresses that the server listens on.
 type addresses struct {
 	http, https config.ServerAddress // https may not be enabled
 }
@@ -43,9 +43,9 @@ func listenAddresses() (addresses, error) {
 	return listen, nil
 }
 
-// preflight looks for what would make the components fail one by one, in many words and half started: ports that are
-// taken, files and folders that cannot be written, and a second server on the same data. The locks that it takes are held until
-// unlock is called, or the process ends in whatever way.
+// preflight checks for faults that would make the components fail one by one, with many messages, in a half-started server: ports in use,
+// files and folders that are not writable, and a second server on the same data. It holds its locks until unlock is called or the process
+// ends.
 func preflight(cfg *config.Dendrite, extension *msc4140config.Config, listen addresses) (unlock func(), err error) {
 	for _, address := range []config.ServerAddress{listen.http, listen.https} {
 		if !address.Enabled() || address.IsUnixSocket() {
@@ -79,9 +79,9 @@ func preflight(cfg *config.Dendrite, extension *msc4140config.Config, listen add
 	return func() { unlockTimers(); unlockStreams() }, nil
 }
 
-// lockStreams makes the folder of the embedded NATS server and locks it: two servers would destroy each other's streams. NATS has a
-// folder even if all streams are in memory. Its own choice is one that all servers of the machine share, and that another user may
-// own; then this server gets one for itself, which goes at its end.
+// lockStreams creates the folder of the embedded NATS server and locks it, because two servers would destroy each other's streams. NATS
+// needs a folder even if all streams are in memory. Its default folder is shared by all servers of the machine, and may belong to another
+// user. In that case this server gets a folder of its own, which is removed at the end.
 func lockStreams(cfg *config.JetStream) (unlock func(), err error) {
 	if len(cfg.Addresses) > 0 {
 		return func() {}, nil
@@ -103,8 +103,8 @@ func lockStreams(cfg *config.JetStream) (unlock func(), err error) {
 	return lock(filepath.Join(string(cfg.StoragePath), "dendrite.lock"))
 }
 
-// lockTimers locks an SQLite database of timers against a second server, which may have streams of its own, or all in memory: each
-// would send what the other has.
+// lockTimers locks an SQLite database of timers against a second server. That server may have streams of its own, or keep them in memory.
+// Without the lock, both servers would send the same events.
 func lockTimers(source config.DataSource) (unlock func(), err error) {
 	if !source.IsSQLite() {
 		return func() {}, nil
@@ -128,9 +128,8 @@ func lock(name string) (unlock func(), err error) {
 	return func() { _ = lock.Unlock() }, nil
 }
 
-// checkSQLite opens a database file for writing, which makes it if need be, as opening the database would. It does the same with the
-// files that SQLite keeps beside it and with their folder: if one of these cannot be written, SQLite lets everybody read, and nobody
-// write.
+// checkSQLite opens a database file for writing, and creates it if need be, as opening the database would. It does the same with the files
+// that SQLite keeps beside it, and checks their folder. If one of them is not writable, SQLite allows reads but refuses writes.
 func checkSQLite(source config.DataSource) error {
 	if !source.IsSQLite() {
 		return nil

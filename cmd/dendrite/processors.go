@@ -7,13 +7,13 @@ import (
 	"github.com/matrix-org/dendrite/setup/config"
 )
 
-// spareProcessors is how many threads more than there are cores may run Go code.
+// spareProcessors is how many more threads than cores may run Go code.
 const spareProcessors = 2
 
-// addProcessors lets the cores work while SQLite waits for the disk. Who waits for it in a system call keeps one of Go's processors,
-// of which there are as many as cores, until Go notices; that takes longer than most syncs. With two cores and two databases that are
-// written at the same time nothing else would run. PostgreSQL is waited for in no system call, and more processors only take the cores
-// from it. See docs/performance.md, "Processors". An operator's own GOMAXPROCS is left alone.
+// addProcessors keeps the cores busy while SQLite waits for the disk. Go has as many processors as there are cores. A goroutine that waits
+// in a system call keeps its processor until Go notices, which takes longer than most syncs. With two cores, and two databases being
+// written at the same time, no other goroutine would run. Waiting for PostgreSQL needs no system call, and more processors would only take
+// CPU time from it. See docs/performance.md, "Processors". The operator's own GOMAXPROCS is respected.
 func addProcessors(cfg *config.Dendrite) {
 	if cfg.RoomServer.Database.ConnectionString.IsSQLite() && os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + spareProcessors)

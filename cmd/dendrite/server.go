@@ -34,10 +34,10 @@ import (
 )
 
 const (
-	// requestTimeout is how long a server that stops waits for running requests. Their contexts end at once, but a client that sends its
-	// body byte by byte cannot be told.
+	// requestTimeout is how long a stopping server waits for running requests. Their contexts end at once, but a client that sends its body
+	// byte by byte does not notice.
 	requestTimeout = 10 * time.Second
-	// drainTimeout is how long it then waits for its streams.
+	// drainTimeout is how long the server then waits for its streams.
 	drainTimeout = 5 * time.Second
 )
 
@@ -51,8 +51,7 @@ type server struct {
 	accounts  *sql.DB
 }
 
-// build makes all of Dendrite's components, as its own command does, with the extension between the roomserver and the
-// others.
+// build creates all of Dendrite's components, as its own command does, with the extension between the roomserver and the other components.
 func build(cfg *config.Dendrite, extensionCfg *msc4140config.Config, h *home) (s *server, err error) {
 	s = &server{
 		process: process.NewProcessContext(), cfg: cfg,
@@ -167,7 +166,7 @@ func (s *server) atShutdown(f func()) {
 	}()
 }
 
-// serve serves HTTP until the process is told to stop, and then stops part by part.
+// serve serves HTTP until the process is told to stop, and then stops the parts in order.
 func (s *server) serve(listen addresses, h *home) error {
 	web := process.NewProcessContext()
 	minwinsvc.SetOnExit(web.ShutdownDendrite)
@@ -205,7 +204,7 @@ func (s *server) serve(listen addresses, h *home) error {
 	return nil
 }
 
-// drain gives Dendrite's components some time to deal with everything that was sent.
+// drain gives Dendrite's components some time to process the messages in the streams.
 func (s *server) drain() {
 	ctx, cancel := context.WithTimeout(s.process.Context(), drainTimeout)
 	defer cancel()

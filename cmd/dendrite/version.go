@@ -9,8 +9,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140"
 )
 
-// version says what this binary is: our version and Dendrite's, and the commit if it was built in a checkout. Dendrite's own
-// version string takes our commit for Dendrite's.
+// version returns our version, Dendrite's version, and the commit if the binary was built in a checkout. Dendrite's own version string
+// would present our commit as Dendrite's.
 func version() string {
 	v := fmt.Sprintf("%s (Dendrite %d.%d.%d)", msc4140.Version, internal.VersionMajor, internal.VersionMinor, internal.VersionPatch)
 	info, ok := debug.ReadBuildInfo()

@@ -20,18 +20,18 @@ import (
 )
 
 const (
-	// headTimeout is how long the head of a request may take to arrive, and a new connection to send one.
+	// headTimeout is how long a request's head may take to arrive, and how long a new connection may stay silent.
 	headTimeout = 30 * time.Second
-	// idleTimeout is how long a connection is kept for the next request: longer than proxies keep theirs, which would
-	// otherwise use them in the moment in which they are closed.
+	// idleTimeout is how long a connection is kept for the next request. It is longer than the timeout of proxies, which otherwise might
+	// reuse a connection at the moment in which this server closes it.
 	idleTimeout = 5 * time.Minute
-	// maxHead is how many bytes the head of a request may have. Go would take a megabyte, and the routers try hundreds of regular
-	// expressions on a path, for seconds. The longest path that makes sense has three names of 255 bytes, each of them escaped.
+	// maxHead limits the size of a request's head, in bytes. Go's default is a megabyte, and the routers match hundreds of regular
+	// expressions against a path, which would take seconds. The longest sensible path has three names of 255 bytes, each of them escaped.
 	maxHead = 64 << 10
 )
 
-// handler returns what the server answers requests with: the same as Dendrite's SetupAndServeHTTP, but for the keep-alives,
-// which come first.
+// handler returns the HTTP handler of the server. It is the same as that of Dendrite's SetupAndServeHTTP, except that keep-alives are
+// routed first.
 func (s *server) handler() http.Handler {
 	addDendritesPages(s.cfg, s.routers)
 	router := mux.NewRouter().SkipClean(true).UseEncodedPath()
@@ -57,9 +57,9 @@ func (s *server) handler() http.Handler {
 	return s.extension.KeepAlivesFirst(router)
 }
 
-// addDendritesPages adds the routes that only SetupAndServeHTTP knows: the landing page, the login fallback, and what tells
-// monitors that the server is up. Without an address, and told to stop, it does nothing else; but it logs that it stops
-// listeners, which is not so, and what handler makes Dendrite log once more.
+// addDendritesPages adds the routes that only SetupAndServeHTTP adds: the landing page, the login fallback, and the pages for monitors.
+// The call has no address and a stopped process, so it does nothing else. Its log lines are suppressed: it claims to stop listeners, which
+// do not exist, and it repeats lines that handler causes.
 func addDendritesPages(cfg *config.Dendrite, routers httputil.Routers) {
 	stopped := process.NewProcessContext()
 	stopped.ShutdownDendrite()
@@ -68,7 +68,7 @@ func addDendritesPages(cfg *config.Dendrite, routers httputil.Routers) {
 	base.SetupAndServeHTTP(stopped, cfg, routers, config.ServerAddress{}, nil, nil)
 }
 
-// startToServe listens at an address and serves there. Requests are cancelled when the process is told to stop.
+// startToServe listens at an address and serves requests. Requests are cancelled when the process is told to stop.
 func startToServe(web *process.ProcessContext, address config.ServerAddress, handler http.Handler) (*http.Server, error) {
 	l, err := open(address)
 	if err != nil {
@@ -97,7 +97,7 @@ func startToServe(web *process.ProcessContext, address config.ServerAddress, han
 	return s, nil
 }
 
-// open listens at an address: clients can connect, and wait until they are served.
+// open listens at an address. From then on clients can connect, but they wait until the server accepts them.
 func open(address config.ServerAddress) (net.Listener, error) {
 	if !address.IsUnixSocket() {
 		return net.Listen("tcp", address.Address)
