@@ -1,7 +1,7 @@
 #!/bin/sh
-# Starts the homeserver as Complement wants it: with the name $SERVER_NAME, a certificate for it by the authority in
-# /complement/ca, which it trusts itself, and the application services in /complement/appservice. Complement may do that
-# again in a copy of the container: name, certificate and application services are made anew, key and data stay.
+# Starts the homeserver as Complement expects: its name is $SERVER_NAME, the authority in /complement/ca signs its certificate,
+# and the application services are those in /complement/appservice. The homeserver trusts the same authority. Complement may
+# start a copy of the container. Then name, certificate and application services are written again, but key and data stay.
 set -eu
 
 ca=/complement/ca
@@ -16,7 +16,7 @@ for file in /complement/appservice/*.yaml; do
   [ ! -e "$file" ] || services="$services, '$file'"
 done
 
-# What was sent and not yet handled is kept on disk, or a restart would lose it. That is the first in_memory of two.
+# The streams are on disk, so that a restart does not lose queued messages. The first of the two in_memory settings is that of the streams.
 generate-config --ci --server "$SERVER_NAME" |
   sed -e "s|^  config_files: \[\]|  config_files: [${services#, }]|" -e '0,/in_memory: true/s//in_memory: false/' >dendrite.yaml
 

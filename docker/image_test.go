@@ -1,6 +1,6 @@
 //go:build images
 
-// Package docker tests the images, which docker/check builds, in containers on the loopback device.
+// Package docker tests the images in containers on the loopback device. The script docker/check builds the images.
 package docker
 
 import (
@@ -28,7 +28,7 @@ import (
 
 const clientURL = "http://127.0.0.1:8008"
 
-// TestComplement does to an image what Complement does: https://github.com/matrix-org/complement#image-requirements.
+// TestComplement treats the image as Complement does: https://github.com/matrix-org/complement#image-requirements.
 func TestComplement(t *testing.T) {
 	dir := t.TempDir()
 	ca := newAuthority(t)
@@ -58,7 +58,7 @@ func TestComplement(t *testing.T) {
 		t.Errorf("the image exposes %s", ports)
 	}
 
-	// It is started again with what it has written.
+	// After a restart the container uses the files that it wrote before.
 	stop(t, "complement")
 	start(t, "complement")
 	wantUser(t, alice, "@alice:hs1")
@@ -68,7 +68,7 @@ func TestComplement(t *testing.T) {
 	podman(t, "exec", "complement", "ls", "jetstream/$G/streams/DendriteOutputRoomEvent")
 }
 
-// TestDendrite runs the image with nothing but its volume, and again, and updates it: a new container with the same volume.
+// TestDendrite runs the image with nothing but a volume. Then it updates the image: it runs a new container with the same volume.
 func TestDendrite(t *testing.T) {
 	run := func() {
 		create(t, "dendrite", "--network", "host", "--read-only", "--read-only-tmpfs=false", "--cap-drop", "all",
@@ -92,7 +92,7 @@ func TestDendrite(t *testing.T) {
 	wantUser(t, alice, "@alice:localhost")
 }
 
-// write writes a file below a folder, and the folders in between.
+// write writes a file below a folder, and creates the folders in between.
 func write(t *testing.T, dir, name string, data []byte) {
 	t.Helper()
 	name = filepath.Join(dir, name)
@@ -117,12 +117,12 @@ func podman(t *testing.T, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// create makes a container that the end of the test removes.
+// create creates a container, which is removed when the test ends.
 func create(t *testing.T, name string, args ...string) {
 	t.Helper()
 	podman(t, append([]string{"create", "--name", name}, args...)...)
 	t.Cleanup(func() {
-		// The test's context has ended.
+		// The test's context has ended, so these commands run without it.
 		logs, _ := exec.Command("podman", "logs", "--tail", "50", name).CombinedOutput()
 		_ = exec.Command("podman", "rm", "--force", "--time", "0", name).Run()
 		if t.Failed() {
@@ -131,7 +131,7 @@ func create(t *testing.T, name string, args ...string) {
 	})
 }
 
-// start starts a container and returns when the image's own health check says that it is well.
+// start starts a container and returns when the image's own health check succeeds.
 func start(t *testing.T, name string) {
 	t.Helper()
 	podman(t, "start", name)
@@ -150,7 +150,7 @@ func start(t *testing.T, name string) {
 	}
 }
 
-// stop stops a container as an engine does, which gives it ten seconds.
+// stop stops a container as a container engine does, with ten seconds of time.
 func stop(t *testing.T, name string) {
 	t.Helper()
 	podman(t, "stop", name)
@@ -159,7 +159,7 @@ func stop(t *testing.T, name string) {
 	}
 }
 
-// wantUser checks whose token a client has.
+// wantUser checks which user a client's token belongs to.
 func wantUser(t *testing.T, c *homeserver.Client, user string) {
 	t.Helper()
 	res, err := c.Do(t.Context(), http.MethodGet, "/_matrix/client/v3/account/whoami", nil)
@@ -197,13 +197,13 @@ func newAuthority(t *testing.T) authority {
 	}
 }
 
-// serverKeys is what a server tells other servers of itself.
+// serverKeys is a server's answer to a request for its keys.
 type serverKeys struct {
 	ServerName string         `json:"server_name"`
 	VerifyKeys map[string]any `json:"verify_keys"`
 }
 
-// federation asks the port for other servers under a name, for which it must have a certificate by the authority.
+// federation requests the server's keys at the federation port. The server must have a certificate for the name, signed by the authority.
 func (a authority) federation(t *testing.T, name string) serverKeys {
 	t.Helper()
 	roots := x509.NewCertPool()

@@ -6,8 +6,7 @@ import (
 	"os/exec"
 )
 
-// Download downloads the line's release as a Go module, if it is not in the module cache, and returns the folder, which is
-// read-only.
+// Download downloads the line's release as a Go module, unless the module cache has it. It returns the folder, which is read-only.
 func (l Line) Download() (string, error) {
 	out, err := output(exec.Command("go", "mod", "download", "-json", l.Module+"@"+l.Version))
 	if err != nil {
@@ -18,11 +17,11 @@ func (l Line) Download() (string, error) {
 	return module.Dir, err
 }
 
-// Copy copies the line's release into dir, which it makes.
+// Copy creates dir and copies the line's release into it.
 func (l Line) Copy(dir string) error {
 	release, err := l.Download()
 	if err != nil {
 		return err
 	}
-	return os.CopyFS(dir, os.DirFS(release)) // which makes writable what the module cache protects
+	return os.CopyFS(dir, os.DirFS(release)) // the copies are writable, unlike the files in the module cache
 }

@@ -18,7 +18,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
-// A data folder of our own command opens on each line's command, and after that on our own again, with its rooms and its timers.
+// A data folder of our own command also works with each line's command, and afterwards with our own again. Its rooms and timers survive
+// both moves.
 func TestDataFolderThereAndBack(t *testing.T) {
 	own, err := homeserver.Build(t.Context(), t.TempDir())
 	require.NoError(t, err)
@@ -64,7 +65,7 @@ func thereAndBack(t *testing.T, own, other string, line patches.Line, cfg homese
 	alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), homeserver.JSON{"body": "from the other"})
 	due, ended := alice.expiring(t, roomID, "due", 5), alice.expiring(t, roomID, "ended", 600)
 	alice.keepAlive(t, "end", ended, http.StatusOK)
-	if line == patches.Maintained { // a room that ours cannot read is no harm to those who are not in it
+	if line == patches.Maintained { // a room that our server cannot read does not harm users outside of it
 		_, err = bob.CreateRoom(t.Context(), homeserver.JSON{"room_version": "12"})
 		require.NoError(t, err)
 	}
@@ -118,7 +119,7 @@ func (u *user) keepAlive(t *testing.T, method, token string, code int) {
 	require.Equal(t, code, res.Code, res)
 }
 
-// await waits until a state event was closed.
+// await waits until a state event is closed.
 func (u *user) await(t *testing.T, roomID, stateKey, outcome string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience.For(time.Minute))

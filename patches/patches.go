@@ -1,8 +1,8 @@
-// Package patches puts the component into a source tree of Dendrite, and takes it out again.
+// Package patches adds the extension to a source tree of Dendrite, and removes it.
 //
-// A tree gets our packages below setup/mscs/msc4140, without their tests, and two patches: wiring.patch, the calls in
-// Dendrite's own command, and one for the go.mod and go.sum of its line. Where a line has another import path than the one
-// that our sources have, both are rewritten. Nothing else is touched, and what is not exactly as expected is refused.
+// A tree gets our packages below setup/mscs/msc4140, without their tests, and two patches. The first, wiring.patch, adds the calls to
+// Dendrite's own command. The second changes the go.mod and go.sum of the tree's line. If the line has another import path than our
+// sources, both the sources and the patches are rewritten. No other file is changed. A tree that differs from what is expected is refused.
 package patches
 
 import (
@@ -22,7 +22,7 @@ import (
 	"strings"
 )
 
-// Line is a line of Dendrite's releases, by its module and the release that the patches are made for.
+// Line is a line of Dendrite's releases: its module, and the release that the patches are made for.
 type Line struct {
 	Module, Version string
 	patch           string
@@ -33,19 +33,19 @@ var (
 	Apache = Line{"github.com/matrix-org/dendrite", "v0.13.8", "matrix-org.patch"}
 	// Maintained is the line that Element maintains.
 	Maintained = Line{"github.com/element-hq/dendrite", "v0.15.2", "element-hq.patch"}
-	// Lines are all that there are patches for.
+	// Lines are all lines that have patches.
 	Lines = []Line{Apache, Maintained}
 )
 
 func (l Line) String() string { return l.Module + " " + l.Version }
 
-// own is where our packages are in a tree.
+// own is the path of our packages in a tree.
 const own = "setup/mscs/msc4140"
 
 //go:embed *.patch
 var patchFiles embed.FS
 
-// Change is one file of a tree that is made or changed.
+// Change is one file of a tree that is added or changed.
 type Change struct {
 	Name string
 	New  bool
@@ -62,11 +62,11 @@ func (c Change) String() string {
 type Tree struct {
 	dir   string
 	line  Line
-	files map[string][]byte // what is added: content by name
-	patch []byte            // how the rest is changed
+	files map[string][]byte // the added files: content by name
+	patch []byte            // the changes to existing files
 }
 
-// Open recognises a tree. It works anywhere in our module, whose sources it reads.
+// Open recognises a source tree. It works in any folder of our module, because it reads the module's sources.
 func Open(dir string) (*Tree, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -92,7 +92,7 @@ func Open(dir string) (*Tree, error) {
 	return t, nil
 }
 
-// Line returns the line that the tree is of.
+// Line returns the tree's line.
 func (t *Tree) Line() Line { return t.line }
 
 var (
@@ -100,7 +100,7 @@ var (
 	versionParts = regexp.MustCompile(`(?m)^\s*Version(?:Major|Minor|Patch) += (\d+)$`)
 )
 
-// recognise finds out which line a tree is of, from its go.mod and the version that it says it has.
+// recognise determines a tree's line from its go.mod and from the version in its sources.
 func recognise(dir string) (Line, error) {
 	mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
 	if err != nil {
@@ -127,12 +127,13 @@ func recognise(dir string) (Line, error) {
 	return Line{}, fmt.Errorf("there are no patches for %v, only for %v", found, Lines)
 }
 
-// rewrite gives our sources and patches the import path of the line.
+// rewrite replaces the import path in our sources and patches by the line's.
 func (l Line) rewrite(text []byte) []byte {
 	return bytes.ReplaceAll(text, []byte(Apache.Module+"/"), []byte(l.Module+"/"))
 }
 
-// sources returns what the line gets of our module: the package at its door, the packages that it needs, and the licence.
+// sources returns the files that a tree gets from our module: the package that Dendrite calls, the packages that it needs, and the
+// licence.
 func (l Line) sources() (map[string][]byte, error) {
 	list := exec.Command("go", "list", "-deps", "-json=Dir,Module,GoFiles,IgnoredGoFiles", Apache.Module+"/"+own)
 	out, err := output(list)
@@ -164,7 +165,7 @@ func (l Line) sources() (map[string][]byte, error) {
 			if err != nil {
 				return nil, err
 			}
-			// Another path may have another place among the imports.
+			// Another import path may change the order of the imports.
 			if source, err = format.Source(l.rewrite(source)); err != nil {
 				return nil, fmt.Errorf("%s: %w", name, err)
 			}
@@ -179,7 +180,7 @@ func (l Line) sources() (map[string][]byte, error) {
 	return files, nil
 }
 
-// Apply puts the component into the tree and returns what it changed: nothing if it is there already.
+// Apply adds the extension to the tree and returns the changes. There are none if the tree has it already.
 func (t *Tree) Apply() ([]Change, error) {
 	applied, err := t.applied()
 	if applied || err != nil {
@@ -206,7 +207,7 @@ func (t *Tree) Apply() ([]Change, error) {
 	return changes, nil
 }
 
-// Undo takes the component out of the tree and returns what it changed: nothing if it is not there.
+// Undo removes the extension from the tree and returns the changes. There are none if the tree does not have it.
 func (t *Tree) Undo() ([]Change, error) {
 	applied, err := t.applied()
 	if !applied || err != nil {
@@ -227,7 +228,7 @@ func (t *Tree) Undo() ([]Change, error) {
 	return changes, t.removeEmpty()
 }
 
-// removeEmpty removes the folders that are left when our files are gone, but for those in which there is something else.
+// removeEmpty removes the folders that are empty once our files are gone.
 func (t *Tree) removeEmpty() error {
 	var folders []string
 	err := filepath.WalkDir(t.path(own), func(name string, entry fs.DirEntry, err error) error {
@@ -244,7 +245,7 @@ func (t *Tree) removeEmpty() error {
 	return err
 }
 
-// applied reports whether everything is in the tree, or nothing; anything between the two is an error.
+// applied reports whether the tree has the whole extension, or nothing of it. Anything in between is an error.
 func (t *Tree) applied() (bool, error) {
 	var there, foreign []string
 	for name, content := range t.files {
@@ -278,8 +279,8 @@ func (t *Tree) applied() (bool, error) {
 	return false, fmt.Errorf("only %d of our %d files are in the tree", len(there), len(t.files))
 }
 
-// dirty returns what has changed in a tree that is kept in git, as git tells it. What git does not follow does not count:
-// what we change is never of that kind.
+// dirty returns git's list of uncommitted changes, if the tree is in git. Untracked files do not count, because the patches only change
+// tracked ones.
 func (t *Tree) dirty() (string, error) {
 	if _, err := os.Stat(t.path(".git")); errors.Is(err, fs.ErrNotExist) {
 		return "", nil
@@ -288,7 +289,7 @@ func (t *Tree) dirty() (string, error) {
 	return string(out), err
 }
 
-// changes returns what applying or undoing makes or changes.
+// changes returns the files that applying or undoing adds or changes.
 func (t *Tree) changes() (all []Change, err error) {
 	numstat, err := output(t.command(t.patch, "apply", "--numstat"))
 	if err != nil {
@@ -311,7 +312,7 @@ func (t *Tree) git(stdin []byte, args ...string) error {
 	return err
 }
 
-// command is a git command in the tree, which sees no repository that the tree merely lies in.
+// command is a git command in the tree. It ignores a repository that merely contains the tree.
 func (t *Tree) command(stdin []byte, args ...string) *exec.Cmd {
 	cmd := exec.Command("git", args...)
 	cmd.Dir, cmd.Stdin = t.dir, bytes.NewReader(stdin)
@@ -319,7 +320,7 @@ func (t *Tree) command(stdin []byte, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// output runs a command; its error tells what the command says.
+// output runs a command and returns its output. An error contains what the command wrote to standard error.
 func output(cmd *exec.Cmd) ([]byte, error) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

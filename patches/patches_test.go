@@ -35,7 +35,7 @@ func copied(t *testing.T, line patches.Line) string {
 	return dir
 }
 
-// excerpt returns a tree with those files alone that are looked at or changed, which takes less time.
+// excerpt returns a tree with only the files that are read or changed, because copying all of them takes longer.
 func excerpt(t *testing.T, line patches.Line) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "dendrite")
@@ -52,7 +52,7 @@ func excerpt(t *testing.T, line patches.Line) string {
 
 func TestMain(m *testing.M) { postgres.Main(m) }
 
-// contents returns all files below a folder by their names, and its folders.
+// contents returns a folder's files by name, and its folders.
 func contents(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -91,7 +91,7 @@ func change(dir string, do func(*patches.Tree) ([]patches.Change, error)) ([]pat
 	return do(tree)
 }
 
-// What is named changes, and nothing else; a second time changes nothing; undoing leaves no trace.
+// Apply changes the files that it names, and no others. A second call changes nothing, and Undo leaves no trace.
 func TestApplyAndUndo(t *testing.T) {
 	for _, line := range lines() {
 		t.Run(line.String(), func(t *testing.T) {
@@ -203,7 +203,7 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
-// A clean tree in git, which is what a maintainer has, and one that merely lies in another repository.
+// Apply works on a clean tree in git, which a maintainer has, and on a tree that merely lies in another repository.
 func TestInGit(t *testing.T) {
 	dir := excerpt(t, patches.Apache)
 	git(t, filepath.Dir(dir), "init", "-q")

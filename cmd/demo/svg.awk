@@ -1,4 +1,4 @@
-# Makes a picture of the demo's output, for the README:
+# Converts the demo's output to a picture for the README:
 #
 #   go run ./cmd/demo | awk -f cmd/demo/svg.awk > docs/demo.svg
 #

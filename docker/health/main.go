@@ -1,5 +1,5 @@
-// Command health succeeds if a GET request does, and shows the answer: the health check of the images, one of which has
-// neither shell nor curl.
+// Command health is the health check of the images: it makes a GET request, prints the answer, and fails if the request fails. It exists
+// because one of the images has neither a shell nor curl.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Command lint looks at a Dockerfile as `docker build --check` does, with the same code, but without an engine. It is a
-// module of its own: nothing of BuildKit comes into the homeserver's.
+// Command lint checks a Dockerfile with the code of `docker build --check`, but without a Docker engine. It is a module of its own, so
+// that the homeserver's module does not depend on BuildKit.
 package main
 
 import (
@@ -51,7 +51,7 @@ func lint(name string) error {
 	return nil
 }
 
-// anyImage knows every base image, and that it says nothing of itself: no registry is asked.
+// anyImage resolves every base image to an empty configuration, so that no registry is asked.
 type anyImage struct{}
 
 func (anyImage) ResolveImageConfig(_ context.Context, ref string, _ sourceresolver.Opt) (string, digest.Digest, []byte, error) {

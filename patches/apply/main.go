@@ -1,8 +1,8 @@
-// Command apply puts the component into a source tree of Dendrite, or takes it out again:
+// Command apply adds the extension to a source tree of Dendrite, or removes it:
 //
 //	go run ./patches/apply [-undo] <tree>
 //
-// It prints what it changes. Nothing is changed if the tree is not as it expects.
+// It prints what it changes. It changes nothing if the tree is not as expected.
 package main
 
 import (

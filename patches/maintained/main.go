@@ -2,8 +2,8 @@
 //
 //	go run ./patches/maintained -o dendrite
 //
-// It downloads the release's sources, applies the patches to a copy of them, and builds the command. The result is under the
-// licence of that line, the AGPL: whoever uses the server over the network can ask for its sources. -source keeps them.
+// It downloads the release's sources, applies the patches to a copy, and builds the command. The result is under that line's licence, the
+// AGPL: every user of the server on the network can ask for its sources. The flag -source keeps them.
 package main
 
 import (
