@@ -6,28 +6,28 @@ import (
 	"os/exec"
 )
 
-// A group is what is run, or left out, together.
+// A group is a set of steps that are run, or left out, together.
 type group struct {
 	name, what string
-	// needs tells what the machine lacks; nil stands for nothing. In CI a group that cannot run has failed.
+	// needs returns an error if the machine lacks a requirement; nil means that there is none. In CI, a group that cannot run has failed.
 	needs func() error
 	steps []step
 }
 
-// A step is a command, or a function that runs some.
+// A step is a command, or a function that runs commands.
 type step struct {
 	args []string
 	do   func(*runner) error
 }
 
-// limit ends a go test that hangs. It is far above what any of them takes, because a slow machine is not a fault.
+// limit ends a go test that hangs. It is far longer than any test takes, because a slow machine is not a fault.
 const limit = "45m"
 
-// integration is the package of the contract. Its tests with the build tag all are divided among several groups by name; the others are
-// run by go test ./... already.
+// integration is the package that tests docs/protocol.md. Its tests with the build tag all are divided among several groups by name. Its
+// other tests are run by go test ./... already.
 const integration = "./test/integration"
 
-// tests returns the step that runs the tests of packages, with flags before them.
+// tests returns the step that runs the tests of packages. Flags come before the packages.
 func tests(flagsAndPackages ...string) step {
 	return step{args: append([]string{"go", "test", "-json", "-count=1", "-tags=all", "-timeout=" + limit}, flagsAndPackages...)}
 }
@@ -35,7 +35,7 @@ func tests(flagsAndPackages ...string) step {
 func command(args ...string) step { return step{args: args} }
 
 func fuzz(pkg, name, inputs string) step {
-	// So many inputs, not so long: when a time is over, Go 1.26 may report that as a failure (golang/go#75804).
+	// The limit is a number of inputs, because Go 1.26 may report the end of a duration as a failure (golang/go#75804).
 	return command("go", "test", pkg, "-run=^$", "-fuzz=^"+name+"$", "-fuzztime="+inputs)
 }
 
@@ -86,7 +86,7 @@ var groups = []group{
 	{name: "images", what: "the container images (root on Debian)", needs: rootOnDebian, steps: []step{command("docker/check")}},
 }
 
-// rootOnDebian is what docker/check needs.
+// rootOnDebian returns an error if docker/check cannot run here.
 func rootOnDebian() error {
 	if _, err := exec.LookPath("apt-get"); err != nil || os.Geteuid() != 0 {
 		return errors.New("it needs root on Debian")

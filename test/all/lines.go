@@ -10,18 +10,18 @@ import (
 )
 
 const (
-	// part is what is run on each line: the ways in which the component meets what differs from line to line (sends, the output
-	// stream, the syncapi's tables, room versions, federation), and some of the crashes.
+	// part matches the tests that run on each line of Dendrite. They cover the places where the lines differ: sends, the output stream, the
+	// syncapi's tables, room versions, federation, and some of the crashes.
 	part = "^(TestSending|TestKeepAlive|TestClosing|TestRoomVersions|TestDelayedRestart|" +
 		"TestDelayIDInUnsigned|TestRestart|TestCrashes|TestStreamIsBehind|TestStateAfterConflicts|TestFederation|TestMetrics)$"
-	// someCrashes is at least one at each place.
+	// someCrashes is a number of crashes that covers each crash point at least once.
 	someCrashes = "-crashes=18"
-	// ownCommand is what only our own command does: data folder, one line for a failure, stop in order, both versions, the
-	// answers of the Dendrite that our module depends on.
+	// ownCommand matches the tests of features that only our own command has: the data folder, one line for a failure, stopping in order,
+	// both versions, and the answers of the Dendrite that our module depends on.
 	ownCommand = "^(TestDataFolder|TestStartFailures|TestUnixSocket|TestBadTransports|TestSameAsStock|TestVersion)$"
 )
 
-// lines returns the lines of Dendrite to test. The maintained one is under the AGPL, and nobody downloads it without asking for it.
+// lines returns the lines of Dendrite to test. The maintained line is under the AGPL, so it is downloaded only if the user asks for it.
 func (r *runner) lines() []patches.Line {
 	if r.elementHQ {
 		return patches.Lines
@@ -34,7 +34,7 @@ func runPatches(r *runner) error {
 	return r.run(tests("./patches", fmt.Sprintf("-element-hq=%v", r.elementHQ)).args)
 }
 
-// runLines runs the contract against each line's own command.
+// runLines runs the integration tests against the command of each line.
 func runLines(r *runner) error {
 	for _, line := range r.lines() {
 		if err := r.runLine(line); err != nil {

@@ -1,11 +1,11 @@
-// Command all runs every check that go test ./... leaves out, because it takes long, measures, or needs other programs:
+// Command all runs every check that go test ./... leaves out, because the check takes long, measures, or needs other programs:
 //
 //	go run ./test/all                       # everything, one group after the other
 //	go run ./test/all -list                 # which groups there are
 //	go run ./test/all -run crashes,soak     # some of them
 //
-// It shows how far it is, and ends with a summary, and with 1 if anything failed. In CI, which the environment variable CI tells, a
-// test that was skipped has failed.
+// It prints its progress and a summary, and exits with 1 if a step failed. In CI, which means that the environment variable CI is set, a
+// skipped test counts as failed.
 package main
 
 import (
@@ -51,7 +51,7 @@ func main() {
 	}
 }
 
-// choose returns the groups with these names, or all of them, but for those that are left out.
+// choose returns the groups named in only, or all groups, without those named in skip.
 func choose(only, skip string) ([]group, error) {
 	names := func(list string) ([]string, error) {
 		if list == "" {
@@ -106,7 +106,7 @@ func (r *runner) runAll(chosen []group) (failed bool) {
 	return failed
 }
 
-// runGroup runs all steps of a group, also when one of them has failed.
+// runGroup runs all steps of a group, even if one of them fails.
 func (r *runner) runGroup(g group) error {
 	if g.needs != nil {
 		if err := g.needs(); err != nil {

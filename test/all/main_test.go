@@ -22,7 +22,7 @@ var (
 	longFiles = []byte("//go:build all\n")
 )
 
-// Every test that go test ./... leaves out is in exactly one group, and every fuzz target is in the group fuzz.
+// Every test that go test ./... leaves out is in exactly one group. Every fuzz target is in the group fuzz.
 func TestNothingIsForgotten(t *testing.T) {
 	require.NoError(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || !strings.HasSuffix(path, "_test.go") {
@@ -56,7 +56,7 @@ func TestNothingIsForgotten(t *testing.T) {
 	}))
 }
 
-// The groups that run the contract name no test that there is not.
+// The groups that run the integration tests name only tests that exist.
 func TestNothingIsMadeUp(t *testing.T) {
 	var all []string
 	files, err := filepath.Glob(root + "/test/integration/*_test.go")
@@ -77,7 +77,7 @@ func TestNothingIsMadeUp(t *testing.T) {
 	}
 }
 
-// commands returns the commands of a group, or of all, one a line.
+// commands returns the commands of a group, or of all groups, one a line.
 func commands(name string) string {
 	var all strings.Builder
 	for _, g := range groups {
@@ -90,7 +90,7 @@ func commands(name string) string {
 	return all.String()
 }
 
-// runsOf returns the patterns by which a group, or all, select tests of the contract.
+// runsOf returns the patterns by which a group, or all groups, select integration tests.
 func runsOf(name string) (patterns []string) {
 	for _, g := range groups {
 		for _, s := range g.steps {
@@ -106,7 +106,7 @@ func runsOf(name string) (patterns []string) {
 	return patterns
 }
 
-// groupsOf returns the groups that run a test of the contract.
+// groupsOf returns the groups that run an integration test.
 func groupsOf(t *testing.T, test string) (names []string) {
 	t.Helper()
 	for _, g := range groups {
@@ -140,7 +140,7 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// What fails, or is skipped in CI, fails the whole, and is shown with what it printed; other steps are run all the same.
+// A failed step fails the whole run, and so does a skipped test in CI. Its output is shown, and the other steps run all the same.
 func TestFailures(t *testing.T) {
 	script := func(script string) step { return command("sh", "-c", script, "-json") }
 	const passed, failed = `{"Action":"pass","Package":"p","Test":"TestGood","Elapsed":2}`, `{"Action":"output","Package":"p","Test":"TestBad","Output":"why\n"}

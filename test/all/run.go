@@ -15,25 +15,25 @@ import (
 	"time"
 )
 
-// runner runs commands and shows how far they are.
+// runner runs commands and prints their progress.
 type runner struct {
 	ctx       context.Context
 	out       io.Writer
 	ci        bool
 	elementHQ bool
 	whole     bool
-	// skipped are the tests of the group that were.
+	// skipped are the names of the group's skipped tests.
 	skipped []string
 }
 
 func (r *runner) say(format string, args ...any) { _, _ = fmt.Fprintf(r.out, format+"\n", args...) }
 
-// run runs a command. What a go test -json prints is shown test by test, and in full where something failed.
+// run runs a command. It prints the output of go test -json test by test, and that of a failed test in full.
 func (r *runner) run(args []string, env ...string) error {
 	cmd := exec.CommandContext(r.ctx, args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = time.Minute // for what it leaves running
+	cmd.WaitDelay = time.Minute // for child processes that the command leaves running
 	cmd.Stdout, cmd.Stderr = r.out, r.out
 	if !slices.Contains(args, "-json") {
 		return cmd.Run()
@@ -56,13 +56,13 @@ type event struct {
 }
 
 const (
-	// slow is how many seconds a test takes at least that has a line of its own.
+	// slow is how many seconds a test must take to get a line of its own.
 	slow = 1
-	// silence is after which time it is said which tests are running.
+	// silence is the interval at which the running tests are printed.
 	silence = time.Minute
 )
 
-// follow shows what go test -json prints, until it ends.
+// follow reads the output of go test -json until it ends, and prints it.
 func (r *runner) follow(output io.Reader) {
 	lines := make(chan []byte)
 	go func() {
@@ -92,7 +92,7 @@ func (r *runner) follow(output io.Reader) {
 			}
 			var e event
 			if json.Unmarshal(line, &e) != nil {
-				r.say("%s", strings.TrimRight(string(line), "\n")) // of the compiler, for example
+				r.say("%s", strings.TrimRight(string(line), "\n")) // for example output of the compiler
 				continue
 			}
 			r.show(e, printed, running)
@@ -100,7 +100,7 @@ func (r *runner) follow(output io.Reader) {
 	}
 }
 
-// show shows one event. It remembers what each test has printed, and which are running.
+// show prints one event. It keeps the output of each test, and the tests that are running.
 func (r *runner) show(e event, printed map[string]string, running map[string]time.Time) {
 	name := cmp.Or(e.Test, e.Package)
 	top := e.Test != "" && !strings.Contains(e.Test, "/")

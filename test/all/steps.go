@@ -10,10 +10,10 @@ import (
 	"strings"
 )
 
-// ownGroups are the packages of go test ./... whose tests are in groups of their own.
+// ownGroups matches the packages of go test ./... whose tests are in groups of their own.
 var ownGroups = regexp.MustCompile(`/(test/integration|patches)$`)
 
-// runUnits runs what go test ./... does, but for the contract, with the race detector.
+// runUnits runs the tests of go test ./..., except those in ownGroups, with the race detector.
 func runUnits(r *runner) error {
 	list, err := exec.CommandContext(r.ctx, "go", "list", "./...").Output()
 	if err != nil {
@@ -23,7 +23,7 @@ func runUnits(r *runner) error {
 	return r.run(tests(append([]string{"-race"}, packages...)...).args)
 }
 
-// runRelease makes the release in two clones of this repository, and compares them.
+// runRelease builds the release in two clones of this repository, and compares the results.
 func runRelease(r *runner) error {
 	dir, err := os.MkdirTemp("", "msc4140-release-")
 	if err != nil {

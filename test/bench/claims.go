@@ -17,9 +17,8 @@ import (
 // claimTimeout is how long all claims together may take.
 const claimTimeout = 5 * time.Minute
 
-// claims measures how long after its deadline a timer is claimed, when many are due within one second. It is the component
-// itself with its real store, in this process, and a roomserver that takes no time: what is left is what the component
-// answers for.
+// claims measures how long after its deadline a timer is claimed, when many timers are due within one second. It runs the engine itself,
+// with its real store, in this process. The roomserver takes no time, so the measured time is the engine's own.
 func (b *comparison) claims(ctx context.Context) error {
 	d, err := b.newDatabase(ctx, "claims")
 	if err != nil {
@@ -60,16 +59,16 @@ func (b *comparison) claims(ctx context.Context) error {
 	})
 }
 
-// claimTimes says when one timer was due, since the first was, and how long after that an attempt to claim it began and
-// succeeded.
+// claimTimes are the times of one timer: its deadline, relative to the first one, and how long after its deadline the attempt to claim it
+// began and succeeded.
 type claimTimes struct {
 	due, begun, claimed time.Duration
 }
 
-// claimAll lets timers run out, and returns when all are claimed. It calls watch when the first is due, with what waits for
-// that.
+// claimAll lets timers expire, and returns when all are claimed. It calls watch when the first is due. The function given to watch waits
+// for the claims.
 func claimAll(ctx context.Context, d database, watch func(wait func() error) error) ([]claimTimes, error) {
-	lead := 2*time.Second + time.Duration(*due)*time.Millisecond/2 // in which the timers are made
+	lead := 2*time.Second + time.Duration(*due)*time.Millisecond/2 // the time in which the timers are made
 	first := time.Now().Add(lead).Truncate(time.Millisecond)
 	if _, err := fill(ctx, d, *due, *roomCount, func(i int) time.Time {
 		return first.Add(time.Second * time.Duration(i) / time.Duration(*due))

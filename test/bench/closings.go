@@ -19,23 +19,24 @@ import (
 )
 
 const (
-	// closingUsers is how many users send the state in each room.
+	// closingUsers is how many users send state events in each room.
 	closingUsers = 4
-	// closingPoll is how often closings are counted, and endPoll how often at the beginning and towards the end. It takes the
-	// server several milliseconds each time, and the load more.
+	// closingPoll is how often the closings are counted, and endPoll how often at the beginning and towards the end. Each count costs the
+	// server several milliseconds, and the load generator more.
 	closingPoll = 500 * time.Millisecond
 	endPoll     = 100 * time.Millisecond
-	// closingTimeout is how long all closings together may take.
+	// closingTimeout limits the time of all closings together.
 	closingTimeout = 15 * time.Minute
-	// settlePoll is how long both servers are to be idle before they are measured, and settleTimeout how long that may take.
+	// settlePoll is how long both servers have to be idle before a measurement, and settleTimeout how long the wait for that may take.
 	settlePoll    = time.Second
 	settleTimeout = 5 * time.Minute
-	// prepareAtOnce is how many sends make the state at the same time, on both servers, as many as stock Dendrite is tried with at
-	// the most: what crosses is joined, so both find each room's state in few pieces. What is sent one after the other leaves one each.
+	// prepareAtOnce is how many sends create the state at the same time, on both servers. It is the greatest concurrency that stock Dendrite
+	// is measured with. Overlapping sends fork the event graph, and Dendrite then stores the state as one block, so each room's state is in
+	// few blocks. Sequential sends would leave one block each.
 	prepareAtOnce = 64
 )
 
-// concurrencies are how many sends at a time stock Dendrite is tried with.
+// concurrencies are the numbers of concurrent sends that stock Dendrite is measured with.
 var concurrencies = []int{1, 4, 16, prepareAtOnce}
 
 func (b *comparison) closingsInRooms(ctx context.Context) error {
@@ -48,8 +49,8 @@ func (b *comparison) closingsInOneRoom(ctx context.Context) error {
 		fmt.Sprintf("closings per second, %d in one room", *closingsInRoom))
 }
 
-// compareClosings compares how many of n events that expire at once our server closes per second with how many plain events stock
-// Dendrite sends per second, at its best, that replace as many pieces of state in as many rooms.
+// compareClosings compares closings per second on our server, when n events expire at once, with sends per second on stock Dendrite. Stock
+// Dendrite replaces as many pieces of state in as many rooms by plain events, at its best concurrency.
 func (b *comparison) compareClosings(ctx context.Context, name string, n, rooms int, what string) error {
 	pprof, stop, err := b.startBoth(ctx)
 	if err != nil {
@@ -98,7 +99,7 @@ func (b *comparison) compareClosings(ctx context.Context, name string, n, rooms 
 		}
 	}
 	b.add(what+" / sends of state by stock Dendrite", "≥ 1.0", "", ratios)
-	if rooms == 1 { // which has one after the other
+	if rooms == 1 { // one room's closing events are sent one after the other
 		b.add(name+": an event is built for", "", " % of the time", built)
 		b.add(name+": the roomserver has an event for", "", " % of the time", roomserver)
 		b.add(name+": stock Dendrite's roomserver has an event for", "", " % of the time", stock)
@@ -111,8 +112,8 @@ func (b *comparison) compareClosings(ctx context.Context, name string, n, rooms 
 	return b.plot(name, d)
 }
 
-// massExpiry makes n pieces of expiring state, lets all of them run out at the same time, and returns how many closings there had been
-// when, in seconds since they began. It calls watch when they run out, with what waits for the closings.
+// massExpiry makes n pieces of expiring state and lets all of them expire at the same time. It returns the number of closings by time, in
+// seconds since the first. It calls watch when the events expire. The function given to watch waits for the closings.
 func (b *comparison) massExpiry(
 	ctx context.Context, c *crowd, n, round int, watch func(wait func() error) error,
 ) (counts plotter.XYs, err error) {
@@ -126,7 +127,7 @@ func (b *comparison) massExpiry(
 	if err = b.settle(ctx); err != nil {
 		return nil, err
 	}
-	// Sent once more the same content is no new event, but has a new duration. How long that takes a tenth of them tells.
+	// Sending the same content again makes no new event, but sets a new duration. A tenth of the events shows how long that takes.
 	took, err := c.sendState(ctx, 0, max(n/10, 1), prepareAtOnce, long)
 	if err != nil {
 		return nil, err
@@ -141,7 +142,7 @@ func (b *comparison) massExpiry(
 	}); err != nil {
 		return nil, err
 	}
-	<-time.After(time.Until(deadline) - time.Second) // the durations are rounded
+	<-time.After(time.Until(deadline) - time.Second) // because durations are rounded
 	err = watch(func() (err error) {
 		counts, err = countClosings(ctx, b.own, before, n)
 		return err
@@ -149,7 +150,7 @@ func (b *comparison) massExpiry(
 	return counts, err
 }
 
-// countClosings returns how many closings there had been when, in seconds since the first, until there are all.
+// countClosings returns the number of closings by time, in seconds since the first, when all events are closed.
 func countClosings(ctx context.Context, s *server, before float64, all int) (counts plotter.XYs, err error) {
 	var (
 		start = time.Now()
@@ -162,7 +163,7 @@ func countClosings(ctx context.Context, s *server, before float64, all int) (cou
 		}
 		now := time.Now()
 		n -= before
-		if len(counts) == 0 || n == 0 { // the last moment at which there was none, if there was one
+		if len(counts) == 0 || n == 0 { // the last count of zero, or else the first count, is the start
 			first, counts = now, nil
 		}
 		counts = append(counts, plotter.XY{X: now.Sub(first).Seconds(), Y: n})
@@ -181,10 +182,10 @@ func countClosings(ctx context.Context, s *server, before float64, all int) (cou
 	return nil, errors.New("not all events were closed")
 }
 
-// unwatched is for what is only to be done.
+// unwatched runs a function without measuring it.
 func unwatched(do func() error) error { return do() }
 
-// closings returns how many closing events the server has sent since it was started.
+// closings returns how many closing events the server has sent since its start.
 func (s *server) closings(ctx context.Context) (float64, error) {
 	metrics, err := s.metrics(ctx)
 	if err != nil {
@@ -197,7 +198,7 @@ func (s *server) closings(ctx context.Context) (float64, error) {
 	return n, nil
 }
 
-// metrics returns what the server's metrics are now, by their names.
+// metrics returns the server's current metrics, by name.
 func (s *server) metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
 	res, err := s.Anonymous().Do(ctx, http.MethodGet, "/metrics", nil)
 	if err = must(res, err); err != nil {
@@ -207,13 +208,13 @@ func (s *server) metrics(ctx context.Context) (map[string]*dto.MetricFamily, err
 	return parser.TextToMetricFamilies(bytes.NewReader(res.Body))
 }
 
-// stages are how long Dendrite needed for the parts of all sends together.
+// stages are the total times that Dendrite needed for the parts of all sends.
 type stages struct {
-	built      time.Duration // upon what the roomserver says is the room's last event
-	roomserver time.Duration // processed, one after the other for each room
+	built      time.Duration // built on the last event of the room according to the roomserver
+	roomserver time.Duration // processed by the roomserver, one after the other in each room
 }
 
-// stagesOf calls work and returns what the server's sends needed meanwhile.
+// stagesOf calls work and returns the times of the server's sends meanwhile.
 func stagesOf(ctx context.Context, s *server, work func() error) (stages, error) {
 	before, err := s.stages(ctx)
 	if err != nil {
@@ -245,7 +246,7 @@ func (s *server) stages(ctx context.Context) (all stages, err error) {
 	return all, nil
 }
 
-// bestConcurrency returns how many sends at a time stock Dendrite is fastest with.
+// bestConcurrency returns the number of concurrent sends with which stock Dendrite is fastest.
 func (b *comparison) bestConcurrency(ctx context.Context, c *crowd, n int) (best int, err error) {
 	fastest := 0.0
 	for _, at := range concurrencies {
@@ -261,8 +262,8 @@ func (b *comparison) bestConcurrency(ctx context.Context, c *crowd, n int) (best
 	return best, nil
 }
 
-// stockSends makes n pieces of state, replaces them, so many at a time, and returns how many events per second were sent then. It calls
-// watch with what replaces them.
+// stockSends creates n pieces of state, replaces them with the given concurrency, and returns the rate of the replacements in events per
+// second. The function given to watch makes the replacements.
 func (b *comparison) stockSends(
 	ctx context.Context, c *crowd, n, round, at int, watch func(send func() error) error,
 ) (rate float64, err error) {
@@ -288,9 +289,9 @@ func (b *comparison) stockSends(
 	return rate, err
 }
 
-// settle waits until neither server has anything left to do: what was sent goes on being told to users for a while, and whoever is measured
-// meanwhile shares the cores with that. On PostgreSQL it does what the database does by itself within a minute; else chance decides which of
-// the two goes through all of a table, because that was small when it was looked at last.
+// settle waits until both servers are idle. A server still tells its users about events for a while after the sends, and that work would
+// share the cores with the server that is measured. On PostgreSQL it also runs ANALYZE, as the database does by itself within a minute.
+// Otherwise chance decides which database scans a whole table because the table was small at its last analysis.
 func (b *comparison) settle(ctx context.Context) error {
 	if b.cluster != nil {
 		if err := b.cluster.Analyse(ctx); err != nil {

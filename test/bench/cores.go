@@ -19,15 +19,15 @@ import (
 	"github.com/prometheus/procfs"
 )
 
-// What the cores are busy with: where a goal is missed, it shows what stands in the way.
+// This file shows how the cores spend their time. That explains a missed goal.
 
-// spent is how long the cores were busy, with the work of whom.
+// spent is the CPU time of each process, and of the whole machine.
 type spent struct {
 	server, database, load, all time.Duration
 }
 
-// spent returns what was spent since the machine, and each of these, was started. If there is no server, it is this process
-// that is measured, and there is no load.
+// spent returns the CPU time since the start of the machine and of each process. Without a server, this process is the one that is
+// measured, and there is no load generator.
 func (b *comparison) spent(s *server) (now spent, err error) {
 	self, err := procfs.Self()
 	if err != nil {
@@ -60,7 +60,7 @@ func (b *comparison) spent(s *server) (now spent, err error) {
 	return now, nil
 }
 
-// cores calls work, and adds to the report what the cores do meanwhile, with the work of the server or of this process.
+// cores calls work, and adds to the report what the cores do meanwhile for the server, or for this process.
 func (b *comparison) cores(what string, s *server, work func() error) error {
 	before, err := b.spent(s)
 	if err != nil {
@@ -86,12 +86,12 @@ func (b *comparison) cores(what string, s *server, work func() error) error {
 	return nil
 }
 
-// share adds to the report how much of the whole a part is.
+// share adds to the report how large a part of the whole is.
 func (b *comparison) share(what string, part, whole time.Duration) {
 	b.add(what, "", " %", []float64{100 * float64(part) / float64(whole)})
 }
 
-// cpuOfFamily returns how long a process and its children, those that have ended too, have kept a CPU busy.
+// cpuOfFamily returns the CPU time of a process and its children, including the children that have ended.
 func cpuOfFamily(parent int) (sum time.Duration, err error) {
 	processes, err := procfs.AllProcs()
 	if err != nil {
@@ -99,10 +99,10 @@ func cpuOfFamily(parent int) (sum time.Duration, err error) {
 	}
 	for _, p := range processes {
 		stat, err := p.Stat()
-		if err != nil || p.PID != parent && stat.PPID != parent { // one that ended meanwhile is none of ours
+		if err != nil || p.PID != parent && stat.PPID != parent { // a process that ended meanwhile is none of ours
 			continue
 		}
-		if p.PID == parent { // which knows what those of its children took that have ended
+		if p.PID == parent { // its times include those of its children that have ended
 			stat.UTime, stat.STime = stat.UTime+uint(stat.CUTime), stat.STime+uint(stat.CSTime)
 		}
 		sum += seconds(stat.CPUTime())
@@ -112,7 +112,7 @@ func cpuOfFamily(parent int) (sum time.Duration, err error) {
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// cpuTime returns how long a process has kept a CPU busy.
+// cpuTime returns the CPU time of a process.
 func cpuTime(p procfs.Proc) (time.Duration, error) {
 	stat, err := p.Stat()
 	return seconds(stat.CPUTime()), err
@@ -121,7 +121,8 @@ func cpuTime(p procfs.Proc) (time.Duration, error) {
 // profileFor is how long a server is profiled.
 const profileFor = 5 * time.Second
 
-// profiled calls work, and adds to the report what a server does that listens for profilers, for the first while of it.
+// profiled calls work, and adds to the report how a server spends the first few seconds of it. The server listens for profilers at
+// address.
 func (b *comparison) profiled(ctx context.Context, what, address string, work func() error) error {
 	fetched := make(chan error, 1)
 	var p *profile.Profile
@@ -137,7 +138,7 @@ func (b *comparison) profiled(ctx context.Context, what, address string, work fu
 	return nil
 }
 
-// profiledHere calls work, and adds to the report what this process does meanwhile.
+// profiledHere calls work, and adds to the report how this process spends its time meanwhile.
 func (b *comparison) profiledHere(what string, work func() error) error {
 	var data bytes.Buffer
 	if err := pprof.StartCPUProfile(&data); err != nil {
@@ -156,10 +157,10 @@ func (b *comparison) profiledHere(what string, work func() error) error {
 	return nil
 }
 
-// kinds are what a server spends its time on. What a function does for one that comes earlier here counts as that one's.
+// kinds are the kinds of work that a server does. A function that works on behalf of an earlier kind counts as that kind.
 var kinds = []struct {
 	name      string
-	functions []string // or their beginnings
+	functions []string // names of functions, or prefixes of names
 }{
 	{"the database, or its driver", []string{"database/sql.", "github.com/mattn/go-sqlite3.", "github.com/lib/pq."}},
 	{"JetStream", []string{"github.com/nats-io/"}},
@@ -181,7 +182,7 @@ func (b *comparison) addProfile(what string, p *profile.Profile) {
 	var whole time.Duration
 	spent := map[string]time.Duration{}
 	for _, sample := range p.Sample {
-		d := time.Duration(sample.Value[len(sample.Value)-1]) // in nanoseconds; before it stands their number
+		d := time.Duration(sample.Value[len(sample.Value)-1]) // in nanoseconds; the value before it is the number of samples
 		spent[kindOf(sample)] += d
 		whole += d
 	}
@@ -202,10 +203,10 @@ func kindOf(sample *profile.Sample) string {
 			}
 		}
 	}
-	return "" // a sample without a function
+	return "" // a sample without a known function
 }
 
-// fetchProfile returns what the server is busy with for a while.
+// fetchProfile returns a CPU profile of the server.
 func fetchProfile(ctx context.Context, address string, d time.Duration) (*profile.Profile, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet,
 		fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", address, int(d.Seconds()+.5)), nil)
@@ -224,7 +225,7 @@ func fetchProfile(ctx context.Context, address string, d time.Duration) (*profil
 	return profile.Parse(res.Body)
 }
 
-// withPprof calls start so that the server it starts listens for profilers, and returns where.
+// withPprof calls start, so that the started server listens for profilers. It returns the address.
 func withPprof(start func() error) (address string, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -232,7 +233,7 @@ func withPprof(start func() error) (address string, err error) {
 	}
 	address = l.Addr().String()
 	_ = l.Close()
-	const listen = "PPROFLISTEN" // Dendrite's own
+	const listen = "PPROFLISTEN" // Dendrite's own environment variable
 	if err = os.Setenv(listen, address); err != nil {
 		return "", err
 	}

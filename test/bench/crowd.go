@@ -13,13 +13,13 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// crowd is users of one server, and rooms in which they all are.
+// crowd is a set of users of one server, and of rooms that all of them are in.
 type crowd struct {
 	rooms []string
 	users []*homeserver.Client
 }
 
-// must returns an error if a request did not succeed.
+// must returns an error if a request failed.
 func must(res homeserver.Response, err error) error {
 	if err == nil && res.Code != http.StatusOK {
 		err = errors.New(res.String())
@@ -27,10 +27,10 @@ func must(res homeserver.Response, err error) error {
 	return err
 }
 
-// httpClient keeps its connections, which the default one does not if there are many.
+// httpClient keeps its connections. The default client closes them if there are many.
 var httpClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: connections}}
 
-// newCrowd makes users and rooms. The name is not yet taken on the server.
+// newCrowd makes users and rooms. The name must not be taken on the server.
 func newCrowd(ctx context.Context, s *server, name string, rooms, users int) (*crowd, error) {
 	c := &crowd{}
 	for i := range users {
@@ -56,8 +56,8 @@ func newCrowd(ctx context.Context, s *server, name string, rooms, users int) (*c
 	return c, nil
 }
 
-// sendState sends the pieces of state with the given numbers, so many at a time, with what body returns. Pieces with
-// successive numbers are in different rooms, and have always the same sender.
+// sendState sends the pieces of state with the given numbers, with the given concurrency. Function body returns their content. Successive
+// pieces are in different rooms, and each piece has always the same sender.
 func (c *crowd) sendState(ctx context.Context, from, to, concurrency int, body func() homeserver.JSON) (took time.Duration, err error) {
 	start := time.Now()
 	var next atomic.Int64
@@ -82,11 +82,11 @@ func (c *crowd) sendState(ctx context.Context, from, to, concurrency int, body f
 	return time.Since(start), err
 }
 
-// wakeTimeout is longer than a room's worker is deaf.
+// wakeTimeout is longer than the time in which a room's worker takes no events.
 const wakeTimeout = 7 * time.Second
 
-// wake sees to it that the worker of each room is at work. Stock Dendrite's takes nothing in the last five seconds of a minute
-// without work, and an event that comes then waits until the room's next one.
+// wake makes sure that the worker of each room is running. In the last five seconds of a minute without work, a worker of stock Dendrite
+// takes no events from its queue. An event that arrives then waits until the room's next event.
 func (c *crowd) wake(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, room := range c.rooms {

@@ -16,13 +16,12 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// fill puts running timers into the database of a server that does not run, instead of those that are there, and returns
-// their tokens. Their events are in no room: only keep-alives concern them. To send so many events would take hours. Without
-// deadlines they do not run out.
+// fill replaces the timers in the database of a stopped server, and returns the tokens of the new ones. The events of the timers are in no
+// room, so only keep-alives work on them. Sending so many events would take hours. If deadline is nil, the timers do not expire.
 func fill(
 	ctx context.Context, d database, n, rooms int, deadline func(i int) time.Time,
 ) (tokens []string, err error) {
-	_, closeStore, err := openStore(ctx, d.timers) // which makes the table
+	_, closeStore, err := openStore(ctx, d.timers) // creates the tables
 	if err != nil {
 		return nil, err
 	}
@@ -109,16 +108,16 @@ func fillTable(ctx context.Context, txn *sql.Tx, copying bool, table string, col
 	return insert.Close()
 }
 
-// tokenOf returns the token of a timer by its number, as long as real ones are.
+// tokenOf returns the token of a timer by its number. It is as long as a real token.
 func tokenOf(nid int64) string { return fmt.Sprintf("%043d", nid) }
 
-// timerOf returns the number of the timer of such a token.
+// timerOf returns the number of the timer with this token.
 func timerOf(token string) (nid int64, err error) { return strconv.ParseInt(token, 10, 64) }
 
-// roomVersion is that of the rooms.
+// roomVersion is the version of all rooms.
 const roomVersion = "10"
 
-// signedEvent returns something that is as long as the event of a call participant is, and can be compressed as little.
+// signedEvent returns bytes that are as long as the event of a call participant, and compress as badly.
 func signedEvent(seed string) []byte {
 	id := sha256.Sum256([]byte(seed))
 	var event []byte
@@ -132,7 +131,7 @@ func signedEvent(seed string) []byte {
 		`"depth":100,"origin_server_ts":1700000000000,"type":"m.call.member","unsigned":{}}`, id[:8], seed)
 }
 
-// analyse lets the database know what it has, as it would by itself in time.
+// analyse updates the database's statistics, as the database does by itself after some time.
 func analyse(ctx context.Context, db *sql.DB) error {
 	_, err := db.ExecContext(ctx, "ANALYZE")
 	return err

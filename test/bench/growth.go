@@ -19,14 +19,14 @@ import (
 const (
 	// growing is how many timers are refreshed again and again.
 	growing = 10_000
-	// growthBatch is how many keep-alives are committed at once, as the server does when many come.
+	// growthBatch is how many keep-alives share a commit, as on a server under load.
 	growthBatch = 500
-	// growthSamples is how many times the database's size is looked at.
+	// growthSamples is how many times the database's size is read.
 	growthSamples = 100
 )
 
-// growth watches the size of the timers' database while they are refreshed. The refreshes go straight to the store: by HTTP
-// so many would take hours.
+// growth records the size of the timers' database while the timers are refreshed. The refreshes go straight to the store, because so many
+// HTTP requests would take hours.
 func (b *comparison) growth(ctx context.Context) error {
 	d, err := b.newDatabase(ctx, "growth")
 	if err != nil {
@@ -44,7 +44,7 @@ func (b *comparison) growth(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Who shares a commit has nothing to do with who shares a page.
+	// The order is random, so that the timers of one commit are not the timers of one page.
 	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	var sizes plotter.XYs
 	for done := 0; done < *refreshes; done += growthBatch {
@@ -94,7 +94,7 @@ func (b *comparison) growth(ctx context.Context) error {
 	})
 }
 
-// size returns how large the timers' database is: all that belongs to it, in bytes.
+// size returns the size of the timers' database, with all its files, in bytes.
 func (b *comparison) size(ctx context.Context, dsn string) (size int64, err error) {
 	if b.cluster != nil {
 		return size, ask(ctx, dsn, &size, "SELECT pg_total_relation_size('expiration_timers') + pg_total_relation_size('expiration_deadlines')")
@@ -113,14 +113,13 @@ func (b *comparison) size(ctx context.Context, dsn string) (size int64, err erro
 	return size, nil
 }
 
-// inPlace returns for how many of all updates, in percent, PostgreSQL found place in the row's own page, so that no index
-// had to be touched.
+// inPlace returns the percentage of updates for which PostgreSQL found space in the row's own page, so that it did not change an index.
 func inPlace(ctx context.Context, dsn string) (share float64, err error) {
 	return share, ask(ctx, dsn, &share,
 		"SELECT 100.0 * n_tup_hot_upd / greatest(n_tup_upd, 1) FROM pg_stat_user_tables WHERE relname = 'expiration_deadlines'")
 }
 
-// ask asks PostgreSQL for one value.
+// ask runs a query that returns one value from PostgreSQL.
 func ask(ctx context.Context, dsn string, value any, query string) error {
 	db, err := sql.Open("postgres", dsn)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// keepAlives compares keep-alives per second with those of the bare endpoint, of the same with commits, and of the naive one,
-// and their latency with the database's own.
+// keepAlives compares keep-alives per second with three endpoints: the bare one, the one that commits batches, and the naive one. It also
+// compares the latency of keep-alives with that of the database's commits.
 func (b *comparison) keepAlives(ctx context.Context) error {
 	o, err := b.newOurs(ctx, "keep-alives")
 	if err != nil {
@@ -134,8 +134,8 @@ func (b *comparison) keepAlives(ctx context.Context) error {
 	})
 }
 
-// counted is refresh, and returns for how long the cores were busy, with whatever takes part, for each answer, and with nothing, in
-// percent of the time.
+// counted is refresh. It also returns the CPU time of the whole machine for each answer, and how many percent of the time the cores were
+// idle.
 func (b *comparison) counted(ctx context.Context, address string, tokens []string) (l load, each, idle float64, err error) {
 	before, err := b.spent(nil)
 	if err != nil {
@@ -149,8 +149,8 @@ func (b *comparison) counted(ctx context.Context, address string, tokens []strin
 	return l, each, 100 * (1 - each*l.perSecond/float64(runtime.NumCPU())), err
 }
 
-// committing measures one of the endpoints that only commit, at a rate as of refresh. They have the same table, and nobody else
-// writes meanwhile.
+// committing measures one of the endpoints that only commit, with the rate of refresh. The endpoints use the table of our server, which
+// gets no requests meanwhile.
 func (b *comparison) committing(ctx context.Context, endpoint, timers string, tokens []string, rate float64) (load, error) {
 	before, err := b.clients(ctx, timers)
 	if err != nil {
@@ -161,11 +161,11 @@ func (b *comparison) committing(ctx context.Context, endpoint, timers string, to
 		return load{}, err
 	}
 	var l load
-	if _, err = refresh(ctx, address, tokens, *turn, 0); err == nil { // its connections are opened
+	if _, err = refresh(ctx, address, tokens, *turn, 0); err == nil { // the first call opens the endpoint's connections
 		l, err = refresh(ctx, address, tokens, *turn, rate)
 	}
 	stop()
-	// Its connections take PostgreSQL some time to end, in which it does little else.
+	// PostgreSQL needs some time to close the endpoint's connections, and does little else meanwhile.
 	for now := math.MaxInt; err == nil && now > before; {
 		<-time.After(clientsPoll)
 		now, err = b.clients(ctx, timers)
@@ -173,10 +173,10 @@ func (b *comparison) committing(ctx context.Context, endpoint, timers string, to
 	return l, err
 }
 
-// clientsPoll is how often is looked whether connections have ended.
+// clientsPoll is the interval between checks for closed connections.
 const clientsPoll = 100 * time.Millisecond
 
-// clients returns how many connections PostgreSQL has to a database, with its own question.
+// clients returns how many connections PostgreSQL has to a database, including that of this query.
 func (b *comparison) clients(ctx context.Context, timers string) (n int, err error) {
 	if b.cluster == nil {
 		return 0, nil
@@ -184,7 +184,7 @@ func (b *comparison) clients(ctx context.Context, timers string) (n int, err err
 	return n, ask(ctx, timers, &n, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
 }
 
-// commitTimes returns how long commits take that refresh one timer, one after the other.
+// commitTimes returns the durations of commits that refresh one timer, one after the other.
 func commitTimes(ctx context.Context, timers string) (times []time.Duration, err error) {
 	store, closeStore, err := openStore(ctx, timers)
 	if err != nil {

@@ -15,26 +15,25 @@ import (
 )
 
 const (
-	// connections is how many clients refresh at the same time, as far as nothing else is said.
+	// connections is the default number of clients that refresh at the same time.
 	connections = 64
-	// manyConnections are so many that there is always one that does not wait for a commit.
+	// manyConnections are so many clients that at any time some of them do not wait for a commit.
 	manyConnections = 256
 )
 
-// load is what a server has answered.
+// load describes the answers of a server.
 type load struct {
 	perSecond float64
 	latencies []time.Duration // sorted
 }
 
-// refresh makes keep-alives for the tokens in turn, for the given time, and fails if one is not answered with 200. With a
-// rate, in requests per second, it keeps to that; with 0 it makes as many as it can. A latency counts from when the request
-// was due.
+// refresh makes keep-alives with the tokens in turn, for the given time. It fails if an answer is not 200. The rate is in requests per
+// second; 0 means as many as possible. A latency counts from the moment when the request was due.
 func refresh(ctx context.Context, address string, tokens []string, d time.Duration, rate float64) (load, error) {
 	return refreshBy(ctx, connections, address, tokens, d, rate)
 }
 
-// refreshBy is refresh by so many clients.
+// refreshBy is refresh with the given number of clients.
 func refreshBy(ctx context.Context, clients int, address string, tokens []string, d time.Duration, rate float64) (load, error) {
 	var (
 		wg     sync.WaitGroup
@@ -48,7 +47,7 @@ func refreshBy(ctx context.Context, clients int, address string, tokens []string
 			c := client{address: address, tokens: tokens, next: i * len(tokens) / clients}
 			if rate > 0 {
 				c.interval = time.Duration(float64(clients) / rate * float64(time.Second))
-				c.first = c.interval * time.Duration(i) / time.Duration(clients) // not all of them at once
+				c.first = c.interval * time.Duration(i) / time.Duration(clients) // spreads the clients' first requests over the interval
 			}
 			err := c.run(ctx, start, d)
 			mu.Lock()
@@ -68,14 +67,14 @@ func refreshBy(ctx context.Context, clients int, address string, tokens []string
 	return total, nil
 }
 
-// client is one connection. It writes requests and reads answers itself: an HTTP client would take more of the machine than
-// the servers that are compared.
+// client is one connection. It writes requests and reads answers itself, because an HTTP client would take more CPU time than the servers
+// that are compared.
 type client struct {
 	address   string
 	tokens    []string
 	next      int
 	latencies []time.Duration
-	// interval is the time from one request to the next, and first the time until the first. 0: as many as it can.
+	// interval is the time from one request to the next, and first the time until the first. An interval of 0 means as many as possible.
 	interval, first time.Duration
 }
 

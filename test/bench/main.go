@@ -1,14 +1,18 @@
-// Command bench measures what this server costs, side by side with what bounds it, and prints ratios: figures of one machine
-// mean little on another, and these machines are noisy. What is compared is measured in turn, many times, and the median
+// Command bench measures what this server costs, side by side with upper bounds, and prints ratios. It prints no absolute figures, because
+// those of one machine mean little on another. The machines are noisy, so the subjects are measured in turn, many times, and the median
 // counts.
 //
 //	go run ./test/bench
 //
-// It starts what it compares on loopback, on SQLite and on PostgreSQL: this server; stock Dendrite, in the version that this
-// module depends on; a bare net/http endpoint that decodes and encodes the same JSON and does nothing, which is the limit of
-// keep-alives; the same endpoint with nothing but commits of batches, which is the limit of those that are durable; and one that
-// makes one transaction of each keep-alive, which is the naive way. Progress, with the figures behind the ratios, goes to the
-// standard error; the table to the standard output.
+// It starts its subjects on loopback, on SQLite and on PostgreSQL:
+//
+//   - this server
+//   - stock Dendrite, in the version that this module depends on
+//   - a bare net/http endpoint that decodes and encodes the same JSON and does nothing else, which is the upper bound of keep-alives
+//   - the same endpoint with commits of batches, which is the upper bound of durable keep-alives
+//   - the same endpoint with a transaction for each keep-alive, which is the naive way
+//
+// Progress, with the figures behind the ratios, goes to standard error. The table goes to standard output.
 package main
 
 import (
@@ -38,7 +42,7 @@ var (
 	due       = flag.Int("due", 10_000, "how many timers are due within one second")
 	closings  = flag.Int("closings", 1000, "how many events expire at once in many rooms")
 	roomCount = flag.Int("rooms", 50, "over how many rooms these, and the timers due within one second, are spread")
-	// In a large room everything is slow: with a thousand this part alone would take an hour.
+	// Everything is slow in a large room: with a thousand events this part alone would take an hour.
 	closingsInRoom = flag.Int("closings-in-room", 250, "how many events expire at once in one room")
 	refreshes      = flag.Int("refreshes", 10_000_000, "how many keep-alives the database's size is watched for")
 	only           = flag.String("only", "", "a regular expression: the parts to run, of all that -list names")
@@ -47,7 +51,7 @@ var (
 	plotDir        = flag.String("plots", "", "a folder for plots, as SVG")
 )
 
-// parts are what is measured on each database, in this order.
+// parts are the measurements on each database, in this order.
 var parts = []struct {
 	name string
 	run  func(*comparison, context.Context) error
@@ -67,7 +71,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
 	}
-	logrus.SetOutput(io.Discard) // of the parts that run in this process
+	logrus.SetOutput(io.Discard) // the log of the parts that run in this process
 	run := bench
 	switch {
 	case *serveBare || *serveNaive != "" || *serveBatch != "":
@@ -84,7 +88,7 @@ func main() {
 	}
 }
 
-// checkFlags refuses a command line that would measure something else than asked for, or nothing.
+// checkFlags refuses a command line that would measure nothing, or something else than the user intends.
 func checkFlags() error {
 	if err := commandline.NoArguments(flag.CommandLine, "the parts to run are named with -only"); err != nil {
 		return err
@@ -153,21 +157,21 @@ func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, time.Now().Format("15:04:05 ")+format+"\n", args...)
 }
 
-// longRounds is how many times is measured what takes long.
+// longRounds is the number of rounds of slow measurements.
 func longRounds() int { return max(*rounds/2, 1) }
 
-// comparison is what is measured on one database.
+// comparison is the state of the measurements on one database.
 type comparison struct {
 	name     string
 	dir      string
 	binaries binaries
 	cluster  *postgres.Cluster // nil for SQLite
 	report   *report
-	// own and stock are for all parts that compare with stock Dendrite; nil before the first of them.
+	// own and stock are shared by all parts that compare with stock Dendrite. They are nil before the first of these parts.
 	own, stock *server
 }
 
-// add puts a row into the table, from the values of all rounds.
+// add adds a row to the table, from the values of all rounds.
 func (b *comparison) add(what, goal, unit string, values []float64) {
 	values = slices.Sorted(slices.Values(values))
 	r := result{
@@ -178,7 +182,7 @@ func (b *comparison) add(what, goal, unit string, values []float64) {
 	progress("%s: %s: %.3g%s", b.name, what, r.Value, unit)
 }
 
-// plot draws lines, if plots are wanted.
+// plot draws lines, if the user asks for plots.
 func (b *comparison) plot(name string, d drawing) error {
 	d.title += ", " + b.name
 	return b.report.draw(b.name, name, d)

@@ -15,11 +15,11 @@ const (
 	few = 1000
 	// participantsPerRoom is how many of these timers are in one room.
 	participantsPerRoom = 20
-	// alternations is how many times the rates of two servers are measured in turn in one life of them.
+	// alternations is how many times the rates of two servers are measured in turn between a start and a stop.
 	alternations = 3
 )
 
-// manyTimers compares servers that have many timers, few, and none.
+// manyTimers compares servers with many timers, with few, and with none.
 func (b *comparison) manyTimers(ctx context.Context) error {
 	var (
 		servers [3]*server
@@ -31,7 +31,7 @@ func (b *comparison) manyTimers(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// The first start makes Dendrite's databases.
+		// The first start creates Dendrite's databases.
 		if err = o.start(ctx); err != nil {
 			return err
 		}
@@ -92,7 +92,7 @@ func (b *comparison) manyTimers(ctx context.Context) error {
 	return b.plot("many-timers", d)
 }
 
-// watchStart starts the component itself in this process, twice, and adds to the report what it does.
+// watchStart starts the engine in this process, twice, and adds to the report what it does.
 func (b *comparison) watchStart(ctx context.Context, d database) error {
 	start := func() (err error) {
 		store, closeStore, err := openStore(ctx, d.timers)
@@ -110,20 +110,19 @@ func (b *comparison) watchStart(ctx context.Context, d database) error {
 	return b.profiledHere("start", start)
 }
 
-// manyLife is what is measured in one life of the servers with none, few and many timers.
+// manyLife has the measurements of one run of the three servers, with none, few and many timers.
 type manyLife struct {
 	started [3]time.Duration
 	after   [3]int64 // memory after the start
 	loaded  [3]int64 // memory after keep-alives
 	cpu     [3]float64
 	rates   [3]plotter.XYs
-	// for how long the keep-alives kept the cores busy, and how many there were
+	// server and database are the CPU times of the keep-alives, and answers is their number.
 	server, database [3]time.Duration
 	answers          [3]float64
 }
 
-// live starts the servers one after the other, lets them be idle, makes keep-alives to those that have timers in turn, and
-// stops them all.
+// live starts the servers one after the other, lets them idle, makes keep-alives in turn to those with timers, and stops them all.
 func (b *comparison) live(ctx context.Context, servers [3]*server, tokens [3][]string) (l manyLife, err error) {
 	for i, s := range servers {
 		if err = s.start(ctx); err != nil {
@@ -135,7 +134,7 @@ func (b *comparison) live(ctx context.Context, servers [3]*server, tokens [3][]s
 			return l, err
 		}
 	}
-	<-time.After(*idle / 2) // what the start left behind is cleaned up
+	<-time.After(*idle / 2) // until garbage from the start is collected
 	if l.cpu, err = cpuOf(servers, *idle); err != nil {
 		return l, err
 	}
@@ -168,7 +167,7 @@ func (b *comparison) live(ctx context.Context, servers [3]*server, tokens [3][]s
 	return l, nil
 }
 
-// cpuOf returns how much of a CPU, in percent, each server takes during the given time.
+// cpuOf returns the CPU usage of each server, in percent, during the given time.
 func cpuOf(servers [3]*server, d time.Duration) (percent [3]float64, err error) {
 	var before [3]time.Duration
 	start := time.Now()

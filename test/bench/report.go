@@ -15,7 +15,7 @@ import (
 	"gonum.org/v1/plot/vg"
 )
 
-// report is what comes out.
+// report has the results.
 type report struct {
 	results []result
 	plots   string // a folder, or "" for none
@@ -28,7 +28,7 @@ type result struct {
 	Goal     string  `json:"goal"`
 	Value    float64 `json:"value"`
 	Unit     string  `json:"unit"`
-	// Spread is the least and the greatest value of a round.
+	// Spread is the smallest and the greatest value of all rounds.
 	Spread [2]float64 `json:"spread"`
 }
 
@@ -63,7 +63,7 @@ type line struct {
 	points plotter.XYs
 }
 
-// draw writes a drawing as SVG, if plots are wanted.
+// draw writes a drawing as SVG, if the user asks for plots.
 func (r *report) draw(database, name string, d drawing) error {
 	if r.plots == "" {
 		return nil
@@ -84,7 +84,7 @@ func (r *report) draw(database, name string, d drawing) error {
 	}
 	p.X.Min, p.Y.Min = 0, 0
 	if d.y != percent {
-		// The legend has room above the lines; those of shares leave it room below.
+		// The legend has room above the lines. Lines of shares leave room for it below.
 		p.Legend.Top = true
 		p.Y.Max *= 1.3
 	}
@@ -94,11 +94,11 @@ func (r *report) draw(database, name string, d drawing) error {
 	return p.Save(16*vg.Centimeter, 10*vg.Centimeter, filepath.Join(r.plots, strings.ToLower(database)+"-"+name+".svg"))
 }
 
-// percent is the axis of shares.
+// percent is the label of an axis with shares.
 const percent = "share of all (%)"
 
-// shares returns the line of how many of all took at most how many milliseconds, but for the slowest hundredth, which
-// would squeeze the rest.
+// shares returns the line that shows, for each duration, how many percent of all took at most that long. It leaves out the slowest
+// hundredth, which would squeeze the rest.
 func shares(name string, times []time.Duration) line {
 	times = slices.Sorted(slices.Values(times))
 	l := line{name: name}
@@ -108,7 +108,7 @@ func shares(name string, times []time.Duration) line {
 	return l
 }
 
-// thinned returns some of the points, as far apart as it takes to have n at the most: more than that is not seen.
+// thinned returns at most n of the points, evenly spaced. More points cannot be seen.
 func thinned(points plotter.XYs, n int) (some plotter.XYs) {
 	for i := 0; i < len(points); i += (len(points)-1)/n + 1 {
 		some = append(some, points[i])
@@ -118,12 +118,12 @@ func thinned(points plotter.XYs, n int) (some plotter.XYs) {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// quantile returns how long the given part of all took at the most. They are sorted.
+// quantile returns the given quantile of sorted durations.
 func quantile(sorted []time.Duration, q float64) time.Duration {
 	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
 }
 
-// median returns the median of what need not be sorted.
+// median returns the median of durations, which need not be sorted.
 func median(times []time.Duration) time.Duration {
 	return quantile(slices.Sorted(slices.Values(times)), .5)
 }

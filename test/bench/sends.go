@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	// sendRooms is over how many rooms sends are spread.
+	// sendRooms is the number of rooms that the sends are spread over.
 	sendRooms = 4
-	// memberType is the type of the events by which clients take part in calls.
+	// memberType is the type of the events with which clients take part in calls.
 	memberType = "m.call.member"
 )
 
-// sends compares sends without the field with stock Dendrite's, and expiring sends with plain ones. They go to either
-// one by one in turn, in rooms of the same history.
+// sends compares plain sends on our server with those on stock Dendrite, and expiring sends with plain ones. The sends alternate between
+// the two sides, one by one, in rooms with the same history.
 func (b *comparison) sends(ctx context.Context) error {
 	_, stop, err := b.startBoth(ctx)
 	if err != nil {
@@ -39,13 +39,14 @@ func (b *comparison) sends(ctx context.Context) error {
 		{what: "send of expiring state / of plain state", goal: "≤ 1.10", plot: "send-expiring-state",
 			servers: [2]*server{b.own, b.own}, names: [2]string{"expiring", "plain"}, senders: [2]*sender{{expiring: true, state: true}, {state: true}}},
 	}
-	// One pair after the other, those with stock Dendrite first: what is sent to one server alone makes its databases larger.
+	// The pairs run one after the other, and those with stock Dendrite first. Events that only one server gets would make its databases
+	// larger.
 	for _, p := range pairs {
 		for i, s := range p.senders {
 			if s.crowd, err = newCrowd(ctx, p.servers[i], p.plot+fmt.Sprint(i), sendRooms, 1); err != nil {
 				return err
 			}
-			for range 2 * sendRooms { // until all is in the caches
+			for range 2 * sendRooms { // to fill the caches
 				if err = s.send(ctx); err != nil {
 					return err
 				}
@@ -76,8 +77,8 @@ func (b *comparison) sends(ctx context.Context) error {
 	return nil
 }
 
-// alternate sends by both in turn for the given time, and returns the medians of their latencies. Who comes first changes:
-// what the servers do behind an answer is then in the way of both alike.
+// alternate sends by both senders in turn for the given time, and returns the medians of their latencies. The first sender changes each
+// time, because a server still works after its answer, and that work then delays both senders alike.
 func alternate(ctx context.Context, senders [2]*sender, d time.Duration) (medians [2]time.Duration, err error) {
 	already := [2]int{len(senders[0].latencies), len(senders[1].latencies)}
 	for start, n := time.Now(), 0; time.Since(start) < d; n++ {
@@ -108,7 +109,7 @@ func (s *sender) send(ctx context.Context) error {
 		body["m.will_expire"] = int(endless.Seconds())
 	}
 	path := homeserver.SendPath(room, "m.room.message")
-	if s.state { // as participants of a call who leave and come back
+	if s.state { // a participant leaves the call and comes back
 		path = homeserver.StatePath(room, memberType, fmt.Sprintf("_participant%d", s.sent/len(s.rooms)%participantsPerRoom))
 	}
 	s.sent++

@@ -26,17 +26,17 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// The servers that our own is compared with are this program itself, in processes of their own.
+// The servers that our own is compared with are this program, in separate processes.
 var (
 	serveBare  = flag.Bool("serve-bare", false, "be the bare endpoint (used by the benchmark itself)")
 	serveNaive = flag.String("serve-naive", "", "be the endpoint with one transaction for each keep-alive, on this database (used by the benchmark itself)")
 	serveBatch = flag.String("serve-batch", "", "be the bare endpoint, but for commits of batches, on this database (used by the benchmark itself)")
 )
 
-// endless is the duration of timers that do not run out while they are measured.
+// endless is the duration of timers that do not expire during a measurement.
 const endless = 24 * time.Hour
 
-// serve is what such a process does: it prints its address, and serves until it is killed.
+// serve is the main function of such a process: it prints its address, and serves until it is killed.
 func serve(ctx context.Context) error {
 	keep := func(context.Context, string) error { return nil }
 	if dsn := cmp.Or(*serveNaive, *serveBatch); dsn != "" {
@@ -49,7 +49,7 @@ func serve(ctx context.Context) error {
 		if *serveBatch != "" {
 			commit = inBatches(ctx, store)
 			if config.DataSource(dsn).IsSQLite() {
-				runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2) // as our server does, see cmd/dendrite
+				runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2) // like our server, see cmd/dendrite
 			}
 		}
 		keep = func(ctx context.Context, token string) error {
@@ -88,8 +88,8 @@ func serve(ctx context.Context) error {
 	}))
 }
 
-// inBatches returns the store's Refresh for one refresh at a time, which commits together what comes while a batch is being committed,
-// and does nothing else: no endpoint that commits to this store can be much faster.
+// inBatches returns a function like the store's Refresh that takes one refresh at a time. It is a group commit: refreshes that arrive
+// during a commit form the next batch. It does nothing else, so no endpoint that commits to this store can be much faster.
 func inBatches(ctx context.Context, store expiration.Store) func(context.Context, []expiration.Refresh) ([]bool, error) {
 	type answer struct {
 		found bool
@@ -103,7 +103,7 @@ func inBatches(ctx context.Context, store expiration.Store) func(context.Context
 	go func() {
 		for q := range questions {
 			batch, refreshes := []question{q}, []expiration.Refresh{q.refresh}
-			places := map[int64]int{q.refresh.NID: 0} // each timer comes to the store once
+			places := map[int64]int{q.refresh.NID: 0} // a batch has each timer once
 			for len(questions) > 0 {
 				q = <-questions
 				batch = append(batch, q)
@@ -170,14 +170,14 @@ func build(ctx context.Context, dir string) (b binaries, err error) {
 	return b, nil
 }
 
-// database is where one server keeps its data.
+// database is the place where one server keeps its data.
 type database struct {
 	dendrite string // "" for SQLite
 	timers   string
 	keys     *expiration.Tokens
 }
 
-// newDatabase makes a database that is empty, in a folder of that name for what is in files.
+// newDatabase makes an empty database. Data in files goes into a folder with the given name.
 func (b *comparison) newDatabase(ctx context.Context, name string) (d database, err error) {
 	dir := filepath.Join(b.dir, name)
 	if err = os.MkdirAll(dir, 0o700); err != nil {
@@ -197,7 +197,7 @@ func (b *comparison) newDatabase(ctx context.Context, name string) (d database, 
 	return d, err
 }
 
-// server is one of the homeservers.
+// server is one of the two homeservers.
 type server struct {
 	*homeserver.Server
 	database
@@ -205,7 +205,7 @@ type server struct {
 	started time.Duration // how long the last start took
 }
 
-// newOurs returns our server, not running yet, with a database of its own for the timers.
+// newOurs returns our server, which does not run yet. Its timers have a database of their own.
 func (b *comparison) newOurs(ctx context.Context, name string) (*server, error) {
 	return b.newServer(ctx, b.binaries.ours, name, map[string]any{
 		"max_running_per_user": 1_000_000,
@@ -236,7 +236,8 @@ func (b *comparison) newServer(ctx context.Context, binary, name string, section
 	return &server{Server: s, database: d, address: strings.TrimPrefix(s.URL, "http://")}, nil
 }
 
-// startBoth starts our server and stock Dendrite, and makes them before if need be. It returns where ours listens for profilers.
+// startBoth starts our server and stock Dendrite, and creates them at the first call. It returns the address at which ours listens for
+// profilers.
 func (b *comparison) startBoth(ctx context.Context) (pprof string, stop func(), err error) {
 	if b.own == nil {
 		if b.own, err = b.newOurs(ctx, "ours"); err != nil {
@@ -267,7 +268,7 @@ func (s *server) start(ctx context.Context) error {
 	return err
 }
 
-// memory returns how much memory the server occupies, in bytes.
+// memory returns the server's resident memory, in bytes.
 func (s *server) memory() (int64, error) {
 	p, err := procfs.NewProc(s.Pid())
 	if err != nil {
@@ -277,7 +278,7 @@ func (s *server) memory() (int64, error) {
 	return int64(stat.ResidentMemory()), err
 }
 
-// cpu returns how long the server has kept a CPU busy.
+// cpu returns the CPU time of the server.
 func (s *server) cpu() (time.Duration, error) {
 	p, err := procfs.NewProc(s.Pid())
 	if err != nil {
@@ -286,7 +287,7 @@ func (s *server) cpu() (time.Duration, error) {
 	return cpuTime(p)
 }
 
-// renewals returns a refresh, yet without its deadline, of each timer.
+// renewals returns a refresh for each timer, without a deadline.
 func renewals(ctx context.Context, store expiration.Store) (all []expiration.Refresh, err error) {
 	return all, store.Index(ctx, func(t expiration.Indexed) error {
 		all = append(all, expiration.Refresh{NID: t.NID, Duration: endless})
@@ -298,7 +299,7 @@ func renewals(ctx context.Context, store expiration.Store) (all []expiration.Ref
 func openStore(ctx context.Context, dsn string) (store expiration.Store, closeStore func(), err error) {
 	options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
 	options.Defaults(connections)
-	options.MaxIdleConnections = connections // nobody opens any while he is measured
+	options.MaxIdleConnections = connections // so that no connection is opened during a measurement
 	processCtx := process.NewProcessContext()
 	closeStore = func() {
 		processCtx.ShutdownDendrite()

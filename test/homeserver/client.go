@@ -17,23 +17,23 @@ import (
 	"maunium.net/go/mautrix/synapseadmin"
 )
 
-// Client is one user's, or with no token anybody's, access to a server.
+// Client is the access of one user to a server. Without a token it is anonymous.
 type Client struct {
 	URL    string
 	UserID string
 	Token  string
-	// HTTP is used for requests; nil means a default one.
+	// HTTP makes the requests; nil means a default client.
 	HTTP *http.Client
 }
 
-// Response is an answer.
+// Response is the answer to a request.
 type Response struct {
 	Code   int
 	Header http.Header
 	Body   []byte
 }
 
-// Get returns a value of the answer's JSON, by a path of gjson.
+// Get returns a value from the answer's JSON, by a gjson path.
 func (r Response) Get(path string) gjson.Result { return gjson.GetBytes(r.Body, path) }
 
 func (r Response) String() string { return fmt.Sprintf("HTTP %d: %s", r.Code, r.Body) }
@@ -46,7 +46,7 @@ func (s *Server) Register(ctx context.Context, localpart string) (*Client, error
 	return RegisterAt(ctx, s.URL, SharedSecret, localpart)
 }
 
-// RegisterAt makes an account with the registration secret of a server, and logs it in.
+// RegisterAt makes an account with a server's registration secret, and logs it in.
 func RegisterAt(ctx context.Context, serverURL, secret, localpart string) (*Client, error) {
 	return register(ctx, serverURL, secret, localpart, false)
 }
@@ -83,7 +83,7 @@ func (s *Server) RegisterGuest(ctx context.Context) (*Client, error) {
 	return c, nil
 }
 
-// Do sends a request. A body that is []byte goes out as it is, nil as none, and anything else as JSON.
+// Do sends a request. A body of type []byte or io.Reader is sent as it is, nil as no body, and anything else as JSON.
 func (c *Client) Do(ctx context.Context, method, path string, body any, header ...string) (Response, error) {
 	var reader io.Reader
 	switch body := body.(type) {
@@ -125,7 +125,7 @@ func (c *Client) Do(ctx context.Context, method, path string, body any, header .
 // JSON is a JSON object.
 type JSON = map[string]any
 
-// CreateRoom makes a room in which everybody may send the events of calls, and invites others into it.
+// CreateRoom makes a room in which every member may send the events of calls. The fields of more are added to the request.
 func (c *Client) CreateRoom(ctx context.Context, more JSON) (string, error) {
 	body := JSON{
 		"preset": "public_chat",
@@ -147,7 +147,7 @@ func (c *Client) CreateRoom(ctx context.Context, more JSON) (string, error) {
 	return roomID, nil
 }
 
-// Join joins a room. It names the server that the room's ID names, as not every version of Dendrite takes it from there.
+// Join joins a room. The request names the server in the room's ID, because not every version of Dendrite reads it from there.
 func (c *Client) Join(ctx context.Context, roomID string) error {
 	_, server, _ := strings.Cut(roomID, ":")
 	path := "/_matrix/client/v3/join/" + url.PathEscape(roomID) + "?server_name=" + url.QueryEscape(server)

@@ -14,25 +14,26 @@ import (
 	"time"
 )
 
-// Federation makes a server federate. It listens with TLS on an address of loopback, and that address is its name, so that
-// others find it without DNS. Servers of one Authority trust one another and nobody else.
+// Federation makes a server federate. The server listens with TLS on a loopback address, which is also its name, so that other servers
+// find it without DNS. Servers of one Authority trust one another, and no other server.
 type Federation struct {
-	// Host is an IP address of loopback, which no other server of the test has.
+	// Host is an IP address of loopback that no other server of the test has.
 	Host string
-	// Authority signs the server's certificate, and those of the servers that it talks to.
+	// Authority signs the certificates of this server and of the servers that it talks to.
 	Authority *Authority
-	// Gate is what other servers find at the server's name, and leads to the server; nil means the server itself. Its host is Host.
+	// Gate is a proxy for the requests of other servers. It listens at the server's name, and its host must be Host. If it is nil, the server
+	// listens there itself.
 	Gate *Gate
 }
 
-// Authority is a certificate authority that is made for a test.
+// Authority is a certificate authority for a test.
 type Authority struct {
 	dir         string
 	key         *ecdsa.PrivateKey
 	certificate *x509.Certificate
 }
 
-// validity is how long certificates are valid: longer than any test runs.
+// validity is how long certificates are valid. It is longer than any test runs.
 const validity = 24 * time.Hour
 
 // NewAuthority makes an authority, and writes its certificate into dir.
@@ -59,15 +60,15 @@ func NewAuthority(dir string) (*Authority, error) {
 
 func (a *Authority) file() string { return filepath.Join(a.dir, "authority.pem") }
 
-// emptyDir is a folder without certificates.
+// emptyDir is an empty folder of certificates.
 func (a *Authority) emptyDir() string { return filepath.Join(a.dir, "no-certificates") }
 
-// env makes a process trust the authority, and nobody else.
+// env returns the environment in which a process trusts the authority, and no other.
 func (a *Authority) env() []string {
 	return []string{"SSL_CERT_FILE=" + a.file(), "SSL_CERT_DIR=" + a.emptyDir()}
 }
 
-// issue writes a key, and a certificate for an IP address: one in DNS would not be needed, nor looked at.
+// issue writes a key, and a certificate for an IP address. A DNS name is not needed, because servers use the address.
 func (a *Authority) issue(host, certFile, keyFile string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

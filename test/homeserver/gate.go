@@ -7,11 +7,11 @@ import (
 	"sync"
 )
 
-// Gate is a proxy in front of the address at which other servers find a server. It can hold what they send, as a slow network
-// does: a test decides so when an event of another server arrives. It forwards bytes, and TLS passes through it.
+// Gate is a proxy in front of a server, for the requests of other servers. It can hold these requests, like a slow network, so that a test
+// decides when another server's event arrives. It forwards bytes, and does not end TLS.
 type Gate struct {
 	listener net.Listener
-	target   string // set before anything is forwarded
+	target   string // set before the first connection is forwarded
 
 	mu    sync.Mutex
 	open  *sync.Cond // broadcast when held or closed changes
@@ -19,7 +19,7 @@ type Gate struct {
 	ended bool
 }
 
-// NewGate listens on an address of loopback. It must be closed.
+// NewGate listens on a loopback address. The caller must close the gate.
 func NewGate(host string) (*Gate, error) {
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
@@ -30,10 +30,10 @@ func NewGate(host string) (*Gate, error) {
 	return g, nil
 }
 
-// Hold keeps everything that comes from now on, until Release.
+// Hold holds everything that arrives from now on, until Release.
 func (g *Gate) Hold() { g.set(true) }
 
-// Release lets through what was held, in the order of each connection.
+// Release forwards the held bytes, in the order of each connection.
 func (g *Gate) Release() { g.set(false) }
 
 func (g *Gate) set(held bool) {
@@ -82,7 +82,7 @@ func (g *Gate) serve(from net.Conn) {
 	_, _ = io.Copy(heldWriter{g, to}, from)
 }
 
-// heldWriter writes while the gate is open.
+// heldWriter writes while the gate is open. While the gate holds, a write waits.
 type heldWriter struct {
 	g  *Gate
 	to io.Writer

@@ -1,7 +1,7 @@
-// Package homeserver builds the homeserver's real binary, runs it on a throw-away folder, and talks to it over HTTP.
+// Package homeserver builds the homeserver's real binary, runs it in a throw-away folder, and talks to it over HTTP.
 //
-// It is what the integration tests and the demo start servers with. A server listens on loopback only; a folder can be
-// served again after Stop or Kill, as after a restart or a crash.
+// The integration tests and the demo use it to start servers. A server listens only on loopback. After Stop or Kill its folder can be
+// served again, as after a restart or a crash.
 package homeserver
 
 import (
@@ -33,7 +33,7 @@ import (
 // pkg is the import path of the homeserver's command.
 const pkg = "github.com/matrix-org/dendrite/setup/mscs/msc4140/cmd/dendrite"
 
-// Time limits on an idle machine, see package patience.
+// These limits are for an idle machine, see package patience.
 const (
 	startTimeout = 60 * time.Second
 	stopTimeout  = 30 * time.Second
@@ -46,8 +46,8 @@ const SharedSecret = "only-for-tests"
 // Password is the password of every account that this package makes.
 const Password = "only-for-tests"
 
-// Tree names the environment variable with the Dendrite source tree whose own command is built, instead of ours. The
-// component must have been put into the tree: see package patches.
+// Tree is the name of an environment variable. Its value is a Dendrite source tree whose own command is built instead of ours. The tree
+// must already have our extension, see package patches.
 const Tree = "DENDRITE_TREE"
 
 // Build compiles the homeserver into dir, with the given flags of go build, and returns the binary's path.
@@ -72,31 +72,31 @@ func Build(ctx context.Context, dir string, flags ...string) (string, error) {
 type Config struct {
 	// Postgres is the connection string of an empty database, or "" for SQLite files in the server's folder.
 	Postgres string
-	// Expiration is the section expiration of dendrite.yaml, but for the database; nil leaves it out.
+	// Expiration is the section expiration of dendrite.yaml, without the database; nil leaves it out.
 	Expiration map[string]any
 	// MatrixRTC is the section matrix_rtc; nil leaves it out.
 	MatrixRTC map[string]any
-	// WellKnown makes the server say in /.well-known/matrix/client where it is.
+	// WellKnown makes the server publish its URL in /.well-known/matrix/client.
 	WellKnown bool
-	// ExpirationDatabase is the connection string of a database for the timers alone; "" leaves it to the defaults.
+	// ExpirationDatabase is the connection string of a separate database for the timers; "" means the default.
 	ExpirationDatabase string
 	// AppServices are the paths of registration files.
 	AppServices []string
 	// TraceHTTP makes Dendrite log whole requests.
 	TraceHTTP bool
-	// LogLevel is what goes into the log; "" means everything.
+	// LogLevel is the lowest level that is logged; "" means every level.
 	LogLevel string
-	// Federation makes the server federate; nil means that it is alone.
+	// Federation makes the server federate; nil means that it does not.
 	Federation *Federation
-	// Jaeger is the UDP address of an agent that gets the traces of all requests, or "" for none.
+	// Jaeger is the UDP address of an agent that gets the traces of all requests; "" means none.
 	Jaeger string
 }
 
 // Server is one homeserver in one folder.
 type Server struct {
-	// URL is where it listens for clients, "http://127.0.0.1:PORT".
+	// URL is the server's address for clients, "http://127.0.0.1:PORT".
 	URL string
-	// Name is its server name: "localhost", or if it federates the address at which other servers find it.
+	// Name is its server name. It is "localhost", or the address at which other servers find it if it federates.
 	Name string
 	// Dir has its configuration, key, databases, log and output.
 	Dir string
@@ -108,7 +108,7 @@ type Server struct {
 	exited chan struct{}
 }
 
-// New writes key and configuration into dir and returns a server that does not run yet.
+// New writes the key and the configuration into dir. It returns a server that does not run yet.
 func New(binary, dir string, cfg Config) (*Server, error) {
 	s := &Server{Name: "localhost", Dir: dir, binary: binary}
 	address, err := freeAddress(loopback)
@@ -151,7 +151,7 @@ func (s *Server) federate(f *Federation) error {
 	return f.Authority.issue(f.Host, certFile, keyFile)
 }
 
-// NewInHome returns a server that makes its own data folder, as one does that is started with no configuration.
+// NewInHome returns a server that makes its own data folder, because it has no configuration file.
 func NewInHome(binary, dir string) (*Server, error) {
 	address, err := freeAddress(loopback)
 	if err != nil {
@@ -163,8 +163,8 @@ func NewInHome(binary, dir string) (*Server, error) {
 	}, nil
 }
 
-// NewConfigured returns a server with a configuration file of the caller's, as it runs behind a reverse proxy: it listens
-// on loopback for clients and for other servers. Its key is dir/matrix_key.pem.
+// NewConfigured returns a server with the caller's configuration file. The server listens on loopback for clients and for other servers,
+// as behind a reverse proxy. Its key is dir/matrix_key.pem.
 func NewConfigured(binary, dir, name string, config []byte) (*Server, error) {
 	address, err := freeAddress(loopback)
 	if err != nil {
@@ -178,10 +178,10 @@ func NewConfigured(binary, dir, name string, config []byte) (*Server, error) {
 	return s, os.WriteFile(s.path("dendrite.yaml"), config, 0o600)
 }
 
-// loopback is where servers listen for clients.
+// loopback is the address on which servers listen for clients.
 const loopback = "127.0.0.1"
 
-// freeAddress returns an address with a port on which nobody listens just now.
+// freeAddress returns an address with a port that is free at the moment.
 func freeAddress(host string) (string, error) {
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
@@ -191,7 +191,7 @@ func freeAddress(host string) (string, error) {
 	return l.Addr().String(), nil
 }
 
-// writeKey writes a signing key: each server has its own.
+// writeKey writes a new signing key, so that each server has its own.
 func writeKey(name string) error {
 	seed := make([]byte, ed25519.SeedSize)
 	if _, err := rand.Read(seed); err != nil {
@@ -202,7 +202,7 @@ func writeKey(name string) error {
 	}), 0o600)
 }
 
-// Seed returns the seed of the signing key.
+// Seed returns the seed of the server's signing key.
 func (s *Server) Seed() ([]byte, error) {
 	data, err := os.ReadFile(s.path("matrix_key.pem"))
 	if err != nil {
@@ -238,7 +238,7 @@ func (s *Server) Configure(cfg Config) error {
 			"registration_disabled": false, "registration_shared_secret": SharedSecret, "guests_disabled": false,
 			"rate_limiting": m{"enabled": false},
 		},
-		// Element's line denies loopback, where the tests' servers are, if it is not told.
+		// Element's line denies loopback addresses by default, but the tests' servers have no others.
 		"federation_api": m{"database": database("federationapi"), "deny_networks": []string{}},
 		"key_server":     m{"database": database("keyserver")},
 		"media_api":      m{"database": database("mediaapi"), "base_path": s.path("media")},
@@ -280,8 +280,8 @@ func (s *Server) Configure(cfg Config) error {
 	return os.WriteFile(s.path("dendrite.yaml"), data, 0o600)
 }
 
-// Failpoints says what happens where in a server that is built with the tag "failpoints", as package failpoint explains.
-// It replaces what was said before, and holds for a running server as well.
+// Failpoints sets the failpoints of a server that is built with the tag "failpoints", see package failpoint. It replaces the earlier ones,
+// also in a running server.
 func (s *Server) Failpoints(lines ...string) error {
 	next := s.path("failpoints.next")
 	if err := os.WriteFile(next, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
@@ -293,13 +293,13 @@ func (s *Server) Failpoints(lines ...string) error {
 // ErrEnded is the error of Start if the process ended by itself.
 var ErrEnded = errors.New("the homeserver ended at its start")
 
-// Use lets another binary serve the folder at the next Start.
+// Use makes the next Start run another binary on the folder.
 func (s *Server) Use(binary string) { s.binary = binary }
 
-// Ended returns a channel that is closed when the process that was started last has ended.
+// Ended returns a channel that is closed when the process of the last Start has ended.
 func (s *Server) Ended() <-chan struct{} { return s.exited }
 
-// Start starts the server and returns when it answers.
+// Start starts the server and returns when it answers requests.
 func (s *Server) Start(ctx context.Context) error {
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return err
@@ -309,7 +309,7 @@ func (s *Server) Start(ctx context.Context) error {
 		return err
 	}
 	defer output.Close()
-	// Guests and open registration only work with this flag, or a captcha.
+	// Guests and open registration need this flag, or a captcha.
 	s.cmd = exec.Command(s.binary, append([]string{"--really-enable-open-registration"}, s.args...)...)
 	s.cmd.Stdout, s.cmd.Stderr, s.cmd.Env = output, output, append(os.Environ(), s.env...)
 	if err = s.cmd.Start(); err != nil {
@@ -339,7 +339,7 @@ func (s *Server) Start(ctx context.Context) error {
 	}
 }
 
-// tail returns the last lines of what the server printed.
+// tail returns the last lines of the server's output.
 func (s *Server) tail() []byte {
 	out, _ := os.ReadFile(s.path("output"))
 	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
@@ -365,7 +365,7 @@ func (s *Server) Stop() error {
 	}
 	code := s.cmd.ProcessState.ExitCode()
 	s.cmd = nil
-	// Dendrite's own command stops all at once, and a component that is just writing panics.
+	// Dendrite's own command stops everything at once, so a component that is writing panics.
 	if code != 0 && os.Getenv(Tree) == "" {
 		return fmt.Errorf("the homeserver ended with code %d:\n%s", code, s.tail())
 	}
@@ -381,7 +381,7 @@ func (s *Server) Kill() {
 	}
 }
 
-// Written returns everything that the server has written for people: its output and its log.
+// Written returns the server's output and its log.
 func (s *Server) Written() ([]byte, error) {
 	names, err := filepath.Glob(s.path("log") + "/*")
 	if err != nil {

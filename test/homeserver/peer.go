@@ -20,11 +20,11 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 )
 
-// Peer is another homeserver, as far as a hostile one needs to be: it has a key, joins rooms, and sends what it likes. It answers
-// nothing but what its key is: whoever asks it for anything else waits.
+// Peer is a hostile homeserver, with just enough functions for that: it has a key, joins rooms, and sends any event. It answers requests
+// for its key. Any other request hangs.
 type Peer struct {
 	Name spec.ServerName
-	// UserID is its only user.
+	// UserID is the peer's only user.
 	UserID string
 
 	key    ed25519.PrivateKey
@@ -43,11 +43,11 @@ type PeerRoom struct {
 
 	server  spec.ServerName
 	version gomatrixserverlib.IRoomVersion
-	auth    []string // the events that allow the peer's user to send messages
+	auth    []string // the IDs of the events that allow the peer's user to send messages
 	depth   int64
 }
 
-// NewPeer starts a peer on an address of loopback. Its certificate is written into dir. It must be closed.
+// NewPeer starts a peer on a loopback address, and writes its certificate into dir. The caller must close the peer.
 func NewPeer(host, dir string, a *Authority) (*Peer, error) {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -76,13 +76,13 @@ func NewPeer(host, dir string, a *Authority) (*Peer, error) {
 	return p, nil
 }
 
-// Close ends the peer, and with it all requests that wait.
+// Close stops the peer, and ends the hanging requests.
 func (p *Peer) Close() error {
 	close(p.closed)
 	return p.server.Close()
 }
 
-// Asked returns how many requests have come that it does not answer.
+// Asked returns the number of requests that the peer does not answer.
 func (p *Peer) Asked() int { return int(p.asked.Load()) }
 
 func (p *Peer) answer(w http.ResponseWriter, req *http.Request) {
@@ -141,8 +141,8 @@ func (p *Peer) Join(ctx context.Context, server, roomID string) (*PeerRoom, erro
 	return room, nil
 }
 
-// SendUponNothing sends each of the rooms, which are of one server, a message that refers to one that nobody has. The server asks the
-// peer for that one, and goes on with the room when it has its answer.
+// SendUponNothing sends a message to each of the rooms, which must be rooms of one server. The prev event of each message does not exist.
+// The server asks the peer for it, and the room waits until the peer answers.
 func (p *Peer) SendUponNothing(ctx context.Context, rooms ...*PeerRoom) error {
 	var id [32]byte
 	txn := gomatrixserverlib.Transaction{Origin: p.Name, Destination: rooms[0].server, OriginServerTS: spec.AsTimestamp(time.Now())}

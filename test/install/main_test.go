@@ -1,7 +1,7 @@
 //go:build all
 
-// Package install tests the files in docs/install: the real proxies, with those files, in front of the real homeserver with
-// the configuration there.
+// Package install tests the files in docs/install. It runs the real proxies with those files in front of the real homeserver with the
+// configuration from there.
 package install
 
 import (
@@ -21,9 +21,9 @@ import (
 )
 
 const (
-	// docs is where the files are.
+	// docs is the folder of the files.
 	docs = "../../docs/install/"
-	// secret is the registration secret in them.
+	// secret is the registration secret in these files.
 	secret = "a-third-long-password"
 )
 
@@ -41,8 +41,8 @@ func TestMain(m *testing.M) {
 	postgres.Main(m, func() { _ = os.RemoveAll(dir) })
 }
 
-// installed returns the path of a program. Without it the test is skipped, unless the environment variable CI is set: there
-// it fails.
+// installed returns the path of a program. If the program is missing, the test is skipped. In CI, where the environment variable CI is
+// set, it fails.
 func installed(t *testing.T, program string) string {
 	t.Helper()
 	for _, name := range []string{program, "/usr/sbin/" + program} {
@@ -57,8 +57,8 @@ func installed(t *testing.T, program string) string {
 	return ""
 }
 
-// adapt copies a file of docs/install into a folder, with other values in it, and returns the copy's path. What is replaced
-// must be there.
+// adapt copies a file of docs/install into a folder, with some values replaced, and returns the copy's path. It fails if a value is not in
+// the file.
 func adapt(t *testing.T, name, dir string, oldNew ...string) string {
 	t.Helper()
 	data, err := os.ReadFile(docs + name)
@@ -73,7 +73,7 @@ func adapt(t *testing.T, name, dir string, oldNew ...string) string {
 	return path
 }
 
-// start starts a homeserver with the configuration of docs/install.
+// start starts a homeserver with the configuration from docs/install.
 func start(t *testing.T) *homeserver.Server {
 	t.Helper()
 	dir := t.TempDir()
@@ -87,7 +87,7 @@ func start(t *testing.T) *homeserver.Server {
 	return hs
 }
 
-// address is where a server listens.
+// address returns the address that a server listens on.
 func address(t *testing.T, serverURL string) string {
 	t.Helper()
 	u, err := url.Parse(serverURL)
@@ -95,11 +95,11 @@ func address(t *testing.T, serverURL string) string {
 	return u.Host
 }
 
-// The unit is one that systemd understands, and lets the server do little.
+// systemd accepts the unit, and the unit restricts the server.
 func TestUnit(t *testing.T) {
 	analyze := installed(t, "systemd-analyze")
 	unit := adapt(t, "dendrite.service", t.TempDir(), "/opt/dendrite/bin/dendrite", binary)
-	// In tenths: from 0, no exposure, to 100.
+	// The threshold is in tenths: 0 is no exposure, 100 the greatest.
 	for _, args := range [][]string{{"verify"}, {"security", "--offline=true", "--threshold=15"}} {
 		out, err := exec.CommandContext(t.Context(), analyze, append(args, unit)...).CombinedOutput()
 		require.NoError(t, err, "%s", out)

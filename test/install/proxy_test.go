@@ -28,7 +28,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// The names in the files, and where clients and other servers come in.
+// These are the server name in the files, and the addresses for clients and for other servers.
 const (
 	serverName = "example.com"
 	atName     = "https://" + serverName
@@ -36,7 +36,7 @@ const (
 	atPort8448 = "https://" + serverName + ":8448"
 )
 
-// soon is longer than anything takes here.
+// soon is longer than any step of these tests takes.
 var soon = patience.For(20 * time.Second)
 
 func TestCaddy(t *testing.T) {
@@ -45,7 +45,7 @@ func TestCaddy(t *testing.T) {
 		_, httpsPort, _ := net.SplitHostPort(https)
 		_, httpPort, _ := net.SplitHostPort(freeAddress(t))
 		_, federationPort, _ := net.SplitHostPort(federation)
-		// Certificates of an authority of its own, and nothing outside the folder.
+		// Caddy uses an authority of its own for certificates, and keeps all its files in the folder.
 		file := adapt(t, "Caddyfile", dir, "127.0.0.1:8008", address(t, hs.URL), ":8448", ":"+federationPort,
 			"\n{\n", "\n{\n admin off\n local_certs\n skip_install_trust\n default_bind 127.0.0.1\n http_port "+httpPort+
 				"\n https_port "+httpsPort+"\n storage file_system "+dir+"\n")
@@ -90,15 +90,15 @@ func TestNginx(t *testing.T) {
 	})
 }
 
-// delayID is one that does not exist.
+// delayID is the ID of no delayed event.
 const delayID = "a-delay-id"
 
-// testProxy looks whether everything gets through a proxy that should, and nothing else.
+// testProxy checks that a proxy forwards the requests that it should, and no others.
 func testProxy(t *testing.T, proxy func(t *testing.T, hs *homeserver.Server, https, federation string) *x509.CertPool) {
 	hs := start(t)
 	https, federation := freeAddress(t), freeAddress(t)
 	authorities := proxy(t, hs, https, federation)
-	// from is a client at an address of loopback that knows its way without DNS.
+	// from is a client with a given loopback address. It finds the proxy without DNS.
 	from := func(source, serverURL string) *homeserver.Client {
 		transport := &http.Transport{
 			ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: authorities},
@@ -122,28 +122,28 @@ func testProxy(t *testing.T, proxy func(t *testing.T, hs *homeserver.Server, htt
 		return res
 	}
 
-	// From the server name to the server.
+	// Clients and servers find the homeserver from the server name.
 	res := do(anybody(atName), http.StatusOK, http.MethodGet, "/.well-known/matrix/client", nil)
 	require.Equal(t, atMatrix, res.Get(`m\.homeserver.base_url`).Str)
 	require.Equal(t, []string{"*"}, res.Header["Access-Control-Allow-Origin"])
 	res = do(anybody(atName), http.StatusOK, http.MethodGet, "/.well-known/matrix/server", nil)
 	require.Equal(t, "matrix.example.com:443", res.Get(`m\.server`).Str)
 
-	// Other servers.
+	// Other servers reach the federation API.
 	for _, at := range []string{atMatrix, atPort8448} {
 		res = do(anybody(at), http.StatusOK, http.MethodGet, "/_matrix/key/v2/server", nil)
 		require.Equal(t, serverName, res.Get("server_name").Str)
 		do(anybody(at), http.StatusOK, http.MethodGet, "/_matrix/federation/v1/version", nil)
 	}
 
-	// What is not for everybody.
+	// These paths are not public.
 	for _, path := range []string{"/metrics", "/_synapse/admin/v1/register", "/_dendrite/monitor/up", "/"} {
 		for _, at := range []string{atName, atMatrix, atPort8448} {
 			do(anybody(at), http.StatusNotFound, http.MethodGet, path, nil)
 		}
 	}
 
-	// A client, on the way that a person takes.
+	// A client uses the server as a person does.
 	_, err := homeserver.RegisterAt(t.Context(), hs.URL, secret, "alice")
 	require.NoError(t, err)
 	alice := anybody(atMatrix)
@@ -156,14 +156,14 @@ func testProxy(t *testing.T, proxy func(t *testing.T, hs *homeserver.Server, htt
 	require.NoError(t, err)
 	since := do(alice, http.StatusOK, http.MethodGet, "/_matrix/client/v3/sync", nil).Get("next_batch").Str
 
-	// A path goes on as it came.
+	// The proxy does not change a path.
 	for _, key := range []string{"a/b", "a//b", "100%", "a%2Fb", "ü?#"} {
 		path := homeserver.StatePath(roomID, "org.example", key)
 		do(alice, http.StatusOK, http.MethodPut, path, homeserver.JSON{"key": key})
 		require.Equal(t, key, do(alice, http.StatusOK, http.MethodGet, path, nil).Get("key").Str)
 	}
 
-	// A sync waits, and is answered when something comes.
+	// A sync waits, and is answered when an event arrives.
 	for came := false; !came; {
 		var answered homeserver.Response
 		var waiting sync.WaitGroup
@@ -176,12 +176,12 @@ func testProxy(t *testing.T, proxy func(t *testing.T, hs *homeserver.Server, htt
 		came = strings.Contains(string(answered.Body), `"hello"`)
 	}
 
-	// The largest upload, and one that is too large.
+	// The largest upload succeeds, and a larger one is refused.
 	largest := make([]byte, 50<<20)
 	do(alice, http.StatusOK, http.MethodPost, "/_matrix/media/v3/upload", largest, "Content-Type", "application/octet-stream")
 	do(alice, http.StatusRequestEntityTooLarge, http.MethodPost, "/_matrix/media/v3/upload", append(largest, 0), "Content-Type", "application/octet-stream")
 
-	// Without an account: a browser's question, a keep-alive, and a delayed event.
+	// These requests need no account: a browser's preflight request, a keep-alive, and a request about a delayed event.
 	token := do(alice, http.StatusOK, http.MethodPut, homeserver.StatePath(roomID, "m.call.member", alice.UserID),
 		homeserver.JSON{"m.will_expire": 60}).Get("expire_refresh_token").Str
 	res = do(anybody(atMatrix), http.StatusOK, http.MethodOptions, "/_matrix/client/v3/expiration/refresh", nil)
@@ -192,8 +192,8 @@ func testProxy(t *testing.T, proxy func(t *testing.T, hs *homeserver.Server, htt
 	do(anybody(atMatrix), http.StatusNotFound, http.MethodPost,
 		"/_matrix/client/unstable/org.matrix.msc4140/delayed_events/"+delayID+"/restart?access_token=secret-in-query", nil)
 
-	// Requests are counted by the address that they really come from: not by the proxy's, and not by what a client says. By
-	// Dendrite too, which takes the header as a whole.
+	// Requests are limited by the client's real address, and not by the proxy's address or by a header that the client sends. That is also
+	// true for Dendrite's own limits, which use the header as a whole.
 	const requests = 100
 	for _, path := range []string{"/_matrix/client/v3/expiration/refresh", "/_matrix/client/v3/register/available?username=bob"} {
 		ask := func(c *homeserver.Client, claimed string) (limited bool) {
@@ -211,7 +211,7 @@ func testProxy(t *testing.T, proxy func(t *testing.T, hs *homeserver.Server, htt
 	}
 }
 
-// together does something so many times at once, and counts how often it was true.
+// together calls a function n times at once, and counts how often it returned true.
 func together(n int, do func(i int) bool) int {
 	var (
 		all   sync.WaitGroup
@@ -228,7 +228,7 @@ func together(n int, do func(i int) bool) int {
 	return int(count.Load())
 }
 
-// run runs a program until the test ends, and returns when it serves TLS.
+// run runs a program until the test ends. It returns when the program serves TLS.
 func run(t *testing.T, dir, https, program string, args ...string) {
 	t.Helper()
 	output, err := os.Create(filepath.Join(dir, "output"))
@@ -256,7 +256,7 @@ func run(t *testing.T, dir, https, program string, args ...string) {
 	}
 }
 
-// freeAddress returns an address of loopback at which nobody listens just now.
+// freeAddress returns a loopback address with a port that is free at the moment.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -265,8 +265,8 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// writeCertificate writes the certificate that Go's tests have for example.com and what is below it, as certbot would, and
-// returns the authority that signed it: itself.
+// writeCertificate writes, in the layout of certbot, the certificate that Go's tests have for example.com and its subdomains. It returns
+// the certificate, because it is self-signed.
 func writeCertificate(t *testing.T, dir string) []byte {
 	t.Helper()
 	s := httptest.NewUnstartedServer(nil)

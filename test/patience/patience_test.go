@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Limits grow with the factor, are never shorter than on an idle machine, and stay bounded.
+// Limits grow with the factor. They are never shorter than on an idle machine, and they are bounded.
 func TestFactor(t *testing.T) {
 	defer func(measured func() float64) { factor = measured }(factor)
 	for _, test := range []struct {

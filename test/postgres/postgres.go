@@ -1,7 +1,7 @@
 // Package postgres starts a PostgreSQL server for tests, from Debian's packages or any other installation.
 //
-// One cluster serves a whole test binary; each test gets a database of its own in it. The cluster listens on loopback
-// only and is gone, with its folder, when it is stopped.
+// One cluster serves a whole test binary, and each test gets a database of its own in it. The cluster listens only on loopback. Stopping
+// it removes its folder.
 package postgres
 
 import (
@@ -25,17 +25,17 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// ErrNotInstalled: there is no PostgreSQL server on this machine.
+// ErrNotInstalled says that this machine has no PostgreSQL server.
 var ErrNotInstalled = errors.New("no PostgreSQL server found: install one (Debian: apt-get install postgresql)")
 
-// startTimeout is how long a cluster may take to come up, or to stop, on an idle machine.
+// startTimeout limits the start and the stop of a cluster on an idle machine.
 const startTimeout = 60 * time.Second
 
 // Cluster is a running PostgreSQL server.
 type Cluster struct {
 	dir string
 	bin string
-	// settings are those of postgresql.conf that differ from the defaults.
+	// settings are the lines of postgresql.conf that differ from the defaults.
 	settings []string
 	port     int
 	creds    *syscall.SysProcAttr
@@ -44,10 +44,10 @@ type Cluster struct {
 	names    atomic.Int64
 }
 
-// Unsafe are settings for tests whose PostgreSQL survives: it does not wait for the disk.
+// Unsafe are settings for tests in which PostgreSQL does not crash: it does not wait for the disk.
 var Unsafe = []string{"fsync=off", "full_page_writes=off"}
 
-// Start makes a cluster in a folder of its own and starts it, with settings as in postgresql.conf.
+// Start makes a cluster in a folder of its own and starts it. The settings are lines of postgresql.conf.
 func Start(ctx context.Context, settings ...string) (*Cluster, error) {
 	bin, err := findBinaries()
 	if err != nil {
@@ -89,7 +89,7 @@ func findBinaries() (string, error) {
 	return "", ErrNotInstalled
 }
 
-// version returns the number in /usr/lib/postgresql/15/bin.
+// version returns the version in a path such as /usr/lib/postgresql/15/bin.
 func version(bin string) int {
 	n, _ := strconv.Atoi(filepath.Base(filepath.Dir(bin)))
 	return n
@@ -107,7 +107,7 @@ func (c *Cluster) initialise(ctx context.Context) error {
 	return nil
 }
 
-// leaveRoot makes the server run as an unprivileged user if this process is root, which PostgreSQL refuses to be.
+// leaveRoot makes the server run as an unprivileged user if this process is root, because PostgreSQL refuses to run as root.
 func (c *Cluster) leaveRoot() error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -169,7 +169,7 @@ func (c *Cluster) Resume(ctx context.Context) error {
 	return c.waitUntilUp(ctx)
 }
 
-// Pid returns the process ID of the server, whose children do its work.
+// Pid returns the process ID of the server. Its children do the work.
 func (c *Cluster) Pid() int { return c.cmd.Process.Pid }
 
 func (c *Cluster) waitUntilUp(ctx context.Context) error {
@@ -195,7 +195,7 @@ func (c *Cluster) waitUntilUp(ctx context.Context) error {
 	}
 }
 
-// Analyse brings up to date what the planner knows of the tables, in all databases.
+// Analyse updates the planner's statistics of all tables, in all databases.
 func (c *Cluster) Analyse(ctx context.Context) error {
 	cmd := c.command(ctx, "vacuumdb", "--all", "--analyze-only", "--quiet", "--host", "127.0.0.1", "--port", strconv.Itoa(c.port), "--username", "dendrite")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -204,7 +204,7 @@ func (c *Cluster) Analyse(ctx context.Context) error {
 	return nil
 }
 
-// Pause stops the server as an administrator would who cannot wait: connections are cut, the data stays.
+// Pause stops the server at once: it cuts the connections and keeps the data.
 func (c *Cluster) Pause() {
 	if c.cmd == nil {
 		return
@@ -239,7 +239,7 @@ func (c *Cluster) NewDatabase(ctx context.Context) (string, error) {
 	return c.dsn(name), nil
 }
 
-// Dump returns everything that a database holds, as text.
+// Dump returns the whole content of a database, as text.
 func Dump(ctx context.Context, dsn string) ([]byte, error) {
 	bin, err := findBinaries()
 	if err != nil {

@@ -15,8 +15,8 @@ var shared struct {
 	err     error
 }
 
-// Missing returns ErrNotInstalled on a machine without a PostgreSQL server, where tests do without. In CI, which the environment
-// variable CI tells, they must not: there it returns nil, and Shared fails.
+// Missing returns ErrNotInstalled on a machine without a PostgreSQL server, where tests leave PostgreSQL out. In CI, where the environment
+// variable CI is set, it returns nil, so that Shared fails.
 func Missing() error {
 	if os.Getenv("CI") != "" {
 		return nil
@@ -50,8 +50,8 @@ func NewDatabase(t testing.TB) string {
 	return dsn
 }
 
-// Main runs a package's tests, stops the shared cluster, cleans up, and ends the process. Packages that use the shared
-// cluster call it from their TestMain.
+// Main runs a package's tests, stops the shared cluster, cleans up, and ends the process. The TestMain of a package that uses the shared
+// cluster calls it.
 func Main(m *testing.M, cleanup ...func()) {
 	code := m.Run()
 	for _, f := range cleanup {

@@ -1,8 +1,8 @@
-// What Node needs so that matrix-js-sdk runs on it and leaves standard output alone. To be imported first.
+// Lets matrix-js-sdk run on Node and keeps its log off standard output. Import this module first.
 
 import { webcrypto } from "node:crypto";
 
-// matrix-js-sdk asks for Node 22. This is what it uses here and older ones do not have, down to Node 18, Debian 12's.
+// matrix-js-sdk requires Node 22. These are the functions that the SDK uses and Node 18, Debian 12's version, lacks.
 globalThis.crypto ??= webcrypto;
 Promise.withResolvers ??= function () {
   const resolvers = {};
@@ -10,5 +10,5 @@ Promise.withResolvers ??= function () {
   return resolvers;
 };
 
-// The SDK's log goes to standard error: standard output is for what the test reads.
+// The SDK's log goes to standard error, because the test reads standard output.
 console.log = console.info = console.debug = console.trace = console.error;

@@ -1,14 +1,14 @@
-// A participant in a call, as Element Call is one but for the media: logs in, joins the MatrixRTC session of a room, and
-// keeps its membership there until it is told "leave" on standard input, or that is closed.
+// A participant in a call, like Element Call but without media. It logs in, joins the MatrixRTC session of a room, and keeps its
+// membership there until it reads "leave" on standard input, or standard input is closed.
 //
 //   node participant.mjs '{"baseUrl": …, "user": …, "password": …, "roomId": …, "config": …}'
 //
-// It says what happens on standard output, one JSON object a line:
+// It reports events on standard output, one JSON object a line:
 //
-//   {"members": ["@alice:localhost"]}          who is in the call now
-//   {"request": "restart", "status": 200}      a delayed event was scheduled or managed, and how the server answered
-//   {"sync": "SYNCING"}                        the connection to the server came or went
-//   {"error": "…"}                             the session is over, against its will
+//   {"members": ["@alice:localhost"]}          the members of the call have changed
+//   {"request": "restart", "status": 200}      a delayed event was scheduled or managed, with this answer
+//   {"sync": "SYNCING"}                        the state of the connection to the server has changed
+//   {"error": "…"}                             the session has failed
 
 import "./node.mjs";
 import { once } from "node:events";
@@ -18,7 +18,7 @@ import { MatrixRTCSessionEvent } from "matrix-js-sdk/lib/matrixrtc/index.js";
 
 const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
 
-// fetchFn is fetch, and says what the server answers about delayed events.
+// fetchFn is fetch, and reports the server's answers to requests about delayed events.
 async function fetchFn(input, init) {
   const { pathname, searchParams } = new URL(input);
   const request = searchParams.has("org.matrix.msc4140.delay")
@@ -52,7 +52,7 @@ async function join(client, { roomId, config }) {
   );
   session.on(MatrixRTCSessionEvent.MembershipManagerError, (error) => say({ error: String(error) }));
   const [userId, deviceId] = [client.getUserId(), client.getDeviceId()];
-  // Nobody asks this SFU for anything: there is no media.
+  // No request reaches this SFU, because there is no media.
   const focus = { type: "livekit", livekit_service_url: "https://sfu.invalid", livekit_alias: roomId };
   session.joinRTCSession({ userId, deviceId, memberId: `${userId}:${deviceId}` }, [focus], undefined, config);
   return session;

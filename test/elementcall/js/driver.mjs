@@ -1,9 +1,9 @@
-// Sits before one person's Chromium and uses Element Call there, as the test says.
+// Controls one user's Chromium and uses Element Call in it, as the test commands.
 //
 //   node driver.mjs ws://127.0.0.1:PORT/… FAILURE.png
 //
-// A command is a line on standard input, ["name", arguments…]. When it is done, a line on standard output says so,
-// {"result": …} or {"error": "…"}, and then FAILURE.png shows the page. Its console goes to standard error.
+// A command is a line on standard input, ["name", arguments…]. Its answer is a line on standard output, {"result": …} or
+// {"error": "…"}. After an error FAILURE.png shows the page. The page's console goes to standard error.
 
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
@@ -16,11 +16,11 @@ page.on("pageerror", (error) => console.error(new Date().toISOString(), error));
 
 const field = (id) => page.getByTestId(id);
 
-// tiles and pixels run in the page: who is shown, on which elements, and what one shows.
+// tiles and pixels run in the page. tiles returns the shown users and their elements, and pixels what an element shows.
 await page.addInitScript(() => {
   window.tiles = () =>
     [...document.querySelectorAll("[data-testid=videoTile]")].map((tile) => ({
-      // The avatar, which is there behind the video too, is labelled with the user ID.
+      // The avatar, which also exists behind a video, is labelled with the user ID.
       user: tile.querySelector("[role=img][aria-label^='@']")?.getAttribute("aria-label") ?? "",
       video: tile.querySelector("video"),
     }));
@@ -43,7 +43,7 @@ const commands = {
     await field("home_callName").waitFor();
   },
 
-  // Begins a call, up to the lobby, and returns the link to it. Who has no account gives a name.
+  // Begins a call, up to the lobby, and returns the link to it. A user without an account enters a name.
   async begin(url, call, name) {
     await page.goto(url);
     await field("home_callName").fill(call);
@@ -63,14 +63,14 @@ const commands = {
     await field("lobby_joinCall").waitFor();
   },
 
-  // Joins the call, and returns the own user ID.
+  // Joins the call, and returns this user's ID.
   async join() {
     await field("lobby_joinCall").click();
     await field("incall_leave").waitFor();
     return page.evaluate(() => JSON.parse(localStorage.getItem("matrix-auth-store")).user_id);
   },
 
-  // Awaits that somebody's video is shown, and moves.
+  // Waits until a user's video is shown and moves.
   async sees(user) {
     await page.evaluate(() => (window.before = undefined));
     await page.waitForFunction(
@@ -86,13 +86,13 @@ const commands = {
     );
   },
 
-  // Awaits that somebody is not shown any more.
+  // Waits until a user is no longer shown.
   misses: (user) => page.waitForFunction((user) => window.tiles().every((tile) => tile.user !== user), user, { polling: 50 }),
 
-  // Returns the user IDs of all who are shown, once for each time.
+  // Returns the user ID of each shown tile. A user with two tiles is listed twice.
   shown: () => page.evaluate(() => window.tiles().map((tile) => tile.user)),
 
-  // Keeps an eye on how often somebody is shown at one time.
+  // Records the greatest number of tiles that a user has at one time.
   watch: (user) =>
     page.evaluate((user) => {
       window.most = 0;
