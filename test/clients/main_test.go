@@ -1,7 +1,7 @@
 //go:build all
 
-// Package clients tests delayed events with the clients that people use: the real binary, on SQLite, and matrix-js-sdk,
-// upon which Element Call is built, and mautrix-go as they are published.
+// Package clients tests delayed events with the clients that people use: matrix-js-sdk, which Element Call is built on, and mautrix-go,
+// both as they are published. The real binary runs on SQLite.
 package clients
 
 import (
@@ -18,10 +18,10 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// soon is longer than anything takes here that is not waited for by its own clock.
+// soon is longer than any step of these tests takes, except the waits that have a duration of their own.
 var soon = patience.For(30 * time.Second)
 
-// binary is the server.
+// binary is the path of the server's binary.
 var binary string
 
 func TestMain(m *testing.M) {

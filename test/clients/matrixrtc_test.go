@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	// delay is that of the leave event, which the server sends unless the participant restarts it: the SDK's default.
+	// delay is the delay of the leave event. The server sends the event unless the participant restarts it. This is the SDK's default.
 	delay = 8 * time.Second
-	// restart is how often the participant restarts it.
+	// restart is how often the participant restarts its leave event.
 	restart = 2 * time.Second
-	// promptly is how long it may take from when the server is to send a leave event until the other participant sees it.
+	// promptly limits the time from when a leave event is due until the other participant sees it.
 	promptly = 2 * time.Second
 )
 
@@ -31,7 +31,7 @@ type call struct {
 // begin makes a room with a call in it, on a server of its own.
 func begin(t *testing.T, delay time.Duration) call {
 	t.Helper()
-	t.Parallel() // most of the time is waiting
+	t.Parallel() // the test mostly waits
 	withSDK(t)
 	server := start(t)
 	alice, err := server.Register(t.Context(), "alice")
@@ -49,9 +49,9 @@ func begin(t *testing.T, delay time.Duration) call {
 	}
 	c := call{server: server, delay: delay}
 	c.alice = join(t, alice, roomID, config)
-	// The SDK joins once more if it hears of somebody else's membership before its own.
+	// The SDK joins once more if it sees another user's membership before its own.
 	c.alice.sees(t, alice.UserID)
-	// It schedules its leave, joins, and asks with a restart whether the join has cancelled the leave.
+	// The SDK schedules its leave event and joins. Then it restarts the leave event, to learn whether the join has cancelled it.
 	for _, request := range []string{"schedule", "restart"} {
 		answered := c.alice.await(t, c.alice.requests, request, func(line) bool { return true })
 		require.Equal(t, line{Request: request, Status: 200, at: answered.at}, answered)
@@ -63,7 +63,7 @@ func begin(t *testing.T, delay time.Duration) call {
 	return c
 }
 
-// aliceVanishes requires that nobody has come or gone since bob was last asked, ends alice's process with a signal, and
+// aliceVanishes requires that the members have not changed since bob's last report, and ends alice's process with a signal. Then it
 // requires that bob sees her leave when her delay has passed.
 func (c call) aliceVanishes(t *testing.T, signal syscall.Signal) {
 	t.Helper()
@@ -74,7 +74,7 @@ func (c call) aliceVanishes(t *testing.T, signal syscall.Signal) {
 	require.WithinRange(t, seen.at, gone.Add(c.delay-restart), gone.Add(c.delay+promptly))
 }
 
-// A participant that crashes leaves the call when its delay has passed, and does not while it lives.
+// A participant that crashes leaves the call when its delay has passed. A running participant stays.
 func TestParticipantCrashes(t *testing.T) {
 	c := begin(t, delay)
 	for joined := time.Now(); time.Since(joined) < delay; {
@@ -83,7 +83,7 @@ func TestParticipantCrashes(t *testing.T) {
 	c.aliceVanishes(t, syscall.SIGKILL)
 }
 
-// A participant that leaves has the server send its leave event at once.
+// A participant that leaves the call makes the server send its leave event at once.
 func TestParticipantLeaves(t *testing.T) {
 	c := begin(t, delay)
 	left := c.alice.tell(t, "leave")
@@ -93,8 +93,7 @@ func TestParticipantLeaves(t *testing.T) {
 	require.WithinRange(t, seen.at, left, left.Add(promptly))
 }
 
-// A participant that hangs for longer than its delay has left the call. When it goes on it comes back, with a delayed
-// event as before.
+// A participant that hangs for longer than its delay leaves the call. When it continues, it joins again and schedules a new leave event.
 func TestParticipantHangs(t *testing.T) {
 	c := begin(t, delay)
 	c.aliceVanishes(t, syscall.SIGSTOP)
@@ -103,9 +102,9 @@ func TestParticipantHangs(t *testing.T) {
 	c.aliceVanishes(t, syscall.SIGKILL)
 }
 
-// The server crashes and starts again, and the call goes on as if nothing had happened.
+// The server crashes and starts again. The call continues as if nothing had happened.
 func TestServerCrashes(t *testing.T) {
-	c := begin(t, 2*delay) // the server needs some time for its start
+	c := begin(t, 2*delay) // the server needs some time to start
 	c.alice.manages(t, "restart", time.Now())
 	crash := time.Now()
 	c.server.Kill()

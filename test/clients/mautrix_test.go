@@ -15,12 +15,12 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// bot is a user of mautrix-go in a room, who sends events of one type.
+// bot is a user of mautrix-go in a room. It sends events of one type.
 type bot struct {
 	*mautrix.Client
 	roomID    id.RoomID
 	eventType event.Type
-	// stateKey is that of the events; nil means that they are messages.
+	// stateKey is the state key of the bot's events; nil means that they are messages.
 	stateKey *string
 	received <-chan *event.Event
 }
@@ -29,7 +29,7 @@ type content struct {
 	Text string `json:"text"`
 }
 
-// newBot makes a user and a room, and begins to sync.
+// newBot makes a user and a room, and starts to sync.
 func newBot(t *testing.T, server *homeserver.Server, name string, stateKey *string) *bot {
 	t.Helper()
 	user, err := server.Register(t.Context(), name)
@@ -52,7 +52,7 @@ func newBot(t *testing.T, server *homeserver.Server, name string, stateKey *stri
 	return b
 }
 
-// schedule has the server send an event later.
+// schedule schedules an event and returns its delay ID.
 func (b *bot) schedule(t *testing.T, delay time.Duration, text string) id.DelayID {
 	t.Helper()
 	var res *mautrix.RespSendEvent
@@ -68,7 +68,7 @@ func (b *bot) schedule(t *testing.T, delay time.Duration, text string) id.DelayI
 	return res.UnstableDelayID
 }
 
-// scheduled returns what is scheduled.
+// scheduled returns the bot's scheduled events.
 func (b *bot) scheduled(t *testing.T) []*event.ScheduledDelayedEvent {
 	t.Helper()
 	res, err := b.DelayedEvents(t.Context(), &mautrix.ReqDelayedEvents{})
@@ -82,7 +82,7 @@ func (b *bot) update(t *testing.T, delayID id.DelayID, action event.DelayAction)
 	return err
 }
 
-// receives awaits the next event, and requires that it is this one.
+// receives waits for the next event, and requires that it is the given one.
 func (b *bot) receives(t *testing.T, text string) {
 	t.Helper()
 	select {
@@ -132,7 +132,7 @@ func testMautrix(t *testing.T, b *bot) {
 	require.ErrorIs(t, b.update(t, second, event.DelayActionSend), mautrix.MNotFound)
 	require.Empty(t, b.scheduled(t))
 
-	// Nothing tells that an event does not come but one that is due after it.
+	// The fourth event is due after the third. Its arrival shows that the third was not sent.
 	third := b.schedule(t, 2*time.Second, "third")
 	b.schedule(t, 2*time.Second, "fourth")
 	require.NoError(t, b.update(t, third, event.DelayActionCancel))

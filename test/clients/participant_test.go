@@ -29,14 +29,14 @@ var scripts embed.FS
 
 var errNoNode = errors.New("no Node.js or npm found: install them (Debian: apt-get install nodejs npm)")
 
-// sdk is a folder with the script of a participant and the SDK that it needs, once for all tests.
+// sdk is a folder with the participant's script and the SDK that it needs. All tests share it.
 var sdk struct {
 	once sync.Once
 	dir  string
 	err  error
 }
 
-// installSDK fetches the SDK from npm's registry, exactly what js/package-lock.json says.
+// installSDK installs the SDK from npm's registry, in the versions of js/package-lock.json.
 func installSDK(dir string) error {
 	for _, program := range []string{"node", "npm"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -54,8 +54,8 @@ func installSDK(dir string) error {
 	return nil
 }
 
-// withSDK returns the folder of the script. Without Node.js on the machine the test is skipped, unless the environment
-// variable CI is set: there it fails.
+// withSDK returns the folder of the script. Without Node.js the test is skipped. In CI, where the environment variable CI is set, it
+// fails.
 func withSDK(t *testing.T) string {
 	t.Helper()
 	sdk.once.Do(func() { sdk.err = installSDK(sdk.dir) })
@@ -73,22 +73,22 @@ type participant struct {
 	user  string
 	cmd   *exec.Cmd
 	stdin io.Writer
-	// What it says, by what it says it about. An error comes in all of them.
+	// These are the lines of its output, by kind. An error goes to all of them.
 	members, requests, syncs chan line
 }
 
-// line is what a participant says on a line.
+// line is one line of a participant's output.
 type line struct {
 	Members []string `json:"members"`
 	Request string   `json:"request"`
 	Status  int      `json:"status"`
 	Sync    string   `json:"sync"`
 	Error   string   `json:"error"`
-	// at is when it was read.
+	// at is the time when the line was read.
 	at time.Time
 }
 
-// join starts a participant in the call of a room.
+// join starts a participant, which joins the call of a room.
 func join(t *testing.T, user *homeserver.Client, roomID string, config homeserver.JSON) *participant {
 	t.Helper()
 	options, err := json.Marshal(homeserver.JSON{
@@ -109,7 +109,7 @@ func join(t *testing.T, user *homeserver.Client, roomID string, config homeserve
 	go p.read(stdout)
 	t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
-		for range p.requests { // to its end: then Wait may be called
+		for range p.requests { // read to the end before Wait is called
 		}
 		_ = p.cmd.Wait()
 		if t.Failed() {
@@ -119,7 +119,7 @@ func join(t *testing.T, user *homeserver.Client, roomID string, config homeserve
 	return p
 }
 
-// read reads what the participant says, until it ends.
+// read reads the participant's output until it ends.
 func (p *participant) read(stdout io.Reader) {
 	all := []chan line{p.members, p.requests, p.syncs}
 	for scanner := bufio.NewScanner(stdout); scanner.Scan(); {
@@ -145,7 +145,7 @@ func (p *participant) read(stdout io.Reader) {
 	}
 }
 
-// await returns the next line that matches, and forgets those before it.
+// await returns the next line that matches, and discards the lines before it.
 func (p *participant) await(t *testing.T, lines <-chan line, what string, matches func(line) bool) line {
 	t.Helper()
 	for deadline := time.After(soon); ; {
@@ -162,25 +162,25 @@ func (p *participant) await(t *testing.T, lines <-chan line, what string, matche
 	}
 }
 
-// change awaits the next change of who is in the call.
+// change waits for the next change of the call's members.
 func (p *participant) change(t *testing.T) line {
 	t.Helper()
 	return p.await(t, p.members, "a change in the call", func(line) bool { return true })
 }
 
-// sees awaits that these are in the call.
+// sees waits until exactly these users are in the call.
 func (p *participant) sees(t *testing.T, users ...string) {
 	t.Helper()
 	p.await(t, p.members, fmt.Sprint(users), func(l line) bool { return slices.Equal(l.Members, users) })
 }
 
-// manages awaits a successful request about a delayed event.
+// manages waits for a successful request about a delayed event.
 func (p *participant) manages(t *testing.T, request string, since time.Time) {
 	t.Helper()
 	p.await(t, p.requests, request, func(l line) bool { return l.Request == request && l.Status == 200 && l.at.After(since) })
 }
 
-// tell gives the participant a command, and returns when that was.
+// tell sends a command to the participant, and returns the time.
 func (p *participant) tell(t *testing.T, command string) time.Time {
 	t.Helper()
 	now := time.Now()
@@ -189,7 +189,7 @@ func (p *participant) tell(t *testing.T, command string) time.Time {
 	return now
 }
 
-// signal sends the participant's process a signal, and returns when that was.
+// signal sends a signal to the participant's process, and returns the time.
 func (p *participant) signal(t *testing.T, signal syscall.Signal) time.Time {
 	t.Helper()
 	now := time.Now()

@@ -1,9 +1,7 @@
-// Command complement runs a package of Complement's tests against a homeserver's binary, without Docker. README.md shows
-// how.
+// Command complement runs a package of Complement's tests against a homeserver's binary, without Docker. README.md shows how.
 //
-// Complement's packages are run as they are, but for one file: Complement's test_main.go, through which all of them deploy
-// their servers, is replaced by _overlay/test_main.go while it is compiled. That leads them to package deployer, which
-// explains the rest.
+// Complement's packages run unchanged, except for one file. All of them deploy their servers with Complement's test_main.go, which the
+// compiler replaces by _overlay/test_main.go. That file uses package deployer, which explains the rest.
 package main
 
 import (
@@ -50,7 +48,7 @@ func run(homeserver, pkg string, flags []string) error {
 	if err != nil {
 		return err
 	}
-	// What servers and tests write stays if a test failed. Complement has files there too, which two runs must not share.
+	// The files of servers and tests stay if a test failed. Complement also has files there, which two runs must not share.
 	dir, err := os.MkdirTemp("", "complement-")
 	if err != nil {
 		return err

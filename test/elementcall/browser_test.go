@@ -20,10 +20,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// browser is one person's Chromium, and the script that sits before it.
+// browser is one user's Chromium, and the script that controls it.
 type browser struct {
 	name string
-	// user is the ID of the user who is logged in, known since joining a call.
+	// user is the ID of the logged-in user, known after joining a call.
 	user     string
 	stack    *stack
 	profile  string
@@ -32,7 +32,7 @@ type browser struct {
 	answers  chan answer
 }
 
-// answer is what the script says about a command.
+// answer is the script's answer to a command.
 type answer struct {
 	Result json.RawMessage `json:"result"`
 	Error  string          `json:"error"`
@@ -47,7 +47,7 @@ func (s *stack) newBrowser(t *testing.T, name string) *browser {
 	return b
 }
 
-// start starts the browser; a second time with what it has kept.
+// start starts the browser. A second start uses the same profile.
 func (b *browser) start(t *testing.T) {
 	t.Helper()
 	port := filepath.Join(b.profile, "DevToolsActivePort")
@@ -57,10 +57,10 @@ func (b *browser) start(t *testing.T) {
 		"--disable-breakpad", "--no-first-run", "--hide-scrollbars", "--mute-audio", "--window-size=1000,860",
 		"--force-prefers-reduced-motion",
 		"--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream=fps=5", "--allow-loopback-in-peer-connection",
-		// All names of example.com are at the reverse proxy, and there are no others.
+		// The browser resolves all names of example.com to the reverse proxy, and no others.
 		"--host-resolver-rules=MAP *.example.com:443 "+b.stack.https+", MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 		"--ignore-certificate-errors", "--remote-debugging-port=0", "--user-data-dir="+b.profile, "about:blank")
-	// A group of its own, so that all of it can be killed in one moment.
+	// Chromium has a process group of its own, so that all its processes can be killed at once.
 	b.chromium.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	log := b.log(t, "chromium")
 	b.chromium.Stdout, b.chromium.Stderr = log, log
@@ -81,7 +81,7 @@ func (b *browser) start(t *testing.T) {
 	b.drive(t, endpoint)
 }
 
-// log opens a file for what one of the programs says.
+// log opens a file for the output of one of the programs.
 func (b *browser) log(t *testing.T, program string) *os.File {
 	t.Helper()
 	log, err := os.OpenFile(filepath.Join(b.stack.dir, b.name+"-"+program+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -115,13 +115,13 @@ func (b *browser) drive(t *testing.T, endpoint string) {
 	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		for range answers { // to its end: then Wait may be called
+		for range answers { // read to the end before Wait is called
 		}
 		_ = cmd.Wait()
 	})
 }
 
-// do has the script do something, and returns when it was done. The result, if any is wanted, goes into result.
+// do runs a command of the script, and returns when it was done. The command's result is stored in result, unless that is nil.
 func (b *browser) do(t *testing.T, result any, command string, args ...any) time.Time {
 	t.Helper()
 	line, err := json.Marshal(append([]any{command}, args...))
@@ -142,14 +142,14 @@ func (b *browser) do(t *testing.T, result any, command string, args ...any) time
 	}
 }
 
-// picture leaves a screenshot.
+// picture saves a screenshot.
 func (b *browser) picture(t *testing.T, what string) {
 	t.Helper()
 	b.do(t, nil, "picture", filepath.Join(b.stack.dir, what+"-"+b.name+".png"))
 }
 
-// crash ends the browser as a crash does, and returns when that was. It happens to somebody who logged in so long ago that
-// the browser has written it down.
+// crash kills the browser, and returns the time. First it waits until the browser has written the login to disk, so that the user is still
+// logged in after the next start.
 func (b *browser) crash(t *testing.T) time.Time {
 	t.Helper()
 	await(t, "who is logged in, on the disk", func() bool {

@@ -12,17 +12,17 @@ import (
 )
 
 const (
-	// site is where Element Call is.
+	// site is the URL of Element Call.
 	site = "https://call.example.com"
-	// delay is that of the leave event which Element Call schedules if it has to put it off itself.
+	// delay is the delay of the leave event if Element Call restarts it itself.
 	delay = 18 * time.Second
-	// promptly is how long it may take from when the server is to send a leave event until the other one's page shows it.
+	// promptly limits the time from when a leave event is due until the other user's page shows it.
 	promptly = 5 * time.Second
-	// noticed is how long it may take until a crash has shown: LiveKit must find out, and say so.
+	// noticed limits the time until a crash is visible. LiveKit must detect it and report it.
 	noticed = 25 * time.Second
 )
 
-// alice and bob have accounts. Alice's browser crashes, and LiveKit has the server send her leave event.
+// Alice and bob have accounts. Alice's browser crashes, and LiveKit's report makes the server send her leave event.
 func TestCall(t *testing.T) {
 	s := start(t, options{})
 	alice, bob := s.newBrowser(t, "alice"), s.newBrowser(t, "bob")
@@ -36,8 +36,8 @@ func TestCall(t *testing.T) {
 	meet(t, alice, bob, link, noticed)
 }
 
-// Anybody with the link can join, and the service for tokens is one that does not take leave events: Element Call puts its
-// own off, and the server sends it when that ends.
+// Anyone with the link can join, and the token service does not accept leave events. Element Call restarts its own leave event, and the
+// server sends the event when the restarts end.
 func TestCallByLink(t *testing.T) {
 	s := start(t, options{openRegistration: true, oldAuthService: true})
 	alice, bob := s.newBrowser(t, "alice"), s.newBrowser(t, "bob")
@@ -47,8 +47,8 @@ func TestCallByLink(t *testing.T) {
 	meet(t, alice, bob, link, delay+promptly)
 }
 
-// meet lets two who are in the lobby join the call, has the browser of one crash, requires that the other one's page stops
-// showing her in time, and has her come back.
+// meet lets two users in the lobby join the call, and kills alice's browser. It requires that bob's page stops showing her in time, and
+// that she can join again.
 func meet(t *testing.T, alice, bob *browser, link string, inTime time.Duration) {
 	t.Helper()
 	both := []*browser{alice, bob}
@@ -75,7 +75,7 @@ func meet(t *testing.T, alice, bob *browser, link string, inTime time.Duration) 
 	require.Equal(t, 1, most, "how often alice was shown at one time")
 }
 
-// requireSeen requires that each of two sees the other one's video move, and that nobody is shown twice.
+// requireSeen requires that each of the two users sees the other one's video move, and that no user is shown twice.
 func requireSeen(t *testing.T, both []*browser) {
 	t.Helper()
 	for i, b := range both {
@@ -84,7 +84,7 @@ func requireSeen(t *testing.T, both []*browser) {
 	}
 }
 
-// requireShown requires that these are shown, and nobody else.
+// requireShown requires that exactly these users are shown.
 func requireShown(t *testing.T, b *browser, users ...string) {
 	t.Helper()
 	var shown []string

@@ -1,7 +1,7 @@
 //go:build all
 
-// Package elementcall tests calls with the real Element Call: two headless Chromiums, a real LiveKit, a reverse proxy, and
-// the real homeserver, each with the configuration that docs/element-call.md tells people to use.
+// Package elementcall tests calls with the real Element Call. Two headless Chromiums, a real LiveKit, a reverse proxy and the real
+// homeserver run with the configuration that docs/element-call.md recommends.
 package elementcall
 
 import (
@@ -19,16 +19,16 @@ import (
 )
 
 var (
-	// soon is longer than anything takes here that is not waited for by its own clock.
+	// soon is longer than any step of these tests takes, except the waits that have a duration of their own.
 	soon = patience.For(2 * time.Minute)
-	// buildTimeout is how long it may take to fetch and build LiveKit.
+	// buildTimeout limits the download and the build of LiveKit.
 	buildTimeout = patience.For(15 * time.Minute)
 )
 
 //go:embed js
 var scripts embed.FS
 
-// programs is where everything is that the tests run and that is not installed on the machine.
+// programs are the paths of all programs that are not installed on the machine.
 var programs struct {
 	dir        string
 	homeserver string
@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// installed reports which programs the machine lacks.
+// installed returns an error that names the missing programs.
 func installed() error {
 	for _, name := range []string{"chromium", "caddy", "node", "npm"} {
 		if _, err := exec.LookPath(name); err != nil {
@@ -62,7 +62,7 @@ func installed() error {
 	return nil
 }
 
-// requirePrograms skips a test on a machine that lacks programs, unless the environment variable CI is set: there it fails.
+// requirePrograms skips a test if programs are missing. In CI, where the environment variable CI is set, the test fails instead.
 func requirePrograms(t *testing.T) {
 	t.Helper()
 	switch err := installed(); {
@@ -73,7 +73,7 @@ func requirePrograms(t *testing.T) {
 	}
 }
 
-// makePrograms builds the homeserver, LiveKit and the service for tokens, and fetches Element Call.
+// makePrograms builds the homeserver, LiveKit and the token service, and downloads Element Call.
 func makePrograms(dir string) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), buildTimeout)
 	defer cancel()

@@ -23,30 +23,30 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// docs has the files that docs/element-call.md is about.
+// docs is the folder with the configuration files of docs/element-call.md.
 const docs = "../../docs/element-call"
 
 // secret is the registration secret in docs/element-call/dendrite.yaml.
 const secret = "change-me-registration"
 
-// stack is everything that a call needs, on loopback, from the configuration files of docs/element-call.
+// stack has all services that a call needs, on loopback, with the configuration files of docs/element-call.
 type stack struct {
-	// dir has what its parts write, and the screenshots.
+	// dir has the output of all programs, and the screenshots.
 	dir        string
 	homeserver *homeserver.Server
-	// https is the address of the reverse proxy: browsers are told that all names of example.com are there.
+	// https is the address of the reverse proxy. Browsers resolve all names of example.com to it.
 	https string
-	// env lets programs find those names there, and trust the reverse proxy's certificates.
+	// env makes programs resolve these names to the reverse proxy, and trust its certificates.
 	env []string
-	// replace is what is different from the files.
+	// replace are the values in the configuration files that are replaced, and their replacements.
 	replace []string
 }
 
-// options are how a stack differs from the files, by what a person would change.
+// options are the changes to the configuration files that an operator would make.
 type options struct {
-	// openRegistration lets those join who have a link and no account.
+	// openRegistration lets users without an account join by a link.
 	openRegistration bool
-	// oldAuthService is a service for tokens that knows nothing of leave events.
+	// oldAuthService runs a token service that does not accept leave events.
 	oldAuthService bool
 }
 
@@ -63,7 +63,7 @@ func start(t *testing.T, o options) *stack {
 	}
 	s.replace = append(s.replace,
 		"/etc/dendrite", s.dir, "/var/lib/dendrite", s.dir, "/var/www/element-call", s.pages(t),
-		// Media goes over loopback.
+		// Media use loopback.
 		"use_external_ip: true", "node_ip: 127.0.0.1\n  enable_loopback_candidate: true\n  interfaces: {includes: [lo]}",
 	)
 	if o.openRegistration {
@@ -86,7 +86,7 @@ func start(t *testing.T, o options) *stack {
 	return s
 }
 
-// keptDir returns a folder that is kept if the test fails, or if the environment variable KEEP_LOGS names where.
+// keptDir returns a folder that is kept if the test fails. It is also kept if the environment variable KEEP_LOGS names a parent folder.
 func keptDir(t *testing.T) string {
 	t.Helper()
 	keep := os.Getenv("KEEP_LOGS")
@@ -102,7 +102,7 @@ func keptDir(t *testing.T) string {
 	return dir
 }
 
-// freeAddress returns an address of loopback at which nobody listens just now, neither for TCP nor for UDP.
+// freeAddress returns a loopback address with a port that is free at the moment, for TCP and for UDP.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	for {
@@ -117,7 +117,7 @@ func freeAddress(t *testing.T) string {
 	}
 }
 
-// file returns a file of the documentation in the stack's folder, with what is different here.
+// file copies a file of the documentation into the stack's folder, with the replacements, and returns its path.
 func (s *stack) file(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(docs, name))
@@ -127,7 +127,7 @@ func (s *stack) file(t *testing.T, name string) string {
 	return path
 }
 
-// pages makes Element Call a web site of its own, as the document says.
+// pages makes Element Call a web site of its own, as docs/element-call.md describes.
 func (s *stack) pages(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -142,7 +142,7 @@ func (s *stack) pages(t *testing.T) string {
 	return dir
 }
 
-// startHomeserver starts the homeserver, and before it, at the port that the reverse proxy knows, the trace.
+// startHomeserver starts the homeserver. It starts the trace in front of it, at the port that the reverse proxy uses.
 func (s *stack) startHomeserver(t *testing.T, port string) {
 	t.Helper()
 	config, err := os.ReadFile(s.file(t, "dendrite.yaml"))
@@ -166,7 +166,7 @@ func (s *stack) account(t *testing.T, name string) *homeserver.Client {
 	return user
 }
 
-// startCaddy starts the reverse proxy, with an authority of its own in the place of a public one.
+// startCaddy starts the reverse proxy, with its own certificate authority instead of a public one.
 func (s *stack) startCaddy(t *testing.T) {
 	t.Helper()
 	config, err := os.ReadFile(s.file(t, "Caddyfile"))
@@ -180,7 +180,7 @@ func (s *stack) startCaddy(t *testing.T) {
 	s.program(t, "caddy", "caddy", "run", "--adapter", "caddyfile", "--config", path)
 }
 
-// findNames makes a proxy that connects whoever asks for a name of example.com with the reverse proxy, and nobody else.
+// findNames starts a proxy that connects requests for names of example.com to the reverse proxy, and refuses all others.
 func (s *stack) findNames(t *testing.T) {
 	t.Helper()
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -211,10 +211,10 @@ func (s *stack) findNames(t *testing.T) {
 	s.requireWellKnown(t, proxy.URL)
 }
 
-// authority is the certificate that the reverse proxy's are signed with.
+// authority is the path of the authority's certificate, which signs those of the reverse proxy.
 func (s *stack) authority() string { return s.dir + "/caddy/pki/authorities/local/root.crt" }
 
-// requireWellKnown requires that clients are told what the document says.
+// requireWellKnown requires that the well-known files have the contents that docs/element-call.md describes.
 func (s *stack) requireWellKnown(t *testing.T, proxy string) {
 	t.Helper()
 	const url = "https://example.com/.well-known/matrix/client"
@@ -244,7 +244,7 @@ func (s *stack) requireWellKnown(t *testing.T, proxy string) {
 	require.JSONEq(t, string(shown), string(answer))
 }
 
-// startAuthService starts the service for tokens.
+// startAuthService starts the token service.
 func (s *stack) startAuthService(t *testing.T, old bool) {
 	t.Helper()
 	settings, err := os.ReadFile(s.file(t, "lk-jwt-service.env"))
@@ -275,7 +275,7 @@ func (s *stack) program(t *testing.T, name, path string, args ...string) {
 	})
 }
 
-// await returns when something is so.
+// await returns when a condition is true.
 func await(t *testing.T, what string, isSo func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(soon); !isSo(); time.Sleep(pollInterval) {

@@ -20,7 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// refusals are the requests that the homeserver may answer with an error, and why.
+// refusals are the requests that the homeserver may answer with an error, and the reasons.
 var refusals = map[string]string{
 	"POST /_matrix/client/v3/register 401":         "how to register: the client asks without saying how, and is told",
 	"POST /_matrix/client/v3/register 403":         "the same where registration is disabled: the login page asks, too",
@@ -31,11 +31,11 @@ var refusals = map[string]string{
 	"POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/…/cancel 404":  sentAlready,
 }
 
-// sentAlready is why a delayed event is not found: on a slow machine connections break, and a participant that was believed
-// to be gone joins again.
+// sentAlready is the reason why a delayed event is not found. On a slow machine connections break, so that a participant counts as gone
+// and then joins again.
 const sentAlready = "a leave event that was sent; the client joins again"
 
-// trace is a proxy before a homeserver that counts what it is asked and how it answers.
+// trace is a proxy in front of a homeserver that counts requests and answers.
 type trace struct {
 	mu     sync.Mutex
 	counts map[asked]int
@@ -47,15 +47,14 @@ type asked struct {
 	status  int
 }
 
-// newTrace starts a trace. When the test ends, the table of errors is printed, and one that is not among the refusals fails
-// the test.
+// newTrace starts a trace. When the test ends, it prints the table of errors. An error that is not among the refusals fails the test.
 func newTrace(t *testing.T, homeserver, address string) *trace {
 	t.Helper()
 	target, err := url.Parse(homeserver)
 	require.NoError(t, err)
 	tr := &trace{counts: map[asked]int{}}
 	proxy := &httputil.ReverseProxy{
-		ErrorLog: log.New(io.Discard, "", 0), // browsers that crash break off their requests
+		ErrorLog: log.New(io.Discard, "", 0), // a crashed browser aborts its requests
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(target)
 			r.Out.Host = r.In.Host
@@ -63,7 +62,7 @@ func newTrace(t *testing.T, homeserver, address string) *trace {
 		},
 		ModifyResponse: func(res *http.Response) error {
 			if res.Request.Method == http.MethodOptions && res.StatusCode == http.StatusOK {
-				return nil // every request has its preflight
+				return nil // preflight requests are not counted
 			}
 			tr.mu.Lock()
 			defer tr.mu.Unlock()
@@ -83,12 +82,12 @@ func newTrace(t *testing.T, homeserver, address string) *trace {
 }
 
 var (
-	// identifier is a part of a path that names one thing of many: a room, a user, a transaction, a media file.
+	// identifier matches a variable part of a path, such as the ID of a room, a user, a transaction or a media file.
 	identifier = regexp.MustCompile(`^[!@$#_].*|^m\d+\..*|^\d+$|^[A-Za-z0-9_-]{16,}$`)
 	word       = regexp.MustCompile(`^[a-z_-]+$`)
 )
 
-// kind is the request without what is different in each.
+// kind returns the request without its variable parts.
 func kind(r *http.Request) string {
 	parts := strings.Split(strings.TrimPrefix(r.URL.EscapedPath(), "/"), "/")
 	for i, part := range parts {
@@ -105,7 +104,7 @@ func kind(r *http.Request) string {
 	return request
 }
 
-// check prints what the homeserver was asked, and requires that it refused nothing but what it should.
+// check prints the counted requests, and requires that all errors are among the refusals.
 func (tr *trace) check(t *testing.T) {
 	t.Helper()
 	tr.mu.Lock()

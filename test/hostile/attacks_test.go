@@ -14,16 +14,16 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// attack is something that hostile users do again and again.
+// attack is an action that hostile users repeat.
 type attack struct {
 	name string
-	// once does it once.
+	// once performs the action once.
 	once func(ctx context.Context, a *attacker)
-	// open is set if it needs no account.
+	// open means that the attack needs no account.
 	open bool
 }
 
-// attacks are all of them. Those that end the process come last.
+// attacks are all attacks. Those that could end the process come last.
 var attacks = []attack{
 	{name: "deep content", once: deepContent},
 	{name: "deep state on a shared key", once: deepState},
@@ -38,22 +38,22 @@ var attacks = []attack{
 	{name: "content that panics", once: panicking},
 }
 
-// nested returns a content that is nested so deeply.
+// nested returns content with the given depth of nesting.
 func nested(depth int) []byte {
 	return []byte(`{"a":` + strings.Repeat("[", depth) + strings.Repeat("]", depth) + "}")
 }
 
-// Row 2: what the roomserver cannot decode is never answered.
+// deepContent schedules content that is too deep for the roomserver, which cannot decode the event and never answers.
 func deepContent(ctx context.Context, a *attacker) {
 	a.delay(ctx, a.nextRoom(), "m.room.message", "-", 50*time.Millisecond, nested(10_000))
 }
 
-// Row 3: the same as state that somebody else sets.
+// deepState schedules such content as a piece of state that another user sets as well.
 func deepState(ctx context.Context, a *attacker) {
 	a.delay(ctx, a.s.shared, "m.call.member", "shared", 50*time.Millisecond, nested(10_000))
 }
 
-// Row 5: names are stored, and told again by each list.
+// endlessNames schedules events with long types and state keys, which a server would store and repeat in each list.
 func endlessNames(ctx context.Context, a *attacker) {
 	room := a.nextRoom()
 	a.delay(ctx, room, strings.Repeat("t", 1_000_000), "-", time.Hour, JSON{})
@@ -61,7 +61,7 @@ func endlessNames(ctx context.Context, a *attacker) {
 	a.do(ctx, http.MethodGet, unstablePath, nil)
 }
 
-// sameInstant schedules as much as it may for the next instant that is a multiple of two seconds.
+// sameInstant schedules as many events as allowed for the next multiple of two seconds.
 func sameInstant(ctx context.Context, a *attacker) {
 	const interval = 2 * time.Second
 	now := time.Now()
@@ -79,7 +79,7 @@ func flood(ctx context.Context, a *attacker) {
 	a.act(ctx, id, "cancel")
 }
 
-// Row 6: Dendrite fails each time.
+// unsendable schedules events that Dendrite can never send.
 func unsendable(ctx context.Context, a *attacker) {
 	room, soon := a.nextRoom(), 50*time.Millisecond
 	a.delay(ctx, room, "m.room.create", "", soon, JSON{})
@@ -89,7 +89,7 @@ func unsendable(ctx context.Context, a *attacker) {
 	a.delay(ctx, room, "m.room.third_party_invite", "x", soon, JSON{"public_keys": 1})
 }
 
-// unclosable sends expiring state whose closing event Dendrite refuses, or that is refused because its sender has no power any more.
+// unclosable sends expiring state whose closing event Dendrite refuses. In one case the refusal is due to the sender's own loss of power.
 func unclosable(ctx context.Context, a *attacker) {
 	room := a.nextRoom()
 	for eventType, content := range map[string]JSON{
@@ -102,7 +102,7 @@ func unclosable(ctx context.Context, a *attacker) {
 	}
 }
 
-// largeLists fills the list of a user, and reads it.
+// largeLists schedules large events, and requests the list of all of them.
 func largeLists(ctx context.Context, a *attacker) {
 	if a.n.Add(1)%8 == 0 {
 		a.delay(ctx, a.nextRoom(), "m.room.message", "-", time.Hour, JSON{"body": strings.Repeat("x", 60_000)})
@@ -110,7 +110,7 @@ func largeLists(ctx context.Context, a *attacker) {
 	a.do(ctx, http.MethodGet, unstablePath, nil)
 }
 
-// forged returns a header that names another address each time.
+// forged returns a header that claims a new address each time.
 func forged() []string {
 	ip := make([]byte, 4)
 	_, _ = rand.Read(ip)
@@ -122,14 +122,14 @@ func unknownTokens(ctx context.Context, a *attacker) {
 	a.do(ctx, http.MethodPost, unstablePath+"/"+rand.Text()+"/restart", JSON{}, forged()...)
 }
 
-// Row 12.
+// summaries requests the summaries of a public room and of an unknown one.
 func summaries(ctx context.Context, a *attacker) {
 	for _, room := range []string{a.s.shared, "!unknown:localhost"} {
 		a.do(ctx, http.MethodGet, "/_matrix/client/v1/room_summary/"+url.PathEscape(room), nil, forged()...)
 	}
 }
 
-// Row 1: Dendrite panics when it builds the event.
+// panicking schedules content with which Dendrite panics when it builds the event.
 func panicking(ctx context.Context, a *attacker) {
 	a.delay(ctx, a.pseudo, "m.room.power_levels", "", 50*time.Millisecond, JSON{"users": 1})
 }

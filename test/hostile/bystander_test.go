@@ -25,45 +25,46 @@ import (
 )
 
 const (
-	// lateness is how late a bystander's event may come into its room, whatever hostile users do. Somebody else sees it when Dendrite's
-	// sync API has got so far: with ten accounts that send what they like, it is seconds behind all sends, and so it is in stock Dendrite.
+	// lateness limits how late a bystander's event may reach its room, whatever hostile users do. Another user sees the event later, when
+	// Dendrite's sync API has processed it. With ten accounts that send without limits, the sync API is seconds behind, as in stock Dendrite.
 	lateness = 2 * time.Second
-	// probeInterval is the time between two of a bystander's sends.
+	// probeInterval is the time between two sends of a bystander.
 	probeInterval  = 500 * time.Millisecond
 	bystanderRooms = 4
-	// coming is how long after a restart what is due may be late.
+	// coming is the time after a restart in which late events do not count.
 	coming = 5 * time.Second
-	// lost is when an event that was not seen will not be.
+	// lost is the time after which a missing event counts as lost.
 	lost = 60 * time.Second
 )
 
-// bystander is a user who has timers of his own, and an observer in the same room who sees when they are dealt with.
+// bystander is a user with timers, and an observer in the same rooms who sees the closing events and the delayed events.
 type bystander struct {
 	s                *server
 	sender, observer *homeserver.Client
-	// rooms are several: the events of one room are closed one after the other.
+	// rooms are several rooms, because the events of one room are closed one after the other.
 	rooms []string
 
 	mu sync.Mutex
-	// waited are the deadlines of what was accepted and not yet seen, by event ID, or by body for a delayed event.
+	// waited are the deadlines of accepted events that the observer has not seen. The key is the event ID, or the body of a delayed event.
 	waited map[string]time.Time
-	// answered is when a send was answered whose event was not yet seen, by event ID: how far /sync is behind.
+	// answered are the times of the answers to sends whose events the observer has not seen, by event ID. They show how far /sync is behind.
 	answered map[string]time.Time
-	// overdue are those that a phase has counted already.
+	// overdue are the deadlines of events that an earlier phase has counted as overdue.
 	overdue map[string]time.Time
-	// due are the deadlines of what may not be in its room yet, by the IDs under which the server logs it.
+	// due are the deadlines of events that may not be in their rooms yet. The keys are the event IDs in the server's log.
 	due map[string]time.Time
-	// late, seen and sends are what was measured in this phase: when events came into their rooms, and when they were seen.
+	// These are the measurements of a phase. late is when events reached their rooms, and seen when the observer saw them, after their
+	// deadlines.
 	late, seen, sends, behind []time.Duration
 	refused                   map[string]int
 	sent                      int
 	restarted                 time.Time
-	slow                      []string         // what was later than allowed
-	logs                      map[string]int64 // how far the server's logs were read, by file
+	slow                      []string         // events that were too late
+	logs                      map[string]int64 // how far the server's logs have been read, by file
 	inRoom                    map[string]time.Time
 }
 
-// newBystander registers both users, and lets them act until the test ends.
+// newBystander registers both users, and makes them act until the test ends.
 func newBystander(t *testing.T, s *server) *bystander {
 	t.Helper()
 	users := s.register(t, "bystander", 2)
@@ -101,7 +102,7 @@ func newBystander(t *testing.T, s *server) *bystander {
 	return b
 }
 
-// probe sends an expiring event or a delayed one, and remembers when it must be closed or sent.
+// probe sends an expiring or a delayed event, and records its deadline.
 func (b *bystander) probe(ctx context.Context) {
 	b.mu.Lock()
 	b.sent++
@@ -141,9 +142,9 @@ func (b *bystander) probe(ctx context.Context) {
 	b.sends = append(b.sends, now.Sub(before))
 }
 
-// sync reads the observer's /sync once, and returns where to go on, or "" if there was no answer.
+// sync makes one /sync request for the observer. It returns the next batch token, or "" if there was no answer.
 func (b *bystander) sync(ctx context.Context, since string, timeout time.Duration) string {
-	// A timeline with a gap would hide what came in it.
+	// The limit is high, because a gap in the timeline would hide events.
 	path := fmt.Sprintf("/_matrix/client/v3/sync?since=%s&timeout=%d&filter=%s",
 		url.QueryEscape(since), timeout.Milliseconds(), url.QueryEscape(`{"room":{"timeline":{"limit":1000}}}`))
 	res, err := b.observer.Do(ctx, http.MethodGet, path, nil)
@@ -167,7 +168,7 @@ func (b *bystander) sync(ctx context.Context, since string, timeout time.Duratio
 	return res.Get("next_batch").Str
 }
 
-// see notes that an event has come, if it is one that is waited for.
+// see records that the observer has seen an event, if the event is one of the bystander's.
 func (b *bystander) see(e gjson.Result, now time.Time) {
 	id := e.Get(`content.m\.relates_to.event_id`).Str
 	if id == "" && !e.Get(`content.m\.will_expire`).Exists() {
@@ -182,7 +183,7 @@ func (b *bystander) see(e gjson.Result, now time.Time) {
 	if deadline, ok := b.waited[id]; ok {
 		b.seen = append(b.seen, now.Sub(deadline))
 		delete(b.waited, id)
-		if !e.Get(`content.m\.relates_to`).Exists() { // a delayed event, whose ID is known only now
+		if !e.Get(`content.m\.relates_to`).Exists() { // a delayed event, whose ID was unknown until now
 			b.due[e.Get("event_id").Str] = deadline
 		}
 	}
@@ -200,10 +201,10 @@ func (b *bystander) note(deadline, now time.Time) {
 	}
 }
 
-// logged is a line that the server logs when a closing event, or a delayed one, is in its room.
+// logged matches the line that the server logs when a closing event, or a delayed event, is in its room.
 var logged = regexp.MustCompile(`(?m)^time="([^"]+)" level=info msg="(?:Closed an expiring|Sent a delayed) event".* event_id="(\$[^"]+)"`)
 
-// done reads in the server's logs which of the events that are due are in their rooms. bystander.mu is held.
+// done reads the server's logs and records which due events are in their rooms. The caller holds bystander.mu.
 func (b *bystander) done() {
 	names, _ := filepath.Glob(filepath.Join(b.s.Dir, "log", "*"))
 	for _, name := range names {
@@ -230,25 +231,25 @@ func (b *bystander) done() {
 	}
 }
 
-// disturb says that the server was restarted just now.
+// disturb records that the server was just restarted.
 func (b *bystander) disturb() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.restarted = time.Now()
 }
 
-// figures are what a bystander has seen during a phase.
+// figures are a bystander's measurements of a phase.
 type figures struct {
 	count, overdue         int
 	median, p99, max       time.Duration // of the lateness
-	seen                   time.Duration // p99 of how late somebody else saw it
+	seen                   time.Duration // p99 of how late the observer saw it
 	sendMedian, sendLatest time.Duration
 	behind                 time.Duration // p99 of how far /sync was behind the sends
 	refused                map[string]int
 	slow                   []string
 }
 
-// phase ends a phase: what is overdue at the moment counts as it is.
+// phase ends a phase and returns its figures. Events that are overdue at this moment count with their lateness so far.
 func (b *bystander) phase() (f figures) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -275,7 +276,7 @@ func (b *bystander) phase() (f figures) {
 	return f
 }
 
-// missing returns how many events are overdue for so long.
+// missing returns how many events are overdue by more than the given time.
 func (b *bystander) missing(by time.Duration) (n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -289,7 +290,7 @@ func (b *bystander) missing(by time.Duration) (n int) {
 	return n
 }
 
-// recover waits, not for ever, until nothing of the bystander's is overdue, and begins a phase.
+// recover waits, for a limited time, until no event of the bystander is overdue. Then it begins a phase.
 func (b *bystander) recover() (took time.Duration) {
 	begun := time.Now()
 	for b.missing(lateness) > 0 && time.Since(begun) < lost {
@@ -299,7 +300,7 @@ func (b *bystander) recover() (took time.Duration) {
 	return time.Since(begun).Round(100 * time.Millisecond)
 }
 
-// quantile returns a quantile of durations, 0 if there are none.
+// quantile returns a quantile of durations, or 0 if there are none.
 func quantile(of []time.Duration, q float64) time.Duration {
 	if len(of) == 0 {
 		return 0

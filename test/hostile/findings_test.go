@@ -18,11 +18,11 @@ import (
 // shownFindings is how many findings of one kind are shown in full.
 const shownFindings = 4
 
-// findings are what was found, by kind.
+// findings are the faults that the test has found, by kind.
 type findings struct {
 	mu  sync.Mutex
 	all map[string][]finding
-	// notes count what is worth knowing and no fault of the component.
+	// notes count observations that are no fault of the engine.
 	notes map[string]int
 }
 
@@ -33,7 +33,7 @@ type finding struct {
 
 func newFindings() *findings { return &findings{all: map[string][]finding{}, notes: map[string]int{}} }
 
-// add notes a fault, with the input that it was seen at, if it is known.
+// add records a fault, with the input that caused it, if that is known.
 func (f *findings) add(kind string, in *input, format string, args ...any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -72,7 +72,7 @@ func (f *findings) report(t *testing.T) {
 
 const seedFolder = "testdata/seeds"
 
-// keep writes an input to where it is replayed from.
+// keep writes an input to the folder of seeds, so that later runs replay it.
 func keep(t *testing.T, kind string, in *input) {
 	name := regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(kind+" "+in.Name), "-")
 	if err := os.WriteFile(filepath.Join(seedFolder, name+".json"), []byte(in.String()+"\n"), 0o600); err != nil {
@@ -80,7 +80,7 @@ func keep(t *testing.T, kind string, in *input) {
 	}
 }
 
-// kept returns the inputs that were kept, in the order of their files' names.
+// kept returns the inputs in the folder of seeds, in the order of their file names.
 func kept(t *testing.T) (inputs []*input) {
 	t.Helper()
 	names, err := filepath.Glob(seedFolder + "/*.json")

@@ -17,22 +17,23 @@ import (
 )
 
 const (
-	// hostileUsers is how many users fuzz at once, and underWay how many of their inputs are under way.
+	// hostileUsers is how many users fuzz at once, and underWay how many of their inputs run at the same time.
 	hostileUsers = 8
 	underWay     = 96
-	// quiet is how long it may take after the last input until no timer is left.
+	// quiet limits the time from the last input until all timers are gone.
 	quiet = 60 * time.Second
 )
 
-// unlimited lets few users have many timers.
+// unlimited is a configuration in which few users may have many timers.
 var unlimited = JSON{
 	"max_running_per_user": 10_000,
 	"rate_limiting":        JSON{"enabled": false},
 	"delayed_events":       JSON{"max_scheduled_per_user": 10_000, "max_finalised_per_user": 10_000},
 }
 
-// Whatever is scheduled by several hostile users is refused or dealt with, on a server that goes on serving a bystander: inputs
-// that were found before, then random ones. The server is stopped and killed meanwhile, and started again.
+// Each event that several hostile users schedule is refused, or sent, or finalised with an error. Meanwhile the server still serves a
+// bystander. The test replays the kept inputs, and then runs random ones. During these the server is stopped once and killed once, and
+// started again.
 func TestFuzzThroughTimers(t *testing.T) {
 	onEachDatabase(t, func(t *testing.T, db database) {
 		t.Run("Seeds", func(t *testing.T) { testSeeds(t, db) })
@@ -44,7 +45,7 @@ func testRandomInputs(t *testing.T, db database) {
 	s := start(t, db, unlimited)
 	f := newFuzzer(s, s.register(t, "hostile", hostileUsers))
 	versions := roomVersions(t, f)
-	// The first rooms are there before anything is measured: what makes new ones slow, and /sync late, is stock's work.
+	// The first rooms are created before the measurements. Creating rooms slows down the server and delays /sync, as in stock Dendrite.
 	for i := range uint64(len(f.users)) {
 		for _, version := range []string{versions[2*i%uint64(len(versions))], versions[(2*i+1)%uint64(len(versions))]} {
 			_, err := f.place(t.Context(), version, int(i))
@@ -61,7 +62,7 @@ func testRandomInputs(t *testing.T, db database) {
 	started := time.Now()
 	var index, done atomic.Uint64
 	index.Store(first - 1)
-	pause := make(chan bool, 2) // at a third SIGTERM, at two thirds SIGKILL
+	pause := make(chan bool, 2) // SIGTERM after a third of the inputs, SIGKILL after two thirds
 	var inputs sync.WaitGroup
 	go func() {
 		for range underWay {
@@ -93,7 +94,7 @@ func testRandomInputs(t *testing.T, db database) {
 	f.finish(t, b)
 }
 
-// roomVersions returns the room versions that the server has.
+// roomVersions returns the room versions that the server supports.
 func roomVersions(t *testing.T, f *fuzzer) (versions []string) {
 	res, err := f.users[0].Do(t.Context(), http.MethodGet, "/_matrix/client/v3/capabilities", nil)
 	require.NoError(t, err)
@@ -105,7 +106,7 @@ func roomVersions(t *testing.T, f *fuzzer) (versions []string) {
 	return sorted(versions)
 }
 
-// finish looks at what is left when all inputs were sent, restarts the server once more, and reports.
+// finish checks what is left after all inputs, restarts the server once more, and reports.
 func (f *fuzzer) finish(t *testing.T, b *bystander) {
 	defer f.found.report(t)
 	defer f.searchLog(t)
@@ -123,7 +124,7 @@ func (f *fuzzer) finish(t *testing.T, b *bystander) {
 	require.True(t, f.s.alive())
 }
 
-// accuse shows which inputs may have ended the process.
+// accuse adds the inputs that may have ended the process to the findings.
 func (f *fuzzer) accuse(t *testing.T) {
 	f.found.add("the process ended", nil, "%d suspects", len(f.suspects()))
 	for i, in := range f.suspects() {
@@ -133,7 +134,7 @@ func (f *fuzzer) accuse(t *testing.T) {
 	}
 }
 
-// bystander looks at how the bystander did.
+// bystander checks the bystander's figures of a phase.
 func (f *fuzzer) bystander(b *bystander, when string) {
 	is := b.phase()
 	f.found.note("the bystander's %d events %s: median %s, p99 %s, at most %s late; sends took %s, at most %s",
@@ -147,7 +148,7 @@ func (f *fuzzer) bystander(b *bystander, when string) {
 	}
 }
 
-// awaitQuiet waits until no timer of a hostile user is left.
+// awaitQuiet waits until the hostile users have no timers left.
 func (f *fuzzer) awaitQuiet(t *testing.T) {
 	t.Helper()
 	for deadline := time.Now().Add(quiet); time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
@@ -171,7 +172,7 @@ func (f *fuzzer) awaitQuiet(t *testing.T) {
 	f.found.note("%d timers left", left)
 }
 
-// leftovers returns how many timers there are besides the bystander's few.
+// leftovers returns how many timers there are, without a few that may be the bystander's.
 func (f *fuzzer) leftovers(t *testing.T) int {
 	t.Helper()
 	const ofBystander = 15
@@ -194,7 +195,7 @@ func metric(text []byte, name string) (sum float64) {
 	return sum
 }
 
-// searchLog looks for panics in what the server wrote. One in a request is seen in its answer, and may be stock's.
+// searchLog searches the server's log for panics. A panic in a request shows in its answer, and may be stock Dendrite's fault.
 func (f *fuzzer) searchLog(t *testing.T) {
 	written, err := f.s.Written()
 	require.NoError(t, err)

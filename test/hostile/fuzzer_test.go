@@ -19,13 +19,13 @@ import (
 const (
 	stablePath   = "/_matrix/client/v1/delayed_events"
 	unstablePath = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events"
-	// requestsAtOnce are few: what is tested is what becomes of events, not how many the server can take.
+	// requestsAtOnce is small, because the test is about the events, and not about the server's load.
 	requestsAtOnce = 4
-	// settled is how long after its due time a delayed event is finalised at the latest, on a machine that is busy.
+	// settled limits how long after its due time a delayed event may be finalised, on a busy machine.
 	settled = 90 * time.Second
 )
 
-// fuzzer sends inputs to a server, and follows what becomes of them.
+// fuzzer sends inputs to a server, and checks the outcome of each.
 type fuzzer struct {
 	s     *server
 	found *findings
@@ -33,11 +33,11 @@ type fuzzer struct {
 	rooms *roomPool
 
 	txns     atomic.Int64
-	requests chan struct{} // one place for each request that may be under way
+	requests chan struct{} // one slot for each request in flight
 	mu       sync.Mutex
-	// recent are the inputs under way and those that were due a moment ago: suspects when the process dies.
+	// recent are the inputs in flight and those that were just due. They are the suspects if the process ends.
 	recent map[*input]time.Time
-	// tokens are the tokens of expiring events, and delayed the delay IDs that are not known to be finalised.
+	// tokens are the tokens of expiring events. delayed are the delay IDs of events that are not yet known to be finalised.
 	tokens  map[string]*input
 	delayed map[string]*input
 	// accepted and refused count the inputs.
@@ -52,7 +52,7 @@ func newFuzzer(s *server, users []*homeserver.Client) *fuzzer {
 	}
 }
 
-// do sends one request and looks at the answer as every answer is looked at. It returns false if there was none.
+// do sends a request and makes the checks that every answer must pass. It returns false if there was no answer.
 func (f *fuzzer) do(ctx context.Context, in *input, c *homeserver.Client, method, path string, body any) (homeserver.Response, bool) {
 	f.requests <- struct{}{}
 	defer func() { <-f.requests }()
@@ -79,7 +79,7 @@ func (f *fuzzer) do(ctx context.Context, in *input, c *homeserver.Client, method
 	return res, true
 }
 
-// run does what an input says, and returns when its event should be dealt with.
+// run executes an input, and returns when its event is finalised or its deadline has passed.
 func (f *fuzzer) run(ctx context.Context, in *input, user int) {
 	c := f.users[user]
 	p, err := f.place(ctx, in.Version, user)
@@ -101,7 +101,7 @@ func (f *fuzzer) run(ctx context.Context, in *input, user int) {
 		if ok && first != "" && second != first && strings.HasSuffix(strings.Split(path, "?")[0], txn) {
 			f.found.add("a transaction is repeated", in, "%.300s: %s, then %s", path, res, again)
 		}
-		if second != first { // of state, which has no transaction ID
+		if second != first { // a state event, which has no transaction ID
 			defer f.settle(ctx, in, c, second)
 		}
 		f.remember(in, again)
@@ -116,16 +116,16 @@ func (f *fuzzer) run(ctx context.Context, in *input, user int) {
 	f.accepted.Add(1)
 	f.suspect(in, due)
 	sleep(ctx, time.Duration(in.AfterMS)*time.Millisecond)
-	if f.act(ctx, in, c, p, res) { // the timer may have begun anew
+	if f.act(ctx, in, c, p, res) { // the timer may have started again
 		due = time.Now().Add(time.Until(due)).Add(time.Duration(in.DelayMS)*time.Millisecond + time.Duration(in.Expires)*time.Second)
 	}
 	sleep(ctx, time.Until(due))
 	f.settle(ctx, in, c, res.Get("delay_id").Str)
 }
 
-// place returns a room to send to.
+// place returns a room for an input.
 func (f *fuzzer) place(ctx context.Context, version string, user int) (p place, err error) {
-	for range 3 { // the server may be restarted meanwhile
+	for range 3 { // because the server may be restarted meanwhile
 		f.s.awaitUp(ctx)
 		if p, err = f.rooms.get(ctx, version, user); err == nil || f.died.Load() {
 			break
@@ -134,7 +134,7 @@ func (f *fuzzer) place(ctx context.Context, version string, user int) (p place, 
 	return p, err
 }
 
-// remember keeps the secret of what was accepted, and returns when its event is due.
+// remember stores the token or delay ID of an accepted event, and returns when the event is due.
 func (f *fuzzer) remember(in *input, res homeserver.Response) time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -148,7 +148,7 @@ func (f *fuzzer) remember(in *input, res homeserver.Response) time.Time {
 	return time.Now().Add(time.Duration(in.DelayMS) * time.Millisecond)
 }
 
-// act does the action of an input, and returns true if that moved its due time.
+// act performs the action of an input. It returns true if the action moved the due time.
 func (f *fuzzer) act(ctx context.Context, in *input, c *homeserver.Client, p place, sent homeserver.Response) bool {
 	method, path, body := http.MethodPost, stablePath+"/"+sent.Get("delay_id").Str, any(nil)
 	switch in.Action {
@@ -170,7 +170,8 @@ func (f *fuzzer) act(ctx context.Context, in *input, c *homeserver.Client, p pla
 	return in.Action == "restart" || in.Action == "refresh"
 }
 
-// check looks for a fault of the server's in an answer. If sending at once by stock's means fails the same way, it is stock's.
+// check adds a finding if an answer is an error of the server. If a plain send of the same event fails in the same way, the fault is stock
+// Dendrite's.
 func (f *fuzzer) check(ctx context.Context, in *input, c *homeserver.Client, p place, what string, res homeserver.Response) {
 	if res.Code < http.StatusInternalServerError {
 		return
@@ -202,7 +203,7 @@ func (f *fuzzer) settle(ctx context.Context, in *input, c *homeserver.Client, id
 			f.found.add("a delayed event is lost", in, "looked up: %s", res)
 		case ok && res.Code >= http.StatusInternalServerError:
 			f.found.add("a look-up fails", in, "%s", res)
-		case !ok || res.Get("finalised").Exists() == res.Get("finalised_ts").Exists(): // neither, or no answer
+		case !ok || res.Get("finalised").Exists() == res.Get("finalised_ts").Exists(): // not finalised yet, or no answer
 			if !time.Now().After(deadline) {
 				sleep(ctx, pause)
 				pause = min(2*pause, 5*time.Second)
@@ -221,7 +222,7 @@ func (f *fuzzer) settle(ctx context.Context, in *input, c *homeserver.Client, id
 	}
 }
 
-// note counts what became of a delayed event.
+// note counts the outcome of a delayed event.
 func (f *fuzzer) note(res homeserver.Response) {
 	final := res.Get("finalised")
 	if !final.Exists() {
@@ -249,7 +250,7 @@ func (f *fuzzer) forget(in *input) {
 	delete(f.recent, in)
 }
 
-// suspects returns the inputs that may have ended the process: those due a moment ago, the latest first.
+// suspects returns the inputs that may have ended the process: those that were just due, the latest first.
 func (f *fuzzer) suspects() (all []*input) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

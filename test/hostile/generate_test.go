@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// The generator derives an input from a seed and an index, the same one each time.
+// The generator derives an input from a seed and an index, always the same one.
 
-// messageTypes and stateTypes are the event types that something in Dendrite looks at, with contents that are in order.
+// messageTypes and stateTypes are the event types that Dendrite treats specially, with valid contents.
 var (
 	messageTypes = map[string]string{
 		"m.room.message":    `{"msgtype":"m.text","body":"hello","m.mentions":{"user_ids":["<other>"]}}`,
@@ -18,7 +18,7 @@ var (
 		"m.room.redaction":  `{"redacts":"$x","reason":"y"}`,
 		"m.reaction":        `{"m.relates_to":{"rel_type":"m.annotation","event_id":"$x","key":"k"}}`,
 		"m.call.member":     `{"application":"m.call","focus_active":{"type":"livekit"}}`,
-		"m.room.name":       `{"name":"x"}`, // a message with a type of state
+		"m.room.name":       `{"name":"x"}`, // a message with the type of a state event
 		"m.room.create":     `{"room_version":"10"}`,
 		"m.room.member":     `{"membership":"join"}`,
 		"m.poll.start":      `{"m.poll":{"question":{"m.text":[{"body":"?"}]},"answers":[{"m.id":"1"}]}}`,
@@ -51,20 +51,20 @@ var (
 	sortedMessages, sortedState = sortedKeys(messageTypes), sortedKeys(stateTypes)
 )
 
-// oddTypes are event types as they stand in a path: empty, as long as allowed and longer, NUL, not UTF-8, encoded.
+// oddTypes are event types in the form they have in a path: empty, too long, with NUL, not UTF-8, percent-encoded.
 var oddTypes = []string{
 	"a%00b", "%ff", "%ff%fe", "%c3%28", "m.room.%6dessage", "%2F", "%25", "%20", "%0a", "%22", "%5Cu0000", "..", "%2e%2e", "m%E2%80%8B",
 	"<pad:254>", "<pad:255>", "<pad:256>", "<pad:4000>", "<pad:70000>", "<pad:1000000>", strings.Repeat("%C3%A9", 127), strings.Repeat("%C3%A9", 128), "",
 }
 
-// oddKeys are state keys that are as odd.
+// oddKeys are odd state keys in the same form.
 var oddKeys = []string{
 	"", "@", "@a", "@:", "@:localhost", "nocolon", "%00", "a%00b", "%ff", "%F0%9F%92%A9", "%2F", "%25", "..", "<me>_DEVICE", "_<me>_DEVICE_m.call",
 	"<pad:254>", "<pad:255>", "<pad:256>", "<pad:4000>", "<pad:200000>", "@<pad:300>:localhost", "@a:<pad:300>", "!room:localhost",
-	"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "ljLN6SnLMTdiiUmNnfcP4DKTSbbpbRVLcLfR4Sp4wPM", // as keys of users where IDs are pseudonyms
+	"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "ljLN6SnLMTdiiUmNnfcP4DKTSbbpbRVLcLfR4Sp4wPM", // as user keys in rooms with pseudo IDs
 }
 
-// generate returns the input of an index.
+// generate returns the input with the given index.
 func generate(seed, index uint64, versions []string) *input {
 	r := rand.New(rand.NewPCG(seed, index))
 	in := &input{Name: fmt.Sprintf("seed %d index %d", seed, index), Version: versionOf(r, index, versions)}
@@ -95,15 +95,15 @@ func generate(seed, index uint64, versions []string) *input {
 	return in
 }
 
-// versionOf returns a room version. The user of an index has rooms of two versions at a time, as a new room takes long; all users
-// together have all versions, and one user has all of them one after the other.
+// versionOf returns a room version. Creating rooms takes long, so a user has rooms of two versions at a time. All users together cover all
+// versions, and in the course of the test each user does.
 func versionOf(r *rand.Rand, index uint64, versions []string) string {
 	const forInputs = 2000
 	user := int(index % hostileUsers)
 	return versions[(2*user+r.IntN(2)+int(index/forInputs))%len(versions)]
 }
 
-// chooseType sets type and state key, and returns a content that is in order.
+// chooseType sets type and state key, and returns valid content for the type.
 func (in *input) chooseType(r *rand.Rand) string {
 	state := r.IntN(3) > 0
 	types, contents := sortedMessages, messageTypes
@@ -124,7 +124,7 @@ func (in *input) chooseType(r *rand.Rand) string {
 	return content
 }
 
-// stateKey returns a state key: mostly the one that the type is used with.
+// stateKey returns a state key, which mostly is one that suits the type.
 func stateKey(r *rand.Rand, eventType string) string {
 	if r.IntN(6) == 0 {
 		return pick(r, oddKeys)

@@ -11,18 +11,18 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// What hostile users may take from others under the default limits, as docs/guarantees.md says it.
+// These bounds limit what hostile users may cost others under the default limits, see docs/guarantees.md.
 const (
-	// slowestSend is how long a send of a bystander may take, also to state that attackers set, on the usual machine.
+	// slowestSend limits a send of a bystander on the usual machine. The send may also set state that attackers set.
 	slowestSend = 5 * time.Second
-	// memoryBound is how much more memory the server may have during an attack than before it.
+	// memoryBound limits the growth of the server's memory during an attack.
 	memoryBound = 512 << 20
-	// diskPerAccount is how much an account may make the database of the timers grow by in one attack.
+	// diskPerAccount limits how much an account may make the timers' database grow in one attack.
 	diskPerAccount = 32 << 20
 )
 
-// Hostile users have accounts in any number, and strangers addresses; a bystander's timers are closed in time all the same, and
-// memory and disk stay bounded.
+// Hostile users have many accounts, and strangers many addresses. A bystander's timers are closed in time all the same, and memory and
+// disk usage stay bounded.
 func TestHostileUsers(t *testing.T) {
 	onEachDatabase(t, func(t *testing.T, db database) {
 		s := newSiege(t, db)
@@ -44,7 +44,7 @@ func TestHostileUsers(t *testing.T) {
 	})
 }
 
-// judge writes a line of the table, and fails the test if a bound does not hold.
+// judge adds a line to the table, and fails the test if a bound is exceeded.
 func (s *siege) judge(t *testing.T, name string, attackers int, f figuresOf) {
 	t.Helper()
 	const mega = 1 << 20
@@ -61,8 +61,8 @@ func (s *siege) judge(t *testing.T, name string, attackers int, f figuresOf) {
 	}
 	bound := s.s.lateness()
 	if attackers > 1 {
-		// Ten accounts with forty connections that send what they like keep two cores busy, as in stock Dendrite, and everybody's sends
-		// take longer. A closing event is a send: it is not later than that.
+		// Ten accounts with forty connections that send without limits keep two cores busy, as in stock Dendrite. All sends take longer, and a
+		// closing event is a send. So the bound grows by the slowest send.
 		bound += f.sendLatest
 	}
 	if f.p99 > bound {

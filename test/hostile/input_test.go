@@ -13,51 +13,51 @@ import (
 	"unicode/utf8"
 )
 
-// input is one thing that a hostile user does: an event that is delayed or expires, and what is done with it before it is due.
-// It is written down as JSON, and replayed in rooms and by users of another server.
+// input is one action of a hostile user: an event that is delayed or expires, and a further action before it is due. It is stored as JSON,
+// and can be replayed with other rooms and users on another server.
 type input struct {
-	// Name says what the input is kept for. A generated one is named after its seed and its index.
+	// Name says why the input is kept. The name of a generated input has its seed and its index.
 	Name    string `json:"name"`
 	Version string `json:"room_version"`
-	// Room stands in the path instead of the ID of a room of the user's, percent-encoded.
+	// Room, percent-encoded, replaces the ID of a room in the path.
 	Room string `json:"room,omitempty"`
 	Form form   `json:"form"`
-	// Type and StateKey stand here as in a path, percent-encoded: they need not be UTF-8.
+	// Type and StateKey are percent-encoded as in a path, because they need not be UTF-8.
 	Type     string  `json:"type"`
 	StateKey *string `json:"state_key,omitempty"`
-	// Content may hold placeholders, and so may Type and StateKey: see expand.
+	// Content may have placeholders, and so may Type and StateKey, see expand.
 	Content string `json:"content"`
-	// DelayMS is the delay in milliseconds; not used by the form expiring.
+	// DelayMS is the delay in milliseconds. The form expiring ignores it.
 	DelayMS int `json:"delay_ms,omitempty"`
-	// Expires is put into the content as m.will_expire, in seconds, if it is not 0.
+	// Expires is the value of m.will_expire in the content, in seconds. A value of 0 leaves the field out.
 	Expires   int    `json:"expires,omitempty"`
 	Timestamp string `json:"ts,omitempty"`
-	// Repeat is set if the request is sent twice, with the same transaction ID where it has one.
+	// Repeat means that the request is sent twice, with the same transaction ID if it has one.
 	Repeat bool `json:"repeat,omitempty"`
-	// Action is done AfterMS milliseconds after the answer.
+	// Action is performed AfterMS milliseconds after the answer.
 	Action  string `json:"action,omitempty"`
 	AfterMS int    `json:"after_ms,omitempty"`
 }
 
-// form is how an event is sent.
+// form is the way in which an event is sent.
 type form string
 
 const (
 	expiring  form = "expiring"  // a send with m.will_expire in the content
 	query     form = "query"     // a send with the delay in the query
-	dedicated form = "dedicated" // the accepted form, stable
-	unstable  form = "unstable"  // the same, unstable
+	dedicated form = "dedicated" // the accepted form, on the stable path
+	unstable  form = "unstable"  // the accepted form, on the unstable path
 )
 
 func (in *input) String() string {
 	var text strings.Builder
 	encoder := json.NewEncoder(&text)
-	encoder.SetEscapeHTML(false) // placeholders stay readable
+	encoder.SetEscapeHTML(false) // to keep placeholders readable
 	_ = encoder.Encode(in)
 	return strings.TrimSpace(text.String())
 }
 
-// place is where an input is replayed: the placeholders <room>, <me> and <other> stand for its parts.
+// place has the values of the placeholders <room>, <me> and <other>.
 type place struct {
 	room, me, other string
 }
@@ -68,8 +68,8 @@ var (
 	rawByte = regexp.MustCompile(`<byte:([0-9a-f]{2})>`)
 )
 
-// expand replaces the placeholders: "<nest:N>" and "<obj:N>", with their quotes, by N nested arrays or objects, <pad:N> by N
-// characters, <byte:ff> by this byte, and the names of a place.
+// expand replaces the placeholders. "<nest:N>" and "<obj:N>", with their quotes, become N nested arrays or objects. <pad:N> becomes N
+// characters, and <byte:ff> becomes this byte. The names of a place become its values.
 func (p place) expand(s string) string {
 	s = nesting.ReplaceAllStringFunc(s, func(m string) string {
 		found := nesting.FindStringSubmatch(m)
@@ -125,7 +125,7 @@ func (in *input) request(p place, txn string) (path string, body []byte) {
 	return path, body
 }
 
-// plain returns path and body of a send of the same event by stock's means.
+// plain returns path and body of a plain send of the same event.
 func (in *input) plain(p place, txn string) (path string, body []byte) {
 	return in.plainPath(p, txn), []byte(p.expand(in.Content))
 }
@@ -145,7 +145,7 @@ func (in *input) room(p place) string {
 	return url.PathEscape(p.room)
 }
 
-// withField puts a field in front of an object's others. What is no object stays as it is.
+// withField adds a field at the beginning of an object. Text that is not an object stays as it is.
 func withField(object, key, value string) string {
 	rest, ok := strings.CutPrefix(object, "{")
 	if !ok {
@@ -158,7 +158,7 @@ func withField(object, key, value string) string {
 	return field + rest
 }
 
-// quote returns a string as JSON, bytes that are not UTF-8 as they are.
+// quote returns a string as JSON. Bytes that are not UTF-8 stay as they are.
 func quote(s string) []byte {
 	if utf8.ValidString(s) {
 		data, _ := json.Marshal(s)

@@ -1,7 +1,7 @@
 //go:build all
 
-// Package hostile tests that users cannot harm the server or one another: the real binary, on SQLite and on PostgreSQL, with
-// hostile users on one side and a bystander on the other, whose timers must be closed in time whatever the others do.
+// Package hostile tests that users cannot harm the server or one another. It runs the real binary on SQLite and on PostgreSQL, with
+// hostile users and a bystander. The bystander's timers must be closed in time whatever the hostile users do.
 //
 //	go test -tags all ./test/hostile -run TestFuzzThroughTimers -timers 200000 -longest 3h -database SQLite -timeout 4h -v
 //	go test -tags all ./test/hostile -run TestHostileUsers -attack 15s -timeout 30m -v
@@ -38,7 +38,7 @@ var (
 // JSON is a JSON object.
 type JSON = homeserver.JSON
 
-// binary is the homeserver under test.
+// binary is the path of the homeserver's binary.
 var binary string
 
 func TestMain(m *testing.M) {
@@ -54,10 +54,10 @@ func TestMain(m *testing.M) {
 	postgres.Main(m, func() { _ = os.RemoveAll(dir) })
 }
 
-// database is one of the databases that everything is tested on.
+// database is one of the databases that all tests run on.
 type database struct {
 	name string
-	// open returns the connection string of an empty database, "" for SQLite.
+	// open returns the connection string of an empty database; "" means SQLite.
 	open func(t testing.TB) string
 }
 
@@ -66,7 +66,8 @@ var databases = []database{
 	{"PostgreSQL", postgres.NewDatabase},
 }
 
-// onEachDatabase runs a test on each database that the flags ask for, one after the other: lateness is measured.
+// onEachDatabase runs a test on each database that the flags select, one after the other, because concurrent tests would disturb the
+// measurement of lateness.
 func onEachDatabase(t *testing.T, test func(t *testing.T, db database)) {
 	for _, db := range databases {
 		if *databaseFlag == "" || *databaseFlag == db.name {
@@ -75,18 +76,18 @@ func onEachDatabase(t *testing.T, test func(t *testing.T, db database)) {
 	}
 }
 
-// server is a homeserver that the test may restart while others send requests to it.
+// server is a homeserver that the test can restart while requests are sent to it.
 type server struct {
 	*homeserver.Server
-	// timers is the connection string of the database that holds the timers, "" if it is an SQLite file.
+	// timers is the connection string of the timers' database; "" means an SQLite file.
 	timers string
-	// restarts is odd while the server is down on purpose. A request across a change of it may fail.
+	// restarts is odd while the server is down on purpose. A request may fail if the value changes during it.
 	restarts atomic.Int64
-	// factor is by how much slower this machine is than the usual one, see measure.
+	// factor says how many times slower than the usual machine this one is, see measure.
 	factor time.Duration
 }
 
-// start starts a homeserver with this section "expiration". It is stopped when the test ends.
+// start starts a homeserver with the given section "expiration". The server is stopped when the test ends.
 func start(t *testing.T, db database, expiration JSON) *server {
 	t.Helper()
 	s := &server{timers: db.open(t)}
@@ -105,7 +106,7 @@ func start(t *testing.T, db database, expiration JSON) *server {
 	return s
 }
 
-// restart stops the server, or kills it, and starts it again.
+// restart stops or kills the server, and starts it again.
 func (s *server) restart(t *testing.T, kill bool) {
 	t.Helper()
 	s.restarts.Add(1)
@@ -117,7 +118,7 @@ func (s *server) restart(t *testing.T, kill bool) {
 	require.NoError(t, s.Start(t.Context()))
 }
 
-// terminate stops the server as an operator does. If that takes too long, the server's goroutines are shown.
+// terminate stops the server as an operator does. If that takes too long, it shows the server's goroutines.
 func (s *server) terminate(t *testing.T) {
 	t.Helper()
 	const stopTimeout = 45 * time.Second
@@ -151,7 +152,7 @@ func (s *server) alive() bool {
 	}
 }
 
-// patience is how long a request may take until it counts as hanging, and giveUp how long anybody waits for an answer.
+// A request that takes longer than patience counts as hanging. After giveUp a client stops waiting for the answer.
 const (
 	patience = 10 * time.Second
 	giveUp   = 20 * time.Second
@@ -163,7 +164,7 @@ var transport = &http.Client{
 	Transport: &http.Transport{MaxIdleConns: 1000, MaxIdleConnsPerHost: 1000},
 }
 
-// register makes accounts with a common prefix.
+// register makes accounts with a common prefix in their names.
 func (s *server) register(t *testing.T, prefix string, n int) []*homeserver.Client {
 	t.Helper()
 	users := make([]*homeserver.Client, n)
@@ -176,7 +177,7 @@ func (s *server) register(t *testing.T, prefix string, n int) []*homeserver.Clie
 	return users
 }
 
-// timersSize returns the size of the database that holds the timers, in bytes.
+// timersSize returns the size of the timers' database in bytes.
 func (s *server) timersSize(t *testing.T) (size int64) {
 	t.Helper()
 	if s.timers != "" {

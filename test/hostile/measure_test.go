@@ -33,7 +33,7 @@ func databaseSize(t *testing.T, dsn string) (size int64) {
 	return size
 }
 
-// memory returns how much memory a process has resident, and the most that it ever had, in bytes.
+// memory returns the resident memory of a process, now and at its peak, in bytes.
 func memory(t *testing.T, pid int) (now, most int64) {
 	t.Helper()
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
@@ -53,7 +53,7 @@ func memory(t *testing.T, pid int) (now, most int64) {
 // usualSend is how long a plain send takes on the machine that the bounds were measured on.
 const usualSend = 20 * time.Millisecond
 
-// measure finds out how much slower the machine is than the usual one: by how long plain sends take.
+// measure sets the factor by which this machine is slower than the usual one. It is the ratio of the times of plain sends.
 func (s *server) measure(t *testing.T, user *homeserver.Client) {
 	t.Helper()
 	room, err := user.CreateRoom(t.Context(), nil)
@@ -69,7 +69,8 @@ func (s *server) measure(t *testing.T, user *homeserver.Client) {
 	t.Logf("this machine is slower than the usual one by a factor of %d", s.factor)
 }
 
-// lateness is the bound for a bystander's lateness: the promise in CI, and a multiple of it on a machine that others use, too.
+// lateness returns the bound for a bystander's lateness. In CI it is the promised bound. Elsewhere other programs may use the machine, so
+// it is multiplied by the factor.
 func (s *server) lateness() time.Duration {
 	if os.Getenv("CI") != "" {
 		return lateness

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// weird are values that stand where others are expected. Strings with a placeholder are expanded, the quotes included.
+// weird are values of unexpected types. A string that contains a placeholder is expanded, including its quotes.
 var weird = []string{
 	`null`, `true`, `false`, `0`, `1`, `-1`, `100`, `"100"`, `" 100 "`, `"x"`, `""`, `[]`, `{}`, `[1]`, `{"a":1}`, `["<other>"]`, `{"<other>":100}`,
 	`9007199254740991`, `9007199254740992`, `-9007199254740992`, `9223372036854775807`, `9223372036854775808`, `1e3`, `1e400`, `-1e400`, `1.5`, `-0`,
@@ -20,13 +20,13 @@ var weird = []string{
 	`"<nest:10>"`, `"<nest:150>"`, `"<obj:10>"`, `"<obj:150>"`, `"<pad:300>"`,
 }
 
-// deep are values that are nested more deeply than the server can decode, or most clients.
+// deep are values with more nesting than the server, or most clients, can decode.
 var deep = []string{`"<nest:250>"`, `"<obj:1000>"`, `"<nest:9990>"`, `"<nest:10001>"`, `"<nest:15000>"`, `"<obj:9990>"`, `"<obj:13000>"`}
 
-// hostileContent spoils a content that is in order, in one way or several.
+// hostileContent spoils valid content in one or several ways.
 func hostileContent(r *rand.Rand, content string) string {
 	switch n := r.IntN(100); {
-	case n < 20: // as it is
+	case n < 20: // unchanged
 	case n < 70:
 		var value any
 		if json.Unmarshal([]byte(content), &value) == nil {
@@ -38,9 +38,9 @@ func hostileContent(r *rand.Rand, content string) string {
 		}
 	case n < 76:
 		content = withField(content, "deep", pick(r, deep))
-	case n < 84: // about as large as an event may be
+	case n < 84: // about the maximum size of an event
 		content = withField(content, "pad", fmt.Sprintf(`"<pad:%d>"`, 60_000+r.IntN(10_000)))
-	case n < 90: // a key twice
+	case n < 90: // a duplicate key
 		var fields map[string]any
 		_ = json.Unmarshal([]byte(content), &fields)
 		if keys := sortedKeys(fields); len(keys) > 0 {
@@ -54,7 +54,7 @@ func hostileContent(r *rand.Rand, content string) string {
 	return content
 }
 
-// spoil makes something of a content that is perhaps no object any more, or no JSON.
+// spoil returns text that need not be an object, or even JSON.
 func spoil(r *rand.Rand, content string) string {
 	at := r.IntN(len(content))
 	switch r.IntN(8) {
@@ -77,7 +77,7 @@ func spoil(r *rand.Rand, content string) string {
 	}
 }
 
-// mark surrounds JSON text inside of a value that is a string until unmark.
+// mark surrounds JSON text inside a string. unmark replaces the string by the text.
 const mark = "\u2603"
 
 func unmark(s string) string {
@@ -91,7 +91,7 @@ func unmark(s string) string {
 	return strings.NewReplacer(`\u003c`, "<", `\u003e`, ">").Replace(strings.Join(parts, ""))
 }
 
-// mutate replaces one value inside of another by a weird one, or removes or adds one.
+// mutate replaces one value inside of another by a weird one, or removes or adds a value.
 func mutate(r *rand.Rand, value any) any {
 	odd := mark + pick(r, weird) + mark
 	switch value := value.(type) {

@@ -11,13 +11,13 @@ import (
 )
 
 const (
-	// inputsPerRoom is after how many inputs a room is left for a new one, and refusalsPerRoom after how many that were
-	// forbidden: what was sent before may have made the room useless.
+	// inputsPerRoom is the number of inputs after which a room is replaced by a new one, and refusalsPerRoom the number of forbidden inputs.
+	// Earlier inputs may have made a room useless.
 	inputsPerRoom   = 40
 	refusalsPerRoom = 6
 )
 
-// roomPool has a room of each version for each user. The next user is in it, too.
+// roomPool has a room of each version for each user. The next user is also in the room.
 type roomPool struct {
 	users []*homeserver.Client
 	mu    sync.Mutex
@@ -44,7 +44,7 @@ func (p *roomPool) room(version string, user int) *pooledRoom {
 	return p.rooms[key]
 }
 
-// get returns a room of a user's to send to, a new one if need be.
+// get returns a user's room, and creates one if need be.
 func (p *roomPool) get(ctx context.Context, version string, user int) (place, error) {
 	room := p.room(version, user)
 	room.mu.Lock()
@@ -61,12 +61,12 @@ func (p *roomPool) get(ctx context.Context, version string, user int) (place, er
 	if err != nil {
 		return place{}, err
 	}
-	_ = other.Join(ctx, roomID) // which not every version of rooms lets him
+	_ = other.Join(ctx, roomID) // some room versions do not allow the join
 	room.place, room.used, room.refusals = place{roomID, me.UserID, other.UserID}, 0, 0
 	return room.place, nil
 }
 
-// used counts an input to a room.
+// used counts an input that was sent to a room.
 func (p *roomPool) used(version string, user int, refused bool) {
 	room := p.room(version, user)
 	room.mu.Lock()

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// testSeeds replays the inputs that were kept, each while nothing else goes on, as long as the process lives.
+// testSeeds replays the kept inputs one by one. If an input ends the process, a new server gets the rest.
 func testSeeds(t *testing.T, db database) {
 	inputs := kept(t)
 	for len(inputs) > 0 {
@@ -16,7 +16,7 @@ func testSeeds(t *testing.T, db database) {
 	}
 }
 
-// replay replays inputs on a server of their own until the process ends, and returns how many that were.
+// replay replays inputs on a server of their own until the process ends. It returns the number of replayed inputs.
 func replay(t *testing.T, db database, inputs []*input) int {
 	t.Helper()
 	s := start(t, db, unlimited)

@@ -25,31 +25,31 @@ const (
 	accounts  = 10
 	manyRooms = 70
 	fewRooms  = 3
-	// senders is how many requests an account has under way at the same time.
+	// senders is how many requests of an account and an attack run at the same time.
 	senders = 4
 )
 
-// siege is a server under attack, with the figures that are taken meanwhile.
+// siege is a server under attack, with the measurements.
 type siege struct {
 	s         *server
 	bystander *bystander
-	// neighbour sets the state of one key in a room that the attackers are in.
+	// neighbour sets one piece of state in a room that the attackers are in.
 	neighbour *homeserver.Client
 	shared    string
 	attackers []*attacker
 	table     []string
 }
 
-// attacker is a hostile account, or with no token an address without one.
+// attacker is a hostile account. Without a token it is a stranger.
 type attacker struct {
 	*homeserver.Client
 	s      *siege
 	rooms  []string
-	pseudo string // a room where user IDs are pseudonyms
+	pseudo string // a room with pseudo IDs
 	n      atomic.Int64
 
 	mu      sync.Mutex
-	ids     map[string]bool // delay IDs of what is scheduled
+	ids     map[string]bool // the delay IDs of scheduled events
 	answers map[string]int
 }
 
@@ -76,7 +76,7 @@ func newSiege(t *testing.T, db database) *siege {
 	return s
 }
 
-// prepare creates an attacker's rooms.
+// prepare creates an attacker's rooms, and joins the shared one.
 func (a *attacker) prepare(t *testing.T, rooms int) {
 	for range rooms {
 		room, err := a.CreateRoom(t.Context(), nil)
@@ -95,7 +95,7 @@ func (a *attacker) prepare(t *testing.T, rooms int) {
 	}
 }
 
-// do sends a request and counts the answer. It returns the answer's delay ID, "" if there is none.
+// do sends a request, counts the answer, and records its delay ID.
 func (a *attacker) do(ctx context.Context, method, path string, body any, header ...string) homeserver.Response {
 	res, err := a.Do(ctx, method, path, body, header...)
 	answer := fmt.Sprint(res.Code)
@@ -113,7 +113,7 @@ func (a *attacker) do(ctx context.Context, method, path string, body any, header
 	return res
 }
 
-// delay schedules an event, as state if key is not "-".
+// delay schedules an event, and returns its delay ID. It is a state event unless key is "-".
 func (a *attacker) delay(ctx context.Context, room, eventType, key string, delay time.Duration, content any) string {
 	path := homeserver.SendPath(room, eventType)
 	if key != "-" {
@@ -127,7 +127,7 @@ func (a *attacker) act(ctx context.Context, id, action string) {
 	a.do(ctx, http.MethodPost, stablePath+"/"+url.PathEscape(id)+"/"+action, JSON{})
 }
 
-// cleanUp cancels what an attack has left scheduled, so that the next one has its full share.
+// cleanUp cancels an attack's scheduled events, so that the next attack has the full limits.
 func (a *attacker) cleanUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -140,15 +140,15 @@ func (a *attacker) cleanUp(ctx context.Context) {
 	}
 }
 
-// nextRoom returns one of the attacker's rooms after the other.
+// nextRoom returns the attacker's rooms in turn.
 func (a *attacker) nextRoom() string { return a.rooms[int(a.n.Add(1))%len(a.rooms)] }
 
-// figuresOf are what is taken while an attack goes on.
+// figuresOf are the measurements during an attack.
 type figuresOf struct {
 	figures
-	neighbour           time.Duration // the slowest set of the shared state
+	neighbour           time.Duration // the slowest send of the shared state
 	memory, grown, disk int64
-	recovered           time.Duration // how long it took after the attack before
+	recovered           time.Duration // how long the bystander took to recover from the previous attack
 }
 
 // under runs attacks for a while and measures meanwhile.
@@ -180,7 +180,7 @@ func (s *siege) under(t *testing.T, name string, attackers []*attacker, attacks 
 	measuring.Go(func() { f.neighbour = s.setShared(t, stop) })
 	measuring.Go(func() { f.memory = s.watchMemory(t, stop) })
 	running.Wait()
-	time.Sleep(lateness) // what was due last
+	time.Sleep(lateness) // for the last events that are due
 	close(stop)
 	measuring.Wait()
 	f.figures = s.bystander.phase()
@@ -192,7 +192,7 @@ func (s *siege) under(t *testing.T, name string, attackers []*attacker, attacks 
 	}
 }
 
-// setShared sets the shared state again and again, and returns how long the slowest took.
+// setShared sets the shared state repeatedly, and returns the time of the slowest send.
 func (s *siege) setShared(t *testing.T, stop chan struct{}) (slowest time.Duration) {
 	for i := 0; ; i++ {
 		before := time.Now()
@@ -209,7 +209,7 @@ func (s *siege) setShared(t *testing.T, stop chan struct{}) (slowest time.Durati
 	}
 }
 
-// watchMemory returns the most memory that the server had.
+// watchMemory returns the greatest memory usage of the server.
 func (s *siege) watchMemory(t *testing.T, stop chan struct{}) (most int64) {
 	for s.s.alive() {
 		now, _ := memory(t, s.s.Pid())
@@ -223,7 +223,7 @@ func (s *siege) watchMemory(t *testing.T, stop chan struct{}) (most int64) {
 	return most
 }
 
-// answersOf returns what was answered to attackers, and forgets it.
+// answersOf returns a summary of the answers to attackers, and resets the counts.
 func answersOf(attackers []*attacker) string {
 	sum := map[string]int{}
 	for _, a := range attackers {

@@ -1,5 +1,5 @@
-// This file takes the place of Complement's test_main.go, which deploys with Docker: the same functions, with which the
-// tests begin, deploy processes.
+// This file replaces Complement's test_main.go, which deploys servers with Docker. Its functions have the same signatures, but deploy
+// processes.
 
 package complement
 
@@ -19,7 +19,7 @@ func TestMain(m *testing.M, namespace string) {
 	deployer.Run(m, namespace, func(d *deployer.Deployer) { deploy = d })
 }
 
-// Deploy starts servers that are called hs1, hs2 and so on.
+// Deploy starts servers with the names hs1, hs2 and so on.
 func Deploy(t ct.TestLike, numServers int) Deployment {
 	t.Helper()
 	return deploy.Servers(t, numServers)

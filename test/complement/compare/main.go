@@ -1,6 +1,5 @@
-// Command compare compares two runs of the same tests, of which it reads what `go test -json` printed: one line for each
-// test and subtest whose result is not the same, and one with the numbers. It fails if something passes in the first run
-// and not in the second.
+// Command compare compares the results of two runs of the same tests. It reads the output of `go test -json`, and prints a line for each
+// test and subtest with different results, and a line with the totals. It fails if a test passes in the first run but not in the second.
 package main
 
 import (
@@ -44,10 +43,10 @@ func compareFiles(w io.Writer, before, after string) (worse int, err error) {
 	return compare(w, runs[0], runs[1]), nil
 }
 
-// results is what became of tests and subtests, by their names: pass, fail or skip, or run if they did not end.
+// results are the results of tests and subtests, by name: pass, fail or skip, or run if the test did not end.
 type results map[string]string
 
-// read reads the output of `go test -json`, between whose lines the compiler may have printed others.
+// read reads the output of `go test -json`, which may contain lines of the compiler.
 func read(r io.Reader) (results, error) {
 	data, err := io.ReadAll(r)
 	if err != nil {
@@ -70,7 +69,7 @@ func read(r io.Reader) (results, error) {
 	return found, nil
 }
 
-// compare writes the differences and returns how many tests passed before and do not now.
+// compare writes the differences. It returns how many tests passed before and do not pass now.
 func compare(w io.Writer, before, after results) (worse int) {
 	all := maps.Clone(before)
 	maps.Copy(all, after)
@@ -91,7 +90,7 @@ func compare(w io.Writer, before, after results) (worse int) {
 	return worse
 }
 
-// String returns how many tests there are of each result, without and with subtests.
+// String returns the number of tests for each result, without and with subtests.
 func (r results) String() string {
 	top, all := map[string]int{}, map[string]int{}
 	for test, result := range r {

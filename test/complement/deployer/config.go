@@ -20,7 +20,7 @@ import (
 	"github.com/matrix-org/complement/config"
 )
 
-// The files in a server's folder.
+// These are the files in a server's folder.
 const (
 	configFile    = "dendrite.yaml"
 	authorityFile = "authority.pem"
@@ -31,8 +31,8 @@ const (
 
 type object = map[string]any
 
-// configure writes a server's configuration, its keys, and the registrations of its application services. YAML that is
-// JSON is YAML too.
+// configure writes a server's configuration, its keys, and the registrations of its application services. The YAML files contain JSON,
+// which is valid YAML.
 func configure(cfg *config.Complement, dir string, hs b.Homeserver) error {
 	registrations, err := register(dir, hs.ApplicationServices)
 	if err != nil {
@@ -84,7 +84,7 @@ func configure(cfg *config.Complement, dir string, hs b.Homeserver) error {
 	return writeKeys(cfg, dir, hs.Name)
 }
 
-// register writes the registrations of application services, each of which may be everybody, and returns the files.
+// register writes the registrations of application services and returns the files. Each service may act as any user.
 func register(dir string, services []b.ApplicationService) (files []string, err error) {
 	for _, as := range services {
 		file := filepath.Join(dir, url.PathEscape(as.ID)+".yaml")
@@ -101,7 +101,7 @@ func register(dir string, services []b.ApplicationService) (files []string, err 
 	return files, nil
 }
 
-// writeKeys writes a server's signing key, its key for TLS with a certificate, and Complement's authority, which signed it.
+// writeKeys writes a server's signing key, its TLS key and certificate, and the certificate of Complement's authority, which signed it.
 func writeKeys(cfg *config.Complement, dir, host string) error {
 	seed := make([]byte, ed25519.SeedSize)
 	if _, err := rand.Read(seed); err != nil {

@@ -1,16 +1,16 @@
 // Package deployer runs the homeservers of Complement's tests as processes.
 //
-// Complement's own deployer makes a Docker container of each homeserver. This one starts a Dendrite binary, stock or with
-// expiring events, for each. The binary is what COMPLEMENT_BASE_IMAGE names, and for one server COMPLEMENT_BASE_IMAGE_HS1
-// and so on: the variables that name an image for Docker.
+// Complement's own deployer makes a Docker container of each homeserver. This one starts a Dendrite binary for each, either stock or with
+// expiring events. The variable COMPLEMENT_BASE_IMAGE has the path of the binary. COMPLEMENT_BASE_IMAGE_HS1 and so on override it for one
+// server. With Docker, these variables name images.
 //
-// The test process runs in mount, network and PID namespaces of its own (isolate.go), which all servers share with it. There
-// the only network is loopback, on which the server hsN has the address 127.0.1.N, and the ports 8008 for clients and 8448
-// for federation; /etc/hosts knows the servers, and the tests' own federation servers. With the test process end the
-// namespace and all that runs in it, however it ends. A server's configuration is the one that Dendrite generates for
-// Complement (config.go), but for what must be on disk to survive a restart.
+// The test process runs in mount, network and PID namespaces of its own (isolate.go), which it shares with all servers. Their only network
+// is loopback. Server hsN has the address 127.0.1.N, with port 8008 for clients and 8448 for federation. The file /etc/hosts has the names
+// of the servers, and of the tests' own federation servers. However the test process ends, the namespaces and all their processes end with
+// it. A server has the configuration that Dendrite generates for Complement (config.go), except that data which must survive a restart is
+// on disk.
 //
-// One deployment can run at a time: no test of Complement has two.
+// Only one deployment can run at a time, because no test of Complement needs two.
 package deployer
 
 import (
@@ -31,14 +31,14 @@ type Deployer struct {
 	config *config.Complement
 }
 
-// Run prepares the namespaces that the process is in, hands over a Deployer, runs the tests of a package, and exits.
+// Run sets up the process's namespaces, calls ready with a Deployer, runs the tests of a package, and exits.
 func Run(m *testing.M, namespace string, ready func(*Deployer)) {
 	cfg := config.NewConfigFromEnvVars(namespace, "")
 	if err := isolate(cfg.HostnameRunningComplement); err != nil {
 		fmt.Fprintln(os.Stderr, "not isolated:", err)
 		os.Exit(1)
 	}
-	// The libraries with which the tests speak to servers log what fails, and tests make much fail.
+	// The tests' client libraries log every failed request, and many requests are meant to fail.
 	logrus.SetLevel(logrus.ErrorLevel)
 	ready(&Deployer{config: cfg})
 	os.Exit(m.Run())
@@ -54,8 +54,8 @@ func (d *Deployer) Servers(t ct.TestLike, number int) *Deployment {
 	return d.Blueprint(t, blueprint)
 }
 
-// Blueprint deploys the servers of a blueprint, with its users and application services. Rooms and account data, which no
-// test of Complement asks for, it cannot make.
+// Blueprint deploys the servers of a blueprint, with its users and application services. It cannot create rooms and account data, which no
+// test of Complement asks for.
 func (d *Deployer) Blueprint(t ct.TestLike, blueprint b.Blueprint) *Deployment {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "complement-")

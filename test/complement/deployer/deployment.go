@@ -25,12 +25,12 @@ const (
 	syncUntilTimeout = 5 * time.Second
 )
 
-// Deployment is the servers of one test. It is a complement.Deployment, whose methods are explained there.
+// Deployment has the servers of one test. It is a complement.Deployment, which documents the methods.
 type Deployment struct {
 	config  *config.Complement
 	dir     string
 	servers map[string]*server
-	users   atomic.Int64 // how many were registered
+	users   atomic.Int64 // the number of registered users
 
 	mu     sync.Mutex
 	tokens map[string]string // access tokens by user ID
@@ -91,7 +91,7 @@ func (d *Deployment) register(t ct.TestLike, hsName, localpart string, opts help
 	return c
 }
 
-// Login logs an account in once more.
+// Login logs in to an existing account.
 func (d *Deployment) Login(t ct.TestLike, hsName string, existing *client.CSAPI, opts helpers.LoginOpts) *client.CSAPI {
 	t.Helper()
 	c := d.UnauthenticatedClient(t, hsName)
@@ -145,13 +145,13 @@ func (d *Deployment) StartServer(t ct.TestLike, hsName string) {
 	d.do(t, "starting", hsName, (*server).start)
 }
 
-// PauseServer makes a server stand still.
+// PauseServer suspends a server's process.
 func (d *Deployment) PauseServer(t ct.TestLike, hsName string) {
 	t.Helper()
 	d.do(t, "pausing", hsName, (*server).pause)
 }
 
-// UnpauseServer makes it go on.
+// UnpauseServer resumes it.
 func (d *Deployment) UnpauseServer(t ct.TestLike, hsName string) {
 	t.Helper()
 	d.do(t, "unpausing", hsName, (*server).unpause)
@@ -165,13 +165,13 @@ func (d *Deployment) do(t ct.TestLike, what, hsName string, f func(*server) erro
 	}
 }
 
-// ContainerID returns the server's folder, which has its log and its databases.
+// ContainerID returns the path of the server's folder, which has its log and its databases.
 func (d *Deployment) ContainerID(t ct.TestLike, hsName string) string {
 	t.Helper()
 	return d.server(t, hsName).dir
 }
 
-// Destroy ends the servers. What they have written stays if the test failed.
+// Destroy ends the servers. It keeps their files if the test failed.
 func (d *Deployment) Destroy(t ct.TestLike) {
 	t.Helper()
 	d.destroy()
@@ -191,7 +191,7 @@ func (d *Deployment) destroy() {
 // GetConfig returns Complement's configuration.
 func (d *Deployment) GetConfig() *config.Complement { return d.config }
 
-// RoundTripper sends the requests of servers that the tests make up to the port for federation.
+// RoundTripper sends requests of the tests' own servers to the federation port.
 func (d *Deployment) RoundTripper() http.RoundTripper {
 	authorities := x509.NewCertPool()
 	authorities.AddCert(d.config.CACertificate)
@@ -201,7 +201,7 @@ func (d *Deployment) RoundTripper() http.RoundTripper {
 	}}
 }
 
-// federationTripper sends requests to a server's name, whatever the scheme, over HTTPS to the default port.
+// federationTripper sends every request over HTTPS to the host in its URL, at the default federation port.
 type federationTripper struct{ *http.Transport }
 
 func (f federationTripper) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -213,5 +213,5 @@ func (f federationTripper) RoundTrip(req *http.Request) (*http.Response, error) 
 	return f.Transport.RoundTrip(req)
 }
 
-// Network returns the name of a network to which other containers can be attached: there is none.
+// Network returns the name of a network for further containers. There is none.
 func (d *Deployment) Network() string { return "" }

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespaces is the command that runs another one in the namespaces that a test needs. Whoever is not root becomes root
-// there. If the process that it starts ends, all end.
+// Namespaces is the command that runs another command in the namespaces that a test needs. An unprivileged user becomes root in them. When
+// that command's process ends, all processes in the namespaces end.
 const Namespaces = "unshare --user --map-root-user --mount --net --pid --fork --kill-child"
 
 // maxServers is how many servers have names.
@@ -25,7 +25,7 @@ func address(name string) (string, error) {
 	return fmt.Sprintf("127.0.1.%d", n), nil
 }
 
-// isolate starts the network of fresh namespaces, and gives names to the servers and to the host of the tests.
+// isolate starts the network of the new namespaces. It names the servers and the host of the tests in /etc/hosts.
 func isolate(testHost string) error {
 	if os.Getpid() != 1 {
 		return errors.New("the test is to be run by: " + Namespaces)
@@ -42,7 +42,7 @@ func isolate(testHost string) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	// Without a name server in resolv.conf the one on loopback is asked, where none is: other names are unknown at once.
+	// Without a name server in resolv.conf, the resolver asks loopback, where no name server runs. So other names fail at once.
 	for name, content := range map[string]string{"hosts": hosts, "resolv.conf": ""} {
 		replacement := filepath.Join(dir, name)
 		if err = os.WriteFile(replacement, []byte(content), 0o644); err != nil {

@@ -23,10 +23,10 @@ const (
 	pollInterval   = 20 * time.Millisecond
 )
 
-// server is one homeserver, which runs or not.
+// server is one homeserver, running or not.
 type server struct {
 	binary, dir, host string
-	// patience is how long the server may take to start, and to stop.
+	// patience limits how long the server may take to start, and to stop.
 	patience time.Duration
 	cmd      *exec.Cmd // nil if it does not run
 	exited   chan struct{}
@@ -44,12 +44,12 @@ func newServer(cfg *config.Complement, dir string, hs b.Homeserver) (*server, er
 	return &server{binary: binary, dir: dir, host: host, patience: cfg.SpawnHSTimeout}, configure(cfg, dir, hs)
 }
 
-// clientURL is where clients find the server.
+// clientURL is the server's URL for clients.
 func (s *server) clientURL() string { return "http://" + net.JoinHostPort(s.host, clientPort) }
 
 func (s *server) path(name string) string { return filepath.Join(s.dir, name) }
 
-// log is where the server's output is.
+// log is the file with the server's output.
 func (s *server) log() string { return s.path("log") }
 
 // start starts the server and returns when it answers.
@@ -66,7 +66,7 @@ func (s *server) start() error {
 		"--http-bind-address", net.JoinHostPort(s.host, clientPort),
 		"--https-bind-address", net.JoinHostPort(s.host, federationPort),
 		"--tls-cert", s.path(certFile), "--tls-key", s.path(keyFile))
-	// There is no folder of this name: the server trusts nobody but Complement's authority.
+	// There is no folder of this name, so the server trusts only Complement's authority.
 	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+s.path(authorityFile), "SSL_CERT_DIR="+s.path("nothing"))
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, log, log
 	if err = cmd.Start(); err != nil {
@@ -93,7 +93,7 @@ func (s *server) start() error {
 	}
 }
 
-// stop ends the server as an operator does, or if that takes too long as a crash does.
+// stop ends the server as an operator does. If that takes too long, it kills the server.
 func (s *server) stop() error {
 	if err := s.signal(syscall.SIGTERM); err != nil {
 		return err
@@ -122,8 +122,8 @@ func (s *server) signal(signal syscall.Signal) error {
 	return s.cmd.Process.Signal(signal)
 }
 
-// pause makes the server stand still, with all that it has in memory.
+// pause suspends the process, which keeps its memory.
 func (s *server) pause() error { return s.signal(syscall.SIGSTOP) }
 
-// unpause makes it go on.
+// unpause resumes the process.
 func (s *server) unpause() error { return s.signal(syscall.SIGCONT) }

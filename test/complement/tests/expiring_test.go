@@ -59,7 +59,7 @@ func TestExpiringEvents(t *testing.T) {
 		_, token := send(t, alice, statePath(roomID, "replaced"), short)
 		bob.MustDo(t, "PUT", statePath(roomID, "replaced"), client.WithJSONBody(t, object{"topic": "coffee"}))
 		mustBeGone(t, deployment, token)
-		// What would have expired has expired when an event does that was sent later.
+		// The later event expires after the replaced one would have expired.
 		later, _ := send(t, alice, messagePath(roomID), short)
 		awaitClosing(t, bob, roomID, awaitRunning(t, bob, roomID, later), "expired")
 		content := alice.MustGetStateEventContent(t, roomID, eventType, "replaced")
@@ -160,7 +160,7 @@ func TestExpiringEventOfServerThatStoodStill(t *testing.T) {
 	deadline := time.Now().Add(time.Second)
 	running := awaitRunning(t, alice, roomID, eventID)
 	deployment.PauseServer(t, "hs1")
-	time.Sleep(time.Until(deadline)) // the server does nothing meanwhile that could be awaited
+	time.Sleep(time.Until(deadline)) // a suspended server does nothing that the test could wait for
 	deployment.UnpauseServer(t, "hs1")
 	awaitClosing(t, alice, roomID, running, "expired")
 	mustBeGone(t, deployment, token)

@@ -10,7 +10,7 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// TestExpiringEventsFederate needs nothing of the second server but that it federates.
+// TestExpiringEventsFederate requires only plain federation of the second server.
 func TestExpiringEventsFederate(t *testing.T) {
 	deployment := complement.Deploy(t, 2)
 	defer deployment.Destroy(t)

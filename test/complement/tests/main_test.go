@@ -1,6 +1,5 @@
-// Package tests is the contract of expiring events as tests of Complement: what a client, and another homeserver, see.
-// The repository's own integration tests are much more thorough; these can be run against any homeserver that Complement
-// can deploy.
+// Package tests checks expiring events with Complement: what clients and other homeservers see. The repository's own integration tests are
+// much more thorough, but these tests run against any homeserver that Complement can deploy.
 package tests
 
 import (
@@ -26,14 +25,14 @@ const (
 
 type object = map[string]any
 
-// short is the shortest duration, in seconds, with which an event still runs when a test first looks at it; an event with a
-// long one does not expire while a test runs.
+// short is the shortest duration, in seconds, with which an event is still running when a test first looks at it. An event with a long one
+// does not expire during a test.
 const (
 	short = 2
 	long  = 3600
 )
 
-// newRoom makes a room in which everybody may send what the tests send.
+// newRoom makes a room in which every member may send the events of the tests.
 func newRoom(t *testing.T, c *client.CSAPI) string {
 	t.Helper()
 	return c.MustCreateRoom(t, object{
@@ -60,7 +59,7 @@ func send(t *testing.T, c *client.CSAPI, path []string, seconds int) (eventID, t
 	return eventID, token
 }
 
-// keepAlive calls the keep-alive endpoint of a server, which asks for no access token.
+// keepAlive calls the keep-alive endpoint of a server, which needs no access token.
 func keepAlive(t *testing.T, deployment complement.Deployment, method, token string) *http.Response {
 	t.Helper()
 	return deployment.UnauthenticatedClient(t, "hs1").Do(t, "PUT",
@@ -78,7 +77,7 @@ func mustEnd(t *testing.T, deployment complement.Deployment, token string) {
 	must.MatchResponse(t, keepAlive(t, deployment, "end", token), match.HTTPResponse{StatusCode: http.StatusOK})
 }
 
-// mustBeGone looks whether a token is good for nothing.
+// mustBeGone checks that a server no longer accepts a token.
 func mustBeGone(t *testing.T, deployment complement.Deployment, token string) {
 	t.Helper()
 	for _, method := range []string{"refresh", "end"} {
@@ -130,7 +129,7 @@ func await(t *testing.T, c *client.CSAPI, roomID string, wanted func(gjson.Resul
 	return found
 }
 
-// mustNotBeBefore looks at what time an event bears.
+// mustNotBeBefore checks the time of an event.
 func mustNotBeBefore(t *testing.T, event gjson.Result, earliest time.Time) {
 	t.Helper()
 	if at := time.UnixMilli(event.Get("origin_server_ts").Int()); at.Before(earliest.Truncate(time.Millisecond)) {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// participant is one device in one call, as LiveKit names both.
+// participant is one device in one call. Both fields are LiveKit's names.
 type participant struct{ room, identity string }
 
 // leave is a delayed leave event: its URL at the homeserver, and its delay.
@@ -17,8 +17,8 @@ type leave struct {
 	delay time.Duration
 }
 
-// leaves are the delayed leave events that clients have entrusted: they are put off while LiveKit has the participant, and
-// sent when it has not any more. One whose participant never comes is left to its delay.
+// leaves are the delayed leave events that clients have delegated to this service. A leave event is restarted while its participant is
+// connected to LiveKit, and sent when the participant disconnects. If the participant never connects, the delay runs out.
 type leaves struct {
 	mu        sync.Mutex
 	entrusted map[participant]leave
@@ -29,7 +29,7 @@ func newLeaves() *leaves {
 	return &leaves{entrusted: map[participant]leave{}, connected: map[participant]bool{}}
 }
 
-// entrust takes a leave event, in the place of one that the participant entrusted before.
+// entrust stores a leave event, and replaces an earlier one of the same participant.
 func (l *leaves) entrust(p participant, event leave) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -43,7 +43,7 @@ func (l *leaves) joined(p participant) {
 	l.connected[p] = true
 }
 
-// left sends the leave event of somebody who is gone.
+// left sends the leave event of a participant that has disconnected.
 func (l *leaves) left(p participant) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -54,8 +54,8 @@ func (l *leaves) left(p participant) {
 	}
 }
 
-// keepOff restarts a leave event at once, and again and again before its delay is over, as long as it is the participant's
-// and the participant is connected.
+// keepOff restarts a leave event at once, and then repeatedly, before its delay is over. It stops when the participant disconnects or
+// delegates another event.
 func (l *leaves) keepOff(p participant, event leave) {
 	for event.do("restart") {
 		time.Sleep(event.delay * 4 / 5)
@@ -68,7 +68,7 @@ func (l *leaves) keepOff(p participant, event leave) {
 	}
 }
 
-// do has the homeserver do something with a delayed event, and reports whether it did. The delay ID is all it takes.
+// do performs an action on a delayed event, and reports whether it succeeded. The delay ID is the only credential.
 func (e leave) do(action string) bool {
 	res, err := http.Post(e.url+"/"+action, "application/json", strings.NewReader("{}"))
 	if err != nil {

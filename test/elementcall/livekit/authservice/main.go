@@ -1,9 +1,8 @@
-// Command authservice stands in for lk-jwt-service, which is not on the module proxy: who shows an OpenID token of a Matrix
-// server gets a token for LiveKit, and those who entrust it with their delayed leave event leave the call when LiveKit says
-// that they are gone. It is configured by the same environment variables, and finds homeservers as the real one does, by
-// their names.
+// Command authservice replaces lk-jwt-service, which is not on the module proxy. It gives a LiveKit token to a client with an OpenID token
+// of a Matrix server. If a client delegates its delayed leave event, the service sends the event when LiveKit reports that the client has
+// disconnected. It reads the same environment variables as lk-jwt-service, and finds homeservers in the same way, by their names.
 //
-// With DELEGATION=off it is a lk-jwt-service of before it took leave events.
+// With DELEGATION=off it behaves like a version of lk-jwt-service that does not accept leave events.
 package main
 
 import (
@@ -27,7 +26,7 @@ import (
 	"github.com/twitchtv/twirp"
 )
 
-// tokenValidity is how long a token lets somebody into the call; who is in, stays.
+// tokenValidity is how long a client can join a call with a token. A client in the call stays in it after that.
 const tokenValidity = time.Hour
 
 type service struct {
@@ -43,7 +42,7 @@ func main() {
 		url: os.Getenv("LIVEKIT_URL"), key: os.Getenv("LIVEKIT_KEY"), secret: os.Getenv("LIVEKIT_SECRET"),
 		servers: strings.Split(os.Getenv("LIVEKIT_FULL_ACCESS_HOMESERVERS"), ","),
 	}
-	// LiveKit's API is where its WebSocket is.
+	// LiveKit's API has the same host and port as its WebSocket.
 	s.rooms = livekit.NewRoomServiceProtobufClient(strings.Replace(s.url, "ws", "http", 1), http.DefaultClient)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/sfu/get", answer(s.token))
@@ -57,7 +56,7 @@ func main() {
 	os.Exit(1)
 }
 
-// answer makes a function a handler that pages of other origins may call.
+// answer returns an HTTP handler that pages of other origins may call.
 func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Access-Control-Allow-Origin", "*")
@@ -75,28 +74,28 @@ func answer(f func(*http.Request) (any, error)) http.HandlerFunc {
 	}
 }
 
-// request is what a client sends that is to join a call.
+// request is the request of a client that wants to join a call.
 type request struct {
 	OpenIDToken struct {
 		AccessToken string `json:"access_token"`
 		Server      string `json:"matrix_server_name"`
 	} `json:"openid_token"`
-	// Clients whose calls are state events say these.
+	// Clients with calls in state events send these fields.
 	Room     string `json:"room"`
 	DeviceID string `json:"device_id"`
-	// Those of Matrix 2.0 say these.
+	// Clients of Matrix 2.0 send these fields.
 	RoomID string `json:"room_id"`
 	SlotID string `json:"slot_id"`
 	Member struct {
 		ID       string `json:"id"`
 		DeviceID string `json:"claimed_device_id"`
 	} `json:"member"`
-	// With these the client entrusts its delayed leave event.
+	// Clients that delegate their delayed leave event send these fields.
 	DelayID      string `json:"delay_id"`
 	DelayTimeout int64  `json:"delay_timeout"` // milliseconds
 }
 
-// read reads a request, and returns whose it is.
+// read reads a request, and identifies its participant.
 func read(r *http.Request) (req request, p participant, err error) {
 	if err = json.NewDecoder(r.Body).Decode(&req); err != nil {
 		return req, p, err
@@ -110,14 +109,14 @@ func read(r *http.Request) (req request, p participant, err error) {
 	return req, p, err
 }
 
-// secretName is what LiveKit knows something by: it does not give away what that is.
+// secretName returns the name of a room or a user at LiveKit. It is a hash, so LiveKit does not learn the original.
 func secretName(parts ...string) string {
 	text, _ := json.Marshal(parts)
 	sum := sha256.Sum256(text)
 	return base64.RawStdEncoding.EncodeToString(sum[:])
 }
 
-// token lets a client into the call of a Matrix room.
+// token returns a token for the call of a Matrix room.
 func (s *service) token(r *http.Request) (any, error) {
 	req, p, err := read(r)
 	if err != nil {
@@ -138,7 +137,7 @@ func (s *service) token(r *http.Request) (any, error) {
 	return map[string]string{"url": s.url, "jwt": jwt}, err
 }
 
-// delegate takes the leave event of a client that is in the call.
+// delegate accepts the leave event of a client that is in the call.
 func (s *service) delegate(r *http.Request) (any, error) {
 	req, p, err := read(r)
 	if err != nil {
@@ -161,7 +160,7 @@ func (s *service) entrust(ctx context.Context, req request, p participant) error
 	return err
 }
 
-// makeRoom makes a room of LiveKit's, unless it is there.
+// makeRoom creates a room at LiveKit, unless it exists.
 func (s *service) makeRoom(ctx context.Context, name string) error {
 	token, err := auth.NewAccessToken(s.key, s.secret).SetVideoGrant(&auth.VideoGrant{RoomCreate: true}).ToJWT()
 	if err != nil {
@@ -175,7 +174,7 @@ func (s *service) makeRoom(ctx context.Context, name string) error {
 	return err
 }
 
-// webhook is where LiveKit tells who came and went.
+// webhook handles LiveKit's reports about participants that connect and disconnect.
 func (s *service) webhook(_ http.ResponseWriter, r *http.Request) {
 	event, err := webhook.ReceiveWebhookEvent(r, auth.NewSimpleKeyProvider(s.key, s.secret))
 	if err != nil {
@@ -192,12 +191,12 @@ func (s *service) webhook(_ http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// whoIs asks a homeserver whose OpenID token that is.
+// whoIs asks a homeserver for the user of an OpenID token.
 func whoIs(ctx context.Context, server, token string) (string, error) {
 	var wellKnown struct {
 		Server string `json:"m.server"`
 	}
-	// A server that says nothing is where its name says.
+	// A server without this file is at the address that its name gives.
 	_ = get(ctx, "https://"+server+"/.well-known/matrix/server", &wellKnown)
 	var user struct {
 		ID string `json:"sub"`
@@ -210,7 +209,7 @@ func whoIs(ctx context.Context, server, token string) (string, error) {
 	return user.ID, err
 }
 
-// clientAPI asks a homeserver where its clients find it.
+// clientAPI asks a homeserver for the URL of its client API.
 func clientAPI(ctx context.Context, server string) (string, error) {
 	var wellKnown struct {
 		Homeserver struct {
