@@ -30,23 +30,23 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// The keep-alive endpoint is open to the internet, and asks nobody who he is. Whatever strangers do there, whoever holds a
-// valid token is served, and what the server needs for them is bounded.
+// The keep-alive endpoint is open to the internet and needs no access token. Whatever strangers send to it, the server serves the holders
+// of valid tokens, and the strangers' requests cost a bounded amount of memory.
 
 const (
-	// probePause keeps the probe below the limit for one token.
+	// probePause keeps the rate of refreshes of one token below its limit.
 	probePause = 150 * time.Millisecond
-	// perConnection is how much heap and stack a connection may cost, in bytes, and spare what the heap may differ by
-	// from one moment to another for other reasons: mostly garbage that is not collected yet.
+	// perConnection limits the heap and stack of a connection, in bytes. spare is how much the heap may vary for other reasons, mostly
+	// garbage that is not collected yet.
 	perConnection = 64 << 10
 	spare         = 64 << 20
 	keepAliveHead = "PUT " + keepAlivePath + "refresh HTTP/1.1\r\nHost: localhost\r\n"
 )
 
 var (
-	// probePatience is how long a keep-alive may take while the server is under attack.
+	// probePatience limits a keep-alive while the server is under attack.
 	probePatience = patience.For(10 * time.Second)
-	// hangUp is how long the server may take to be rid of a client that does not finish its request.
+	// hangUp limits the time until the server disconnects a client that does not finish its request.
 	hangUp = patience.For(60 * time.Second)
 )
 
@@ -54,7 +54,7 @@ func TestAbuse(t *testing.T) {
 	s := start(t, homeserver.Config{})
 	alice := s.newUser(t)
 	a := &siege{s: s, token: alice.sendMessage(t, s.room(t, alice), 3600).token}
-	// The first of everything takes memory that stays.
+	// The first request allocates memory that stays.
 	a.during(t, "nothing", func(t *testing.T) { s.refused(t, "guess") })
 	a.during(t, "unfinished requests", func(t *testing.T) { testUnfinishedRequests(t, s) })
 	a.during(t, "endless requests", func(t *testing.T) { testEndlessRequests(t, s) })
@@ -65,15 +65,15 @@ func TestAbuse(t *testing.T) {
 	t.Log("\n" + strings.Join(a.table, "\n"))
 }
 
-// siege is a server under attack, and somebody who holds a valid token meanwhile.
+// siege is a server under attack, and a valid token.
 type siege struct {
 	s     *server
 	token string
 	table []string
 }
 
-// during makes an attack. All the time the valid token is refreshed, which must succeed each time and soon. When the
-// attack is over, nothing of it may be left in the server.
+// during makes an attack. Meanwhile the valid token is refreshed repeatedly, and each refresh must succeed quickly. After the attack the
+// server must use no more memory and goroutines than before.
 func (a *siege) during(t *testing.T, name string, attack func(t *testing.T)) {
 	t.Run(name, func(t *testing.T) {
 		began := time.Now()
@@ -109,7 +109,7 @@ func (a *siege) during(t *testing.T, name string, attack func(t *testing.T)) {
 		attack(t)
 		stopOnce()
 		var after usage
-		// The metrics that are asked for make garbage, which sooner or later makes the server collect all of it.
+		// Requests for the metrics make garbage, so that the server collects all its garbage after some time.
 		eventuallyWithin(t, hangUp, "the server is as it was before", func() bool {
 			after, err = a.s.usage(t.Context())
 			require.NoError(t, err)
@@ -124,7 +124,7 @@ func (a *siege) during(t *testing.T, name string, attack func(t *testing.T)) {
 	})
 }
 
-// usage is what the server's process needs.
+// usage is what the server's process uses.
 type usage struct {
 	resident, heap, stacks, goroutines float64
 }
@@ -140,7 +140,7 @@ func (u usage) String() string {
 	return fmt.Sprintf("%6.1f  %5.1f+%-5.1f  %5.0f", u.resident/mib, u.heap/mib, u.stacks/mib, u.goroutines)
 }
 
-// usage asks the server for its metrics.
+// usage reads the server's usage from its metrics.
 func (s *server) usage(ctx context.Context) (usage, error) {
 	res, err := s.Anonymous().Do(ctx, http.MethodGet, "/metrics", nil)
 	if err != nil {
@@ -166,13 +166,13 @@ func (s *server) usage(ctx context.Context) (usage, error) {
 	return u, nil
 }
 
-// stranger is a client that speaks HTTP in its own way.
+// stranger is a connection on which the test writes HTTP by hand.
 type stranger struct {
 	net.Conn
 	in *bufio.Reader
 }
 
-// stranger opens a connection. Loopback has many addresses: who has another number comes from another one.
+// stranger opens a connection. Loopback has many addresses, and each number gets an address of its own.
 func (s *server) stranger(ctx context.Context, number int) (*stranger, error) {
 	dialer := net.Dialer{
 		Timeout:   soon,
@@ -202,7 +202,7 @@ func (s *stranger) code() (int, string, error) {
 	return res.StatusCode, body.ErrCode, err
 }
 
-// awaitHangUp reads until the server closes the connection, and returns the status line of its answer, if any.
+// awaitHangUp reads until the server closes the connection. It returns the status line of the answer, or "".
 func (s *stranger) awaitHangUp() (string, error) {
 	if err := s.SetReadDeadline(time.Now().Add(hangUp)); err != nil {
 		return "", err
@@ -212,10 +212,10 @@ func (s *stranger) awaitHangUp() (string, error) {
 	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
 		return status, errors.New("the server does not hang up")
 	}
-	return status, nil // an answer, or a reset
+	return status, nil // the server has sent an answer or reset the connection
 }
 
-// trickle writes a byte from time to time, until the server hangs up.
+// trickle writes a byte from time to time, until the server closes the connection.
 func (s *stranger) trickle(ctx context.Context, data string) {
 	pause := time.NewTicker(300 * time.Millisecond)
 	defer pause.Stop()
@@ -233,11 +233,11 @@ func (s *stranger) trickle(ctx context.Context, data string) {
 	}
 }
 
-// A request that does not come to its end is given up, wherever it stops.
+// The server gives up a request that is never completed, wherever the request stops.
 func testUnfinishedRequests(t *testing.T, s *server) {
 	const each = 50
 	timeout, tooLarge := []string{"HTTP/1.1 400 Bad Request", ""}, []string{"HTTP/1.1 413 Request Entity Too Large"}
-	// Before a head is there no handler is asked: our own command gives up waiting for it, Dendrite's does not.
+	// The head is read before any handler runs. Our own command has a timeout for it, Dendrite's does not.
 	headless := []string{"nothing", "half a head", "a head byte by byte", "half a head after an answer"}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg, trickles sync.WaitGroup
@@ -298,9 +298,9 @@ func testUnfinishedRequests(t *testing.T, s *server) {
 	trickles.Wait()
 }
 
-// Who sends as fast as he can is cut off, and all of it is nowhere kept.
+// The server disconnects a client that sends an endless request as fast as possible, and keeps none of it in memory.
 func testEndlessRequests(t *testing.T, s *server) {
-	// What the server accepts before it hangs up, with all that the buffers of the sockets hold.
+	// accepted is more than the server reads before it closes the connection, including the buffers of the sockets.
 	const accepted = 32 << 20
 	junk := bytes.Repeat([]byte("x"), 1<<16)
 	chunk := fmt.Appendf(nil, "%x\r\n%s\r\n", len(junk), junk)
@@ -339,7 +339,7 @@ func testEndlessRequests(t *testing.T, s *server) {
 	wg.Wait()
 }
 
-// Thousands of connections at once, each of which stops at some place of its request.
+// Thousands of connections exist at once, and each stops at some point of its request.
 func testManyConnections(t *testing.T, s *server, n int) {
 	before, err := s.usage(t.Context())
 	require.NoError(t, err)
@@ -353,7 +353,7 @@ func testManyConnections(t *testing.T, s *server, n int) {
 	}()
 	stops := []string{
 		"", keepAliveHead, keepAliveHead + "Content-Length: 4000\r\n\r\n" + strings.Repeat(" ", 3000),
-		// After a request that was answered, the connection is kept for the next.
+		// After an answer, the connection is kept for the next request.
 		keepAliveHead + "Content-Length: 2\r\n\r\n{}",
 	}
 	for i := range conns {
@@ -366,7 +366,7 @@ func testManyConnections(t *testing.T, s *server, n int) {
 	eventually(t, "all connections are accepted", func() bool {
 		during, err = s.usage(t.Context())
 		require.NoError(t, err)
-		// Those in the middle of a body are given up after a while.
+		// Connections in the middle of a body time out after a while.
 		return during.goroutines >= before.goroutines+float64(n)*0.7
 	})
 	require.Less(t, during.memory()-before.memory(), float64(n*perConnection), "%s, and before %s", during, before)
@@ -393,12 +393,12 @@ func testGuesses(t *testing.T, s *server) {
 	}
 	wg.Wait()
 	require.EqualValues(t, addresses*guesses, notFound.Load()+limited.Load())
-	// 20 at once, and 20 in each second after that.
+	// Each address may make 20 requests at once, and 20 more in each second after that.
 	require.GreaterOrEqual(t, notFound.Load(), int64(addresses*20), "one address pays for another")
 	t.Logf("of %d guesses from each of %d addresses %.1f were looked up", guesses, addresses, float64(notFound.Load())/addresses)
 
-	// One address gets no further by asking more often, from however many connections, or by naming other addresses: no
-	// header counts that the operator has not said to trust.
+	// One address gets no more guesses by more requests, more connections, or headers that claim other addresses. The server trusts only the
+	// header that the operator has configured.
 	var forged []string
 	for i := range 50 {
 		for _, header := range []string{
@@ -424,7 +424,7 @@ func testGuesses(t *testing.T, s *server) {
 	require.EqualValues(t, 1600, notFound.Load()+limited.Load())
 }
 
-// guess sends so many different tokens over one connection, all at once, and counts the answers.
+// guess sends n different tokens over one connection, all at once, and counts the answers.
 func (s *server) guess(ctx context.Context, number, n int, notFound, limited *atomic.Int64, header ...string) error {
 	c, err := s.stranger(ctx, number)
 	if err != nil {
@@ -459,7 +459,7 @@ func (s *server) guess(ctx context.Context, number, n int, notFound, limited *at
 	return nil
 }
 
-// Whoever has one token can wear out that one, and no other.
+// The holder of a token can exhaust the limit of that token, and of no other.
 func testHammered(t *testing.T, s *server, alice *user) {
 	token := alice.sendMessage(t, s.room(t, alice), 3600).token
 	var ok, limited atomic.Int64
@@ -491,7 +491,7 @@ func testHammered(t *testing.T, s *server, alice *user) {
 	})
 }
 
-// Requests that no client would send are answered like others, and never with an error of the server.
+// Unusual requests are answered like others, and never with an error of the server.
 func testOddities(t *testing.T, s *server, alice *user) {
 	token := alice.sendMessage(t, s.room(t, alice), 3600).token
 	good := `{"expire_refresh_token":"` + token + `"}`
@@ -557,7 +557,7 @@ func testOddities(t *testing.T, s *server, alice *user) {
 		{"large number", body(`{"expire_refresh_token":1` + strings.Repeat("0", 4000) + `}`), []int{400}},
 		{"the hash", guess(fmt.Sprintf("%x", token)), []int{404}},
 	} {
-		number++ // so that nobody is limited
+		number++ // a new address, which has not reached its limit
 		c, err := s.stranger(t.Context(), number)
 		require.NoError(t, err)
 		_ = c.SetDeadline(time.Now().Add(hangUp))
@@ -574,7 +574,7 @@ func testOddities(t *testing.T, s *server, alice *user) {
 		_ = c.Close()
 	}
 
-	// Many requests in one piece are answered in their order.
+	// Many requests in one write are answered in order.
 	c, err := s.stranger(t.Context(), number+1)
 	require.NoError(t, err)
 	defer c.Close()
@@ -588,14 +588,14 @@ func testOddities(t *testing.T, s *server, alice *user) {
 			require.Equal(t, want, errcode)
 		}
 	}
-	// Nothing of this has made a new label.
+	// None of these requests has created a new label.
 	res, err := s.Anonymous().Do(t.Context(), http.MethodGet, "/metrics", nil)
 	require.NoError(t, err)
 	require.LessOrEqual(t, bytes.Count(res.Body, []byte("\ndendrite_expiration_keep_alives_total{")), 2*6)
 }
 
-// With a header that the operator trusts, a client has the address that the proxy wrote there, behind whatever the client
-// had written, and cannot choose another one.
+// If the operator trusts a header, the client's address is the last entry of the header, which the proxy has written. The client controls
+// only the entries before it, so it cannot choose its address.
 func TestRealIPHeader(t *testing.T) {
 	s := start(t, homeserver.Config{Expiration: JSON{"rate_limiting": JSON{
 		"real_ip_header": "X-Forwarded-For", "unknown_token": JSON{"threshold": 1, "cooloff_ms": 3600000},
@@ -608,18 +608,18 @@ func TestRealIPHeader(t *testing.T) {
 		{"X-Forwarded-For: 192.0.2.1", allowed},
 		{"X-Forwarded-For: 192.0.2.1", refused},
 		{"X-Forwarded-For: 192.0.2.2", allowed},
-		{"X-Forwarded-For: 192.0.2.3, 192.0.2.1", refused}, // only the last entry is the proxy's own
+		{"X-Forwarded-For: 192.0.2.3, 192.0.2.1", refused}, // only the last entry is the proxy's
 		{"X-Forwarded-For: 192.0.2.3\r\nX-Forwarded-For: 192.0.2.1", refused},
 		{"x-forwarded-for: 192.0.2.3,192.0.2.4\r\nX-FORWARDED-FOR:   192.0.2.1  ", refused},
 		{"X-Real-IP: 192.0.2.5\r\nForwarded: for=192.0.2.5\r\nX-Forwarded-For: 192.0.2.1", refused},
 		{"X-Forwarded-For: ::ffff:192.0.2.1", refused}, // the same address in IPv6
 		{"X-Forwarded-For: 2001:db8::1", allowed},
-		{"X-Forwarded-For: 2001:db8::2", refused}, // one client has a whole /64
+		{"X-Forwarded-For: 2001:db8::2", refused}, // a client may have a whole /64
 		{"X-Forwarded-For: 2001:db8:0:1::1", allowed},
-		{"X-Forwarded-For: nonsense", allowed}, // who has no address has one bucket with all others of his kind
+		{"X-Forwarded-For: nonsense", allowed}, // all clients without a valid address share one limit
 		{"X-Forwarded-For: other nonsense", refused},
 		{"X-Forwarded-For: 192.0.2.6,", refused},
-		{"X-Other: 1", allowed}, // not through the proxy: the address of the connection counts
+		{"X-Other: 1", allowed}, // without the header the address of the connection counts
 		{"X-Real-IP: 192.0.2.7", refused},
 	} {
 		var notFound, limited atomic.Int64
@@ -628,8 +628,8 @@ func TestRealIPHeader(t *testing.T) {
 	}
 }
 
-// Who schedules without end, cancels and restarts in a loop, all as large as it may be, is given no more memory than he may
-// have scheduled, and no more of the disk than he may have finalised besides. Memory has no contents at all.
+// A user schedules, cancels and restarts events of the maximum size in a loop. The database keeps only as many events as the limits of
+// scheduled and finalised events allow. Memory holds no contents.
 func TestDelayedAbuse(t *testing.T) {
 	const scheduled, finalised, rounds = 40, 20, 300
 	onEachDatabase(t, delayedLimits(JSON{"max_scheduled_per_user": scheduled, "max_finalised_per_user": finalised}),
@@ -676,15 +676,15 @@ func TestDelayedAbuse(t *testing.T) {
 		})
 }
 
-// How long it takes to be told that there is no room does not tell whether there is one.
+// The time of a 404 does not show whether the room exists.
 func TestSummaryTiming(t *testing.T) {
-	for _, db := range databases { // one after the other: times are compared
+	for _, db := range databases { // one after the other, because times are compared
 		t.Run(db.name, func(t *testing.T) {
 			s := start(t, homeserver.Config{Postgres: db.open(t), Expiration: unlimited})
 			alice, bob := s.newUser(t), s.newUser(t)
 			private := alice.roomWith(t, JSON{"join_rule": "invite"})
 			for name, u := range map[string]*user{"bob": bob, "anybody": {s.Anonymous(), s}} {
-				const rounds, requests = 3, 25 // others use the machine: that is noise, and never there all the time
+				const rounds, requests = 3, 25 // other programs may disturb some rounds, but not all
 				var ratio float64
 				for range rounds {
 					var took [2][]time.Duration
@@ -710,8 +710,8 @@ func TestSummaryTiming(t *testing.T) {
 	}
 }
 
-// A refresh hangs, and its client gives up and tries again, many times: whoever has hung up costs nothing more. When it goes on, the next
-// refresh is good.
+// A refresh hangs, and its client gives up and tries again, many times. A request whose client has hung up uses no more goroutines. When
+// the database continues, the next refresh succeeds.
 func TestKeepAlivesThatHangUp(t *testing.T) {
 	t.Parallel()
 	s := startWithFailpoints(t, homeserver.Config{Expiration: unlimited})

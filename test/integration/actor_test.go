@@ -17,39 +17,39 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// actor is a client that does what comes into its mind, in a room of its own, one request after the other, and writes
-// everything into the ledger. It survives its server: a request without an answer is made again, as real clients do.
+// actor is a client that makes random requests in a room of its own, one after the other, and records them in the ledger. After a failure
+// of the server, it repeats the request that had no answer, as real clients do.
 type actor struct {
 	*user
 	ledger     *ledger
 	roomID     string
 	random     *rand.Rand
 	entries    []*entry
-	live       []*entry // those whose tokens should be accepted
-	unanswered *entry   // whose send had no answer
+	live       []*entry // events whose tokens the server should accept
+	unanswered *entry   // the event whose send had no answer
 	answers    map[int]int
 
 	delays      []*delayedEntry
-	scheduled   []*delayedEntry // those that are played with
-	unscheduled *delayedEntry   // whose scheduling had no answer
+	scheduled   []*delayedEntry // events that the actor still acts on
+	unscheduled *delayedEntry   // the event whose scheduling had no answer
 }
 
 const (
-	// actorLimit is how many events of an actor run at the same time.
+	// actorLimit limits how many expiring events an actor acts on at the same time.
 	actorLimit = 12
 	// actorKeys is how many state keys an actor uses.
 	actorKeys = 4
 )
 
-// actorPatience is how long an actor waits for an answer.
+// actorPatience limits how long an actor waits for an answer.
 var actorPatience = patience.For(30 * time.Second)
 
 func stateKey(n int) string { return fmt.Sprint("key", n) }
 
-// noAnswer stands for the status of an answer that did not come.
+// noAnswer is the status of a request without an answer.
 const noAnswer = 0
 
-// errNoAnswer: the server is gone, or has a fault.
+// errNoAnswer says that the server is down, or that it answered with an error of its own.
 var errNoAnswer = errors.New("no answer")
 
 // newActor makes a user with a room of its own.
@@ -62,13 +62,13 @@ func (l *ledger) newActor(t *testing.T, s *server, seed uint64) {
 	})
 }
 
-// act makes requests until the context ends or the server is gone.
+// act makes requests until the context ends, or a request has no answer.
 func (a *actor) act(ctx context.Context) {
 	for ctx.Err() == nil && a.step(ctx) == nil {
 	}
 }
 
-// actOn is act for a server that goes away and comes back.
+// actOn is act for a server that goes down and comes back.
 func (a *actor) actOn(ctx context.Context) {
 	for ctx.Err() == nil {
 		a.act(ctx)
@@ -88,7 +88,7 @@ func (a *actor) step(ctx context.Context) error {
 	if len(a.live) == 0 || choice < 5 && len(a.live) < actorLimit {
 		return a.send(ctx, a.newEntry(choice < 2, choice < 4))
 	}
-	// Half of the events are left alone.
+	// Half of the events are left to expire.
 	e := a.live[a.random.IntN(len(a.live))]
 	switch {
 	case e.n%2 == 0 || e.dead && choice < 9:
@@ -100,7 +100,7 @@ func (a *actor) step(ctx context.Context) error {
 	}
 }
 
-// pause gives others a chance.
+// pause waits a moment, so that other actors can act.
 func (a *actor) pause(ctx context.Context) error {
 	a.forget()
 	select {
@@ -110,7 +110,7 @@ func (a *actor) pause(ctx context.Context) error {
 	return nil
 }
 
-// newEntry makes up an event: a message or state, and expiring or, if it is state, perhaps not.
+// newEntry makes a random event: a message or state. A message always expires, state may be plain.
 func (a *actor) newEntry(message, expiring bool) *entry {
 	e := &entry{n: len(a.entries), body: JSON{"n": len(a.entries)}}
 	if message || expiring {
@@ -192,7 +192,7 @@ func (a *actor) end(ctx context.Context, e *entry) error {
 	return nil
 }
 
-// answered looks at the answer to a keep-alive, given whether the event may have been replaced or ended before.
+// answered checks the answer to a keep-alive. The answer may be a refusal if the event may have been replaced or ended before.
 func (a *actor) answered(e *entry, method string, res homeserver.Response, uncertain bool) {
 	switch {
 	case res.Code == http.StatusOK && e.dead && !(method == "end" && e.ending && !e.ended):
@@ -207,14 +207,13 @@ func (a *actor) answered(e *entry, method string, res homeserver.Response, uncer
 	}
 }
 
-// forget takes events out of those that are played with, some time after their tokens became invalid: until then it is
-// seen that they stay so.
+// forget removes events some time after their last request. Until then the actor checks that an invalid token stays invalid.
 func (a *actor) forget() {
 	now := time.Now()
 	a.live = slices.DeleteFunc(a.live, func(e *entry) bool { return now.Sub(e.touched) > 5*time.Second && now.After(e.earliest) })
 }
 
-// request makes one request. A fault of the server is no answer.
+// request makes one request. A status of 500 or more counts as no answer.
 func (a *actor) request(ctx context.Context, method, path string, body JSON) (homeserver.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, actorPatience)
 	defer cancel()
@@ -234,13 +233,13 @@ func (a *actor) request(ctx context.Context, method, path string, body JSON) (ho
 	return res, nil
 }
 
-// settle waits until nothing is left but the timers of events that never came into their rooms.
+// settle waits until all timers are gone, except those of events that never reached their rooms.
 func (l *ledger) settle(t *testing.T, s *server) {
 	t.Helper()
 	answered := func(what string, ask func() error) {
 		t.Helper()
 		eventually(t, what, func() bool {
-			s.revive(t) // it may end by itself some time after an outage
+			s.revive(t) // the process may end some time after an outage
 			return ask() == nil
 		})
 	}

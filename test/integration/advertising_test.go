@@ -11,8 +11,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// Clients find out that delayed events work, and within which limits, before they use them. That nothing else in these
-// answers differs from stock is looked at in TestSameAsStock.
+// Clients can read that delayed events work, and the limits, before they use them. TestSameAsStock checks that these answers otherwise
+// equal those of stock Dendrite.
 func TestDelayedEventsAreAdvertised(t *testing.T) {
 	t.Parallel()
 	s := start(t, homeserver.Config{})

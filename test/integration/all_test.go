@@ -2,5 +2,5 @@
 
 package integration
 
-// leftOut says what is not tested without the build tag all.
+// leftOut says which tests are left out without the build tag all.
 const leftOut = ""

@@ -19,8 +19,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// The commands in docs/operations.md make copies from which a server goes on with all timers: of a server that runs, and of one that
-// was told to stop, which leaves each file whole by itself.
+// The commands in docs/operations.md make copies of a running server and of a stopped one. A server started on the copy continues with all
+// timers. A stopped server leaves complete database files without write-ahead logs.
 func TestBackups(t *testing.T) {
 	if _, err := exec.LookPath("sqlite3"); err != nil && os.Getenv("CI") == "" {
 		t.Skipf("NOT TESTED: %s", err)
@@ -52,9 +52,9 @@ func testBackup(t *testing.T, commands string, stopped bool) {
 		JSON{"msgtype": "m.text", "body": "later"})
 	delayID := res.Get("delay_id").Str
 	require.NotEmpty(t, delayID)
-	alice.event(t, roomID, due.eventID) // has come to all of Dendrite's components
+	alice.event(t, roomID, due.eventID) // the event has reached all of Dendrite's components
 	if stopped {
-		// A request that is under way when the server stops is not in its way.
+		// A running request does not delay the stop.
 		since := alice.follow(t, roomID).since
 		go func() {
 			_, _ = alice.Do(context.Background(), http.MethodGet, syncPath+"?timeout=30000&since="+url.QueryEscape(since), nil)
@@ -73,7 +73,7 @@ func testBackup(t *testing.T, commands string, stopped bool) {
 	output, err := bash.CombinedOutput()
 	require.NoError(t, err, "%s", output)
 	if !stopped {
-		s.Kill() // or both would close and send
+		s.Kill() // otherwise both servers would send the events
 	}
 
 	hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
@@ -84,7 +84,7 @@ func testBackup(t *testing.T, commands string, stopped bool) {
 		require.NoError(t, os.Remove(filepath.Join(hs.Dir, name)))
 	}
 	require.NoError(t, os.CopyFS(hs.Dir, os.DirFS(filepath.Join(dir, "backup"))))
-	require.NoError(t, os.WriteFile(filepath.Join(hs.Dir, "dendrite.yaml"), config, 0o600)) // the paths are other ones
+	require.NoError(t, os.WriteFile(filepath.Join(hs.Dir, "dendrite.yaml"), config, 0o600)) // this server has other paths
 	require.NoError(t, hs.Start(t.Context()))
 	t.Cleanup(hs.Kill)
 	restored := &server{Server: hs}

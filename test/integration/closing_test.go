@@ -17,7 +17,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// Sections 3 and 4 of the contract: closing, and replacement.
+// docs/protocol.md, sections 3 and 4: closing and replacement.
 
 func TestClosing(t *testing.T) {
 	t.Parallel()
@@ -63,10 +63,10 @@ func testCopy(t *testing.T, alice, bob *user, roomID string) {
 	require.Equal(t, "expired", alice.state(t, roomID, "copy").Get(`content.m\.will_expire`).Str)
 }
 
-// briefly is the life time, in seconds, of events that are stopped before it is over.
+// briefly is the life time, in seconds, of events that are stopped before they expire.
 var briefly = patience.Life(5)
 
-// gone waits until the tokens are refused, and then until their events, if they lived briefly, would have been closed.
+// gone waits until the tokens are refused, and then until brief events would have expired. It requires that no closing event was sent.
 func gone(t *testing.T, s *server, watcher *user, roomID string, events ...sent) {
 	t.Helper()
 	for _, sent := range events {
@@ -105,7 +105,7 @@ func testSenderLeft(t *testing.T, s *server, alice *user, roomID string) {
 	gone(t, s, alice, roomID, events...)
 }
 
-// Who has left loses the timers from before, and has those from afterwards.
+// A sender that leaves the room loses its timers. Timers that it starts after it has come back run.
 func testSenderCameBack(t *testing.T, s *server, alice *user, roomID string) {
 	carol := s.newUser(t)
 	require.NoError(t, carol.Join(t.Context(), roomID))
@@ -119,7 +119,7 @@ func testSenderCameBack(t *testing.T, s *server, alice *user, roomID string) {
 	require.Equal(t, http.StatusOK, code, errcode)
 }
 
-// The event outlives the session that sent it: that is what it is for.
+// The timer continues when its sender logs out, because it exists for clients that disappear.
 func testLoggedOut(t *testing.T, s *server, bob *user, roomID string) {
 	carol := s.newUser(t)
 	require.NoError(t, carol.Join(t.Context(), roomID))
@@ -133,7 +133,7 @@ func testReplaced(t *testing.T, s *server, alice, bob *user, roomID string) {
 	for _, by := range []*user{alice, bob} {
 		old := alice.sendState(t, roomID, "replaced", 600, JSON{"by": by.UserID})
 		by.must(t, http.MethodPut, path, JSON{"left": by.UserID})
-		s.refused(t, old.token) // before the sender has its answer
+		s.refused(t, old.token) // already before the sender has its answer
 		code, _ := s.keepAlive(t, "end", old.token)
 		require.Equal(t, http.StatusNotFound, code)
 
@@ -148,7 +148,7 @@ func testReplaced(t *testing.T, s *server, alice, bob *user, roomID string) {
 		require.Empty(t, alice.closings(t, roomID, first.eventID))
 		require.Len(t, alice.closings(t, roomID, second.eventID), 1)
 	}
-	// Other state keys, types and rooms are not concerned.
+	// State with another key, type or room does not stop the timer.
 	other := alice.sendState(t, roomID, "other", 600, nil)
 	alice.must(t, http.MethodPut, path, JSON{"x": 1})
 	alice.must(t, http.MethodPut, homeserver.StatePath(roomID, "m.call.other", "other"), JSON{"x": 1})
@@ -156,8 +156,8 @@ func testReplaced(t *testing.T, s *server, alice, bob *user, roomID string) {
 	s.refreshed(t, other.token)
 }
 
-// Many expire and are replaced in the same moment, by users who do not wait for one another: the roomserver has more to do
-// than it can, and what is sent first is not in the room when the next is built.
+// Many events expire and are replaced at the same moment, by users whose sends overlap. The roomserver is overloaded, so that it builds
+// some events before earlier ones are in the room.
 func testReplacedAtExpiry(t *testing.T, s *server, alice, bob *user, roomID string, races int) {
 	life := patience.Life(2)
 	rivals := []*user{alice, bob}
@@ -201,8 +201,8 @@ func testOrder(t *testing.T, alice, bob *user, roomID string) {
 	require.Equal(t, []int{0, 1, 2}, order)
 }
 
-// Of what runs out at once in one room, some are built beside one another, and yet nothing is lost, the order is kept, and the room's state
-// is what was sent last; also if a client has said that its event was sent in the future.
+// Many events of one room expire at once, and overlapping sends fork the event graph. Nothing is lost, the order is kept, and the last
+// events are the room's state. That holds even if a client gave its event a time in the future.
 func testAllAtOnce(t *testing.T, s *server) {
 	users := []*user{s.newUser(t), s.newUser(t), s.newUser(t)}
 	roomID := s.room(t, users...)
@@ -220,7 +220,7 @@ func testAllAtOnce(t *testing.T, s *server) {
 	for i := range n {
 		ids = append(ids, put(i, 60))
 	}
-	for i := range n { // the same once more is no new event, and quickly done: they run out sooner than they can be closed
+	for i := range n { // the repeated content is no new event and is sent fast, so the events expire faster than they can be closed
 		require.Equal(t, ids[i], put(i, 2))
 	}
 	closings := map[string]string{}
@@ -235,7 +235,7 @@ func testAllAtOnce(t *testing.T, s *server) {
 	for i, id := range ids {
 		require.Equal(t, closings[id], users[1].state(t, roomID, fmt.Sprint("key", i)).Get("event_id").Str, i)
 	}
-	// Dendrite's /sync shows two that were built beside one another in either order, if both are in one answer.
+	// Dendrite's /sync may show two parallel events in either order, if they are in one answer.
 	require.NoError(t, s.Stop())
 	events := slices.DeleteFunc(s.events(t), func(e roomEvent) bool { return !slices.Contains(ids, e.closes) })
 	slices.SortFunc(events, func(a, b roomEvent) int { return cmp.Compare(a.nid, b.nid) })
@@ -262,14 +262,14 @@ func testPurged(t *testing.T, s *server) {
 	}
 }
 
-// Other room versions: the oldest, whose event IDs are of another kind, and the one with pseudo IDs, in which neither
-// sender nor state key of an event is what the client wrote.
+// These room versions differ from the default. In the oldest, event IDs have another form. In the one with pseudo IDs, an event's sender
+// and state key differ from those that the client sent.
 func TestRoomVersions(t *testing.T) {
 	t.Parallel()
 	s := start(t, homeserver.Config{Expiration: unlimited})
 	alice, bob := s.newUser(t), s.newUser(t)
 	versions := []string{"1", "2", "6", "11", "org.matrix.msc4014"}
-	// Its room IDs have no server name; only the newer line of Dendrite knows it.
+	// Room IDs of this version have no server name. Only the newer line of Dendrite supports it.
 	const hashed = "12"
 	capabilities := alice.must(t, http.MethodGet, "/_matrix/client/v3/capabilities", nil)
 	if capabilities.Get(`capabilities.m\.room_versions.available.` + hashed).Exists() {

@@ -23,8 +23,7 @@ var (
 	seed    = flag.Uint64("seed", 1, "what the random choices of TestCrashes are made from")
 )
 
-// roundTime is how long a server may live that does not come to the place where it is to crash, and rareTime how long if it
-// seldom comes there.
+// roundTime is how long a server may run without reaching its crash point, and rareTime the same for a crash point that is seldom reached.
 const (
 	roundTime = 3 * time.Second
 	rareTime  = 10 * time.Second
@@ -38,10 +37,9 @@ var crashPoints = []failpoint.Point{
 	failpoint.AfterConfirm, failpoint.Stream,
 }
 
-// Section 5 of the contract, crash by crash: random clients are at work, and the server ends itself with SIGKILL at each
-// place in the life of an event, in recovery too, or somewhere in between. It is started again on what is left; the clients
-// repeat what had no answer, and go on. In the end everything that was answered is true, nothing was lost or done twice, and
-// nothing came early.
+// docs/protocol.md, section 5: random clients act, and the server kills itself with SIGKILL at each place in the life of an event, also
+// during recovery. Then it starts again on the same data. The clients repeat requests that had no answer, and go on. In the end all
+// answers were true, no event was lost or sent twice, and no event was early.
 func TestCrashes(t *testing.T) {
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
@@ -60,7 +58,7 @@ func TestCrashes(t *testing.T) {
 					hits[point]++
 				}
 				l.crashed(s.timers(t))
-				if random.IntN(3) == 0 { // so that more runs out while the server is down
+				if random.IntN(3) == 0 { // so that more events expire while the server is down
 					<-time.After(time.Duration(random.IntN(1500)) * time.Millisecond)
 				}
 			}
@@ -78,19 +76,19 @@ func TestCrashes(t *testing.T) {
 	}
 }
 
-// crashAt starts the server and lets the actors act until it ends at a place, or somewhere else after some time. It
-// reports whether it was the place.
+// crashAt starts the server and lets the actors act until the server crashes at the given point. After some time it kills the server
+// anyway. It reports whether the server crashed by itself.
 func (s *server) crashAt(t *testing.T, l *ledger, point failpoint.Point, random *rand.Rand) bool {
 	t.Helper()
 	times, life := 1+random.IntN(8), roundTime
 	switch point {
-	case failpoint.AfterLoad, failpoint.BeforeResubmit: // once in a process, or not often
+	case failpoint.AfterLoad, failpoint.BeforeResubmit: // reached once in a process, or rarely
 		times = 1
-	case failpoint.AfterDoubt, failpoint.BeforeDrop, failpoint.BeforeRefresh, failpoint.AfterRefresh: // not often either
+	case failpoint.AfterDoubt, failpoint.BeforeDrop, failpoint.BeforeRefresh, failpoint.AfterRefresh: // also rare
 		times, life = 1+random.IntN(2), rareTime
 	}
 	line := fmt.Sprintf("%s kill %d", point, times)
-	if point == failpoint.BeforeInput { // somewhere in the roomserver
+	if point == failpoint.BeforeInput { // crash somewhere inside the roomserver
 		line += fmt.Sprintf(" %dus", random.IntN(30_000))
 	}
 	require.NoError(t, s.Failpoints(line))
@@ -116,7 +114,7 @@ func (s *server) crashAt(t *testing.T, l *ledger, point failpoint.Point, random 
 	return ctx.Err() == context.Canceled
 }
 
-// verify lets everything come to its end, stops the server, and requires that all is as it must be.
+// verify waits until all timers have ended, reads the events, and requires that the ledger has no faults.
 func (l *ledger) verify(t *testing.T, s *server) {
 	t.Helper()
 	l.settle(t, s)

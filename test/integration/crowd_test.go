@@ -4,7 +4,7 @@ package integration
 
 import "testing"
 
-// What is tested for each database with a few, tested with many.
+// These tests repeat tests of each database with more events.
 
 func TestManyReplacedAtExpiry(t *testing.T) {
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {

@@ -17,7 +17,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
 )
 
-// timers returns the rows of a server's timers, in the order of their deadlines.
+// timers returns the timers in a server's database, in the order of their deadlines.
 func (s *server) timers(t *testing.T) (rows []expiration.Timer) {
 	t.Helper()
 	s.database(t, "expiration", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
@@ -31,7 +31,7 @@ func (s *server) timers(t *testing.T) (rows []expiration.Timer) {
 		found, err := store.Read(t.Context(), nids)
 		require.NoError(t, err)
 		for _, row := range found {
-			if row != nil { // or gone meanwhile, if the server runs
+			if row != nil { // the row may be gone if the server runs
 				rows = append(rows, *row)
 			}
 		}
@@ -40,18 +40,18 @@ func (s *server) timers(t *testing.T) (rows []expiration.Timer) {
 	return rows
 }
 
-// roomEvent is an event as the roomserver has it.
+// roomEvent is an event in the roomserver's database.
 type roomEvent struct {
 	id      string
-	nid     int64 // in the order in which the roomserver took them
+	nid     int64 // its place in the order in which the roomserver stored events
 	depth   int64
-	sent    bool // or only stored
+	sent    bool // false if the event is stored but not sent
 	json    gjson.Result
-	closes  string // the original, if it is a closing event
+	closes  string // the ID of the original, if this is a closing event
 	running bool
 }
 
-// state returns type and state key of a state event, or "".
+// state returns type and state key of a state event, or "" for another event.
 func (e roomEvent) state() string {
 	if !e.json.Get("state_key").Exists() {
 		return ""
@@ -59,14 +59,14 @@ func (e roomEvent) state() string {
 	return e.json.Get("type").Str + "|" + e.json.Get("state_key").Str
 }
 
-// place returns the room, and the piece of state that the event sets in it, if any.
+// place returns the room, and type and state key if the event is a state event.
 func (e roomEvent) place() string { return e.json.Get("room_id").Str + "|" + e.state() }
 
 func (e roomEvent) String() string {
 	return fmt.Sprintf("%s (depth %d, at %d, sent: %t, upon %s)", e.id, e.depth, e.timestamp(), e.sent, e.json.Get("prev_events").Raw)
 }
 
-// after reports whether an event was built upon another, directly or not.
+// after reports whether the other event is an ancestor of this one.
 func (e roomEvent) after(other roomEvent, byID map[string]roomEvent) bool {
 	ancestors, seen := []roomEvent{e}, map[string]bool{}
 	for len(ancestors) > 0 {
@@ -90,8 +90,8 @@ func (e roomEvent) after(other roomEvent, byID map[string]roomEvent) bool {
 
 func (e roomEvent) timestamp() int64 { return e.json.Get("origin_server_ts").Int() }
 
-// events returns all events that the roomserver of a server has that does not run, the oldest first. What clients see
-// follows later, and after a crash in another order.
+// events returns all events in the roomserver's database, the lowest depth first. The server should not run. What clients see may be
+// behind, and after a crash in another order.
 func (s *server) events(t *testing.T) (events []roomEvent) {
 	t.Helper()
 	s.database(t, "roomserver", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
@@ -122,7 +122,7 @@ func (s *server) events(t *testing.T) (events []roomEvent) {
 	return events
 }
 
-// database calls f with the means to open one of the databases of a server that does not run.
+// database calls f with the means to open one of the databases of a stopped server.
 func (s *server) database(t *testing.T, name string, f func(*sqlutil.Connections, *config.DatabaseOptions)) {
 	t.Helper()
 	dsn := s.cfg.Postgres
@@ -134,7 +134,7 @@ func (s *server) database(t *testing.T, name string, f func(*sqlutil.Connections
 	}
 	options := &config.DatabaseOptions{ConnectionString: config.DataSource(dsn)}
 	options.Defaults(10)
-	// Without a process it leaves it to us to close the connections, and does not do so in its own time.
+	// A connection manager with a process context would close the connections itself, at a time of its own.
 	cm := sqlutil.NewConnectionManager(nil, config.DatabaseOptions{})
 	db, _, err := cm.Connection(options)
 	require.NoError(t, err)

@@ -18,16 +18,16 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// rejoinAfter is the delay of the events that would bring a user back. It is longer than a deactivation takes on a busy machine.
+// rejoinAfter is the delay of scheduled joins. It is longer than a deactivation takes on a busy machine.
 var rejoinAfter = time.Duration(patience.Life(5)) * time.Second
 
-// delayMembership schedules a membership event that must be accepted, and returns its delay ID.
+// delayMembership schedules a membership event, which must be accepted, and returns its delay ID.
 func (u *user) delayMembership(t *testing.T, roomID, target string, delay time.Duration, content JSON) string {
 	t.Helper()
 	return delayID(t, u.must(t, http.MethodPut, homeserver.StatePath(roomID, "m.room.member", target)+delayParameter+ms(delay), content))
 }
 
-// delayRejoin schedules the user's own join, with a name that tells it from the current one.
+// delayRejoin schedules the user's own join. It sets a display name, so that it differs from the current membership.
 func (u *user) delayRejoin(t *testing.T, roomID string, delay time.Duration) string {
 	t.Helper()
 	return u.delayMembership(t, roomID, u.UserID, delay, JSON{"membership": "join", "displayname": "back"})
@@ -39,7 +39,7 @@ func (u *user) membership(t *testing.T, roomID, userID string) gjson.Result {
 	return u.must(t, http.MethodGet, homeserver.StatePath(roomID, "m.room.member", userID), nil).Get("@this")
 }
 
-// inRoom does something to a room, such as "leave".
+// inRoom performs an action on a room, such as "leave".
 func (u *user) inRoom(t *testing.T, roomID, action string, body JSON) {
 	t.Helper()
 	u.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/"+action, body)
@@ -53,7 +53,7 @@ func (u *user) deactivate(t *testing.T) {
 	}})
 }
 
-// cancelled requires that a delayed event is finalised, soon, and as if its owner had cancelled it.
+// cancelled waits until a delayed event is finalised, and requires that it looks as if its owner had cancelled it.
 func (u *user) cancelled(t *testing.T, delayID string) {
 	t.Helper()
 	e := u.finalised(t, delayID)
@@ -61,14 +61,14 @@ func (u *user) cancelled(t *testing.T, delayID string) {
 	require.False(t, e.Get("error").Exists(), e)
 }
 
-// marked waits until everything in a room has had its turn that is due before a time from now, and can be seen. Due events of a room
-// are sent in order.
+// marked waits until all events of a room that are due within the given time have been handled, and are visible. It relies on the order:
+// the due events of a room are sent in order.
 func (u *user) marked(t *testing.T, roomID string, after time.Duration) {
 	t.Helper()
 	u.event(t, roomID, u.finalised(t, u.delayMessage(t, roomID, after, "mark")).Get("event_id").Str)
 }
 
-// A user who goes out of a room, however, does not come back by a join that was scheduled before.
+// A user who leaves a room, in whatever way, does not come back by a join that was scheduled earlier.
 func TestScheduledRejoin(t *testing.T) {
 	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
@@ -112,14 +112,14 @@ func TestScheduledRejoin(t *testing.T) {
 	})
 }
 
-// testOwnLeaveSent: the user's leave is a delayed event too.
+// testOwnLeaveSent leaves the room by a delayed event of the user's own.
 func testOwnLeaveSent(t *testing.T, carol *user, roomID string) {
 	leave := carol.delayMembership(t, roomID, carol.UserID, time.Hour, JSON{"membership": "leave"})
 	carol.acted(t, unstableDelayed, leave, "send")
 	require.True(t, carol.finalised(t, leave).Get("event_id").Exists())
 }
 
-// testNothingElseIsCancelled: other events of the user, other rooms, and what the user schedules when back, stay.
+// testNothingElseIsCancelled: the user's other events, other rooms, and events scheduled after the return, are not cancelled.
 func testNothingElseIsCancelled(t *testing.T, s *server, admin *user) {
 	carol := s.newUser(t)
 	roomID, other := s.room(t, carol, admin), s.room(t, carol)
@@ -136,7 +136,7 @@ func testNothingElseIsCancelled(t *testing.T, s *server, admin *user) {
 	require.Equal(t, "back", sent.Get("content.displayname").Str, "the user is joined")
 }
 
-// testDeactivationCancels: when the answer is there, everything is cancelled.
+// testDeactivationCancels: when the request is answered, all events are cancelled.
 func testDeactivationCancels(t *testing.T, s *server, admin *user) {
 	carol := s.newUser(t)
 	roomID, other := s.room(t, admin, carol), s.room(t, carol, admin)
@@ -160,11 +160,11 @@ func testDeactivationCancels(t *testing.T, s *server, admin *user) {
 	}
 }
 
-// testDeactivationRace: requests that cross the deactivation are accepted or refused, and what they scheduled is never sent.
+// testDeactivationRace: requests that overlap with the deactivation may be accepted or refused, but none of their events is ever sent.
 func testDeactivationRace(t *testing.T, s *server, admin *user) {
 	carol := s.newUser(t)
 	roomID := s.room(t, admin, carol)
-	carol.delayRejoin(t, roomID, rejoinAfter) // one at least
+	carol.delayRejoin(t, roomID, rejoinAfter) // so that there is at least one
 	var schedules sync.WaitGroup
 	for n := range 30 {
 		schedules.Go(func() {
@@ -196,7 +196,7 @@ func testLogoutCancelsNothing(t *testing.T, s *server, admin *user) {
 	follower.await(t, "the message", withBody("after the logout"))
 }
 
-// The stream that tells of a leave may come late: a join that is due before is refused.
+// The output stream may report a leave late. A join that is due before the report is refused.
 func TestRejoinBeforeTheStream(t *testing.T) {
 	t.Parallel()
 	for _, db := range databases {
@@ -214,7 +214,7 @@ func TestRejoinBeforeTheStream(t *testing.T) {
 				return alice.membership(t, roomID, carol.UserID).Get("membership").Str == "leave"
 			})
 
-			// When it comes, the user may be back, and what was scheduled since stays.
+			// When the report arrives, the user may be back. Events that were scheduled since then are not cancelled.
 			require.NoError(t, carol.Join(t.Context(), roomID))
 			again := carol.delayRejoin(t, roomID, time.Hour)
 			require.NoError(t, s.Failpoints())
@@ -224,8 +224,8 @@ func TestRejoinBeforeTheStream(t *testing.T) {
 	}
 }
 
-// The server dies when an account is deactivated and nothing is cancelled yet. Everybody's events are looked at: those of guests
-// and of users of application services, who have neither devices nor passwords, too.
+// The server crashes after an account is deactivated and before its events are cancelled. After the start the events of all users are
+// checked. That includes guests and users of application services, who have neither devices nor passwords.
 func TestCrashInADeactivation(t *testing.T) {
 	t.Parallel()
 	registration := bridge(t)

@@ -13,29 +13,29 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// delayedEntry is one delayed event that a client wants in its room, and what the ledger must know of it. Its state key, if it
-// has one, is not among those of expiring events: it never replaces one of them.
+// delayedEntry is the ledger's record of one delayed event of a client. No expiring event has the same state key, so a delayed event never
+// replaces one.
 type delayedEntry struct {
 	n        int
 	path     string
 	body     JSON
 	delay    time.Duration
 	id       string    // the delay ID; "" until there is an answer
-	earliest time.Time // before which it must not be sent by itself
-	done     bool      // it was refused to be acted upon, or decided
-	decided  bool      // cancel or send were asked for: when it is sent, and whether, is no longer a question of its delay
+	earliest time.Time // the earliest time at which the server may send it by itself
+	done     bool      // a request for it was refused, or it was cancelled or sent
+	decided  bool      // cancel or send was requested, so its delay no longer decides whether and when it is sent
 
-	sent, cancelled bool // was answered with 200
-	cancelling      bool // cancel had no answer
+	sent, cancelled bool // the request was answered with 200
+	cancelling      bool // the cancel request had no answer
 }
 
-// finalisedKept is how many finalised events of a user are kept.
+// finalisedKept is how many finalised events of a user the server keeps.
 const finalisedKept = 1000
 
-// delayedLimit is how many delayed events of an actor are played with at the same time.
+// delayedLimit limits how many delayed events an actor acts on at the same time.
 const delayedLimit = 8
 
-// stepDelayed makes one request that concerns delayed events.
+// stepDelayed makes one request about delayed events.
 func (a *actor) stepDelayed(ctx context.Context) error {
 	if a.unscheduled != nil {
 		return a.schedule(ctx, a.unscheduled)
@@ -51,7 +51,7 @@ func (a *actor) stepDelayed(ctx context.Context) error {
 		return nil
 	}
 	switch {
-	case e.n%2 == 0 && !e.done: // half of them are left alone
+	case e.n%2 == 0 && !e.done: // half of them are left to their delay
 		e.done = time.Now().After(e.earliest)
 		return a.pause(ctx)
 	case choice < 8:
@@ -138,7 +138,7 @@ func (a *actor) decideDelayed(ctx context.Context, e *delayedEntry, send bool) e
 	return nil
 }
 
-// actOnDelayed asks as an SFU does, without an access token.
+// actOnDelayed makes a request without an access token, as an SFU does.
 func (a *actor) actOnDelayed(ctx context.Context, e *delayedEntry, action string) (homeserver.Response, error) {
 	res, err := a.request(ctx, http.MethodPost, unstableDelayed+"/"+e.id+"/"+action, nil)
 	if err == nil && res.Code != http.StatusOK && res.Code != http.StatusNotFound {
@@ -147,7 +147,7 @@ func (a *actor) actOnDelayed(ctx context.Context, e *delayedEntry, action string
 	return res, err
 }
 
-// checkDelayed: each delayed event was sent once, not early, as it was claimed, and not if it was cancelled.
+// checkDelayed: each delayed event was sent exactly once, not early, and as it was claimed. A cancelled event was not sent.
 func (l *ledger) checkDelayed(ctx context.Context, events []roomEvent) {
 	for _, a := range l.actors {
 		sent := map[int][]roomEvent{}
@@ -166,7 +166,7 @@ func (l *ledger) checkDelayed(ctx context.Context, events []roomEvent) {
 			case n == 0 && !e.cancelled && !e.cancelling:
 				l.fault("delayed event %d of %s was never sent (sent: %t)", e.n, a.roomID, e.sent)
 			}
-			if e.n < len(a.delays)-finalisedKept { // it can no longer be looked up
+			if e.n < len(a.delays)-finalisedKept { // the server no longer has it
 				continue
 			}
 			shown, err := a.Do(ctx, http.MethodGet, stableDelayed+"/"+e.id, nil)

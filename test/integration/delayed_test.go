@@ -16,7 +16,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// The contract of delayed events (MSC4140 as accepted), seen from outside.
+// These tests check delayed events (MSC4140 as accepted) from the outside.
 
 const (
 	stableDelayed   = "/_matrix/client/v1/delayed_events"
@@ -24,7 +24,7 @@ const (
 	delayParameter  = "?org.matrix.msc4140.delay="
 )
 
-// delayedLimits is the configuration of tests that schedule much and long.
+// delayedLimits is a configuration without rate limits, and with the given limits of delayed events.
 func delayedLimits(limits JSON) JSON {
 	return JSON{"rate_limiting": JSON{"enabled": false}, "delayed_events": limits}
 }
@@ -54,7 +54,7 @@ func TestDelayedEvents(t *testing.T) {
 	})
 }
 
-// delayMessage and delayState schedule an event by query, that must be accepted, and return its delay ID.
+// delayMessage and delayState schedule an event with the delay in the query. The event must be accepted. They return its delay ID.
 func (u *user) delayMessage(t *testing.T, roomID string, delay time.Duration, body string) string {
 	t.Helper()
 	return delayID(t, u.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+ms(delay),
@@ -76,7 +76,7 @@ func delayID(t *testing.T, res homeserver.Response) string {
 	return id
 }
 
-// act does something with a delayed event, by the path for the clients of today and without a token, or by the stable one.
+// actDelayed performs an action on a delayed event. On the path of today's clients it sends no access token, on the stable path it does.
 func (u *user) actDelayed(t *testing.T, path, delayID, action string) homeserver.Response {
 	t.Helper()
 	c := u.Client
@@ -88,7 +88,7 @@ func (u *user) actDelayed(t *testing.T, path, delayID, action string) homeserver
 	return res
 }
 
-// acted requires that something could be done.
+// acted requires that an action succeeds.
 func (u *user) acted(t *testing.T, path, delayID, action string) {
 	t.Helper()
 	res := u.actDelayed(t, path, delayID, action)
@@ -105,7 +105,7 @@ func (u *user) delayed(t *testing.T, delayID string) gjson.Result {
 	return res.Get("@this")
 }
 
-// finalised waits until a delayed event is finalised.
+// finalised waits until a delayed event is finalised, and returns it.
 func (u *user) finalised(t *testing.T, delayID string) (e gjson.Result) {
 	t.Helper()
 	eventually(t, "the event is finalised", func() bool {
@@ -115,7 +115,7 @@ func (u *user) finalised(t *testing.T, delayID string) (e gjson.Result) {
 	return e
 }
 
-// scheduled returns the delay IDs of what a user has scheduled, in the order of the answer, page by page.
+// scheduled returns the delay IDs of a user's scheduled events, in the order of the answers, page by page.
 func (u *user) scheduled(t *testing.T) (delayIDs []string) {
 	t.Helper()
 	for from := ""; ; {
@@ -215,7 +215,7 @@ func testDelayedBadRequests(t *testing.T, alice, _ *user, roomID string) {
 		})
 	}
 	require.Empty(t, alice.scheduled(t), "nothing came of any of them")
-	alice.acted(t, unstableDelayed, alice.delayState(t, roomID, "bad", 24*time.Hour, JSON{}), "cancel") // the longest
+	alice.acted(t, unstableDelayed, alice.delayState(t, roomID, "bad", 24*time.Hour, JSON{}), "cancel") // the longest delay that is allowed
 }
 
 func testDelayedRepeated(t *testing.T, alice, bob *user, roomID string) {
@@ -240,7 +240,7 @@ func testManaging(t *testing.T, alice, bob *user, roomID string) {
 	follower := alice.follow(t, roomID)
 	delay := time.Duration(patience.Life(2)) * time.Second
 	for _, path := range []string{unstableDelayed, stableDelayed} {
-		// Kept from being sent for longer than its delay.
+		// Restarts keep the event from being sent for longer than its delay.
 		pushed := alice.delayMessage(t, roomID, delay, "pushed"+path)
 		for range 3 {
 			<-time.After(delay / 2)
@@ -270,13 +270,13 @@ func testManaging(t *testing.T, alice, bob *user, roomID string) {
 		require.Equal(t, "M_UNRECOGNIZED", res.Get("errcode").Str)
 	}
 
-	// On the stable path it must be the owner.
+	// On the stable path only the owner can act on the event.
 	id := alice.delayMessage(t, roomID, time.Hour, "mine")
 	res, err := alice.s.Anonymous().Do(t.Context(), http.MethodPost, stableDelayed+"/"+id+"/cancel", nil)
 	require.NoError(t, err)
 	require.Equal(t, http.StatusUnauthorized, res.Code, res)
 	require.Equal(t, http.StatusNotFound, bob.actDelayed(t, stableDelayed, id, "cancel").Code)
-	// The action in the body, as older clients have it; bodies are fine elsewhere too.
+	// Older clients have the action in the body. On the other paths a body is allowed.
 	for _, test := range []struct {
 		path string
 		body any
@@ -297,7 +297,7 @@ func testManaging(t *testing.T, alice, bob *user, roomID string) {
 	require.Empty(t, alice.scheduled(t))
 }
 
-// testFinalised is the table of what is answered when it is too late.
+// testFinalised checks the answers about events that are finalised already.
 func testFinalised(t *testing.T, alice, _ *user, roomID string) {
 	sent, cancelled := alice.delayMessage(t, roomID, time.Hour, "x"), alice.delayMessage(t, roomID, time.Hour, "x")
 	timedOut := alice.delayMessage(t, roomID, time.Millisecond, "x")
@@ -345,10 +345,10 @@ func testLooking(t *testing.T, alice, bob *user, roomID string) {
 	require.Empty(t, bob.scheduled(t))
 
 	for path, old := range map[string]bool{stableDelayed: false, unstableDelayed: true} {
-		for _, p := range []string{path, path + "/" + late, path + "/" + late + "/send"} { // as browsers ask first
+		for _, p := range []string{path, path + "/" + late, path + "/" + late + "/send"} { // a browser's preflight requests
 			require.Equal(t, http.StatusOK, alice.do(t, http.MethodOptions, p, nil).Code, p)
 		}
-		// mautrix sends a body with it.
+		// mautrix sends a body with its GET requests.
 		for _, e := range []gjson.Result{
 			alice.must(t, http.MethodGet, path, JSON{}).Get("delayed_events.1"),
 			alice.must(t, http.MethodGet, path+"/"+late, JSON{}).Get("@this"),
@@ -426,7 +426,7 @@ func testDelayedOrder(t *testing.T, alice, _ *user, roomID string) {
 
 func testRefusedWhenSent(t *testing.T, alice, bob *user, roomID string) {
 	name := "/_matrix/client/v3/rooms/" + url.PathEscape(roomID) + "/state/m.room.name/"
-	// It may be scheduled, and what comes of it is seen when it is sent.
+	// The event can be scheduled, because its sender's power is checked only when it is sent.
 	id := delayID(t, bob.must(t, http.MethodPut, name+delayParameter+"3600000", JSON{"name": "bob's"}))
 	for _, path := range []string{unstableDelayed, stableDelayed} {
 		res := bob.actDelayed(t, path, id, "send")
@@ -444,7 +444,7 @@ func testRefusedWhenSent(t *testing.T, alice, bob *user, roomID string) {
 	require.Equal(t, http.StatusConflict, bob.actDelayed(t, stableDelayed, id, "send").Code)
 	require.Equal(t, http.StatusNotFound, alice.do(t, http.MethodGet, name, nil).Code)
 
-	// And the other way round: at first he may not.
+	// The opposite case: the sender gets the power after scheduling.
 	id = delayID(t, bob.must(t, http.MethodPut, name+delayParameter+"3600000", JSON{"name": "bob's"}))
 	alice.levels(t, roomID, func(levels map[string]any) { levels["users"].(map[string]any)[bob.UserID] = 50 })
 	bob.acted(t, unstableDelayed, id, "send")
@@ -458,7 +458,7 @@ func testDelayedReplaced(t *testing.T, alice, bob *user, roomID string) {
 	set(bob, "before")
 	id := alice.delayState(t, roomID, "replaced", time.Hour, JSON{"body": "delayed"})
 	message := alice.delayMessage(t, roomID, time.Hour, "message")
-	alice.acted(t, unstableDelayed, id, "restart") // what was there before does not cancel it, nor what its owner sends
+	alice.acted(t, unstableDelayed, id, "restart") // neither earlier state nor the owner's own state cancels the event
 	set(alice, "join")
 	alice.acted(t, unstableDelayed, id, "restart")
 	bob.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "other"), JSON{"body": "other"})
@@ -482,7 +482,7 @@ func testDelayedExpires(t *testing.T, alice, _ *user, roomID string) {
 	require.GreaterOrEqual(t, closing.Get("origin_server_ts").Int(), running.Get("origin_server_ts").Int()+2000, "early")
 	require.EqualValues(t, 2, alice.delayed(t, id).Get(`content.m\.will_expire`).Int())
 
-	// Though the room has such state already, it runs from when it was sent.
+	// The room already has expiring state with this key. The new event still gets its full life, counted from its send.
 	life := patience.Life(3)
 	first := alice.sendState(t, roomID, "again", life, nil)
 	id = alice.delayState(t, roomID, "again", time.Duration(life-2)*time.Second, JSON{"m.will_expire": 4})
@@ -493,7 +493,7 @@ func testDelayedExpires(t *testing.T, alice, _ *user, roomID string) {
 	require.Empty(t, alice.closings(t, roomID, first.eventID))
 }
 
-// testDelayedSameState: Dendrite answers state that the room has already with the event that it has.
+// testDelayedSameState: if the room already has the same state, Dendrite answers with the existing event.
 func testDelayedSameState(t *testing.T, alice, _ *user, roomID string) {
 	res := alice.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "same"), JSON{"body": "same"})
 	id := alice.delayState(t, roomID, "same", time.Millisecond, JSON{"body": "same"})
@@ -522,7 +522,7 @@ func testDelayedTimestamp(t *testing.T, alice, _ *user, roomID string) {
 	require.EqualValues(t, 1600000000000, e.Get("origin_server_ts").Int())
 }
 
-// testDelayedMembership: who has left cannot send, and who has come back can.
+// testDelayedMembership: a user who has left cannot send the event, but can after coming back.
 func testDelayedMembership(t *testing.T, _, bob *user, roomID string) {
 	message := bob.delayMessage(t, roomID, time.Hour, "message")
 	short := bob.delayMessage(t, roomID, time.Duration(patience.Life(2))*time.Second, "short")
@@ -542,7 +542,7 @@ func TestDelayedLimits(t *testing.T) {
 		roomID := s.room(t, alice, bob)
 		short := alice.delayMessage(t, roomID, time.Minute, "short")
 		alice.delayMessage(t, roomID, time.Hour, "long")
-		alice.sendMessage(t, roomID, 600) // running events are counted for themselves
+		alice.sendMessage(t, roomID, 600) // running events do not count as scheduled
 		res := alice.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"1000", JSON{})
 		require.Equal(t, http.StatusTooManyRequests, res.Code, res)
 		require.Equal(t, "M_LIMIT_EXCEEDED", res.Get("errcode").Str)
@@ -557,7 +557,7 @@ func TestDelayedLimits(t *testing.T) {
 		res = alice.do(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "x")+delayParameter+"3600001", JSON{})
 		require.EqualValues(t, 3600000, res.Get(`org\.matrix\.msc4140\.max_delay`).Int(), res)
 
-		// Who schedules and cancels without end leaves no more behind than may be kept.
+		// A user who schedules and cancels repeatedly leaves only as many finalised events as may be kept.
 		var last []string
 		for range 5 {
 			id := bob.delayMessage(t, roomID, time.Minute, "again")
@@ -582,7 +582,7 @@ func TestDelayedEventsSwitchedOff(t *testing.T) {
 	require.False(t, features.Get(`org\.matrix\.msc4140`).Exists(), "clients are told")
 }
 
-// What was scheduled survives the process, and what was due meanwhile is sent in the order in which it was due.
+// Scheduled events survive the process. Events that were due while it was down are sent in the order of their deadlines.
 func TestDelayedRestart(t *testing.T) {
 	t.Parallel()
 	for name, crash := range map[string]bool{"SIGTERM": false, "SIGKILL": true} {

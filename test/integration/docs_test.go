@@ -17,11 +17,11 @@ import (
 
 var (
 	shellBlock = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
-	// shownAnswer is JSON in comments behind a command; further lines of it are indented.
+	// shownAnswer matches JSON in comments after a command. Its further lines are indented.
 	shownAnswer = regexp.MustCompile(`(?m)^# \{.*(?:\n#   .*)*`)
 )
 
-// The commands in docs/delayed-events.md work as pasted, and the answers are those that it shows.
+// The commands in docs/delayed-events.md work as pasted, and have the answers that the document shows.
 func TestDelayedEventsDoc(t *testing.T) {
 	t.Parallel()
 	doc, err := os.ReadFile("../../docs/delayed-events.md")
@@ -29,7 +29,7 @@ func TestDelayedEventsDoc(t *testing.T) {
 	testCommands(t, string(doc))
 }
 
-// The same for "Use it" in README.md, from the login on. The commands before that start the server and make the user.
+// The same for "Use it" in README.md, from the login on. The commands before it start the server and create the user.
 func TestReadme(t *testing.T) {
 	t.Parallel()
 	doc, err := os.ReadFile("../../README.md")
@@ -41,8 +41,8 @@ func TestReadme(t *testing.T) {
 	testCommands(t, use)
 }
 
-// testCommands runs the commands of a document on a server with the user that the README makes, and compares the answers with
-// those in the comments.
+// testCommands runs the commands of a document on a server with the user of the README. It compares the answers with those in the
+// comments.
 func testCommands(t *testing.T, doc string) {
 	s := start(t, homeserver.Config{})
 	res, err := s.Anonymous().Do(t.Context(), http.MethodPost, "/_matrix/client/v3/register",
@@ -72,7 +72,7 @@ func testCommands(t *testing.T, doc string) {
 	}
 }
 
-// objects reads JSON objects that follow one another.
+// objects reads a sequence of JSON objects.
 func objects(t *testing.T, text string) (all []any) {
 	t.Helper()
 	for decoder := json.NewDecoder(strings.NewReader(text)); decoder.More(); {
@@ -83,7 +83,7 @@ func objects(t *testing.T, text string) (all []any) {
 	return all
 }
 
-// isLike reports whether an answer is as it is shown: of numbers only that there is one, and "…" is anything.
+// isLike reports whether an answer matches the shown one. Any number matches a number, and anything matches "…".
 func isLike(shown, given any) bool {
 	switch shown := shown.(type) {
 	case JSON:

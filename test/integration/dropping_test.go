@@ -11,8 +11,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// Section 3 of the contract: what makes the server drop a timer without a closing event. Redactions, those who leave,
-// are kicked or banned, and purged rooms are in closing_test.go.
+// docs/protocol.md, section 3: the server drops a timer without a closing event. The tests of redactions, of senders that leave or are
+// kicked or banned, and of purged rooms are in closing_test.go.
 
 func TestDropping(t *testing.T) {
 	t.Parallel()
@@ -31,14 +31,14 @@ func TestDropping(t *testing.T) {
 	})
 }
 
-// brief sends a message and a state event that live briefly.
+// brief sends a message and a state event with brief life times.
 func (u *user) brief(t *testing.T, roomID string) []sent {
 	t.Helper()
 	return []sent{u.sendMessage(t, roomID, briefly), u.sendState(t, roomID, u.UserID, briefly, nil)}
 }
 
-// dropped does something to events that live briefly, which must make the server drop them for this reason and no other:
-// no closing event, no token, no timer. The watcher sees the room, or, if roomID is "", nobody does.
+// dropped calls do, and requires that the server then drops the timers of the given events, for this reason and no other. There must be no
+// closing event, no valid token and no timer. The watcher must be able to see the room. An empty roomID means that nobody can.
 func (s *server) dropped(t *testing.T, watcher *user, roomID, reason string, events []sent, do func()) {
 	t.Helper()
 	label := `reason="` + reason + `"`
@@ -47,7 +47,7 @@ func (s *server) dropped(t *testing.T, watcher *user, roomID, reason string, eve
 	closings := s.metric(t, "dendrite_expiration_closings_total")
 	do()
 	n := float64(len(events))
-	eventually(t, "the timers are dropped", func() bool { // asking for the tokens would keep them alive
+	eventually(t, "the timers are dropped", func() bool { // refreshing the tokens would keep the events alive
 		return s.metric(t, "dendrite_expiration_drops_total", label) == drops+n
 	})
 	if roomID == "" {
@@ -70,7 +70,7 @@ func (u *user) levels(t *testing.T, roomID string, change func(levels map[string
 	u.must(t, http.MethodPut, path, levels)
 }
 
-// An account that is deactivated leaves its rooms.
+// A deactivated account leaves its rooms.
 func testDeactivated(t *testing.T, s *server, admin *user) {
 	carol := s.newUser(t)
 	roomID := s.room(t, admin, carol)
@@ -108,17 +108,17 @@ func testEvacuatedRoom(t *testing.T, s *server, admin *user) {
 	})
 }
 
-// In a room that was upgraded Dendrite takes the power to send messages from ordinary members. What each may still send is
-// still closed, in the old room: there the call is seen to have ended.
+// When a room is upgraded, Dendrite takes away the power of ordinary members to send messages. Events that their senders may still send
+// are closed in the old room, where clients see that the call has ended.
 func testUpgraded(t *testing.T, s *server, admin *user) {
 	bob := s.newUser(t)
 	roomID := s.room(t, admin, bob)
-	message := bob.sendMessage(t, roomID, 4*briefly) // an upgrade takes a while
+	message := bob.sendMessage(t, roomID, 4*briefly) // because an upgrade takes a while
 	state, byAdmin := bob.sendState(t, roomID, bob.UserID, briefly, nil), admin.brief(t, roomID)
 	drops := s.metric(t, "dendrite_expiration_drops_total", `reason="forbidden"`)
 	newRoomID := admin.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/upgrade",
 		JSON{"new_version": "10"}).Get("replacement_room").Str
-	s.refreshed(t, message.token) // nobody knows yet
+	s.refreshed(t, message.token) // the power is checked only when the event is closed
 	for _, sent := range append(byAdmin, state) {
 		admin.follow(t, roomID).awaitClosing(t, sent.eventID, "expired")
 	}
@@ -143,7 +143,7 @@ func testPowerTaken(t *testing.T, s *server, admin *user) {
 	require.Equal(t, "running", admin.state(t, roomID, bob.UserID).Get(`content.m\.will_expire`).Str)
 }
 
-// What counts is who may send when the event is closed, not what was in between.
+// The sender's power counts at the time of the closing, and not in between.
 func testPowerGivenBack(t *testing.T, s *server, admin *user) {
 	bob := s.newUser(t)
 	roomID := s.room(t, admin, bob)
@@ -159,11 +159,11 @@ func testPowerGivenBack(t *testing.T, s *server, admin *user) {
 	}
 }
 
-// A moderator who mutes somebody and ends his event himself has the last word.
+// A moderator mutes a user and replaces the user's event. The moderator's event stays.
 func testReplacedWhileMuted(t *testing.T, s *server, admin *user) {
 	bob := s.newUser(t)
 	roomID := s.room(t, admin, bob)
-	state := bob.sendState(t, roomID, "muted", briefly, nil) // a user's ID as the key would be that user's alone
+	state := bob.sendState(t, roomID, "muted", briefly, nil) // if the key was a user's ID, only that user could set the state
 	s.dropped(t, admin, roomID, "replaced", []sent{state}, func() {
 		admin.levels(t, roomID, func(levels map[string]any) { levels["users"].(map[string]any)[bob.UserID] = -1 })
 		s.refreshed(t, state.token)

@@ -15,8 +15,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// A panic in the middle of Dendrite, while an event is sent that is due, ends neither the process nor anybody else's timer, and
-// the event is given up after a few attempts.
+// A panic inside Dendrite while a due event is sent ends neither the process nor another timer. The event is given up after a few
+// attempts.
 func TestPanicsWhenDue(t *testing.T) {
 	t.Parallel()
 	for _, db := range databases {
@@ -45,7 +45,8 @@ func TestPanicsWhenDue(t *testing.T) {
 	}
 }
 
-// An expiring event that fitted when it was sent, and does not when it is closed, is dropped, and whoever ends it is told so.
+// An expiring event fits when it is sent, but its closing event does not. It is dropped, and a request to end it is answered with the
+// reason.
 func TestRefusedWhenDue(t *testing.T) {
 	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
@@ -79,7 +80,7 @@ func TestRefusedWhenDue(t *testing.T) {
 	})
 }
 
-// A 200 of /end, or of send, means that the event is in the room, also when its sender leaves or is kicked at the same moment.
+// A 200 for /end, or for send, means that the event is in the room. That holds even if its sender leaves or is kicked at the same moment.
 func TestEndWhileTheSenderLeaves(t *testing.T) {
 	t.Parallel()
 	testEndWhileTheSenderLeaves(t, 10)

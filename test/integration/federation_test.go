@@ -23,23 +23,23 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// What other servers see of expiring events, and what they can do to them.
+// These tests check what other servers see of expiring events, and what their users can do to them.
 
-// longAway is longer than a server waits until it tries again to reach one that was away for a few seconds.
+// longAway is longer than the time after which a server tries again to reach one that was down for a few seconds.
 var longAway = patience.For(90 * time.Second)
 
 // pair is two servers that federate, and a room with users of both.
 type pair struct {
 	near, far *server
-	// gate holds what the far server sends to the near one.
+	// gate holds the requests of the far server to the near one.
 	gate *homeserver.Gate
-	// alice and bob are users of the near server, carol is one of the far server. Alice made the room; bob and carol are
-	// moderators in it.
+	// alice and bob are users of the near server, and carol is a user of the far server. Alice has created the room, and bob and carol are
+	// moderators.
 	alice, bob, carol *user
 	roomID            string
 }
 
-// onEachPair runs a test with two servers of its own, the near one on each of the databases.
+// onEachPair runs a test with two servers of its own. The near one runs on each of the databases.
 func onEachPair(t *testing.T, test func(t *testing.T, p *pair)) {
 	for i, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
@@ -69,13 +69,13 @@ func startPair(t *testing.T, startNear func(*testing.T, homeserver.Config) *serv
 	return p
 }
 
-// newRoom makes a room; its creator is the first of the users, and the others are moderators.
+// newRoom makes a room. The first user creates it, and the others are moderators.
 func (p *pair) newRoom(t *testing.T, users ...*user) string {
 	t.Helper()
 	return p.newRoomOf(t, "10", users...)
 }
 
-// newRoomOf is newRoom with a room of a certain version.
+// newRoomOf is newRoom with a room version.
 func (p *pair) newRoomOf(t *testing.T, version string, users ...*user) string {
 	t.Helper()
 	levels := JSON{users[0].UserID: 100}
@@ -93,7 +93,7 @@ func (p *pair) newRoomOf(t *testing.T, version string, users ...*user) string {
 	return roomID
 }
 
-// arrived waits until everything that this user sees of the room is seen by another one, too.
+// arrived waits until another user sees all events that this user sees in the room.
 func (u *user) arrived(t *testing.T, roomID string, at *user) {
 	t.Helper()
 	follower := at.follow(t, roomID)
@@ -116,9 +116,9 @@ func TestFederation(t *testing.T) {
 	})
 }
 
-// The far server has the same events, running and closing, and nowhere how long they live.
+// The far server has the same events, running and closing. Nowhere does it have their life times.
 func testSeen(t *testing.T, p *pair) {
-	const kept = 86123 // found nowhere by chance
+	const kept = 86123 // a number that is not found by chance
 	near, far := p.alice.follow(t, p.roomID), p.carol.follow(t, p.roomID)
 	content := func(seconds int) JSON {
 		return JSON{"m.will_expire": seconds, "html": "<&>", "n": 9007199254740991, "m.relates_to": JSON{"rel_type": "m.reference", "event_id": "$other"}}
@@ -131,7 +131,7 @@ func testSeen(t *testing.T, p *pair) {
 		} {
 			sent := sentBy(t, p.alice.must(t, http.MethodPut, path, content(seconds)))
 			outcomes[sent.eventID] = outcome
-			for _, f := range []*follower{near, far} { // one by one: a sync has only the newest events
+			for _, f := range []*follower{near, far} { // one by one, because a sync has only the newest events
 				f.awaitEvent(t, sent.eventID)
 			}
 			if outcome == "ended" {
@@ -198,7 +198,8 @@ func testReplacedByTheOther(t *testing.T, p *pair) {
 	}
 }
 
-// A moderator of the far server sends the state that somebody here has delayed; and the far server sees what is sent late.
+// A moderator of the far server sends the state that a user of the near server has delayed. The far server also sees delayed events when
+// they are sent.
 func testDelayedReplacedByTheOther(t *testing.T, p *pair) {
 	far := p.carol.follow(t, p.roomID)
 	id := p.alice.delayState(t, p.roomID, "delayed", time.Second, JSON{"body": "alice's"})
@@ -213,7 +214,7 @@ func testDelayedReplacedByTheOther(t *testing.T, p *pair) {
 	require.Equal(t, newer, p.alice.state(t, p.roomID, "delayed").Get("event_id").Str)
 }
 
-// stopped requires that the near server drops the timers of events, and that neither server ever has a closing event.
+// stopped requires that the near server drops the timers of the given events, and that neither server gets a closing event.
 func (p *pair) stopped(t *testing.T, events ...sent) {
 	t.Helper()
 	p.stoppedIn(t, p.roomID, events...)
@@ -248,12 +249,12 @@ func testStoppedByTheOther(t *testing.T, p *pair) {
 	p.stopped(t, events...)
 }
 
-// suspend stops a server's process in the middle of whatever it does: it accepts connections, and answers nothing.
+// suspend suspends a server's process. The server still accepts connections, but answers nothing.
 func suspend(t *testing.T, s *server) {
 	t.Helper()
 	pid := s.Pid()
 	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
-	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // or it could not be stopped properly
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // otherwise the process could not be stopped
 }
 
 func resume(t *testing.T, s *server) {
@@ -261,9 +262,9 @@ func resume(t *testing.T, s *server) {
 	require.NoError(t, syscall.Kill(s.Pid(), syscall.SIGCONT))
 }
 
-// Nothing waits for a server that does not answer; when it is back, it is told.
+// No send waits for a server that does not answer. When that server is back, it gets the events.
 func testAway(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server)) {
-	// atOnce is more than this machine needs, and less than the five minutes for which a server waits for one that does not answer.
+	// atOnce is longer than a send takes here, and shorter than the five minutes for which a server waits for an answer of another.
 	atOnce := patience.For(5 * time.Second)
 	life := time.Duration(patience.Life(3)) * time.Second
 	p.alice.arrived(t, p.roomID, p.carol)
@@ -301,8 +302,8 @@ func testAway(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server))
 	far, said := p.carol.follow(t, p.roomID), time.Time{}
 	for sent, outcome := range map[sent]string{state: "expired", message: "expired", ended: "ended"} {
 		eventuallyWithin(t, longAway, "the other has the closing event", func() bool {
-			// Who sends something is known to be there again. And in a room that was quiet for a minute, what comes from
-			// another server can lie in Dendrite's queue until the next event comes.
+			// A server knows that another one is up when the other one sends an event. In a room that was quiet for a minute, a received event may
+			// stay in Dendrite's queue until the next one arrives.
 			if time.Since(said) > time.Second {
 				p.carol.must(t, http.MethodPut, homeserver.SendPath(p.roomID, "m.room.message"), JSON{"msgtype": "m.text", "body": "I am back"})
 				said = time.Now()
@@ -317,8 +318,8 @@ func testAway(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server))
 	require.Equal(t, "ended", p.carol.state(t, p.roomID, key+" ended").Get(`content.m\.will_expire`).Str)
 }
 
-// Whoever replaces the state after the deadline has the last word, also if the closing event is built later and without
-// knowledge of it: the near server was busy, or down, when the deadline passed.
+// State that is sent after the deadline wins, even if the closing event is built later without knowing that state. Here the near server
+// was busy or down when the deadline passed.
 func TestFederationLateClosing(t *testing.T) {
 	onEachPair(t, func(t *testing.T, p *pair) {
 		t.Run("Suspended", func(t *testing.T) { testLateClosing(t, p, suspend, resume) })
@@ -361,8 +362,8 @@ func testLateClosing(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *s
 	t.Logf("%d of %d closing events crossed newer state", crossed, keys)
 }
 
-// settle waits until both servers have these events as the current state, by state key, and then until each has everything
-// that the other sent, after which the state must be the same.
+// settle waits until both servers have the given events as the current state, by state key. Then it waits until each has received all
+// events of the other, after which the state must still be the same.
 func (p *pair) settle(t *testing.T, roomID string, want map[string]string) {
 	t.Helper()
 	agrees := func(u *user) bool { return len(u.differing(t, roomID, want)) == 0 }
@@ -378,7 +379,7 @@ func (p *pair) settle(t *testing.T, roomID string, want map[string]string) {
 	require.True(t, agrees(p.alice) && agrees(p.carol), "the state changed once more")
 }
 
-// differing returns the state keys whose current state is not as wanted.
+// differing returns the state keys whose current event is not the given one.
 func (u *user) differing(t *testing.T, roomID string, want map[string]string) (keys []string) {
 	t.Helper()
 	res, err := u.Do(context.Background(), http.MethodGet, "/_matrix/client/v3/rooms/"+url.PathEscape(roomID)+"/state", nil)
@@ -398,31 +399,31 @@ func (u *user) differing(t *testing.T, roomID string, want map[string]string) (k
 	return keys
 }
 
-// rival is somebody who replaces expiring state in the moment in which it expires.
+// rival is a user who replaces expiring state at the moment of its expiry.
 type rival struct {
 	name string
 	*user
-	// local rivals are users of the server that closes the event.
+	// local means that the rival is a user of the server that closes the event.
 	local bool
 }
 
-// race is one of these moments.
+// race is one expiring event and the rival's event that replaces it.
 type race struct {
 	rival rival
 	key   string
 	sent  sent
-	newer string // the rival's event
+	newer string // the ID of the rival's event
 }
 
-// Many events expire and are replaced in the same moment: by the same user on another device, by a local moderator, by a user
-// of the far server. What is guaranteed depends on who it is.
+// Many events expire and are replaced at the same moment: by the same user on another device, by a local moderator, and by a user of the
+// far server. The guarantees depend on the rival:
 //
-//   - A local rival always has the last word: a closing event, if there is one, comes before the rival's event.
-//   - A remote rival's event can cross the closing event on the way. Both servers then agree on the one that is later by
-//     origin_server_ts, or by event ID if they are equal; as the closing event bears the deadline, that is the rival's event
-//     if it was sent after the deadline. If the rival's event came to the near server first, there is no closing event.
+//   - A local rival's event always wins. A closing event, if there is one, comes before it.
+//   - A remote rival's event can cross the closing event on the way. Both servers then agree on the later one by origin_server_ts, or by
+//     event ID if the times are equal. The closing event bears the deadline as its time, so the rival's event wins if it was sent after
+//     the deadline. If the rival's event reaches the near server first, there is no closing event.
 //
-// In no case has an event two closing events, or a closing event that was built on top of what it overwrites.
+// No event ever has two closing events. No closing event is ever built on an event that it overwrites.
 func TestFederationRaces(t *testing.T) {
 	onEachPair(t, func(t *testing.T, p *pair) {
 		const waves, perWave, life = 3, 36, 3 * time.Second
@@ -438,8 +439,8 @@ func TestFederationRaces(t *testing.T) {
 				wg.Go(func() {
 					owner := []*user{p.alice, p.bob}[step%2]
 					r.sent = owner.sendState(t, roomID, r.key, int(life.Seconds()), JSON{"race": i})
-					// From a little before the deadline until a little after it: what is sent takes a while to arrive, and
-					// so many closing events take a while to be built, one after the other.
+					// The sends are spread from a little before the deadline until a little after it. A remote event takes a while to arrive, and the
+					// closing events are built one after the other.
 					delay := time.Duration(step-9) * 25 * time.Millisecond
 					if r.rival.local {
 						delay = time.Duration(step) * 100 * time.Millisecond
@@ -460,7 +461,7 @@ func TestFederationRaces(t *testing.T) {
 	})
 }
 
-// rivals returns one of each kind. The owners of the events are alice and bob, who are both moderators.
+// rivals returns one rival of each kind. The owners of the events are alice and bob, who are both moderators.
 func (p *pair) rivals(t *testing.T) []rival {
 	t.Helper()
 	res := (&user{p.near.Anonymous(), p.near}).must(t, http.MethodPost, "/_matrix/client/v3/login", JSON{
@@ -474,7 +475,7 @@ func (p *pair) rivals(t *testing.T) []rival {
 	}
 }
 
-// judge looks at how the races in a room ended, when both servers have heard everything, and counts who won how.
+// judge checks the outcome of the races in a room after both servers have all events, and counts the outcomes by kind.
 func (p *pair) judge(t *testing.T, roomID string, races []race, won map[string]int) {
 	t.Helper()
 	control := p.alice.sendMessage(t, roomID, 1)
@@ -517,7 +518,8 @@ func (p *pair) judge(t *testing.T, roomID string, races []race, won map[string]i
 	p.settle(t, roomID, want)
 }
 
-// later reports whether state resolution prefers a to b, if neither knows of the other and both have the same power levels.
+// later reports whether state resolution prefers a to b, if neither event is an ancestor of the other and both senders have the same
+// power.
 func later(a, b gjson.Result) bool {
 	if c := cmp.Compare(a.Get("origin_server_ts").Int(), b.Get("origin_server_ts").Int()); c != 0 {
 		return c > 0
@@ -525,7 +527,8 @@ func later(a, b gjson.Result) bool {
 	return a.Get("event_id").Str > b.Get("event_id").Str
 }
 
-// Of a room that this server is not in, another one is asked that is named or has the alias: for who has an account.
+// The summary of a room that this server is not in comes from another server: one that the request names, or the one with the alias. Only
+// users with an account get it.
 func TestRemoteRoomSummary(t *testing.T) {
 	onEachPair(t, func(t *testing.T, p *pair) {
 		club := p.carol.roomWith(t, JSON{"join_rule": "public"})
@@ -551,7 +554,7 @@ func TestRemoteRoomSummary(t *testing.T) {
 			u    *user
 			path string
 		}{
-			{p.bob, summaryPath(restricted, far)}, // is not in the club
+			{p.bob, summaryPath(restricted, far)}, // not a member of the club
 			{p.alice, summaryPath(secret, far)}, {p.alice, summaryPath(public)}, {p.alice, summaryPath("#none:" + far)},
 			{&user{p.near.Anonymous(), p.near}, summaryPath(public, far)}, {&user{guest, p.near}, summaryPath(public, far)},
 			{&user{p.near.Anonymous(), p.near}, summaryPath("#far:" + far)},
@@ -567,8 +570,8 @@ func (u *user) joinBy(t *testing.T, roomID string, via *server) {
 	u.must(t, http.MethodPost, "/_matrix/client/v3/join/"+url.PathEscape(roomID)+"?server_name="+url.QueryEscape(via.Name), JSON{})
 }
 
-// Two servers change the same state while they do not hear from one another. A client that knows only what state_after tells
-// agrees with its own server whoever has won, though the loser may come last in its timeline.
+// Two servers change the same state while the connection between them is interrupted. A client that uses only state_after agrees with its
+// own server about the winner, even if the losing event is the last one in its timeline.
 func TestStateAfterConflicts(t *testing.T) {
 	onEachPair(t, func(t *testing.T, p *pair) {
 		const keys = 8

@@ -13,13 +13,13 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// A hostile server makes the roomserver wait in every room that it has a user in: each worker asks it for an event that does not
-// exist, and it does not answer. What is due in those rooms is late, and nothing else is: a bystander's events, in rooms that the
-// hostile server is not in, are closed within two seconds of their deadlines.
+// A hostile server blocks the roomserver in every room in which it has a user: each room's worker asks it for an event that does not
+// exist, and gets no answer. Events that are due in those rooms are late, but others are not. A bystander's events in rooms without the
+// hostile server are closed within two seconds of their deadlines.
 func TestHostileServer(t *testing.T) {
 	const (
-		victims, roomsEach = 7, 10            // together more rooms than timers are closed in at once
-		life               = 20 * time.Second // longer than it takes to refresh all
+		victims, roomsEach = 7, 10            // together more rooms than are closed at the same time
+		life               = 20 * time.Second // longer than refreshing all of them takes
 		perTransaction     = 50               // the limit of the specification
 		before, watched    = 5 * time.Second, 25 * time.Second
 		pause              = 200 * time.Millisecond
@@ -71,7 +71,7 @@ func TestHostileServer(t *testing.T) {
 				})
 			}
 			require.NoError(t, sending.Wait())
-			ready := keepAlive(t, s, tokens) // until all rooms wait
+			ready := keepAlive(t, s, tokens) // runs until all rooms are blocked
 			for batch := range slices.Chunk(rooms, perTransaction) {
 				require.NoError(t, peer.SendUponNothing(t.Context(), batch...))
 			}
@@ -81,13 +81,13 @@ func TestHostileServer(t *testing.T) {
 			late := watchBystander(t, bystander, own, watched, pause)
 			t.Logf("%d events: p50 %v, p99 %v; without the hostile server p50 %v, p99 %v",
 				len(late), percentile(late, 50), percentile(late, 99), percentile(usual, 50), percentile(usual, 99))
-			// What a busy machine takes anyway is not the hostile server's doing.
+			// The delay that a busy machine causes anyway is not the hostile server's fault.
 			require.LessOrEqual(t, percentile(late, 99), bound+percentile(usual, 99))
 		})
 	}
 }
 
-// keepAlive keeps events alive until the function that it returns is called.
+// keepAlive keeps events alive until the returned function is called.
 func keepAlive(t *testing.T, s *server, tokens []string) (end func()) {
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -120,7 +120,8 @@ func percentile(all []time.Duration, p int) time.Duration {
 	return all[len(all)*p/100]
 }
 
-// watchBystander sends an expiring message once in a pause, and returns how long after its deadline each closing event is seen.
+// watchBystander sends expiring messages, with the given pause between them. It returns how long after its deadline each closing event is
+// seen.
 func watchBystander(t *testing.T, u *user, roomID string, d, pause time.Duration) (late []time.Duration) {
 	t.Helper()
 	const life = 1
@@ -140,7 +141,7 @@ func watchBystander(t *testing.T, u *user, roomID string, d, pause time.Duration
 				continue
 			}
 			closed[original] = true
-			late = append(late, time.Since(time.UnixMilli(e.Get("origin_server_ts").Int()))) // it bears the deadline
+			late = append(late, time.Since(time.UnixMilli(e.Get("origin_server_ts").Int()))) // the closing event bears the deadline as its time
 		}
 	}
 	var open []string

@@ -14,7 +14,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// Section 2 of the contract: the keep-alive endpoint.
+// docs/protocol.md, section 2: the keep-alive endpoint.
 
 const keepAlivePath = "/_matrix/client/v3/expiration/"
 
@@ -41,7 +41,7 @@ func testRefreshHolds(t *testing.T, s *server, alice, bob *user, roomID string) 
 	sent := alice.sendState(t, roomID, "held", seconds, nil)
 	start := time.Now()
 	var last time.Time
-	for time.Since(start) < 2*life { // the answers themselves are the pauses
+	for time.Since(start) < 2*life { // the requests take long enough, no further pauses are needed
 		before := time.Now()
 		s.refreshed(t, sent.token)
 		last = before
@@ -60,7 +60,7 @@ func testEndCloses(t *testing.T, s *server, alice, bob *user, roomID string) {
 	sent := alice.sendState(t, roomID, "ended", 600, JSON{"foci": []string{"a"}})
 	code, errcode := s.keepAlive(t, "end", sent.token)
 	require.Equal(t, http.StatusOK, code, errcode)
-	// A 200 means that the closing event is in the room: no waiting here.
+	// A 200 means that the closing event is in the room, so the test does not wait here.
 	require.Equal(t, "ended", alice.state(t, roomID, "ended").Get(`content.m\.will_expire`).Str)
 	closing := bob.follow(t, roomID).awaitClosing(t, sent.eventID, "ended")
 	require.Equal(t, alice.UserID, closing.Get("sender").Str)
@@ -76,7 +76,7 @@ func testEndCloses(t *testing.T, s *server, alice, bob *user, roomID string) {
 func testManyEnds(t *testing.T, s *server, alice *user, roomID string) {
 	for range 5 {
 		sent := alice.sendMessage(t, roomID, 1)
-		<-time.After(980 * time.Millisecond) // so that the time-out takes part in the race
+		<-time.After(980 * time.Millisecond) // so that the expiry also takes part in the race
 		var (
 			wg    sync.WaitGroup
 			mu    sync.Mutex
@@ -137,7 +137,7 @@ func testBadRequests(t *testing.T, s *server, alice *user, roomID string) {
 			require.Equal(t, want.errcode, res.Get("errcode").Str, "%.60q: %s", body, res)
 		}
 	}
-	// The largest body that is allowed; and other fields, and an access token, do no harm.
+	// The body has the largest allowed size. Additional fields and an access token do not matter.
 	padded := `{"expire_refresh_token":"` + token + `","more":[1]}`
 	padded = strings.Repeat(" ", 4096-len(padded)) + padded
 	require.Equal(t, http.StatusOK, alice.do(t, http.MethodPut, keepAlivePath+"refresh", []byte(padded)).Code)
@@ -240,14 +240,14 @@ func TestKeepAliveIsLimited(t *testing.T) {
 		}
 		limited("10.0.0.1")
 		limited("10.0.0.2")
-		// Whoever holds a valid token is not limited by what others do, here or at the same address.
+		// Valid tokens are not affected by the limits of other requests, not even from the same address.
 		s.refreshed(t, other.token)
 		code, _ := s.keepAlive(t, "end", other.token)
 		require.Equal(t, http.StatusOK, code)
 	})
 }
 
-// Sending state takes a lock, which must not wait for a slow client, least of all for one who is not even in the room.
+// Sending state takes a lock. A slow client must not hold it, least of all one that is not even in the room.
 func TestSlowStateHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	s := start(t, homeserver.Config{})
@@ -263,17 +263,17 @@ func TestSlowStateHoldsUpNobody(t *testing.T) {
 		_, _ = stranger.Do(ctx, http.MethodPut, homeserver.StatePath(roomID, memberType, "key"), body)
 	})
 	<-started
-	// The server has the request when it answers a later one; the first byte is on its way with it.
+	// The server has the request's first byte when it answers a later request.
 	alice.must(t, http.MethodGet, "/_matrix/client/versions", nil)
 	sent := alice.sendState(t, roomID, "key", 1, nil)
 	alice.follow(t, roomID).awaitClosing(t, sent.eventID, "expired")
 }
 
-// endless is a body of which one byte comes, and then nothing.
+// endless is a body with one byte, followed by nothing.
 type endless struct {
 	ctx     context.Context
 	sent    bool
-	started chan struct{} // closed when more is asked for than the first byte, if it is not nil
+	started chan struct{} // closed when a second byte is requested; may be nil
 }
 
 func (e *endless) Read(p []byte) (int, error) {
