@@ -18,20 +18,20 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// ledger has what random clients asked of a server and what it answered, and knows what must be true of it, whatever
-// crashed or was away meanwhile. What is not true is a fault.
+// ledger records the requests of random clients and the server's answers. It knows what must be true after any crash or outage. Everything
+// that is not true is a fault.
 type ledger struct {
 	actors []*actor
-	// claims has the closing event of each event that was found claimed after a crash.
+	// claims are the closing events of events that were claimed after a crash, by the ID of the original.
 	claims map[string]string
-	// delayedClaims has the event of each delayed event that was found claimed, by the hash of its delay ID.
+	// delayedClaims are the events of delayed events that were claimed after a crash, by the hash of the delay ID.
 	delayedClaims map[expiration.TokenHash]string
-	// overdue has what was found running and overdue after each crash.
+	// overdue are the events that were running and overdue after each crash.
 	overdue []overdue
 	faults  []string
 }
 
-// overdue are events of one room in the order of their deadlines, which had passed when the server was down.
+// overdue are events of one room whose deadlines passed while the server was down, in the order of the deadlines.
 type overdue struct {
 	found  time.Time
 	events []string
@@ -45,7 +45,7 @@ func (l *ledger) fault(format string, args ...any) {
 	l.faults = append(l.faults, fmt.Sprintf(format, args...))
 }
 
-// entry is one expiring event, or one plain state event, that a client wants in its room.
+// entry is the ledger's record of one expiring event, or one plain state event, of a client.
 type entry struct {
 	n         int
 	path      string
@@ -54,14 +54,14 @@ type entry struct {
 	life      time.Duration
 	eventID   string // "" until there is an answer
 	token     string
-	earliest  time.Time // before which it must not expire
-	touched   time.Time // of the last request that concerned it
+	earliest  time.Time // the earliest time at which it may expire
+	touched   time.Time // the time of the last request about it
 	replaced  bool      // another event for its state key was answered
 	ended     bool      // end was answered with 200
 	dead      bool      // its token was refused, or must be
-	ending    bool      // end had no answer: it may have been decided, and repeating it then finishes it
+	ending    bool      // end had no answer; it may be claimed already, and then another end finishes it
 	retried   bool      // the first request for it had no answer
-	uncertain bool      // it may have been replaced or ended: there was no answer
+	uncertain bool      // it may have been replaced or ended by a request without an answer
 }
 
 func (e *entry) String() string {
@@ -75,7 +75,7 @@ func (e *entry) String() string {
 	return fmt.Sprintf("%s, %d s", what, int(e.life.Seconds()))
 }
 
-// crashed records what the rows say after a crash, while the server is down.
+// crashed records the state of the timers' rows after a crash, while the server is down.
 func (l *ledger) crashed(rows []expiration.Timer) {
 	now := time.Now()
 	entries := l.entries()
@@ -100,7 +100,7 @@ func (l *ledger) crashed(rows []expiration.Timer) {
 	}
 }
 
-// entries returns all that was answered, by event ID.
+// entries returns the entries whose sends were answered, by event ID.
 func (l *ledger) entries() map[string]*entry {
 	entries := map[string]*entry{}
 	for _, a := range l.actors {
@@ -113,8 +113,7 @@ func (l *ledger) entries() map[string]*entry {
 	return entries
 }
 
-// checkTokens requires that no token of an event that is closed is accepted: that is all of them, when everything has
-// settled.
+// checkTokens requires that the server refuses all tokens. After settle, no event is running any more.
 func (l *ledger) checkTokens(ctx context.Context) {
 	for _, a := range l.actors {
 		for _, e := range a.entries {
@@ -140,8 +139,8 @@ func (l *ledger) current(t *testing.T) map[string]bool {
 	return current
 }
 
-// check compares the ledger with what the roomserver has in the end: all events, and those that are the current state; and
-// with the timers that are left.
+// check compares the ledger with the roomserver's final state: all its events, and the current state. It also checks the timers that are
+// left.
 func (l *ledger) check(events []roomEvent, left []expiration.Timer, current map[string]bool) {
 	byID, closings := map[string]roomEvent{}, map[string][]roomEvent{}
 	for _, e := range events {
@@ -162,10 +161,10 @@ func (l *ledger) check(events []roomEvent, left []expiration.Timer, current map[
 	}
 }
 
-// checkEntries: what was answered is true.
+// checkEntries: the answers were true.
 func (l *ledger) checkEntries(entries map[string]*entry, byID map[string]roomEvent, closings map[string][]roomEvent) {
 	for _, e := range entries {
-		// What does not expire is Dendrite's own business: it brings it after some minutes.
+		// Dendrite itself may deliver a plain event some minutes after a crash.
 		if at, ok := byID[e.eventID]; !at.sent && (e.life > 0 || !e.retried) {
 			l.fault("%s (%s) was answered and is not in its room (stored: %t)", e.eventID, e, ok)
 		}
@@ -175,7 +174,7 @@ func (l *ledger) checkEntries(entries map[string]*entry, byID map[string]roomEve
 	}
 }
 
-// checkEvents: no event that runs is lost or closed twice, and no message was sent twice.
+// checkEvents: each running event was closed exactly once, or replaced. No message was sent twice.
 func (l *ledger) checkEvents(
 	events []roomEvent, entries map[string]*entry, closings map[string][]roomEvent, current map[string]bool,
 ) {
@@ -192,7 +191,7 @@ func (l *ledger) checkEvents(
 		}
 		if e.state() == "" {
 			n := e.json.Get("room_id").Str + e.json.Get("content.n").Raw
-			// The request is forgotten with the timer.
+			// The server forgets a request when it deletes the timer.
 			if closed := closings[messages[n]]; messages[n] != "" && (len(closed) == 0 || closed[0].depth > e.depth) {
 				l.fault("%s and %s are the same message", e.id, messages[n])
 			}
@@ -201,9 +200,9 @@ func (l *ledger) checkEvents(
 	}
 }
 
-// checkClosings: they are what was claimed, not early, copies of their originals, and over nothing newer.
+// checkClosings: each closing event is the claimed one, was not early, is a copy of its original, and overwrote no newer state.
 func (l *ledger) checkClosings(entries map[string]*entry, byID map[string]roomEvent, closings map[string][]roomEvent) {
-	answered := map[string][]roomEvent{} // by place
+	answered := map[string][]roomEvent{} // the answered events, by place
 	for _, e := range entries {
 		answered[byID[e.eventID].place()] = append(answered[byID[e.eventID].place()], byID[e.eventID])
 	}
@@ -231,13 +230,13 @@ func (l *ledger) checkClosings(entries map[string]*entry, byID map[string]roomEv
 				continue
 			}
 			if at.timestamp() < byID[original].timestamp() && !at.after(byID[original], byID) {
-				continue // the room was set back behind it, and the original is what came later
+				continue // the room's state had regressed, and the original is the later event
 			}
 			switch {
 			case c.after(at, byID):
 				l.fault("%s was closed by %s over %s (%s)", byID[original], c, at, entries[at.id])
 			case at.timestamp() < c.timestamp():
-				// They crossed: one was on its way when the other was built. The room's state resolution prefers the later one.
+				// Neither event is an ancestor of the other. State resolution prefers the later one.
 				l.fault("%s was closed by %s across %s (%s), which lost", byID[original], c, at, entries[at.id])
 			}
 		}
@@ -249,8 +248,8 @@ func (l *ledger) checkClosings(entries map[string]*entry, byID map[string]roomEv
 	}
 }
 
-// checkOrder: what ran out while the server was down was closed in the order of the deadlines, room by room. Depths do not tell:
-// when the room is set back, what comes then is less deep than what came before.
+// checkOrder: the events that expired while the server was down were closed in the order of their deadlines, room by room. It does not
+// compare depths, because a regression of the room's state also reduces the depth of later events.
 func (l *ledger) checkOrder(entries map[string]*entry, closings map[string][]roomEvent) {
 	for _, o := range l.overdue {
 		last, lastID := int64(0), ""
@@ -267,7 +266,7 @@ func (l *ledger) checkOrder(entries map[string]*entry, closings map[string][]roo
 	}
 }
 
-// require fails the test if there is a fault, and shows what the server has said of the events.
+// require fails the test if there are faults, and shows the log lines about the events.
 func (l *ledger) require(t *testing.T, s *server) {
 	t.Helper()
 	slices.Sort(l.faults)
@@ -284,7 +283,7 @@ func (l *ledger) require(t *testing.T, s *server) {
 
 var eventIDPattern = regexp.MustCompile(`\$[\w-]{43}`)
 
-// mentions logs what the server has written about events, or about some whose rows it could not read, the last of it.
+// mentions logs the last lines of the server's log about the given events, or about rows that it could not read.
 func (s *server) mentions(t *testing.T, eventIDs []string) {
 	t.Helper()
 	written, err := s.Written()

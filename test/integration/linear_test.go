@@ -23,19 +23,19 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// One winner: many clients work on the same state keys at once, and what each of them was answered, and when, must have an
-// explanation in which one thing happened after the other (sections 1, 2, 4 and 5 of the contract).
+// Many clients act on the same state keys at once. The answers must be linearizable: some sequential order of all actions must explain
+// each answer and its time (docs/protocol.md, sections 1, 2, 4 and 5).
 
 const (
 	linearRooms   = 12
 	linearKeys    = 2 // in each room
 	linearClients = 4 // for each key
 	linearActions = 25
-	// linearTime bounds the whole: on a slow machine clients get less done.
+	// linearTime limits the whole test. On a slow machine the clients do less in it.
 	linearTime = 20 * time.Second
 )
 
-// linearPatience is how long the search for an explanation of one key's history may take.
+// linearPatience limits the search for an order that explains the history of one key.
 var linearPatience = patience.For(20 * time.Second)
 
 func TestOneWinner(t *testing.T) {
@@ -80,14 +80,14 @@ func TestOneWinner(t *testing.T) {
 				kinds[op.Input.(step).kind()]++
 			}
 			if !h.check(t, fmt.Sprintf("%s-%d", strings.ReplaceAll(t.Name(), "/", "-"), i)) {
-				break // to find that there is no order takes long, and one is enough
+				break // it takes long to find that there is no order, and one failure is enough
 			}
 		}
 		t.Logf("%d requests on %d keys in %s, checked after %s: %v", requests, len(keys), took, time.Since(began), kinds)
 	})
 }
 
-// contested is a state key at which several clients work.
+// contested is a state key that several clients act on.
 type contested struct {
 	s      *server
 	users  []*user
@@ -97,18 +97,18 @@ type contested struct {
 	mu       sync.Mutex
 	contents int
 	sent     []sentContent
-	deadline time.Time // as far as clients can know, of the event that was sent or refreshed last
+	deadline time.Time // of the event that was sent or refreshed last, as far as clients can know
 	requests []request
 }
 
-// sentContent is an expiring event and what is needed to send it again.
+// sentContent is an expiring event, and what is needed to repeat its send.
 type sentContent struct {
 	sent
 	content, user int
 	seconds       int
 }
 
-// verb says what a request asked for, or what the server did by itself.
+// verb is the kind of a request, or of an action of the server's own.
 type verb string
 
 const (
@@ -121,16 +121,16 @@ const (
 // request is a request and its answer.
 type request struct {
 	client    int
-	call, ret int64 // when it was sent and when its answer was there, in ns
+	call, ret int64 // when it was sent and when its answer had arrived, in nanoseconds
 	verb      verb
-	// event is the one that was sent or read, "" for none, or the one whose token was used.
+	// event is the ID of the event that was sent or read, "" if there was none. For a keep-alive it is the event of the token.
 	event         string
-	content, user int // of what was sent
+	content, user int // of a send
 	seconds       int // 0 for an event that does not expire
 	accepted      bool
 }
 
-// act is one action of a client, chosen at random, half of them in the moment in which the event is about to expire.
+// act makes a random request. Half of the requests are made at about the time when the event expires.
 func (k *contested) act(t *testing.T, client int) {
 	k.mu.Lock()
 	deadline, known := k.deadline, len(k.sent)
@@ -152,14 +152,14 @@ func (k *contested) act(t *testing.T, client int) {
 	switch {
 	case choice < 8 || known == 0:
 		k.send(t, request{client: client, content: content, user: user, seconds: 1 + rand.IntN(2)})
-	case choice < 14: // the same again, mostly by the same user
+	case choice < 14: // the same content, mostly from the same user
 		if rand.IntN(4) > 0 {
 			user = target.user
 		}
 		k.send(t, request{client: client, content: target.content, user: user, seconds: 1 + rand.IntN(2)})
 	case choice < 20:
 		k.send(t, request{client: client, content: content, user: user})
-		if known > 0 { // in the moment of the answer the old token must be invalid, before the stream tells of the new event
+		if known > 0 { // when the send is answered, the old token must be invalid, even before the stream reports the new event
 			k.keepAlive(t, client, refresh, k.newest())
 		}
 	case choice < 55:
@@ -171,16 +171,16 @@ func (k *contested) act(t *testing.T, client int) {
 	}
 }
 
-// newest returns the expiring event that was sent last.
+// newest returns the latest expiring event.
 func (k *contested) newest() sentContent {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.sent[len(k.sent)-1]
 }
 
-// finish waits for the last time-out; then no token may be known any more.
+// finish waits until the last event expires. After that all tokens must be refused.
 func (k *contested) finish(t *testing.T) {
-	// Asked of the roomserver: /sync may be far behind now.
+	// The roomserver answers this request. The data behind /sync may be far behind now.
 	eventuallyWithin(t, patience.For(time.Minute), "the last event is closed", func() bool {
 		return k.users[0].state(t, k.roomID, k.key).Get(`content.m\.will_expire`).Str != "running"
 	})
@@ -224,7 +224,7 @@ func (k *contested) keepAlive(t *testing.T, client int, v verb, target sentConte
 	}
 }
 
-// read asks for the current state. Dendrite answers that from the roomserver, not from the copy that /sync reads.
+// read requests the current state. The roomserver answers the request, and not the copy behind /sync.
 func (k *contested) read(t *testing.T, client int) {
 	r := request{client: client, verb: read, accepted: true, call: time.Now().UnixNano()}
 	r.event = k.users[rand.IntN(len(k.users))].state(t, k.roomID, k.key).Get("event_id").Str
@@ -234,21 +234,21 @@ func (k *contested) read(t *testing.T, client int) {
 	k.requests = append(k.requests, r)
 }
 
-// history is what happened to one state key, as the checker wants it.
+// history is the history of one state key, as the checker needs it.
 type history struct {
 	events     []stateEvent
 	indexes    map[string]int // by event ID
 	operations []porcupine.Operation
 }
 
-// stateEvent is what is known for sure of an event.
+// stateEvent has the certain facts about an event.
 type stateEvent struct {
 	id            string
 	content, user int
 	expires       bool
 }
 
-// none stands for an event in a place where there is none.
+// none is the index of no event.
 const none = -1
 
 func (h *history) index(eventID string) int {
@@ -263,13 +263,13 @@ func (h *history) index(eventID string) int {
 	return i
 }
 
-// add adds what is one step for everybody who looks.
+// add adds one step, which is atomic for all observers.
 func (h *history) add(client int, call, ret int64, s step) {
 	h.operations = append(h.operations, porcupine.Operation{ClientId: client, Call: call, Return: ret, Input: s})
 }
 
-// history puts the requests together with what the server did by itself: the events that it closed because their time was
-// out stand in the room's timeline.
+// history combines the requests with the server's own actions. The events that the server closed because they expired are in the room's
+// timeline.
 func (k *contested) history(t *testing.T, timeline []gjson.Result) *history {
 	h := &history{indexes: map[string]int{}}
 	type closing struct {
@@ -287,7 +287,7 @@ func (k *contested) history(t *testing.T, timeline []gjson.Result) *history {
 			})
 		}
 	}
-	// Requests at which two things happen take two rows of the picture.
+	// A request with two steps needs two rows in the visualization.
 	row := func(r request) int { return 2 * r.client }
 	last, seen := int64(0), map[int]int64{}
 	slices.SortFunc(k.requests, func(a, b request) int { return cmp.Compare(a.ret, b.ret) })
@@ -330,43 +330,43 @@ func (k *contested) history(t *testing.T, timeline []gjson.Result) *history {
 		if !ok {
 			ret = last
 		}
-		// The time in the event is when it was built, or its deadline: claimed it was later.
+		// The event's time is the time when it was built, or its deadline. The claim happened after that.
 		h.add(2*linearClients, c.built-tick, ret, step{verb: claim, event: c.closes, at: c.built})
 		h.add(2*linearClients+1, c.built-tick, ret, step{verb: show, event: c.index, closes: c.closes})
 	}
 	return h
 }
 
-// The steps of the model that no request is alone.
+// These are the steps of the model that are not requests.
 const (
-	// answered: the sender of an event will be answered; by now the tokens of what it replaced are invalid.
+	// answered: the send of an event is about to be answered. From now on the tokens of replaced events are invalid.
 	answered verb = "answered"
-	// claim: it is decided that an event is closed; its token is invalid.
+	// claim: the server decides to close an event. The event's token is now invalid.
 	claim verb = "claim"
-	// show: the closing event is the current state.
+	// show: the closing event becomes the current state.
 	show verb = "show"
 )
 
 const (
 	// tick is the resolution of origin_server_ts.
 	tick = int64(time.Millisecond)
-	// never stands for the time at which an event expires that is ended.
+	// never is the time at which an ended event would expire.
 	never = int64(1) << 62
 )
 
-// step is something that happens in one moment.
+// step is an atomic action.
 type step struct {
 	verb  verb
-	event int // sent, read, shown, or whose token it is
-	// at is, for send and refresh, the earliest moment from which the duration counts, and for claim the time that the
-	// closing event bears.
+	event int // the event that is sent, read or shown, or whose token is used
+	// at depends on the verb. For send and refresh it is the earliest time from which the duration counts. For claim it is the time of the
+	// closing event.
 	at       int64
 	duration int64 // of send; 0 if the event does not expire
 	closes   int   // of show: the original
-	refused  bool  // of refresh and end: the token was not known
+	refused  bool  // of refresh and end: the token was refused
 }
 
-// kind says what happened, without the event.
+// kind describes the step without the event.
 func (s step) kind() string {
 	switch {
 	case s.refused:
@@ -392,19 +392,19 @@ func (s step) String() string {
 	return text
 }
 
-// The lives of events in the model.
+// These are the phases of an event's life in the model.
 const (
 	unseen  = '-' // not sent yet
-	running = 'r' // its token is valid, and still is for a moment when another event has become the current state
-	claimed = 'c' // will be closed; its token is invalid
-	over    = '.' // has no valid token, and never will have one
+	running = 'r' // its token is valid, also for a moment after another event has become the current state
+	claimed = 'c' // it will be closed; its token is invalid
+	over    = '.' // it has no valid token, and never will
 )
 
 // keyState is the state of one state key in the model. It is comparable.
 type keyState struct {
 	current int
-	lives   string // of each event
-	// since and duration are of the current event, if it is running: it does not expire before since+duration.
+	lives   string // one character for each event
+	// since and duration belong to the current event, if it is running. It must not expire before since+duration.
 	since, duration int64
 }
 
@@ -417,7 +417,7 @@ func (s keyState) with(event int, life byte) keyState {
 	return s
 }
 
-// model is the contract for one state key.
+// model is the specification of one state key.
 func (h *history) model() porcupine.Model {
 	return porcupine.Model{
 		Init: func() any {
@@ -444,7 +444,7 @@ func (h *history) step(s keyState, do step) (keyState, bool) {
 	switch do.verb {
 	case send:
 		return h.send(s, do)
-	case answered: // what is replaced has no valid token from here on
+	case answered: // from now on replaced events have no valid tokens
 		if s.life(do.event) == unseen {
 			return s, false
 		}
@@ -460,11 +460,11 @@ func (h *history) step(s keyState, do step) (keyState, bool) {
 		if do.refused {
 			return refuse(s, do.event)
 		}
-		if do.event == s.current { // of refreshes in the same moment, the last one counts
+		if do.event == s.current { // of several concurrent refreshes, the last one counts
 			s.since = max(s.since, do.at)
 		}
 		return s, s.life(do.event) == running
-	case end: // an accepted one is claim and show
+	case end: // an accepted end is a claim and a show
 		return refuse(s, do.event)
 	case claim:
 		early := do.at+tick < s.since+s.duration
@@ -477,7 +477,7 @@ func (h *history) step(s keyState, do step) (keyState, bool) {
 	return s, false
 }
 
-// send is a new event, or, with the content and the sender of the current one while it is running, a new beginning for it.
+// send handles a new event. A send with content and sender of the current event, while that is running, only restarts its timer.
 func (h *history) send(s keyState, do step) (keyState, bool) {
 	e := h.events[do.event]
 	if s.current != none && s.life(s.current) == running && e.expires {
@@ -496,7 +496,7 @@ func (h *history) send(s keyState, do step) (keyState, bool) {
 	return s.with(do.event, running), ok
 }
 
-// refuse is the answer that a token is not known. It is final, also for a token that was about to become invalid.
+// refuse handles the refusal of a token. A refusal is final, also for a token that was about to become invalid.
 func refuse(s keyState, event int) (keyState, bool) {
 	if s.life(event) != running {
 		return s, true
@@ -504,8 +504,8 @@ func refuse(s keyState, event int) (keyState, bool) {
 	return s.with(event, over), s.current != event
 }
 
-// check looks for an explanation of the history, and reports whether there is one. If there is none, it prints the history, and draws it into the folder that
-// KEEP_LOGS names.
+// check searches for an order that explains the history, and reports whether there is one. If there is none, it prints the history. It
+// also draws the history, if the environment variable KEEP_LOGS names a folder.
 func (h *history) check(t *testing.T, name string) bool {
 	t.Helper()
 	result, info := porcupine.CheckOperationsVerbose(h.model(), h.operations, linearPatience)

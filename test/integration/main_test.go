@@ -1,8 +1,7 @@
-// Package integration tests the contract of expiring events from outside: the real binary, over HTTP, on SQLite and on
-// PostgreSQL.
+// Package integration tests docs/protocol.md from the outside: it runs the real binary, over HTTP, on SQLite and on PostgreSQL.
 //
-// Without build tags it is the contract rule by rule, which takes minutes. The tag all adds what takes long, what measures, and what
-// needs other programs or other servers; go run ./test/all runs all of it, group by group.
+// Without build tags it tests rule by rule, which takes minutes. The tag all adds tests that take long, that measure, or that need other
+// programs or servers. The command go run ./test/all runs all of them, group by group.
 package integration
 
 import (
@@ -31,15 +30,15 @@ import (
 
 const memberType = "m.call.member"
 
-// soon is longer than anything takes here that is not waited for by its own clock.
+// soon is longer than any step of these tests takes, except the waits that have a duration of their own.
 var soon = patience.For(time.Minute)
 
-// pollInterval is the time between two looks at something that nothing announces.
+// pollInterval is the time between two checks of a condition.
 const pollInterval = 40 * time.Millisecond
 
 type JSON = homeserver.JSON
 
-// binary is the server, and withFailpoints builds the same with the places at which package failpoint makes it crash or fail.
+// binary is the path of the server's binary. withFailpoints builds the same server with failpoints, at which it can crash or fail.
 var (
 	binary         string
 	withFailpoints = sync.OnceValues(func() (string, error) {
@@ -59,15 +58,15 @@ func startWithFailpoints(t *testing.T, cfg homeserver.Config) *server {
 	return startBinary(t, binary, cfg)
 }
 
-// atOnce is how many tests run at once. Most of their time is waiting, so they are more than the processors.
+// atOnce is how many tests run at once. They mostly wait, so this is more than the number of processors.
 const atOnce = "8"
 
 func TestMain(m *testing.M) {
-	_ = flag.Set("test.parallel", atOnce) // before the command line, which overrides it
+	_ = flag.Set("test.parallel", atOnce) // set before the command line is parsed, which may override it
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "msc4140-integration-")
 	if err == nil {
-		// The server under test is itself looked at for races.
+		// The race detector also checks the server under test.
 		binary, err = homeserver.Build(context.Background(), dir, raceFlags...)
 	}
 	if err != nil {
@@ -78,10 +77,10 @@ func TestMain(m *testing.M) {
 	postgres.Main(m, func() { _ = os.RemoveAll(dir) })
 }
 
-// database is one of the databases on which everything is tested.
+// database is one of the databases that all tests run on.
 type database struct {
 	name string
-	// open returns the connection string of an empty database, as homeserver.Config has it.
+	// open returns the connection string of an empty database, as in homeserver.Config.
 	open func(t testing.TB) string
 }
 
@@ -94,7 +93,8 @@ var databases = func() []database {
 	return all
 }()
 
-// say says on the terminal what is not tested: go test shows nothing of what a package prints whose tests have passed.
+// say prints on the terminal which tests are left out. It writes to the terminal itself, because go test hides the output of packages
+// whose tests pass.
 func say() {
 	line := leftOut
 	if err := postgres.Missing(); err != nil {
@@ -106,14 +106,14 @@ func say() {
 	}
 }
 
-// unlimited is the configuration of tests that look at tokens again and again.
+// unlimited is a configuration for tests that use tokens again and again.
 var unlimited = map[string]any{"rate_limiting": JSON{"enabled": false}}
 
-// onEachDatabase runs a test with a server of its own on each database.
+// onEachDatabase runs a test on each database, with a server of its own.
 func onEachDatabase(t *testing.T, expiration map[string]any, test func(t *testing.T, s *server)) {
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
-			t.Parallel() // most of the time is waiting
+			t.Parallel() // the tests mostly wait
 			test(t, start(t, homeserver.Config{Postgres: db.open(t), Expiration: expiration}))
 		})
 	}
@@ -124,15 +124,15 @@ type server struct {
 	*homeserver.Server
 	cfg    homeserver.Config
 	mu     sync.Mutex
-	tokens []string // all that were issued
-	// delayIDs are secrets as tokens are, but their owners are shown them again.
+	tokens []string // all issued tokens
+	// delayIDs are secrets like tokens, except that their owners can read them again.
 	delayIDs []string
 	users    int
-	panics   bool // the test makes requests panic
+	panics   bool // the test causes panics in requests
 }
 
-// start starts a homeserver for one test. When the test ends, it is stopped, and everything that it wrote is searched for
-// the tokens that it issued.
+// start starts a homeserver for one test. When the test ends, the server is stopped. Then everything that it wrote is searched for the
+// tokens that it issued.
 func start(t *testing.T, cfg homeserver.Config) *server {
 	t.Helper()
 	return startBinary(t, binary, cfg)
@@ -174,19 +174,19 @@ func startBinary(t *testing.T, binary string, cfg homeserver.Config) *server {
 	return s
 }
 
-// tokenLength is how many characters a token has, and beginning how many of them are compared first.
+// tokenLength is the length of a token, and beginning the number of characters that are compared first.
 const (
 	tokenLength = 43
 	beginning   = 8
 )
 
-// searchForTokens searches for all tokens in one pass: there can be many of both.
+// searchForTokens searches for all tokens in one pass, because there can be many tokens and much text.
 func (s *server) searchForTokens(t *testing.T, where string, written []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	tokens := map[[beginning]byte][]string{} // by how they begin, which is all that is mostly looked at
+	tokens := map[[beginning]byte][]string{} // by their first characters, which mostly suffice to see that there is no token
 	for _, token := range s.tokens {
-		for _, text := range []string{token, hex.EncodeToString([]byte(token))} { // as PostgreSQL dumps bytes
+		for _, text := range []string{token, hex.EncodeToString([]byte(token))} { // PostgreSQL dumps bytes in hexadecimal
 			key := [beginning]byte([]byte(text))
 			tokens[key] = append(tokens[key], text)
 		}
@@ -203,19 +203,19 @@ func (s *server) searchForTokens(t *testing.T, where string, written []byte) {
 	}
 }
 
-// notInTokens reports whether no token has this character.
+// notInTokens reports whether a character never occurs in a token.
 func notInTokens(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '_' && r != '-'
 }
 
-// data returns all that the server keeps: its files by their names, and a dump of its database if that is elsewhere.
+// data returns all data of the server: its files by name, and a dump of its PostgreSQL database, if it has one.
 func (s *server) data(t *testing.T, dsn string) map[string][]byte {
 	all := map[string][]byte{}
 	err := filepath.WalkDir(s.Dir, func(path string, entry os.DirEntry, err error) error {
 		if err == nil && entry.Type().IsRegular() {
 			all[path], err = os.ReadFile(path)
 		}
-		if os.IsNotExist(err) { // while the server runs
+		if os.IsNotExist(err) { // files may vanish while the server runs
 			err = nil
 		}
 		return err
@@ -229,7 +229,8 @@ func (s *server) data(t *testing.T, dsn string) map[string][]byte {
 	return all
 }
 
-// bridge returns the registration file of an application service with the token as-token, for the users whose names begin with bridge.
+// bridge returns the registration file of an application service. Its token is as-token, and its users are those whose names begin with
+// bridge.
 func bridge(t *testing.T) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "bridge.yaml")
@@ -245,7 +246,7 @@ rate_limited: true
 	return file
 }
 
-// restart stops the server, or crashes it, and starts it again.
+// restart stops or kills the server, and starts it again.
 func (s *server) restart(t *testing.T, crash bool) {
 	t.Helper()
 	if crash {
@@ -262,7 +263,7 @@ type user struct {
 	s *server
 }
 
-// newUser makes an account with a name of its own.
+// newUser makes an account with a new name.
 func (s *server) newUser(t *testing.T) *user {
 	t.Helper()
 	s.mu.Lock()
@@ -274,7 +275,7 @@ func (s *server) newUser(t *testing.T) *user {
 	return &user{c, s}
 }
 
-// room makes a room with these users in it, all joined, the first its creator.
+// room makes a room with the given users, all joined. The first one creates it.
 func (s *server) room(t *testing.T, users ...*user) string {
 	t.Helper()
 	roomID, err := users[0].CreateRoom(t.Context(), nil)
@@ -310,13 +311,13 @@ func (s *server) remember(res homeserver.Response) {
 	}
 }
 
-// isSend reports whether a request sends an event, so that the answer may have a token in it.
+// isSend reports whether a request sends an event, so that its answer may contain a token.
 func isSend(method, path string) bool {
 	return (method == http.MethodPut || method == http.MethodPost) &&
 		(strings.Contains(path, "/send/") || strings.Contains(path, "/state/") || strings.Contains(path, "/delayed_event/"))
 }
 
-// must is do with a request that succeeds.
+// must is do for a request that must succeed.
 func (u *user) must(t *testing.T, method, path string, body any) homeserver.Response {
 	t.Helper()
 	res := u.do(t, method, path, body)
@@ -329,7 +330,7 @@ type sent struct {
 	eventID, token string
 }
 
-// sendState sends an expiring state event that must be accepted.
+// sendState sends an expiring state event, which must be accepted.
 func (u *user) sendState(t *testing.T, roomID, stateKey string, seconds int, content JSON) sent {
 	t.Helper()
 	body := JSON{"m.will_expire": seconds}
@@ -339,7 +340,7 @@ func (u *user) sendState(t *testing.T, roomID, stateKey string, seconds int, con
 	return sentBy(t, u.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, stateKey), body))
 }
 
-// sendMessage sends an expiring message that must be accepted.
+// sendMessage sends an expiring message, which must be accepted.
 func (u *user) sendMessage(t *testing.T, roomID string, seconds int) sent {
 	t.Helper()
 	return sentBy(t, u.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"),
@@ -369,7 +370,7 @@ func (s *server) refreshed(t *testing.T, token string) {
 	require.Equal(t, http.StatusOK, code, errcode)
 }
 
-// refused requires that a token is not known, or no longer.
+// refused requires that the server refuses a token.
 func (s *server) refused(t *testing.T, token string) {
 	t.Helper()
 	code, errcode := s.keepAlive(t, "refresh", token)
@@ -377,7 +378,7 @@ func (s *server) refused(t *testing.T, token string) {
 	require.Equal(t, "M_NOT_FOUND", errcode)
 }
 
-// state returns the current state event, or nothing.
+// state returns the current state event, if there is one.
 func (u *user) state(t *testing.T, roomID, stateKey string) gjson.Result {
 	t.Helper()
 	res := u.do(t, http.MethodGet, homeserver.StatePath(roomID, memberType, stateKey)+"?format=event", nil)
@@ -388,11 +389,11 @@ func (u *user) state(t *testing.T, roomID, stateKey string) gjson.Result {
 	return res.Get("@this")
 }
 
-// timeline returns the events of a room from the oldest on, all that were sent before the call.
+// timeline returns all events of a room that were sent before the call, the oldest first.
 func (u *user) timeline(t *testing.T, roomID string) []gjson.Result {
 	t.Helper()
-	// Dendrite answers from a copy that follows a moment later, in order: a mark tells when it is there. After a crash it waits
-	// for what was under way then, and after very many it has minutes of work before it.
+	// Dendrite answers from a copy that follows the roomserver in order, so a mark shows when the copy is up to date. After a crash Dendrite
+	// waits until pending messages are delivered again. After very many events the copy is minutes behind.
 	const markType = "org.example.mark"
 	mark := u.must(t, http.MethodPut, homeserver.SendPath(roomID, markType), JSON{}).Get("event_id").Str
 	for done, seen := false, ""; !done; {
@@ -417,7 +418,7 @@ func (u *user) timeline(t *testing.T, roomID string) []gjson.Result {
 	return slices.DeleteFunc(events, func(e gjson.Result) bool { return e.Get("type").Str == markType })
 }
 
-// messages returns a page of a room's events, the newest first, and where the next page begins.
+// messages returns a page of a room's events, the newest first, and the token of the next page.
 func (u *user) messages(t *testing.T, roomID, from string) (page []gjson.Result, end string) {
 	t.Helper()
 	path := "/_matrix/client/v3/rooms/" + url.PathEscape(roomID) + "/messages?dir=b&limit=100"
@@ -428,7 +429,7 @@ func (u *user) messages(t *testing.T, roomID, from string) (page []gjson.Result,
 	return res.Get("chunk").Array(), res.Get("end").Str
 }
 
-// event returns one event of a room, which has been sent.
+// event returns one event of a room. It waits until the event is visible.
 func (u *user) event(t *testing.T, roomID, eventID string) gjson.Result {
 	t.Helper()
 	return u.follow(t, roomID).awaitEvent(t, eventID)
@@ -451,11 +452,11 @@ type follower struct {
 	roomID string
 	since  string
 	seen   []gjson.Result
-	// patience is how long is waited for an event.
+	// patience limits the wait for an event.
 	patience time.Duration
 }
 
-// follow begins to read what comes to a room.
+// follow starts to read the events of a room.
 func (u *user) follow(t *testing.T, roomID string) *follower {
 	t.Helper()
 	f := &follower{u: u, roomID: roomID, patience: soon}
@@ -463,7 +464,7 @@ func (u *user) follow(t *testing.T, roomID string) *follower {
 	return f
 }
 
-// read reads once, and waits at most so long for something new.
+// read makes one sync request, which waits for new events up to the given time.
 func (f *follower) read(t *testing.T, timeout time.Duration) []gjson.Result {
 	t.Helper()
 	res := f.u.must(t, http.MethodGet, fmt.Sprintf("/_matrix/client/v3/sync?since=%s&timeout=%d",
@@ -475,7 +476,7 @@ func (f *follower) read(t *testing.T, timeout time.Duration) []gjson.Result {
 	return events
 }
 
-// await returns the first event that matches, new or already seen.
+// await returns the first matching event, new or already seen.
 func (f *follower) await(t *testing.T, what string, matches func(gjson.Result) bool) gjson.Result {
 	t.Helper()
 	deadline := time.Now().Add(f.patience)
@@ -507,7 +508,7 @@ func (f *follower) awaitClosing(t *testing.T, eventID, outcome string) gjson.Res
 	return e
 }
 
-// gjsonKey quotes a key for a path of gjson.
+// gjsonKey quotes a key for a gjson path.
 func gjsonKey(key string) string {
 	var quoted []byte
 	for i := range len(key) {
@@ -519,7 +520,7 @@ func gjsonKey(key string) string {
 	return string(quoted)
 }
 
-// eventually waits until something holds that nothing announces.
+// eventually waits until a condition holds. It polls, because nothing announces the change.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	eventuallyWithin(t, soon, what, holds)

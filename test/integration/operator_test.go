@@ -17,7 +17,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// metric returns the sum of a metric over the given labels, or 0 if it has none yet.
+// metric returns the sum of a metric with the given labels, or 0 if there is none yet.
 func (s *server) metric(t *testing.T, name string, labels ...string) (sum float64) {
 	t.Helper()
 	res, err := s.Anonymous().Do(t.Context(), http.MethodGet, "/metrics", nil)
@@ -42,7 +42,7 @@ next:
 	return sum
 }
 
-// Section 6 of the contract, and what an operator sees.
+// docs/protocol.md, section 6, and the operator's view.
 
 func TestMetrics(t *testing.T) {
 	t.Parallel()
@@ -86,7 +86,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// A client whose request never comes to its end does not keep the server from stopping, nor its files from being whole.
+// A client that never completes its request does not prevent the server from stopping. It does not prevent complete database files either.
 func TestStopDespiteAnEndlessRequest(t *testing.T) {
 	t.Parallel()
 	s := start(t, homeserver.Config{})
@@ -99,7 +99,7 @@ func TestStopDespiteAnEndlessRequest(t *testing.T) {
 	_, err = fmt.Fprintf(conn, "PUT %s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Length: 100\r\n\r\n{",
 		homeserver.SendPath(roomID, "m.room.message"), alice.Token)
 	require.NoError(t, err)
-	alice.must(t, http.MethodGet, syncPath, nil) // the request before is being handled
+	alice.must(t, http.MethodGet, syncPath, nil) // shows that the server is already handling the previous request
 	require.NoError(t, s.Stop())
 	left, err := filepath.Glob(filepath.Join(s.Dir, "*.db-*"))
 	require.NoError(t, err)

@@ -25,16 +25,16 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
-// What the server needs is away for a while: nobody gets a false promise, nothing is lost, and everything goes on by itself.
+// A resource of the server is unavailable for a while. No answer is wrong, nothing is lost, and the server recovers by itself.
 
 const (
-	// actorsBefore is how long the actors of an outage act before it.
+	// actorsBefore is how long the actors act before the outage.
 	actorsBefore = 3 * time.Second
-	// outageTime is longer than most events of actors live.
+	// outageTime is longer than most events of the actors live.
 	outageTime = 4 * time.Second
 )
 
-// outage lets random clients act while something is away, and verifies all that they were promised.
+// outage lets random clients act during an outage, and verifies all answers that they got.
 func (s *server) outage(t *testing.T, begin, end func()) {
 	t.Helper()
 	l := newLedger()
@@ -63,13 +63,13 @@ func (s *server) outage(t *testing.T, begin, end func()) {
 	l.verify(t, s)
 }
 
-// supervise starts the server again when it has ended, as systemd does: Dendrite's own components end the process when a
-// database fails in the middle of a write. When the context ends, it returns.
+// supervise starts the server again whenever it ends, as systemd does. Dendrite's components end the process when a database fails in the
+// middle of a write. It returns when the context ends.
 func (s *server) supervise(ctx context.Context) {
 	for {
 		select {
 		case <-s.Ended():
-			_ = s.Start(ctx) // again, if the database is not back yet
+			_ = s.Start(ctx) // repeated while the database is down
 		case <-ctx.Done():
 			return
 		}
@@ -92,10 +92,10 @@ func TestPostgreSQLIsAway(t *testing.T) {
 	s.outage(t, cluster.Pause, func() { require.NoError(t, cluster.Resume(t.Context())) })
 }
 
-// ownCluster starts a PostgreSQL server for one test: those of other tests go on.
+// ownCluster starts a PostgreSQL server for one test, because pausing the shared one would disturb other tests.
 func ownCluster(t *testing.T) (*postgres.Cluster, string) {
 	t.Helper()
-	postgres.Shared(t) // is there one at all?
+	postgres.Shared(t) // skips the test if there is no PostgreSQL
 	cluster, err := postgres.Start(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(cluster.Stop)
@@ -106,7 +106,7 @@ func ownCluster(t *testing.T) (*postgres.Cluster, string) {
 
 func TestDiskIsFull(t *testing.T) {
 	dir := t.TempDir()
-	// Larger than SQLite's write-ahead log becomes: it must be the ballast that fills the disk.
+	// The file system is larger than SQLite's write-ahead log gets, so that only the ballast fills it.
 	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=16m")
 	if errors.Is(err, syscall.EPERM) && os.Getenv("CI") == "" {
 		t.Skip("NOT TESTED WITH A FULL DISK: only root can mount a small one")
@@ -124,17 +124,17 @@ func TestDiskIsFull(t *testing.T) {
 			_, err = f.Write(block)
 		}
 		require.ErrorIs(t, err, syscall.ENOSPC)
-		_ = f.Close() // its data may not fit either
+		_ = f.Close() // closing may fail too, because the disk is full
 	}, func() { require.NoError(t, os.Remove(ballast)) })
 }
 
-// emptyLog takes the space from a database's write-ahead log that it has already, and would be written to again.
+// emptyLog truncates a database's write-ahead log. Otherwise SQLite would reuse the log's space on a full disk.
 func emptyLog(t *testing.T, database string) {
 	t.Helper()
 	db, err := sqlutil.Open(&config.DatabaseOptions{ConnectionString: config.DataSource(database)}, nil)
 	require.NoError(t, err)
 	defer db.Close()
-	require.Eventually(t, func() bool { // not while the server reads or writes
+	require.Eventually(t, func() bool { // fails while the server reads or writes
 		var busy, pages, written int
 		err := db.QueryRowContext(t.Context(), "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &pages, &written)
 		return err == nil && busy == 0
@@ -153,8 +153,8 @@ func TestRoomserverRefuses(t *testing.T) {
 	}
 }
 
-// The consumer of the output stream is far behind. What happens through other doors than a send is known by it alone; until
-// it comes, tokens may be accepted, and nothing may be closed that must not be.
+// The consumer of the output stream is far behind. Only the stream reports changes that are not sends on this server. Until it does,
+// tokens may be accepted, but no event may be closed that must not be.
 func TestStreamIsBehind(t *testing.T) {
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
@@ -176,7 +176,7 @@ func TestStreamIsBehind(t *testing.T) {
 			}
 			replaced := alice.sendState(t, roomID, "x", briefly, nil)
 			bob.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "x"), JSON{"new": true})
-			s.refused(t, replaced.token) // the stream is not needed for it
+			s.refused(t, replaced.token) // this does not depend on the stream
 
 			control := bob.sendMessage(t, roomID, briefly)
 			bob.follow(t, roomID).awaitClosing(t, control.eventID, "expired")
@@ -189,8 +189,8 @@ func TestStreamIsBehind(t *testing.T) {
 	}
 }
 
-// The wall clock is set, back or forward: whoever sits in a call does not notice. Across a restart it alone counts, and nothing
-// hangs for longer than it was set back.
+// The wall clock is set back or forward. A running server still closes events after their full life. Across a restart only the wall clock
+// counts. An event is then late by at most the time by which the clock was set back.
 func TestClockIsSet(t *testing.T) {
 	for _, step := range []time.Duration{-time.Hour, time.Hour} {
 		t.Run(step.String(), func(t *testing.T) {
@@ -204,12 +204,13 @@ func TestClockIsSet(t *testing.T) {
 			left, held := alice.sendState(t, roomID, "left", life, nil), alice.sendState(t, roomID, "held", longer, nil)
 			require.NoError(t, s.Failpoints("wall-clock step "+step.String()))
 			s.refreshed(t, held.token)
-			// The failpoint sets the component's clock; with the machine's Dendrite would date events so.
+			// The failpoint sets only the engine's clock. With the machine's clock, Dendrite would date its events by it, so the request sets the
+			// time.
 			late := sentBy(t, alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+
 				"?ts="+strconv.FormatInt(time.Now().Add(step).UnixMilli(), 10), JSON{"m.will_expire": life}))
 			follower.awaitClosing(t, left.eventID, "expired")
 			requireLife(t, asked, life)
-			requireSent := func(closing gjson.Result) { // by the clock as it goes now
+			requireSent := func(closing gjson.Result) { // by the current wall clock
 				t.Helper()
 				require.InDelta(t, time.Now().Add(step).UnixMilli(), closing.Get("origin_server_ts").Int(), float64(soon.Milliseconds()))
 			}
@@ -220,12 +221,12 @@ func TestClockIsSet(t *testing.T) {
 			requireLife(t, refreshed, longer)
 			if step > 0 {
 				requireSent(closing)
-			} else { // as early as can be, and not before the original: state resolution would bring that back
+			} else { // right after the original, because state resolution would prefer an original with a later time
 				original := alice.event(t, roomID, held.eventID).Get("origin_server_ts").Int()
 				require.Equal(t, original+1, closing.Get("origin_server_ts").Int())
 			}
 
-			// The deadline is stored by the clock as it goes now. It goes on so, and then it is set back while the server is down.
+			// The deadline is stored by the current wall clock. First the clock does not change, then it is set back while the server is down.
 			asked = time.Now()
 			kept := alice.sendState(t, roomID, "kept", life, nil)
 			s.restart(t, false)
@@ -244,7 +245,7 @@ func TestClockIsSet(t *testing.T) {
 	}
 }
 
-// requireLife requires that as many seconds have passed since, and not many more.
+// requireLife requires that the given number of seconds has passed, and not many more.
 func requireLife(t *testing.T, since time.Time, seconds int) {
 	t.Helper()
 	lived := time.Since(since)
@@ -252,7 +253,7 @@ func requireLife(t *testing.T, since time.Time, seconds int) {
 	require.Less(t, lived, time.Duration(seconds)*time.Second+soon)
 }
 
-// TestPostgreSQLIsAway in slow motion: what each request is answered while the database is away.
+// This is TestPostgreSQLIsAway step by step. It checks each answer while the database is down.
 func TestDatabaseOutage(t *testing.T) {
 	cluster, dsn := ownCluster(t)
 	s := start(t, homeserver.Config{Postgres: dsn})
@@ -265,7 +266,7 @@ func TestDatabaseOutage(t *testing.T) {
 	}
 	require.Equal(t, http.StatusOK, health().Code)
 	expiring, held := alice.sendState(t, roomID, "expiring", 3, nil), alice.sendState(t, roomID, "held", 600, nil)
-	// Dendrite's own consumers panic if the database goes while they write.
+	// Dendrite's own consumers panic if the database fails while they write, so the test waits for them.
 	alice.event(t, roomID, held.eventID)
 
 	cluster.Pause()
@@ -276,7 +277,7 @@ func TestDatabaseOutage(t *testing.T) {
 		code, _ := s.keepAlive(t, method, held.token)
 		require.GreaterOrEqual(t, code, 500, "a false promise")
 	}
-	<-time.After(4 * time.Second) // the deadline passes meanwhile
+	<-time.After(4 * time.Second) // the deadline passes during the outage
 	require.NoError(t, cluster.Resume(t.Context()))
 
 	eventually(t, "health", func() bool { return health().Code == http.StatusOK })

@@ -16,51 +16,50 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// Dendrite ends the worker of a room in which nothing happened for a minute, and for the last five seconds of that minute the
-// worker takes nothing from its queue any more. What another server sends just then lies there. These are Dendrite's figures.
+// Dendrite ends the worker of a room after a minute without events. In the last five seconds of that minute the worker takes nothing from
+// its queue: it is deaf. An event of another server that arrives then stays in the queue. The times are Dendrite's.
 const (
 	deafAfter = 55 * time.Second
 	deafUntil = 60 * time.Second
-	// seenWithin is how long an event of another server may lie in the queue, as docs/protocol.md promises.
+	// seenWithin limits how long an event of another server may stay in the queue, as docs/protocol.md promises.
 	seenWithin = 8 * time.Second
 )
 
-// quietCase is one room that is quiet, until a moderator of the far server does something that arrives while the room's worker
-// is deaf.
+// quietCase is one room without events, until a moderator of the far server acts. The result arrives while the room's worker is deaf.
 type quietCase struct {
 	name string
-	// life is how long the near server's event runs, or how long it is delayed.
+	// life is the life time of the near server's event, or its delay.
 	life time.Duration
-	// begin sends or schedules it, as the last thing that happens in the room.
+	// begin sends or schedules that event, as the last event of the room.
 	begin func(t *testing.T, c *quietCase)
-	// act is what the far server's user does.
+	// act is the action of the far server's user.
 	act func(t *testing.T, c *quietCase)
-	// seen reports whether the near server knows of it; nil if what happens at the deadline is looked at alone.
+	// seen reports whether the near server has noticed the action; nil if only the outcome at the deadline matters.
 	seen func(t *testing.T, c *quietCase) bool
-	// end: the token is used to end the event when that has arrived.
+	// end means that the test ends the event after the action has arrived.
 	end bool
-	// judge looks at the outcome, when all is over.
+	// judge checks the outcome at the end.
 	judge func(t *testing.T, c *quietCase)
 
 	p      *pair
-	user   *user // of the near server
+	user   *user // a user of the near server
 	roomID string
 	sent   sent
 	delay  string // the delay ID
-	newer  string // the far user's event
+	newer  string // the event ID of the far user's event
 }
 
 const (
-	// actsAt and arrivesAt are when the far server's user does it, and when it arrives, after the last event of the room; dueAt
-	// is when the near server's event is due: the worker is still deaf.
+	// These times count from the last event of the room. actsAt is when the far user acts, and arrivesAt when the action arrives. dueAt is
+	// when the near server's event is due, while the worker is still deaf.
 	actsAt    = deafAfter - 8*time.Second
 	arrivesAt = deafAfter + 500*time.Millisecond
 	dueAt     = deafUntil - time.Second
 	notDue    = 10 * time.Minute
 )
 
-// What another server's users do in a quiet room counts, also if it arrives in the moment in which nobody listens: it is seen
-// soon, and nothing is sent on top of what the room does not yet know.
+// Actions of another server's users in a quiet room take effect, even if they arrive while the worker is deaf. The near server notices
+// them soon. It sends no event that ignores an action still in the queue.
 func TestFederationQuietRooms(t *testing.T) {
 	t.Parallel()
 	onEachPair(t, func(t *testing.T, p *pair) {
@@ -111,7 +110,7 @@ func TestFederationQuietRooms(t *testing.T) {
 	})
 }
 
-// queued reports whether something lies in the roomserver's queue for a room.
+// queued reports whether the roomserver's queue of a room has events.
 func (s *server) queued(t *testing.T, roomID string) bool {
 	t.Helper()
 	res, err := s.Anonymous().Do(t.Context(), http.MethodGet, "/metrics", nil)
@@ -124,7 +123,8 @@ func (s *server) queued(t *testing.T, roomID string) bool {
 	return false
 }
 
-// beginTogether begins all cases within so short a time that all rooms are deaf together, and returns when and how long it took.
+// beginTogether begins all cases within such a short time that all rooms are deaf at the same time. It returns the start, and how long it
+// took.
 func beginTogether(t *testing.T, cases []*quietCase) (began time.Time, took time.Duration) {
 	t.Helper()
 	for range 10 {
@@ -137,7 +137,7 @@ func beginTogether(t *testing.T, cases []*quietCase) (began time.Time, took time
 		if took = time.Since(began); took < 2*time.Second || t.Failed() {
 			return began, took
 		}
-		for _, c := range cases { // anew
+		for _, c := range cases { // try again
 			if c.sent.token != "" {
 				c.p.near.keepAlive(t, "end", c.sent.token)
 			}
@@ -211,7 +211,7 @@ func secretIsGone(t *testing.T, c *quietCase) {
 	}
 }
 
-// notClosed requires that neither server has a closing event, and that the timer is gone.
+// notClosed requires that neither server has a closing event, and that the token is refused.
 func notClosed(t *testing.T, c *quietCase) {
 	t.Helper()
 	c.p.near.refused(t, c.sent.token)
@@ -222,8 +222,8 @@ func notClosed(t *testing.T, c *quietCase) {
 
 func roomPath(roomID string) string { return "/_matrix/client/v3/rooms/" + url.PathEscape(roomID) }
 
-// A room in which nothing else happens is closed in time too. Dendrite's worker for a room takes nothing in the last five
-// seconds of a minute without work, before it ends; what comes then must not wait until somebody says something.
+// Events in a quiet room are closed in time. In the last five seconds of a minute without events, Dendrite's worker takes nothing from the
+// room's queue, and then ends. A closing event that arrives then must not wait for the room's next event.
 func TestQuietRooms(t *testing.T) {
 	t.Parallel()
 	s := start(t, homeserver.Config{Postgres: databases[0].open(t), Expiration: unlimited})

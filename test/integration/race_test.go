@@ -2,5 +2,5 @@
 
 package integration
 
-// raceFlags build the server as the tests are built.
+// raceFlags build the server with the race detector, like the tests.
 var raceFlags = []string{"-race"}

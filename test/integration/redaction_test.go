@@ -14,8 +14,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// From room version 11 on a redaction says in its content what it redacts. Dendrite's own redactions say it in both places; those
-// of other homeservers do not, and Dendrite ignores them. A client can send one like theirs.
+// From room version 11 on, a redaction names its target in the content. Dendrite's own redactions name it in both places. Those of other
+// homeservers do not, and Dendrite ignores them. A client can send such a redaction.
 func TestFederationRedactionInContent(t *testing.T) {
 	t.Parallel()
 	for i, db := range databases {
@@ -52,7 +52,7 @@ func TestFederationRedactionInContent(t *testing.T) {
 	}
 }
 
-// The redaction is in the room, and the timers have not yet heard of it when the event is due.
+// The redaction is in the room, but the engine has not yet received it from the stream when the event is due.
 func testRedactedWhenDue(t *testing.T, p *pair, roomID string) {
 	const held = time.Second
 	life := patience.Life(8)
@@ -61,7 +61,7 @@ func testRedactedWhenDue(t *testing.T, p *pair, roomID string) {
 	require.NoError(t, p.near.Failpoints(string(failpoint.Stream)+" hold"))
 	p.carol.event(t, roomID, sent.eventID)
 	p.carol.redactInContent(t, roomID, sent)
-	p.carol.arrived(t, roomID, p.alice) // Dendrite shows its clients no redaction that it does not apply
+	p.carol.arrived(t, roomID, p.alice) // Dendrite does not show its clients a redaction that it does not apply
 	require.True(t, time.Now().Before(due), "the machine is too busy: the redaction comes after the deadline")
 	<-time.After(time.Until(due.Add(held)))
 	require.NoError(t, p.near.Failpoints())

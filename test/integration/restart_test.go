@@ -12,14 +12,14 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// Section 5 of the contract: durability.
+// docs/protocol.md, section 5: durability.
 
-// afterCrash is how long it can take until clients see again all that the roomserver has: JetStream gives a message that a
-// consumer had got and not acknowledged to it again after 30 seconds.
+// afterCrash is how long it can take after a crash until clients see all events of the roomserver. JetStream redelivers a message that was
+// not acknowledged after 30 seconds.
 var afterCrash = 30*time.Second + soon
 
-// afterQueue is how long it can take until the roomserver is done with all that it had been given: what a crash has left in
-// its queue JetStream brings again after 5 minutes and 10 seconds, and until then the state of a room can be set back.
+// afterQueue is how long it can take after a crash until the roomserver has processed its queue. JetStream redelivers the unfinished
+// messages after 5 minutes and 10 seconds. Until then a room's state can have regressed.
 var afterQueue = 5*time.Minute + 10*time.Second + afterCrash
 
 func TestRestart(t *testing.T) {
@@ -46,12 +46,12 @@ func TestRestart(t *testing.T) {
 				refreshed := time.Now()
 				s.restart(t, crash)
 
-				// What was refreshed right before the crash does not expire early.
+				// The refresh was right before the crash, and counts.
 				s.refreshed(t, running.token)
 				s.refused(t, replaced.token)
 				s.refused(t, ended.token)
 				follower := alice.follow(t, roomID)
-				follower.patience = afterQueue // the server may have ended while one of them was closed
+				follower.patience = afterQueue // the server may have been closing one of them when it ended
 				for _, eventID := range overdue {
 					follower.awaitClosing(t, eventID, "expired")
 				}
@@ -73,15 +73,15 @@ func TestRestart(t *testing.T) {
 				require.Empty(t, alice.closings(t, roomID, replaced.eventID))
 				eventually(t, "nothing else is left", func() bool { return s.metric(t, "dendrite_expiration_running_timers") == 1 })
 
-				// The same content again, as a client does that does not know what became of its request.
+				// The client repeats its request, because it does not know whether the server has handled it.
 				require.Equal(t, running, alice.sendState(t, roomID, "running", 600, nil))
 			})
 		})
 	}
 }
 
-// Whether state has replaced an expiring event is found out behind the answer. If the server crashes in between, and the output stream
-// tells nothing of it, the token is refused all the same.
+// The server answers a send before it finds out which timers the new state replaces. If the server crashes in between, and the output
+// stream does not report the state, the old token is refused all the same.
 func TestReplacedBeforeTheCrash(t *testing.T) {
 	t.Parallel()
 	for _, db := range databases {
@@ -100,7 +100,7 @@ func TestReplacedBeforeTheCrash(t *testing.T) {
 			s.refused(t, byExpiring.token)
 			s.refreshed(t, other.token)
 			s.refreshed(t, now.token)
-			require.NoError(t, s.Failpoints()) // or it would not stop
+			require.NoError(t, s.Failpoints()) // otherwise the server would not stop
 		})
 	}
 }
@@ -111,7 +111,7 @@ func TestRestartGrace(t *testing.T) {
 	onEachDatabase(t, JSON{"restart_grace": grace.String(), "rate_limiting": JSON{"enabled": false}}, func(t *testing.T, s *server) {
 		alice := s.newUser(t)
 		roomID := s.room(t, alice)
-		life := patience.Life(2) // until the server is dead
+		life := patience.Life(2) // long enough to kill the server first
 		live, dead := alice.sendState(t, roomID, "live", 3*life, nil), alice.sendState(t, roomID, "dead", life, nil)
 		s.Kill()
 		<-time.After(time.Duration(life)*time.Second + 100*time.Millisecond)

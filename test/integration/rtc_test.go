@@ -16,7 +16,7 @@ const (
 	wellKnownPath  = "/.well-known/matrix/client"
 )
 
-// Clients are told over what calls go (MSC4143): by the endpoint, if they are logged in, and by the well-known file.
+// Clients learn the transports of calls (MSC4143) from an endpoint, if they are logged in, and from the well-known file.
 func TestTransports(t *testing.T) {
 	t.Parallel()
 	const both = `[{"type":"livekit","livekit_service_url":"https://a.example/jwt"},{"type":"livekit","livekit_service_url":"http://b.example:8080"}]`
@@ -38,7 +38,7 @@ func TestTransports(t *testing.T) {
 	require.Equal(t, "*", res.Header.Get("Access-Control-Allow-Origin"))
 }
 
-// Without transports there are none, and everything else is as it was.
+// Without configured transports the endpoint returns an empty list. The well-known file has no such field, and /versions no such feature.
 func TestNoTransports(t *testing.T) {
 	t.Parallel()
 	s := start(t, homeserver.Config{WellKnown: true})
@@ -48,7 +48,7 @@ func TestNoTransports(t *testing.T) {
 	require.False(t, alice.must(t, http.MethodGet, "/_matrix/client/versions", nil).Get(`unstable_features.org\.matrix\.msc4143`).Exists())
 }
 
-// A server that does not say where it is does not say the rest either.
+// A server that does not publish its URL does not publish transports in the well-known file either.
 func TestTransportsWithoutWellKnown(t *testing.T) {
 	t.Parallel()
 	s := start(t, homeserver.Config{MatrixRTC: JSON{"transports": []JSON{{"type": "livekit", "livekit_service_url": "https://a.example"}}}})

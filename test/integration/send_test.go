@@ -23,7 +23,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// Section 1 of the contract: sending an expiring event.
+// docs/protocol.md, section 1: sending an expiring event.
 
 func TestSending(t *testing.T) {
 	t.Parallel()
@@ -111,11 +111,11 @@ func testValues(t *testing.T, alice *user, roomID string) {
 		require.Len(t, res.Get("@this").Map(), 1, "no token")
 		require.Equal(t, own, alice.state(t, roomID, "own").Get(`content.m\.will_expire`).Str)
 	}
-	// A key can be spelled with escapes; the duration must not get out that way.
+	// A key can be written with escapes. The duration must not get into the event that way.
 	res := alice.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "escaped"), []byte(`{"m\u002ewill_expir\u0065":77}`))
 	require.NotEmpty(t, res.Get("expire_refresh_token").Str)
 	require.Equal(t, "running", alice.state(t, roomID, "escaped").Get(`content.m\.will_expire`).Str)
-	// Deeper down it is content like any other.
+	// A field of this name in a nested object has no special meaning.
 	res = alice.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "deeper"), JSON{"a": JSON{"m.will_expire": 5}})
 	require.Len(t, res.Get("@this").Map(), 1)
 	require.EqualValues(t, 5, alice.state(t, roomID, "deeper").Get(`content.a.m\.will_expire`).Int())
@@ -174,7 +174,7 @@ func testRetriedMessage(t *testing.T, s *server, alice *user, roomID string) {
 		require.Equal(t, first, sentBy(t, alice.must(t, http.MethodPut, path, body)))
 		follower.read(t, 100*time.Millisecond)
 	}
-	// A room's events are closed in the order of their deadlines: a timer that was restarted would come second.
+	// Events of a room are closed in the order of their deadlines. A restarted timer would change the order.
 	var order []string
 	follower.await(t, "both", func(e gjson.Result) bool {
 		if closes := e.Get(`content.m\.relates_to.event_id`).Str; closes == first.eventID || closes == later.eventID {
@@ -188,7 +188,7 @@ func testRetriedMessage(t *testing.T, s *server, alice *user, roomID string) {
 	require.Len(t, alice.closings(t, roomID, first.eventID), 1)
 }
 
-// A client that hangs up and tries again, or does not wait at all, sends one message.
+// A client that hangs up and tries again, or sends concurrently, sends one message.
 func testImpatientClient(t *testing.T, alice *user, roomID string) {
 	for round := range 5 {
 		path, body := homeserver.SendPath(roomID, "m.room.message"), JSON{"m.will_expire": 600, "impatient": round}
@@ -217,14 +217,14 @@ func testRepeatedState(t *testing.T, s *server, alice *user, roomID string) {
 	content := JSON{"call": "1"}
 	first := alice.sendState(t, roomID, "repeated", patience.Life(2), content)
 	require.Equal(t, first, alice.sendState(t, roomID, "repeated", 600, content), "the same event and token")
-	other := alice.sendMessage(t, roomID, patience.Life(3)) // by its closing, the first duration is long over
+	other := alice.sendMessage(t, roomID, patience.Life(3)) // when it is closed, the first duration is long over
 	alice.follow(t, roomID).awaitClosing(t, other.eventID, "expired")
 	s.refreshed(t, first.token)
-	// ... and shorter again: the timer must notice.
+	// The duration becomes shorter again, and the timer follows.
 	follower := alice.follow(t, roomID)
 	require.Equal(t, first, alice.sendState(t, roomID, "repeated", 1, content))
 	follower.awaitClosing(t, first.eventID, "expired")
-	// What is over begins anew.
+	// After the event has expired, the same content starts a new event.
 	second := alice.sendState(t, roomID, "repeated", 600, content)
 	require.NotEqual(t, first, second)
 	s.refused(t, first.token)
@@ -279,7 +279,7 @@ func testTooLarge(t *testing.T, s *server, alice *user, roomID string) {
 		return alice.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"),
 			JSON{"m.will_expire": 600, "body": strings.Repeat("<", size)}) // one byte each in an event, six in a request
 	}
-	// The largest event that is accepted can be closed; the next larger ones fit, but their closing events would not.
+	// Every accepted event can be closed. Events that are slightly larger would fit into the room, but their closing events would not.
 	fits, tooLarge := 60000, 65536
 	for fits+1 < tooLarge {
 		size := (fits + tooLarge) / 2
@@ -298,7 +298,7 @@ func testTooLarge(t *testing.T, s *server, alice *user, roomID string) {
 
 	res = send(fits)
 	require.Equal(t, http.StatusOK, res.Code, res)
-	// Make the closing event refer to more events than its original did.
+	// The closing event now gets more prev events than its original.
 	alice.must(t, http.MethodPut, homeserver.StatePath(roomID, "m.room.topic", ""), JSON{"topic": "x"})
 	code, errcode := s.keepAlive(t, "end", res.Get("expire_refresh_token").Str)
 	require.Equal(t, http.StatusOK, code, errcode)
@@ -317,7 +317,7 @@ func testTokens(t *testing.T, alice *user, roomID string) {
 	}
 }
 
-// At rest there is the hash of a token, and nothing else of it: start looks for the token itself in the same places.
+// The server stores only the hash of a token. The cleanup of start searches the same places for the token itself.
 func TestHashAtRest(t *testing.T) {
 	t.Parallel()
 	for _, db := range databases {
@@ -340,7 +340,7 @@ func TestHashAtRest(t *testing.T) {
 	}
 }
 
-// With everything logged and traced that can be, the tokens are not: start looks for them in the log in the end.
+// With all logging and tracing enabled, no token is in the log or the traces. The cleanup of start searches the log for tokens.
 func TestTracedRequests(t *testing.T) {
 	t.Parallel()
 	agent, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -367,7 +367,7 @@ func TestTracedRequests(t *testing.T) {
 	require.Equal(t, http.StatusOK, code)
 	s.refused(t, state.token)
 	alice.follow(t, roomID).awaitClosing(t, expiring.eventID, "expired")
-	// Tokens where they do not belong, in requests that are refused: the answers must not repeat them either.
+	// These requests have tokens in wrong places and are refused. The answers must not repeat the tokens either.
 	for path, body := range map[string]JSON{
 		keepAlivePath + "refresh?expire_refresh_token=" + message.token: {"expire_refresh_token": []string{message.token}},
 		keepAlivePath + "end?token=" + message.token:                    {"token": message.token},
@@ -379,7 +379,7 @@ func TestTracedRequests(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, string(written), "room_id", "Dendrite traces other requests")
 
-	require.NoError(t, s.Stop()) // which sends what is left
+	require.NoError(t, s.Stop()) // which sends the remaining traces
 	require.NoError(t, agent.Close())
 	collected := <-traces
 	for _, want := range []string{"expiration_keep_alive", "send_message"} {
@@ -388,7 +388,7 @@ func TestTracedRequests(t *testing.T) {
 	s.searchForTokens(t, "the traces", collected)
 }
 
-// A request that panics is answered, its stack does not show the token, and it holds no lock for ever.
+// A request that panics is answered. Its stack does not show the token, and it releases its locks.
 func TestPanickingRequests(t *testing.T) {
 	t.Parallel()
 	s := startWithFailpoints(t, homeserver.Config{TraceHTTP: true})
@@ -435,7 +435,7 @@ func TestTimersPerUserAreLimited(t *testing.T) {
 			require.LessOrEqual(t, after, int64(30000), "until the first of them runs out")
 			require.Equal(t, fmt.Sprint((after+999)/1000), res.Header.Get("Retry-After"))
 
-			// Replacing one, sending it again, and what does not expire, need no further timer.
+			// Replacing an event, repeating its send, and sending a plain event need no further timer.
 			alice.sendState(t, roomID, "2", 60, JSON{"new": true})
 			alice.sendState(t, roomID, "1", 30, nil)
 			alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{"body": "x"})

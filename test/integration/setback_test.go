@@ -26,8 +26,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// A crash in the wrong moment makes JetStream forget how far its streams are. Their consumers, which remember it, must not
-// wait until the streams are there again.
+// After a crash at the wrong moment JetStream may lose messages, so that the sequence numbers of a stream start again. The consumers
+// remember the higher numbers. They must not wait until the stream reaches them again.
 func TestStreamsThatForget(t *testing.T) {
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		alice := s.newUser(t)
@@ -55,20 +55,20 @@ func TestStreamsThatForget(t *testing.T) {
 	})
 }
 
-// A crash can set the state of a room back: Dendrite takes an event out of those that are built upon when another refers to
-// it, even if that other lies in the queue, and what is sent beside it is then all that the room has. The event is no longer
-// the current state, and nobody has replaced it; when the other is done with it is back, and must be closed.
+// A crash can make a room's state regress. Dendrite removes an event from the forward extremities as soon as another event references it,
+// even if that event is still queued. An event sent in parallel is then the only forward extremity. The removed event is no longer current
+// state, although no event has replaced it. When the queued event is processed, the removed event is current again and must be closed.
 func TestStateSetBack(t *testing.T) {
 	for _, other := range []struct {
 		name string
-		// send sends what refers to the event, and returns its ID.
+		// send sends an event that references the expiring event, and returns its ID.
 		send func(t *testing.T, u *user, roomID string) string
-		// crashed does what else there is to be done when it is as a crash leaves it between storing and sending.
+		// crashed makes further changes, so that the data look as after a crash between storing and sending.
 		crashed func(t *testing.T, s *server, roomID, eventID string)
 		within  time.Duration
 	}{
 		{
-			name: "Expiring", // so our own component brings it
+			name: "Expiring", // so that the engine sends it again
 			send: func(t *testing.T, u *user, roomID string) string {
 				t.Helper()
 				return u.sendMessage(t, roomID, patience.Life(6)).eventID
@@ -77,7 +77,7 @@ func TestStateSetBack(t *testing.T) {
 			within:  afterCrash,
 		},
 		{
-			name: "InTheQueue", // of a room in which nothing else happens
+			name: "InTheQueue", // of a room without further events
 			send: sendPlain,
 			crashed: func(t *testing.T, s *server, roomID, eventID string) {
 				t.Helper()
@@ -86,7 +86,7 @@ func TestStateSetBack(t *testing.T) {
 			within: redelivered + afterCrash,
 		},
 		{
-			name: "Lost", // as what a fault of the database does to it: Dendrite says that it has done with it
+			name: "Lost", // as after a failure of the database: Dendrite says that it has processed the event
 			send: sendPlain,
 			crashed: func(t *testing.T, s *server, _, _ string) {
 				t.Helper()
@@ -102,7 +102,7 @@ func TestStateSetBack(t *testing.T) {
 				alice, bob := s.newUser(t), s.newUser(t)
 				roomID := s.room(t, alice, bob)
 
-				// A closing event that was built before the event, and is sent after it.
+				// This closing event is built before the event, and sent after it.
 				require.NoError(t, s.Failpoints(string(failpoint.AfterClaim)+" hold"))
 				early := alice.sendState(t, roomID, "early", 1, nil)
 				eventually(t, "the claim", func() bool {
@@ -135,14 +135,15 @@ func sendPlain(t *testing.T, u *user, roomID string) string {
 	return u.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{"body": "hello"}).Get("event_id").Str
 }
 
-// quiet is how long nothing happens in a room until Dendrite reads its queue no longer, and redelivered when JetStream brings an event then.
+// quiet is the time without events after which Dendrite stops reading a room's queue. redelivered is when JetStream then delivers an
+// event.
 const (
 	quiet       = time.Minute
 	redelivered = quiet + 20*time.Second
 )
 
-// enqueue puts an event of a server that does not run into the queue of the roomserver, as one that it had begun to work on, and that
-// JetStream brings again after a while. After a crash that takes five minutes; there is no need to wait so long.
+// enqueue puts an event into the roomserver's queue of a stopped server, as if the roomserver had begun to process it. JetStream delivers
+// it again after the given time. After a real crash that takes five minutes, which is too long for a test.
 func (s *server) enqueue(t *testing.T, roomID, eventID string, after time.Duration) {
 	t.Helper()
 	var event []byte
@@ -179,7 +180,7 @@ func (s *server) enqueue(t *testing.T, roomID, eventID string, after time.Durati
 	require.NoError(t, err)
 }
 
-// head is what the events of a room are built upon, as the roomserver keeps it.
+// head has a room's forward extremities and state, as the roomserver stores them.
 type head struct {
 	latest   string
 	last     int64
@@ -198,7 +199,7 @@ func (s *server) head(t *testing.T, roomID string) (h head) {
 	return h
 }
 
-// rewind makes a room of a server that does not run what it was before an event was sent, which is stored all the same.
+// rewind restores a room of a stopped server to the given head, as if the event had been stored but not sent.
 func (s *server) rewind(t *testing.T, roomID string, h head, eventID string) {
 	t.Helper()
 	s.database(t, "roomserver", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
@@ -213,6 +214,6 @@ func (s *server) rewind(t *testing.T, roomID string, h head, eventID string) {
 	})
 }
 
-// afterLost is how long it can take until an event is closed that is set back for ever: the component waits for the queue, and a while
-// longer.
+// afterLost is how long it can take until an event is closed that never becomes current state again. The engine waits for the queue, and
+// then some more time.
 var afterLost = 2 * afterQueue

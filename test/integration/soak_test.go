@@ -26,14 +26,14 @@ var (
 	report = flag.String("report", "", "the file that TestSoak writes its report into")
 )
 
-// misfortune is something that befalls a server and is over when befall returns.
+// misfortune is a failure of a server. It is over when befall returns.
 type misfortune struct {
 	name   string
 	befall func()
 }
 
-// TestSoak lets random clients act for a while, during which everything befalls their server that it must survive, and
-// verifies all that they were promised. The report says on one page what happened.
+// TestSoak lets random clients act for a while. Meanwhile the server suffers all failures that it must survive. The test verifies all
+// answers that the clients got, and writes a report of one page.
 func TestSoak(t *testing.T) {
 	var (
 		mu    sync.Mutex // guards pages
@@ -86,7 +86,7 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// suffer lets misfortunes befall a server on which random clients act, verifies what is left of it, and returns the report.
+// suffer lets random clients act while failures befall the server, verifies the result, and returns the report.
 func (s *server) suffer(t *testing.T, random *rand.Rand, misfortunes []misfortune) string {
 	t.Helper()
 	l := newLedger()
@@ -103,7 +103,7 @@ func (s *server) suffer(t *testing.T, random *rand.Rand, misfortunes []misfortun
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case <-s.Ended(): // Dendrite's own components do that when their database is away
+		case <-s.Ended(): // Dendrite's components end the process when the database is down
 			times["ended by itself"]++
 			s.revive(t)
 		case <-time.After(time.Duration(random.IntN(2000)) * time.Millisecond):
@@ -118,7 +118,7 @@ func (s *server) suffer(t *testing.T, random *rand.Rand, misfortunes []misfortun
 	return l.report(t, s, times)
 }
 
-// report says what happened, as Markdown.
+// report describes the run in Markdown.
 func (l *ledger) report(t *testing.T, s *server, misfortunes map[string]int) string {
 	t.Helper()
 	var b strings.Builder

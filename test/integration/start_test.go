@@ -20,7 +20,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// A server that is started with no configuration makes what it needs, and finds it again.
+// A server without a configuration file creates its data folder. The next start uses it again.
 func TestDataFolder(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "with space", "data")
@@ -62,11 +62,11 @@ func TestDataFolder(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, string(config), string(again))
 
-	// A second server on the same data.
+	// A second server on the same data is refused.
 	requireFails(t, "in use by another server", "--data", dir, "--http-bind-address", "127.0.0.1:0")
 }
 
-// requireFails runs the homeserver, which must end with code 1 and one line that says this.
+// requireFails runs the homeserver, which must end with code 1 and a single line that contains the given text.
 func requireFails(t *testing.T, says string, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
@@ -78,7 +78,7 @@ func requireFails(t *testing.T, says string, args ...string) {
 	require.Equal(t, 1, cmd.ProcessState.ExitCode(), "%s", out)
 	var lines []string
 	for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
-		// What Dendrite says in any case.
+		// Dendrite always prints these lines.
 		if !strings.Contains(line, "level=info") && !strings.Contains(line, "level=warning") {
 			lines = append(lines, line)
 		}
@@ -88,7 +88,7 @@ func requireFails(t *testing.T, says string, args ...string) {
 	require.NotContains(t, string(out), "goroutine ")
 }
 
-// The binary says what it is, and does nothing else then.
+// With this flag the binary prints its version and does nothing else.
 func TestVersion(t *testing.T) {
 	t.Parallel()
 	cmd := exec.CommandContext(t.Context(), binary, "--version")
@@ -193,7 +193,7 @@ func TestStartFailures(t *testing.T) {
 	}
 }
 
-// With all streams in memory there is no folder to name, and still no second server on the same timers.
+// With all streams in memory there is no folder for streams. A second server on the same timers is refused all the same.
 func TestStreamsInMemory(t *testing.T) {
 	t.Parallel()
 	hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
@@ -215,7 +215,7 @@ func TestStreamsInMemory(t *testing.T) {
 	require.NoError(t, hs.Stop())
 }
 
-// A log that somebody else has left behind lets everybody read and nobody write: that is noticed before anything is promised.
+// If a write-ahead log belongs to another user, SQLite allows reads but refuses writes. The server notices that at its start.
 func TestLogOfSomebodyElse(t *testing.T) {
 	t.Parallel()
 	for _, beside := range []string{"-wal", "-shm"} {
@@ -226,7 +226,7 @@ func TestLogOfSomebodyElse(t *testing.T) {
 			require.NoError(t, os.WriteFile(name, nil, 0o400))
 			run := exec.CommandContext(t.Context(), binary,
 				"--config", filepath.Join(hs.Dir, "dendrite.yaml"), "--really-enable-open-registration", "--http-bind-address", "127.0.0.1:0")
-			if os.Geteuid() == 0 { // who may write everything
+			if os.Geteuid() == 0 { // root may write every file
 				asNobody(t, run, hs.Dir)
 				require.NoError(t, os.Chown(name, 0, 0))
 			}
@@ -238,7 +238,7 @@ func TestLogOfSomebodyElse(t *testing.T) {
 	}
 }
 
-// asNobody has a command run as a user who owns a folder with its files and nothing else.
+// asNobody makes a command run as a user who owns only the given folder and its files.
 func asNobody(t *testing.T, cmd *exec.Cmd, dir string) {
 	t.Helper()
 	const nobody = 65534
@@ -248,7 +248,7 @@ func asNobody(t *testing.T, cmd *exec.Cmd, dir string) {
 		}
 		return err
 	}))
-	// The folders above are root's own, and so is the binary's.
+	// The folders above the given one, and the binary, belong to root.
 	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o711))
 	program, err := os.ReadFile(cmd.Path)
 	require.NoError(t, err)
@@ -258,7 +258,7 @@ func asNobody(t *testing.T, cmd *exec.Cmd, dir string) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 }
 
-// The flags of stock work: a certificate, and a unix socket.
+// A flag of stock Dendrite works: the server listens on a unix socket.
 func TestUnixSocket(t *testing.T) {
 	t.Parallel()
 	hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})

@@ -17,15 +17,15 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// The state after the timeline in /sync (MSC4222).
+// These tests check the state after the timeline in /sync (MSC4222).
 
 const syncPath = "/_matrix/client/v3/sync"
 
-// mirror is a client that knows of rooms what state_after told it, and nothing else.
+// mirror is a client that knows a room's state only from state_after.
 type mirror struct {
 	u     *user
 	query url.Values
-	// rooms has the state of rooms: event IDs by type and state key.
+	// rooms are the states of rooms, by room ID. A state has its events by type and state key.
 	rooms map[string]map[string]gjson.Result
 	last  homeserver.Response
 }
@@ -40,7 +40,7 @@ func (u *user) mirror(query url.Values) *mirror {
 
 func stateKeyOf(e gjson.Result) string { return e.Get("type").Str + "|" + e.Get("state_key").Str }
 
-// sync syncs once and returns the rooms that the user is in.
+// sync makes one sync request and returns the joined rooms.
 func (m *mirror) sync(t *testing.T, timeout time.Duration) gjson.Result {
 	t.Helper()
 	m.query.Set("timeout", fmt.Sprint(timeout.Milliseconds()))
@@ -65,7 +65,7 @@ func (m *mirror) sync(t *testing.T, timeout time.Duration) gjson.Result {
 	return m.last.Get("rooms.join")
 }
 
-// awaitEvent syncs until an event is in the timeline of a room, and returns the room as it is in that answer.
+// awaitEvent syncs until an event is in a room's timeline. It returns the room's part of that answer.
 func (m *mirror) awaitEvent(t *testing.T, roomID, eventID string) gjson.Result {
 	t.Helper()
 	deadline := time.Now().Add(soon)
@@ -110,7 +110,7 @@ func (u *user) say(t *testing.T, roomID string) string {
 	return u.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{"msgtype": "m.text", "body": "x"}).Get("event_id").Str
 }
 
-// act does something to another user's membership, or one's own.
+// act changes the membership of another user, or the user's own.
 func (u *user) act(t *testing.T, roomID, what string, body JSON) {
 	t.Helper()
 	u.must(t, http.MethodPost, "/_matrix/client/v3/rooms/"+roomID+"/"+what, body)
@@ -123,7 +123,7 @@ func events(ids gjson.Result) (all []string) {
 	return all
 }
 
-// memberKeys returns of whom there are member events.
+// memberKeys returns the users of the member events.
 func memberKeys(events gjson.Result) (keys []string) {
 	for _, e := range events.Array() {
 		if e.Get("type").Str == "m.room.member" {
@@ -157,7 +157,7 @@ func TestStateAfter(t *testing.T) {
 	})
 }
 
-// The field has the name that was asked for, and is there only for who asks; the server says that it can do it.
+// The field has the name that the request asks for, and is absent without a request for it. The server advertises the feature.
 func testStateAfterNames(t *testing.T, s *server) {
 	alice := s.newUser(t)
 	roomID := s.room(t, alice)
@@ -193,7 +193,7 @@ func testStateAfterNames(t *testing.T, s *server) {
 	require.NotEmpty(t, versions.Get("versions").Array())
 }
 
-// State is told whether it is in the timeline or before it, once, and the field is there if there is nothing to tell.
+// A state event is in state_after exactly once, whether it is in the timeline or before it. Without changes the field is an empty list.
 func testStateAfterTimeline(t *testing.T, s *server) {
 	alice, bob := s.newUser(t), s.newUser(t)
 	roomID := s.room(t, alice, bob)
@@ -209,7 +209,7 @@ func testStateAfterTimeline(t *testing.T, s *server) {
 	room = m.awaitEvent(t, roomID, topic)
 	require.Equal(t, []string{topic}, events(room.Get("state_after.events")))
 
-	// A gap in the timeline.
+	// The timeline has a gap.
 	alice.put(t, roomID, "m.room.topic", "", JSON{"topic": "b"})
 	topic = alice.put(t, roomID, "m.room.topic", "", JSON{"topic": "c"})
 	var last string
@@ -222,7 +222,7 @@ func testStateAfterTimeline(t *testing.T, s *server) {
 	require.NotContains(t, events(room.Get("timeline.events")), topic)
 	require.Equal(t, []string{topic}, events(room.Get("state_after.events")))
 
-	// What is in the answer for another reason.
+	// The room is in the answer for another reason than state.
 	require.Equal(t, http.StatusOK, alice.do(t, http.MethodPut, "/_matrix/client/v3/rooms/"+roomID+"/typing/"+alice.UserID,
 		JSON{"typing": true, "timeout": 10000}).Code)
 	eventually(t, "typing", func() bool {
@@ -234,14 +234,14 @@ func testStateAfterTimeline(t *testing.T, s *server) {
 		return false
 	})
 
-	// Everything again.
+	// A full sync contains the whole state again.
 	m.query.Set("full_state", "true")
 	room = m.sync(t, 0).Get(gjsonKey(roomID))
 	require.Len(t, room.Get("state_after.events").Array(), len(m.known(roomID)))
 	require.Equal(t, bob.fullState(t, roomID), m.known(roomID))
 }
 
-// Who loads members lazily is told of those in the timeline at first, and then of all that change.
+// With lazily loaded members, state_after first has the members of events in the timeline, and then every member event that changes.
 func testStateAfterLazyMembers(t *testing.T, s *server) {
 	alice, bob, carol, dora := s.newUser(t), s.newUser(t), s.newUser(t), s.newUser(t)
 	roomID := s.room(t, alice, bob, carol, dora)
@@ -261,14 +261,14 @@ func testStateAfterLazyMembers(t *testing.T, s *server) {
 	room = m.awaitEvent(t, roomID, carol.say(t, roomID))
 	require.Empty(t, memberKeys(room.Get("state_after.events")), "and then again")
 
-	// Nobody whom the client has heard of.
+	// The change of a member is reported even if the client does not know the member.
 	alice.act(t, roomID, "kick", JSON{"user_id": dora.UserID})
 	eventually(t, "the kick", func() bool {
 		m.sync(t, time.Second)
 		return m.rooms[roomID]["m.room.member|"+dora.UserID].Get("content.membership").Str == "leave"
 	})
 
-	// Each member event in the timeline is state after it, in a private room as in a public one.
+	// Each member event in the timeline is also in state_after, in private and public rooms.
 	private, err := alice.CreateRoom(t.Context(), JSON{"preset": "private_chat", "invite": []string{bob.UserID}})
 	require.NoError(t, err)
 	require.NoError(t, bob.Join(t.Context(), private))
@@ -280,7 +280,7 @@ func testStateAfterLazyMembers(t *testing.T, s *server) {
 	require.Equal(t, alice.fullState(t, private), whole.known(private))
 }
 
-// Who comes into a room is told its whole state, whatever else happened in between.
+// A user who joins a room gets its whole state, whatever else happened since the last sync.
 func testStateAfterJoining(t *testing.T, s *server) {
 	alice, bob := s.newUser(t), s.newUser(t)
 	roomID := s.room(t, alice)
@@ -291,7 +291,7 @@ func testStateAfterJoining(t *testing.T, s *server) {
 	m.awaitEvent(t, roomID, bob.say(t, roomID))
 	require.Equal(t, bob.fullState(t, roomID), m.known(roomID))
 
-	// Dendrite takes a user who changed its name after it came in for one that had been there.
+	// If a user changes the display name right after joining, Dendrite treats the user as one who was joined before.
 	other := s.room(t, alice)
 	alice.put(t, other, "m.room.topic", "", JSON{"topic": "old"})
 	require.NoError(t, bob.Join(t.Context(), other))
@@ -301,13 +301,13 @@ func testStateAfterJoining(t *testing.T, s *server) {
 	m.awaitEvent(t, other, last)
 	require.Equal(t, bob.fullState(t, other), m.known(other))
 
-	// Who only changes its name was there before.
+	// A user who only changes the display name was joined before.
 	name := bob.put(t, roomID, "m.room.member", bob.UserID, JSON{"membership": "join", "displayname": "Bob"})
 	room := m.awaitEvent(t, roomID, name)
 	require.Equal(t, []string{name}, events(room.Get("state_after.events")))
 }
 
-// Who goes is told what happened until then, and nothing that came afterwards.
+// A user who leaves a room gets the changes until then, and no later ones.
 func testStateAfterLeaving(t *testing.T, s *server) {
 	alice, bob := s.newUser(t), s.newUser(t)
 	after := func(m *mirror, roomID string) (told gjson.Result) {
@@ -334,7 +334,7 @@ func testStateAfterLeaving(t *testing.T, s *server) {
 	require.Equal(t, topic, m.known(roomID)["m.room.topic|"])
 	require.Equal(t, "ban", m.rooms[roomID][own].Get("content.membership").Str)
 
-	// Who came and went between two syncs.
+	// The user joins and leaves between two syncs.
 	brief := s.room(t, alice)
 	alice.put(t, brief, "m.room.topic", "", JSON{"topic": "seen"})
 	require.NoError(t, bob.Join(t.Context(), brief))
@@ -349,7 +349,7 @@ func testStateAfterLeaving(t *testing.T, s *server) {
 	delete(want, own)
 	require.Equal(t, want, known)
 
-	// Who was never in.
+	// The user was only invited.
 	closed, err := alice.CreateRoom(t.Context(), JSON{"preset": "private_chat", "invite": []string{bob.UserID}})
 	require.NoError(t, err)
 	eventually(t, "the invite", func() bool {
@@ -361,13 +361,13 @@ func testStateAfterLeaving(t *testing.T, s *server) {
 	after(m, closed)
 	require.Equal(t, []string{own}, slices.Collect(maps.Keys(m.known(closed))))
 
-	// Who comes back gets everything.
+	// A user who joins again gets the whole state.
 	require.NoError(t, bob.Join(t.Context(), brief))
 	m.awaitEvent(t, brief, bob.say(t, brief))
 	require.Equal(t, bob.fullState(t, brief), m.known(brief))
 }
 
-// A filter, in the request or stored, is about what changed.
+// A filter, in the request or stored, applies to the changes.
 func testStateAfterFilters(t *testing.T, s *server) {
 	alice, bob := s.newUser(t), s.newUser(t)
 	roomID := s.room(t, alice, bob)
@@ -397,7 +397,7 @@ func testStateAfterFilters(t *testing.T, s *server) {
 	}
 }
 
-// A state event that was redacted is told as it is now.
+// A redacted state event has its redacted content.
 func testStateAfterRedacted(t *testing.T, s *server) {
 	alice := s.newUser(t)
 	roomID := s.room(t, alice)
@@ -410,7 +410,7 @@ func testStateAfterRedacted(t *testing.T, s *server) {
 	require.Empty(t, m.rooms[roomID]["m.room.topic|"].Get("content.topic").Str)
 }
 
-// While many act at once, each client knows at each moment some state that the room had, and in the end the last.
+// While several users act at once, clients keep syncing. In the end each client knows the room's current state.
 func testStateAfterMirror(t *testing.T, s *server) {
 	alice := s.newUser(t)
 	others := []*user{s.newUser(t), s.newUser(t), s.newUser(t)}

@@ -20,7 +20,7 @@ import (
 // stockPkg is Dendrite's own command, in the version that this module depends on.
 const stockPkg = "github.com/matrix-org/dendrite/cmd/dendrite"
 
-// Without the field everything is as on stock Dendrite: the same requests to both servers, and their answers compared.
+// Requests without the field are answered as by stock Dendrite. The test sends the same requests to both servers and compares the answers.
 func TestSameAsStock(t *testing.T) {
 	stock := filepath.Join(t.TempDir(), "dendrite")
 	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", stock, stockPkg).CombinedOutput()
@@ -40,7 +40,7 @@ func TestSameAsStock(t *testing.T) {
 	}
 }
 
-// answer is an answer without what differs from server to server.
+// answer is an answer without the parts that differ between servers.
 type answer struct {
 	request, body string
 	code          int
@@ -51,11 +51,11 @@ var (
 	eventIDs = regexp.MustCompile(`\$[A-Za-z0-9_-]{43}`)
 	roomIDs  = regexp.MustCompile(`!\w+:localhost`)
 	numbers  = regexp.MustCompile(`"(origin_server_ts|age)":\d+`)
-	// advertised is what only this server says that it can do.
+	// advertised matches the features that only this server advertises.
 	advertised = regexp.MustCompile(`,"(m|org\.matrix\.msc4140)\.delayed_events":\{[^}]*\}`)
 )
 
-// ask sends requests of all kinds that do not have the field.
+// ask sends requests of all kinds without the field.
 func ask(t *testing.T, s *server) (answers []answer) {
 	alice, bob, stranger := s.newUser(t), s.newUser(t), s.newUser(t)
 	client, err := s.RegisterGuest(t.Context())
@@ -117,7 +117,7 @@ func ask(t *testing.T, s *server) (answers []answer) {
 			do("alice", method, path, nil)
 		}
 	}
-	// What does not belong to a component, and every prefix that is served.
+	// These paths belong to no component, or have one of the served prefixes.
 	for _, path := range []string{
 		"/", "/none", "//", "/_matrix/none", "/_matrix/client/none", "/_matrix/client//versions", "/_matrix/static/",
 		"/_matrix/static/client/login/", "/_matrix/static/none", "/_matrix/media/v3/download/none/none", "/_matrix/key/v2/server",

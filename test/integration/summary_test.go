@@ -12,7 +12,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// Room summaries (MSC3266).
+// These tests check room summaries (MSC3266).
 
 func summaryPath(roomIDOrAlias string, vias ...string) string {
 	return "/_matrix/client/v1/room_summary/" + url.PathEscape(roomIDOrAlias) + "?" + url.Values{"via": vias}.Encode()
@@ -24,7 +24,7 @@ func (u *user) roomWith(t *testing.T, joinRule JSON, more ...JSON) string {
 	return u.roomOf(t, "10", joinRule, more...)
 }
 
-// roomOf makes a room of a version with a join rule.
+// roomOf makes a room with a version and a join rule.
 func (u *user) roomOf(t *testing.T, version string, joinRule JSON, more ...JSON) string {
 	t.Helper()
 	state := []JSON{{"type": "m.room.join_rules", "content": joinRule}}
@@ -50,7 +50,7 @@ func TestRoomSummary(t *testing.T) {
 	})
 }
 
-// All that is to be told, under all paths.
+// The summary has all fields, on all paths.
 func testSummaryContent(t *testing.T, s *server) {
 	alice, bob := s.newUser(t), s.newUser(t)
 	space := alice.roomWith(t, JSON{"join_rule": "public"})
@@ -81,13 +81,13 @@ func testSummaryContent(t *testing.T, s *server) {
 			}
 		}
 	}
-	// What a room does not have is not there.
+	// Fields without a value are absent.
 	plain := alice.roomWith(t, JSON{"join_rule": "invite"})
 	require.JSONEq(t, `{"room_id":"`+plain+`","num_joined_members":1,"guest_can_join":true,"world_readable":false,"join_rule":"invite",
 		"room_version":"10","membership":"join"}`, string(alice.must(t, http.MethodGet, summaryPath(plain), nil).Body))
 }
 
-// Who may join, knock, or read a room, or is or was invited to it, is told of it; for everybody else there is none.
+// A user gets the summary of a room if the user may join it, knock at it or read it, or is a member or invited. All others get a 404.
 func testSummaryAccess(t *testing.T, s *server) {
 	alice, bob, carol, dora := s.newUser(t), s.newUser(t), s.newUser(t), s.newUser(t)
 	guest, err := s.RegisterGuest(t.Context())
@@ -140,14 +140,13 @@ func testSummaryAccess(t *testing.T, s *server) {
 	forger := &user{&homeserver.Client{URL: s.URL, Token: "forged"}, s}
 	require.Equal(t, http.StatusUnauthorized, forger.do(t, http.MethodGet, summaryPath(club), nil).Code)
 
-	// A room that everybody has left is no longer known.
+	// A room without members is not found.
 	left := alice.roomWith(t, JSON{"join_rule": "public"})
 	alice.act(t, left, "leave", JSON{})
 	require.Equal(t, http.StatusNotFound, alice.do(t, http.MethodGet, summaryPath(left), nil).Code)
 }
 
-// Whoever asks without a login is limited by the address, whatever headers there are, on a connection each or on one; who is logged in,
-// by the account.
+// Requests without a login are limited by address, whatever headers or connections they use. Requests with a login are limited by account.
 func TestSummaryLimits(t *testing.T) {
 	t.Parallel()
 	s := start(t, homeserver.Config{Expiration: JSON{"rate_limiting": JSON{"unknown_token": JSON{"threshold": 3, "cooloff_ms": 3600000}}}})

@@ -12,8 +12,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// The sender of a delayed event, and nobody else, finds its delay ID in it: in the sync that waited for it, and wherever
-// events can be read later.
+// Only the sender of a delayed event finds its delay ID in the event. That holds for a waiting sync, and for all later reads.
 func TestDelayIDInUnsigned(t *testing.T) {
 	t.Parallel()
 	onEachDatabase(t, nil, func(t *testing.T, s *server) {

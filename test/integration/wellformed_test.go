@@ -15,10 +15,10 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
-// What nothing could ever make sendable is refused when it is scheduled, or sent as an expiring event, with a clear word; and
-// no look-up fails afterwards.
+// An event that can never be sent is refused when it is scheduled, or sent as an expiring event. The error says why. No look-up fails
+// afterwards.
 
-// deep returns a JSON object that is nested so deeply.
+// deep returns a JSON object with the given depth.
 func deep(levels int) []byte {
 	return []byte(strings.Repeat(`{"a":`, levels-1) + `{}` + strings.Repeat(`}`, levels-1))
 }
@@ -37,7 +37,7 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 		room := long + url.PathEscape(rooms["10"])
 		pseudo := long + url.PathEscape(rooms["org.matrix.msc4014"])
 		for name, test := range map[string]struct {
-			path    string // behind which the delay comes
+			path    string // the delay is appended to it
 			body    any
 			code    int
 			errcode string
@@ -45,7 +45,7 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 			"long type":       {room + "/state/" + strings.Repeat("t", 256) + "/", JSON{}, 413, "M_BAD_JSON"},
 			"very long type":  {room + "/send/" + strings.Repeat("t", 50_000) + "/txn1", JSON{}, 413, "M_BAD_JSON"},
 			"very long key":   {room + "/state/m/" + strings.Repeat("k", 50_000), JSON{}, 413, "M_BAD_JSON"},
-			"1 MB of type":    {room + "/send/" + strings.Repeat("t", 900_000) + "/txn1", JSON{}, 431, ""}, // by Go's server
+			"1 MB of type":    {room + "/send/" + strings.Repeat("t", 900_000) + "/txn1", JSON{}, 431, ""}, // refused by Go's server
 			"200 KB of key":   {room + "/state/m/" + strings.Repeat("k", 200_000), JSON{}, 431, ""},
 			"type no UTF-8":   {room + "/state/%ff/key", JSON{}, 400, "M_INVALID_PARAM"},
 			"type with NUL":   {room + "/send/m%00/txn2", JSON{}, 400, "M_INVALID_PARAM"},
@@ -94,7 +94,7 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 			res := alice.do(t, http.MethodPut, room+"/state/m/key"+delayParameter+"1&ts="+ts, JSON{})
 			require.Equal(t, http.StatusBadRequest, res.Code, ts)
 		}
-		// What is at the limits can be scheduled, looked up and sent.
+		// Events at the limits can be scheduled, looked up and sent.
 		for _, roomID := range rooms {
 			path := long + url.PathEscape(roomID) + "/state/" + strings.Repeat("t", 255) + "/" + strings.Repeat("k", 255)
 			id := delayID(t, alice.must(t, http.MethodPut, path+delayParameter+"3600000", deep(200)))
@@ -108,7 +108,7 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 	})
 }
 
-// However a request brings it, JSON that is nested too deeply does not come into Dendrite.
+// JSON that is nested too deeply does not reach Dendrite, whatever request contains it.
 func TestDeepRequestsAreRefused(t *testing.T) {
 	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
@@ -136,13 +136,13 @@ func TestDeepRequestsAreRefused(t *testing.T) {
 				require.Equal(t, "*", res.Header.Get("Access-Control-Allow-Origin"), path)
 			}
 		}
-		// Nothing of it is anywhere, and what is at the limit goes on to everybody.
+		// None of these events has reached the room. An event at the limit reaches all members.
 		id := alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), deep(200)).Get("event_id").Str
 		f.awaitEvent(t, id)
 	})
 }
 
-// A list of many large events comes in pages, to several requests at once.
+// A list of many large events is paginated, also for concurrent requests.
 func TestListIsPaginated(t *testing.T) {
 	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
@@ -178,7 +178,7 @@ func TestListIsPaginated(t *testing.T) {
 	})
 }
 
-// No spelling of a delay ID brings it into the log, which is searched for it when the test ends.
+// No spelling of a delay ID gets it into the log. The cleanup of start searches the log for it.
 func TestSpelledDelayIDsAreNotLogged(t *testing.T) {
 	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
@@ -211,7 +211,7 @@ func TestSpelledDelayIDsAreNotLogged(t *testing.T) {
 	})
 }
 
-// What an application service delays and lets expire is exempt from the limit of running events, as what it sends at once is.
+// Delayed events of an application service that then expire are exempt from the limit of running events, like those that it sends at once.
 func TestDelayedEventsOfApplicationServicesAreExempt(t *testing.T) {
 	t.Parallel()
 	registration := bridge(t)
@@ -232,7 +232,7 @@ func TestDelayedEventsOfApplicationServicesAreExempt(t *testing.T) {
 	}
 }
 
-// A NUL character that PostgreSQL would not store ends no process, and keeps nobody's /sync from going on.
+// A NUL character, which PostgreSQL cannot store, neither ends the process nor blocks a user's /sync.
 func TestNULs(t *testing.T) {
 	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
