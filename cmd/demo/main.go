@@ -1,5 +1,5 @@
-// Command demo shows expiring events at work. It starts the homeserver in a throw-away folder on a free port, plays a call with four
-// participants over HTTP, with a real client library, and checks what each of them sees.
+// Command demo shows expiring events at work. It starts the homeserver in a throw-away folder on a free port. Then it plays a call with
+// four participants over HTTP, with a real client library, and checks what each of them sees.
 //
 // It exits with 0 if everything was as docs/protocol.md says, and with 1 if not.
 package main

@@ -1,6 +1,5 @@
-// Command bench measures what this server costs, side by side with upper bounds, and prints ratios. It prints no absolute figures, because
-// those of one machine mean little on another. The machines are noisy, so the subjects are measured in turn, many times, and the median
-// counts.
+// Command bench measures the cost of this server, side by side with upper bounds. It prints ratios, because absolute figures of one machine
+// mean little on another. The machines are noisy, so the subjects are measured in turn, many times, and the median counts.
 //
 //	go run ./test/bench
 //
