@@ -76,7 +76,7 @@ func (t *Timers) loadTimers(ctx context.Context) (u inherited, err error) {
 			u.claimed = append(u.claimed, tm)
 		}
 	}
-	return u, nil
+	return u, t.index.Link()
 }
 
 // loadTimerWithMu loads one timer of an earlier process.

@@ -32,11 +32,16 @@ package index
 import (
 	"cmp"
 	"container/heap"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
 	"maps"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 // Index finds timers by everything that they are looked up by.
@@ -45,7 +50,7 @@ type Index struct {
 	expiring int // the number of live timers of expiring events
 	delayed  int // the number of live timers of delayed events
 
-	byToken  map[[TokenSize]byte]*Timer
+	byToken  map[uint64]*Timer // by tokenKey
 	byState  map[uint64]*Timer // the first timer of each list
 	bySender map[uint64]*Timer // likewise
 	wakes    wakeHeap
@@ -54,6 +59,10 @@ type Index struct {
 	// byRequest contains the timers of requests whose result Dendrite does not remember: requests to an earlier process, and requests that
 	// failed.
 	byRequest map[uint64]*Timer
+	// loaded contains the timers that Link makes findable, and chunk the memory for the next ones.
+	loaded []*Timer
+	chunk  []Timer
+
 	// ended contains the events of requests whose timers have ended, and endedBefore those of the previous period, see ForgetRequests.
 	ended, endedBefore map[uint64]string
 }
@@ -61,7 +70,7 @@ type Index struct {
 // New returns an index without timers.
 func New() *Index {
 	return &Index{
-		byToken:  map[[TokenSize]byte]*Timer{},
+		byToken:  map[uint64]*Timer{},
 		byState:  map[uint64]*Timer{},
 		bySender: map[uint64]*Timer{},
 		left:     map[*Timer]struct{}{},
@@ -79,11 +88,14 @@ func (x *Index) NextNID() int64 { return x.lastNID + 1 }
 
 // ByToken returns the timer of a token or a delay ID, or nil.
 func (x *Index) ByToken(token [TokenSize]byte, delayed bool) *Timer {
-	if tm := x.byToken[token]; tm != nil && tm.delayed == delayed {
+	if tm := x.byToken[tokenKey(token)]; tm != nil && tm.token == token && tm.delayed == delayed {
 		return tm
 	}
 	return nil
 }
+
+// tokenKey is the half of a token that the map has. A token is an HMAC under a secret key: two with the same half do not occur.
+func tokenKey(token [TokenSize]byte) uint64 { return binary.BigEndian.Uint64(token[:]) }
 
 // OfState calls f for each live timer of a piece of state. f may stop that timer.
 func (x *Index) OfState(state uint64, f func(*Timer)) {
@@ -125,33 +137,90 @@ func (x *Index) Left() iter.Seq[*Timer] { return maps.Keys(x.left) }
 
 // Add adds a new timer, which is Pending. due is its deadline by the monotonic clock.
 func (x *Index) Add(row Row, due time.Duration) *Timer {
-	tm := newTimer(row, due)
-	x.lastNID = max(x.lastNID, row.NID)
-	x.count(tm, 1)
-	x.byToken[row.Token] = tm
-	if row.State != 0 {
-		tm.nextOfState = x.byState[row.State]
-		x.byState[row.State] = tm
-	}
-	if next := x.bySender[row.Sender]; next != nil {
-		tm.nextOfSender = next
-		next.previousOfSender = tm
-	}
-	x.bySender[row.Sender] = tm
+	tm := &Timer{}
+	x.add(tm, row, due)
+	x.addToken(tm)
+	x.addToState(tm)
+	x.addToSender(tm)
 	return tm
 }
 
-// Load adds the timer of a row that an earlier process wrote. An unclaimed timer is Running, and scheduled for its deadline. A claimed one
-// is Claimed, and not scheduled: the caller hands it over, or schedules it.
+func (x *Index) add(tm *Timer, row Row, due time.Duration) {
+	tm.init(row, due)
+	x.lastNID = max(x.lastNID, row.NID)
+	x.count(tm, 1)
+}
+
+func (x *Index) addToken(tm *Timer) { x.byToken[tokenKey(tm.token)] = tm }
+
+func (x *Index) addToState(tm *Timer) {
+	if tm.state != 0 {
+		tm.nextOfState = x.byState[tm.state]
+		x.byState[tm.state] = tm
+	}
+}
+
+func (x *Index) addToSender(tm *Timer) {
+	if next := x.bySender[tm.sender]; next != nil {
+		tm.nextOfSender = next
+		next.previousOfSender = tm
+	}
+	x.bySender[tm.sender] = tm
+}
+
+// loadChunk is how many timers are allocated at once while they are loaded. The memory of a chunk is freed when all its timers have ended.
+const loadChunk = 64
+
+// Load adds the timer of a row that an earlier process wrote. If the row is claimed, the timer is Claimed, and nobody looks at it before it
+// is handed over or scheduled. Otherwise it is Running, and scheduled for when it is due. It cannot be found until Link is called.
 func (x *Index) Load(row Row, due time.Duration) *Timer {
-	tm := x.Add(row, due)
-	x.Repeatable(tm)
+	if len(x.chunk) == 0 {
+		x.chunk = make([]Timer, loadChunk)
+	}
+	tm := &x.chunk[0]
+	x.chunk = x.chunk[1:]
+	x.add(tm, row, due)
+	tm.phase = Running
 	if row.Claimed {
 		tm.phase = Claimed
-		return tm
 	}
-	x.Activate(tm, due)
+	x.loaded = append(x.loaded, tm)
 	return tm
+}
+
+// Link makes all timers findable that were loaded into an empty index. The maps are filled concurrently, because with a million timers most
+// of the time is spent waiting for memory. After an error the index is unusable.
+func (x *Index) Link() error {
+	var (
+		linking sync.WaitGroup
+		failed  atomic.Bool
+	)
+	for _, add := range []func(*Timer){
+		x.addToken, x.addToState, x.addToSender, x.Repeatable,
+		func(tm *Timer) {
+			if tm.phase == Running {
+				tm.wake = tm.Due
+				x.wakes.Push(tm)
+			}
+		},
+	} {
+		linking.Go(func() {
+			if !guard.Run("filling the index", func() {
+				for _, tm := range x.loaded {
+					add(tm)
+				}
+			}) {
+				failed.Store(true)
+			}
+		})
+	}
+	linking.Wait()
+	heap.Init(&x.wakes)
+	x.chunk, x.loaded = nil, nil
+	if failed.Load() {
+		return errors.New("filling the index panicked")
+	}
+	return nil
 }
 
 // Activate makes a pending timer Running, and schedules it for wake.
@@ -224,7 +293,7 @@ func (x *Index) Refuse(tm *Timer, until time.Duration) bool {
 		return false
 	}
 	tm.refused = true
-	x.byToken[tm.token] = tm
+	x.byToken[tokenKey(tm.token)] = tm
 	x.Schedule(tm, until)
 	return true
 }
@@ -242,8 +311,8 @@ func (x *Index) ForgetToken(tm *Timer) bool {
 
 // forgetToken removes a token, unless another timer has it by now.
 func (x *Index) forgetToken(tm *Timer) {
-	if x.byToken[tm.token] == tm {
-		delete(x.byToken, tm.token)
+	if x.byToken[tokenKey(tm.token)] == tm {
+		delete(x.byToken, tokenKey(tm.token))
 	}
 }
 
@@ -376,7 +445,7 @@ func (x *Index) Invariants() error {
 		clear(found)
 		x.OfSender(tm.sender, func(other *Timer) { found[other] = true })
 		check(found[tm] == tm.Live(), tm, "the list of its sender disagrees with its phase")
-		check(!tm.Live() || x.byToken[tm.token] == tm, tm, "not found by its token")
+		check(!tm.Live() || x.byToken[tokenKey(tm.token)] == tm, tm, "not found by its token")
 		check(tm.nid <= x.lastNID, tm, "wrong NID")
 		check(tm.phase != Gone || tm.refused, tm, "gone, and still in the index")
 		check(!tm.refused || !tm.Live(), tm, "live, and its token refused")
@@ -390,7 +459,7 @@ func (x *Index) Invariants() error {
 		if tm.place >= 0 {
 			scheduled++
 		}
-		if x.byToken[tm.token] == tm {
+		if x.byToken[tokenKey(tm.token)] == tm {
 			tokens++
 		}
 		switch {

@@ -44,10 +44,15 @@ func TestIndex(t *testing.T) {
 			row := drawRow(t, x)
 			row.Claimed = rapid.Bool().Draw(t, "claimed")
 			tm := x.Load(row, time.Duration(rapid.IntRange(0, 99).Draw(t, "due")))
-			if row.Claimed {
+			all, live[tm] = append(all, tm), true
+		}
+		if err := x.Link(); err != nil {
+			t.Fatal(err)
+		}
+		for tm := range live {
+			if tm.Phase() == Claimed {
 				x.HandOver(tm)
 			}
-			all, live[tm] = append(all, tm), true
 		}
 		for range rapid.IntRange(1, 80).Draw(t, "steps") {
 			if len(all) == 0 || rapid.IntRange(0, 3).Draw(t, "add") == 0 {
@@ -149,6 +154,7 @@ func TestRequests(t *testing.T) {
 	x := New()
 	old := x.Load(Row{NID: 1, Token: token(1), Request: 1}, 0)
 	sent := x.Add(Row{NID: 2, Token: token(2), Request: 2}, 0)
+	require.NoError(t, x.Link())
 	failed := x.Add(Row{NID: 3, Token: token(3), Request: 3}, 0)
 	none := x.Add(Row{NID: 4, Token: token(4)}, 0)
 	x.Repeatable(failed)
@@ -184,6 +190,7 @@ func TestRefusedTokens(t *testing.T) {
 	for _, tokenFirst := range []bool{true, false} {
 		x := New()
 		tm := x.Load(Row{NID: 1, Token: token(1)}, 5)
+		require.NoError(t, x.Link())
 		require.False(t, x.Refuse(tm, 9), "the timer is live")
 		require.False(t, x.ForgetToken(tm))
 		require.True(t, x.Stop(tm))
@@ -211,7 +218,7 @@ func TestRefusedTokens(t *testing.T) {
 func TestInvariants(t *testing.T) {
 	for name, breaks := range map[string]func(x *Index, tm *Timer){
 		"forgotten":      func(x *Index, tm *Timer) { x.unschedule(tm) },
-		"not by token":   func(x *Index, tm *Timer) { delete(x.byToken, tm.Token()) },
+		"not by token":   func(x *Index, tm *Timer) { delete(x.byToken, tokenKey(tm.Token())) },
 		"not by state":   func(x *Index, tm *Timer) { x.removeFromState(tm) },
 		"not by sender":  func(x *Index, tm *Timer) { x.removeFromSender(tm) },
 		"the count":      func(x *Index, tm *Timer) { x.expiring++ },
@@ -226,6 +233,7 @@ func TestInvariants(t *testing.T) {
 		x := New()
 		x.Load(Row{NID: 1, Token: token(1), Sender: 1, State: 1}, 1)
 		tm := x.Load(Row{NID: 2, Token: token(2), Sender: 1, State: 1, Request: 7}, 2)
+		require.NoError(t, x.Link())
 		require.NoError(t, x.Invariants())
 		breaks(x, tm)
 		require.Error(t, x.Invariants(), name)
@@ -245,6 +253,7 @@ func BenchmarkMemory(b *testing.B) {
 				Request: n,
 			}, time.Duration(n%1000))
 		}
+		require.NoError(b, x.Link())
 		after = heapInUse()
 		b.ReportMetric(float64(after-before)/timers, "B/timer")
 		b.ReportMetric(float64(unsafe.Sizeof(Timer{})), "B/struct")

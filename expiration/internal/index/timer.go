@@ -114,9 +114,9 @@ type Timer struct {
 	refused bool
 }
 
-// newTimer returns the timer of a row, which is Pending.
-func newTimer(row Row, due time.Duration) *Timer {
-	return &Timer{
+// init makes it the timer of a row, which is Pending.
+func (tm *Timer) init(row Row, due time.Duration) {
+	*tm = Timer{
 		nid: row.NID, token: row.Token, event: row.Event, room: row.Room, sender: row.Sender, state: row.State, request: row.Request,
 		received: row.Received, delayed: row.Delayed, Duration: row.Duration, Deadline: row.Deadline, Due: due, place: -1,
 	}
