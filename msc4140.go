@@ -136,12 +136,13 @@ func (e *Extension) UserAPI(userAPI dendriteuserapi.UserInternalAPI) dendriteuse
 
 // AddPublicRoutes registers the routes. Dendrite's own routes must be registered after them.
 func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteuserapi.QueryAcccessTokenAPI) {
-	routers.Client.Use(dendritefix.BoundDepth, dendritefix.RefuseNUL, delayid.Add(e.timers, userAPI))
+	routers.Client.Use( // the first is the outermost
+		dendritefix.BoundDepth, dendritefix.RefuseNUL, delayid.Add(e.timers, userAPI), e.sync.Middleware(userAPI),
+		around.Versions(e.features()...),
+	)
 	e.client.AddRoutes(routers.Client, userAPI)
-	e.sync.AddRoutes(routers.Client, userAPI)
 	rtc.AddRoutes(routers, userAPI, e.rtc.Transports)
 	e.rooms.AddRoutes(routers.Client, userAPI)
-	around.AddVersions(routers.Client, e.features()...)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }
 

@@ -1,10 +1,8 @@
-// Package around helps routes that change an answer of Dendrite's. Such a route is registered before Dendrite's route of the same path. It
-// calls Dendrite's route and changes its answer.
+// Package around is for middlewares that change an answer of Dendrite's.
 package around
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"net/http"
 
@@ -12,20 +10,29 @@ import (
 	"github.com/matrix-org/util"
 )
 
-// asked is the key that marks the context of a request that is passed on to Dendrite.
-type asked struct{}
-
-// First is a matcher for all requests except those that are passed on to Dendrite. Each route that calls Dendrite must have it, or it would
-// call itself.
-func First(req *http.Request, _ *mux.RouteMatch) bool {
-	return req.Context().Value(asked{}) == nil
+// Get returns a middleware for the router of a route of Dendrite's. It hands the GET requests that match over to the handler that handle
+// makes of Dendrite's own. All other requests pass through.
+func Get(matches func(*http.Request) bool, handle func(dendrite http.Handler) http.Handler) mux.MiddlewareFunc {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if req.Method == http.MethodGet && matches(req) {
+				handle(next).ServeHTTP(w, req) // gorilla/mux applies middlewares anew to each request
+				return
+			}
+			next.ServeHTTP(w, req)
+		})
+	}
 }
 
-// Dendrite returns the answer of Dendrite's route. ok is false if its status is not 200. Then the caller should return the answer
-// unchanged.
-func Dendrite(router http.Handler, req *http.Request) (answer util.JSONResponse, body []byte, ok bool) {
+// Path returns a function that matches requests for a path.
+func Path(path string) func(*http.Request) bool {
+	return func(req *http.Request) bool { return req.URL.Path == path }
+}
+
+// Answer returns Dendrite's answer. ok is false if it is not a success; then the caller answers the same.
+func Answer(dendrite http.Handler, req *http.Request) (answer util.JSONResponse, body []byte, ok bool) {
 	kept := buffer{header: http.Header{}, code: http.StatusOK}
-	router.ServeHTTP(&kept, req.WithContext(context.WithValue(req.Context(), asked{}, true)))
+	dendrite.ServeHTTP(&kept, req)
 	body = kept.body.Bytes()
 	return util.JSONResponse{Code: kept.code, JSON: json.RawMessage(body)}, body, kept.code == http.StatusOK
 }

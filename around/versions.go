@@ -9,20 +9,21 @@ import (
 	"github.com/matrix-org/util"
 )
 
-// AddVersions registers a route that adds unstable features to Dendrite's answer to /versions. It must be called before Dendrite registers
-// its own route.
-func AddVersions(router *mux.Router, features ...string) {
-	router.Handle("/versions", httputil.MakeExternalAPI("versions", func(req *http.Request) util.JSONResponse {
-		answer, body, ok := Dendrite(router, req)
-		if !ok {
-			return answer
-		}
-		versions, err := advertise(body, features)
-		if err != nil {
-			return util.ErrorResponse(err)
-		}
-		return util.JSONResponse{Code: http.StatusOK, JSON: versions}
-	})).Methods(http.MethodGet).MatcherFunc(First)
+// Versions returns a middleware for the router of the client API. It adds unstable features to Dendrite's answer of /versions.
+func Versions(features ...string) mux.MiddlewareFunc {
+	return Get(Path(httputil.PublicClientPathPrefix+"versions"), func(dendrite http.Handler) http.Handler {
+		return httputil.MakeExternalAPI("versions", func(req *http.Request) util.JSONResponse {
+			answer, body, ok := Answer(dendrite, req)
+			if !ok {
+				return answer
+			}
+			versions, err := advertise(body, features)
+			if err != nil {
+				return util.ErrorResponse(err)
+			}
+			return util.JSONResponse{Code: http.StatusOK, JSON: versions}
+		})
+	})
 }
 
 // advertise adds features to an answer to /versions.

@@ -269,7 +269,7 @@ func (a *API) checkJoined(req *http.Request, device *userapi.Device, roomID stri
 func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	const name = "delayed_event"
 	for _, path := range []string{"/{apiversion:(?:r0|v3)}", "/unstable/org.matrix.msc4140"} {
-		schedule := a.authenticated(userAPI,
+		schedule := a.authenticated(name, userAPI,
 			func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 				txnID := vars["txnID"]
 				return a.scheduleByField(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], txnID: &txnID})
@@ -279,11 +279,11 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 	}
 	for path, d := range map[string]dialect{"/v1": stable, "/unstable/org.matrix.msc4140": unstable} {
 		events := path + "/delayed_events"
-		router.Handle(events, a.authenticated(userAPI,
+		router.Handle(events, a.authenticated(name, userAPI,
 			func(req *http.Request, device *userapi.Device, _ map[string]string) util.JSONResponse {
 				return a.list(req, device, d)
 			})).Methods(http.MethodGet, http.MethodOptions)
-		router.Handle(events+"/{delayID}", hidden(a.authenticated(userAPI,
+		router.Handle(events+"/{delayID}", hidden(a.authenticated(name, userAPI,
 			func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 				return a.look(req, device, d, vars["delayID"])
 			}))).Methods(http.MethodGet, http.MethodOptions)
@@ -292,12 +292,12 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 		router.Handle(path, hidden(bounded(maxKeepAliveSize, keepAliveReadTimeout, handler))).
 			Methods(http.MethodPost, http.MethodOptions)
 	}
-	act("/v1/delayed_events/{delayID}/{action}", a.authenticated(userAPI,
+	act("/v1/delayed_events/{delayID}/{action}", a.authenticated(name, userAPI,
 		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 			return a.act(req, stable, vars["delayID"], vars["action"], device.UserID)
 		}))
 	act("/unstable/org.matrix.msc4140/delayed_events/{delayID}/{action}",
-		httputil.MakeExternalAPI(name, func(req *http.Request) util.JSONResponse {
+		untraced(name, func(req *http.Request) util.JSONResponse {
 			vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
 			if err != nil {
 				return noDelayedEvent()
@@ -305,7 +305,7 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 			return a.act(req, unstable, vars["delayID"], vars["action"], "")
 		}))
 	act("/unstable/org.matrix.msc4140/delayed_events/{delayID}",
-		httputil.MakeExternalAPI(name, func(req *http.Request) util.JSONResponse {
+		untraced(name, func(req *http.Request) util.JSONResponse {
 			body, err := readBody(req.Body)
 			if err == nil {
 				err = checkObject(body, "The body")

@@ -10,7 +10,6 @@ package clientapi
 import (
 	"context"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -93,10 +92,6 @@ func (a *API) Collectors() []prometheus.Collector {
 
 // AddRoutes registers the routes. It must be called before Dendrite registers its own, because the router uses the first match.
 func (a *API) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
-	untraced(func() { a.addRoutes(router, userAPI) })
-}
-
-func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	for method, handler := range a.keepAlives() { // first, because they are the most frequent
 		router.Handle(keepAlivePath+method, handler).Methods(http.MethodPut, http.MethodOptions)
 	}
@@ -105,7 +100,7 @@ func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 	v3.Handle("/capabilities", capabilitiesHandler(userAPI, a.rsAPI, &a.dendrite.RateLimiting, a.cfg.MaxDelay, a.cfg.MaxScheduled)).
 		Methods(http.MethodGet, http.MethodOptions)
 	send := func(path, method string, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse) {
-		v3.Handle(path, a.authenticated(userAPI, f)).Methods(method, http.MethodOptions)
+		v3.Handle(path, a.authenticated("send_message", userAPI, f)).Methods(method, http.MethodOptions)
 	}
 	send("/rooms/{roomID}/send/{eventType}", http.MethodPost,
 		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
@@ -128,19 +123,6 @@ func (a *API) addRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 		})
 }
 
-// authenticated returns a handler for requests with an access token, which may be a guest's. It passes the decoded path variables to f.
-func (a *API) authenticated(
-	userAPI userapi.QueryAcccessTokenAPI, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse,
-) http.Handler {
-	return httputil.MakeAuthAPI("send_message", userAPI, func(req *http.Request, device *userapi.Device) util.JSONResponse {
-		vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
-		if err != nil {
-			return util.ErrorResponse(err)
-		}
-		return f(req, device, vars)
-	}, httputil.WithAllowGuests())
-}
-
 // KeepAlivesFirst returns a handler that answers keep-alives itself and passes all other requests to next, which has the same routes.
 // It saves time: Dendrite's routers try one regular expression after the other, which costs more than the rest of a keep-alive.
 func (a *API) KeepAlivesFirst(next http.Handler) http.Handler {
@@ -156,15 +138,4 @@ func (a *API) KeepAlivesFirst(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, req)
 	})
-}
-
-// untraced calls f with Dendrite's tracing of whole requests switched off. Dendrite reads that setting when a route is made. The requests
-// and answers of these routes contain tokens, which must not be logged.
-func untraced(f func()) {
-	const variable = "DENDRITE_TRACE_HTTP"
-	if value, ok := os.LookupEnv(variable); ok {
-		_ = os.Unsetenv(variable)
-		defer func() { _ = os.Setenv(variable, value) }()
-	}
-	f()
 }

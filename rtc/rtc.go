@@ -38,25 +38,27 @@ func AddRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI, t
 		}, httputil.WithAllowGuests(),
 	)).Methods(http.MethodGet, http.MethodOptions)
 	if len(transports) > 0 {
-		addWellKnownTransports(routers.WellKnown, transports)
+		routers.WellKnown.Use(wellKnown(transports))
 	}
 }
 
-// addWellKnownTransports adds the transports to Dendrite's /.well-known/matrix/client, if Dendrite is configured to serve it.
-func addWellKnownTransports(router *mux.Router, transports []Transport) {
-	router.Handle("/client", httputil.MakeExternalAPI("wellknown", func(req *http.Request) util.JSONResponse {
-		answer, body, ok := around.Dendrite(router, req)
-		if !ok {
-			return answer
-		}
-		var client map[string]json.RawMessage
-		err := json.Unmarshal(body, &client)
-		if err == nil {
-			client[wellKnownTransports], err = json.Marshal(transports)
-		}
-		if err != nil {
-			return util.ErrorResponse(err)
-		}
-		return util.JSONResponse{Code: http.StatusOK, JSON: client}
-	})).Methods(http.MethodGet).MatcherFunc(around.First)
+// wellKnown returns a middleware that adds the transports to Dendrite's /.well-known/matrix/client, if Dendrite is configured to serve it.
+func wellKnown(transports []Transport) mux.MiddlewareFunc {
+	return around.Get(around.Path(httputil.PublicWellKnownPrefix+"client"), func(dendrite http.Handler) http.Handler {
+		return httputil.MakeExternalAPI("wellknown", func(req *http.Request) util.JSONResponse {
+			answer, body, ok := around.Answer(dendrite, req)
+			if !ok {
+				return answer
+			}
+			var client map[string]json.RawMessage
+			err := json.Unmarshal(body, &client)
+			if err == nil {
+				client[wellKnownTransports], err = json.Marshal(transports)
+			}
+			if err != nil {
+				return util.ErrorResponse(err)
+			}
+			return util.JSONResponse{Code: http.StatusOK, JSON: client}
+		})
+	})
 }

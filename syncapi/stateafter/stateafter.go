@@ -38,10 +38,7 @@ import (
 //     its current state, and so has the next sync.
 //   - State that vanished without a replacement is not reported, because MSC4222 cannot express it.
 //   - State that changes by resolution together with a redaction is not reported, because Dendrite's syncapi does not notice it.
-type Route struct {
-	dendrite http.Handler
-	record   *record
-}
+type Route struct{ record *record }
 
 // The stable and unstable names of the parameter and of the field.
 const (
@@ -62,17 +59,23 @@ func New(
 	return &Route{record: record}, nil
 }
 
-// AddRoutes registers the route. It must be called before Dendrite registers its own, which answers the requests without the parameter.
-func (s *Route) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
-	s.dendrite = router
-	router.Handle("/{apiversion:(?:r0|v3)}/sync",
-		httputil.MakeAuthAPI("sync_state_after", userAPI, s.sync, httputil.WithAllowGuests()),
-	).Methods(http.MethodGet).MatcherFunc(around.First).MatcherFunc(func(req *http.Request, _ *mux.RouteMatch) bool {
-		return strings.Contains(req.URL.RawQuery, parameter) && fieldFor(req.URL.Query()) != ""
+// Middleware returns a middleware for the router of the client API. It changes the answers of /sync to requests with the parameter.
+func (s *Route) Middleware(userAPI userapi.QueryAcccessTokenAPI) mux.MiddlewareFunc {
+	return around.Get(asksForStateAfter, func(dendrite http.Handler) http.Handler {
+		return httputil.MakeAuthAPI("sync_state_after", userAPI, func(req *http.Request, device *userapi.Device) util.JSONResponse {
+			return s.sync(dendrite, req, device)
+		}, httputil.WithAllowGuests())
 	})
 }
 
-// fieldFor returns the name of the field that a request asks for, or "" if it asks for none.
+// asksForStateAfter reports whether a request is a sync with the parameter.
+func asksForStateAfter(req *http.Request) bool {
+	version, isSync := strings.CutSuffix(strings.TrimPrefix(req.URL.Path, httputil.PublicClientPathPrefix), "/sync")
+	return isSync && (version == "v3" || version == "r0") &&
+		strings.Contains(req.URL.RawQuery, parameter) && fieldFor(req.URL.Query()) != ""
+}
+
+// fieldFor returns the name of the field that a request asks for, or "".
 func fieldFor(query url.Values) string {
 	switch {
 	case query.Get(parameter) == "true":
@@ -83,8 +86,8 @@ func fieldFor(query url.Values) string {
 	return ""
 }
 
-func (s *Route) sync(req *http.Request, device *userapi.Device) util.JSONResponse {
-	answer, body, ok := around.Dendrite(s.dendrite, req)
+func (s *Route) sync(dendrite http.Handler, req *http.Request, device *userapi.Device) util.JSONResponse {
+	answer, body, ok := around.Answer(dendrite, req)
 	if !ok {
 		return answer
 	}

@@ -1,0 +1,49 @@
+package clientapi
+
+import (
+	"fmt"
+	"net/http"
+
+	"github.com/getsentry/sentry-go"
+	"github.com/gorilla/mux"
+	"github.com/matrix-org/dendrite/clientapi/auth"
+	"github.com/matrix-org/dendrite/internal"
+	"github.com/matrix-org/dendrite/internal/httputil"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/util"
+)
+
+// untraced returns a handler like that of Dendrite's MakeExternalAPI, except that it never writes whole requests and answers into the
+// log, which Dendrite does if DENDRITE_TRACE_HTTP is set. The requests and answers here contain tokens.
+func untraced(name string, f func(*http.Request) util.JSONResponse) http.Handler {
+	handler := util.MakeJSONAPI(util.NewJSONRequestHandler(f))
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		task, ctx := internal.StartTask(req.Context(), name)
+		defer task.EndTask()
+		handler.ServeHTTP(w, req.WithContext(ctx))
+	})
+}
+
+// authenticated is untraced for requests with an access token, also of guests. As Dendrite's MakeAuthAPI does, it adds the user to
+// the log, and reports answers of 500 and above to Sentry, but without the answer and without the path, which can contain a delay ID. It
+// passes the decoded parts of the path.
+func (a *API) authenticated(
+	name string, userAPI userapi.QueryAcccessTokenAPI, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse,
+) http.Handler {
+	return untraced(name, func(req *http.Request) util.JSONResponse {
+		device, refused := auth.VerifyUserFromRequest(req, userAPI)
+		if refused != nil {
+			return *refused
+		}
+		vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
+		if err != nil {
+			return util.ErrorResponse(err)
+		}
+		logger := util.GetLogger(req.Context()).WithField("user_id", device.UserID)
+		answer := f(req.WithContext(util.ContextWithLogger(req.Context(), logger)), device, vars)
+		if hub := sentry.GetHubFromContext(req.Context()); hub != nil && answer.Code >= http.StatusInternalServerError {
+			hub.CaptureException(fmt.Errorf("%s returned HTTP %d", name, answer.Code))
+		}
+		return answer
+	})
+}
