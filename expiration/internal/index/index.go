@@ -33,15 +33,9 @@ import (
 	"cmp"
 	"container/heap"
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"iter"
 	"maps"
-	"sync"
-	"sync/atomic"
 	"time"
-
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
 // Index finds timers by everything that they are looked up by.
@@ -166,61 +160,6 @@ func (x *Index) addToSender(tm *Timer) {
 		next.previousOfSender = tm
 	}
 	x.bySender[tm.sender] = tm
-}
-
-// loadChunk is how many timers are allocated at once while they are loaded. The memory of a chunk is freed when all its timers have ended.
-const loadChunk = 64
-
-// Load adds the timer of a row that an earlier process wrote. If the row is claimed, the timer is Claimed, and nobody looks at it before it
-// is handed over or scheduled. Otherwise it is Running, and scheduled for when it is due. It cannot be found until Link is called.
-func (x *Index) Load(row Row, due time.Duration) *Timer {
-	if len(x.chunk) == 0 {
-		x.chunk = make([]Timer, loadChunk)
-	}
-	tm := &x.chunk[0]
-	x.chunk = x.chunk[1:]
-	x.add(tm, row, due)
-	tm.phase = Running
-	if row.Claimed {
-		tm.phase = Claimed
-	}
-	x.loaded = append(x.loaded, tm)
-	return tm
-}
-
-// Link makes all timers findable that were loaded into an empty index. The maps are filled concurrently, because with a million timers most
-// of the time is spent waiting for memory. After an error the index is unusable.
-func (x *Index) Link() error {
-	var (
-		linking sync.WaitGroup
-		failed  atomic.Bool
-	)
-	for _, add := range []func(*Timer){
-		x.addToken, x.addToState, x.addToSender, x.Repeatable,
-		func(tm *Timer) {
-			if tm.phase == Running {
-				tm.wake = tm.Due
-				x.wakes.Push(tm)
-			}
-		},
-	} {
-		linking.Go(func() {
-			if !guard.Run("filling the index", func() {
-				for _, tm := range x.loaded {
-					add(tm)
-				}
-			}) {
-				failed.Store(true)
-			}
-		})
-	}
-	linking.Wait()
-	heap.Init(&x.wakes)
-	x.chunk, x.loaded = nil, nil
-	if failed.Load() {
-		return errors.New("filling the index panicked")
-	}
-	return nil
 }
 
 // Activate makes a pending timer Running, and schedules it for wake.
@@ -415,7 +354,8 @@ func (x *Index) HandOver(tm *Timer) {
 }
 
 // Attempt notes that an attempt begins, and Returned that it is over. Before Returned, the timer must be scheduled again or have ended.
-func (x *Index) Attempt(tm *Timer)  { tm.attempts++ }
+func (x *Index) Attempt(tm *Timer) { tm.attempts++ }
+
 func (x *Index) Returned(tm *Timer) { tm.attempts-- }
 
 // Empty reports whether the index contains nothing, not even timers that have ended.
@@ -429,92 +369,13 @@ func (x *Index) unschedule(tm *Timer) {
 	}
 }
 
-// Invariants returns the violated invariants, or nil. It checks everything, and is for tests.
-func (x *Index) Invariants() error {
-	var wrong []error
-	check := func(ok bool, tm *Timer, what string) {
-		if !ok {
-			wrong = append(wrong, fmt.Errorf("%s: %s", tm, what))
-		}
-	}
-	expiring, delayed, states, senders, tokens, scheduled := 0, 0, 0, 0, 0, 0
-	for tm := range x.all() {
-		found := map[*Timer]bool{}
-		x.OfState(tm.state, func(other *Timer) { found[other] = true })
-		check(found[tm] == (tm.Live() && tm.state != 0), tm, "the list of its state disagrees with its phase")
-		clear(found)
-		x.OfSender(tm.sender, func(other *Timer) { found[other] = true })
-		check(found[tm] == tm.Live(), tm, "the list of its sender disagrees with its phase")
-		check(!tm.Live() || x.byToken[tokenKey(tm.token)] == tm, tm, "not found by its token")
-		check(tm.nid <= x.lastNID, tm, "wrong NID")
-		check(tm.phase != Gone || tm.refused, tm, "gone, and still in the index")
-		check(!tm.refused || !tm.Live(), tm, "live, and its token refused")
-		check(tm.phase != Pending || tm.place < 0, tm, "pending, and scheduled")
-		check(tm.phase != Running && tm.phase != Claimed || tm.place >= 0 || tm.attempts > 0, tm, "neither scheduled nor attempted")
-		check(!tm.refused || tm.place >= 0 || tm.attempts > 0, tm, "refused, and neither scheduled nor attempted")
-		check(!tm.Has(Superseded) || tm.Has(MaybeReplaced), tm, "superseded, and not maybe replaced")
-		check(tm.place < 0 || x.wakes[tm.place] == tm, tm, "wrong place in the heap")
-		_, left := x.left[tm]
-		check(left == tm.HasRow(), tm, "left disagrees with its phase")
-		if tm.place >= 0 {
-			scheduled++
-		}
-		if x.byToken[tokenKey(tm.token)] == tm {
-			tokens++
-		}
-		switch {
-		case !tm.Live():
-			continue
-		case tm.delayed:
-			delayed++
-		default:
-			expiring++
-		}
-		if tm.state != 0 && x.byState[tm.state] == tm {
-			states++
-		}
-		if x.bySender[tm.sender] == tm {
-			senders++
-		}
-	}
-	for _, tm := range x.byRequest {
-		check(tm.Live(), tm, "ended, and found by its request")
-	}
-	if expiring != x.expiring || delayed != x.delayed || scheduled != len(x.wakes) ||
-		tokens != len(x.byToken) || states != len(x.byState) || senders != len(x.bySender) {
-		wrong = append(wrong, fmt.Errorf("the counts are off by: %d expiring, %d delayed, %d scheduled, %d tokens, %d states, %d senders",
-			expiring-x.expiring, delayed-x.delayed, scheduled-len(x.wakes), tokens-len(x.byToken), states-len(x.byState), senders-len(x.bySender)))
-	}
-	return errors.Join(wrong...)
-}
-
-// all returns the timers that anything leads to.
-func (x *Index) all() map[*Timer]bool {
-	all := map[*Timer]bool{}
-	add := func(tm *Timer) { all[tm] = true }
-	x.Live(add)
-	for _, timers := range []map[uint64]*Timer{x.byState, x.byRequest} {
-		for _, tm := range timers {
-			add(tm)
-		}
-	}
-	for _, tm := range x.byToken {
-		add(tm)
-	}
-	for _, tm := range x.wakes {
-		add(tm)
-	}
-	for tm := range x.left {
-		add(tm)
-	}
-	return all
-}
-
 // wakeHeap has the timer with the earliest wake in front.
 type wakeHeap []*Timer
 
-func (h wakeHeap) Len() int           { return len(h) }
+func (h wakeHeap) Len() int { return len(h) }
+
 func (h wakeHeap) Less(i, j int) bool { return h[i].wake < h[j].wake }
+
 func (h wakeHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].place, h[j].place = int32(i), int32(j)

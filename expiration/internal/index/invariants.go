@@ -1,0 +1,87 @@
+package index
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Invariants returns the violated invariants, or nil. It checks everything, and is for tests.
+func (x *Index) Invariants() error {
+	var wrong []error
+	check := func(ok bool, tm *Timer, what string) {
+		if !ok {
+			wrong = append(wrong, fmt.Errorf("%s: %s", tm, what))
+		}
+	}
+	expiring, delayed, states, senders, tokens, scheduled := 0, 0, 0, 0, 0, 0
+	for tm := range x.all() {
+		found := map[*Timer]bool{}
+		x.OfState(tm.state, func(other *Timer) { found[other] = true })
+		check(found[tm] == (tm.Live() && tm.state != 0), tm, "the list of its state disagrees with its phase")
+		clear(found)
+		x.OfSender(tm.sender, func(other *Timer) { found[other] = true })
+		check(found[tm] == tm.Live(), tm, "the list of its sender disagrees with its phase")
+		check(!tm.Live() || x.byToken[tokenKey(tm.token)] == tm, tm, "not found by its token")
+		check(tm.nid <= x.lastNID, tm, "wrong NID")
+		check(tm.phase != Gone || tm.refused, tm, "gone, and still in the index")
+		check(!tm.refused || !tm.Live(), tm, "live, and its token refused")
+		check(tm.phase != Pending || tm.place < 0, tm, "pending, and scheduled")
+		check(tm.phase != Running && tm.phase != Claimed || tm.place >= 0 || tm.attempts > 0, tm, "neither scheduled nor attempted")
+		check(!tm.refused || tm.place >= 0 || tm.attempts > 0, tm, "refused, and neither scheduled nor attempted")
+		check(!tm.Has(Superseded) || tm.Has(MaybeReplaced), tm, "superseded, and not maybe replaced")
+		check(tm.place < 0 || x.wakes[tm.place] == tm, tm, "wrong place in the heap")
+		_, left := x.left[tm]
+		check(left == tm.HasRow(), tm, "left disagrees with its phase")
+		if tm.place >= 0 {
+			scheduled++
+		}
+		if x.byToken[tokenKey(tm.token)] == tm {
+			tokens++
+		}
+		switch {
+		case !tm.Live():
+			continue
+		case tm.delayed:
+			delayed++
+		default:
+			expiring++
+		}
+		if tm.state != 0 && x.byState[tm.state] == tm {
+			states++
+		}
+		if x.bySender[tm.sender] == tm {
+			senders++
+		}
+	}
+	for _, tm := range x.byRequest {
+		check(tm.Live(), tm, "ended, and found by its request")
+	}
+	if expiring != x.expiring || delayed != x.delayed || scheduled != len(x.wakes) ||
+		tokens != len(x.byToken) || states != len(x.byState) || senders != len(x.bySender) {
+		wrong = append(wrong, fmt.Errorf("the counts are off by: %d expiring, %d delayed, %d scheduled, %d tokens, %d states, %d senders",
+			expiring-x.expiring, delayed-x.delayed, scheduled-len(x.wakes), tokens-len(x.byToken), states-len(x.byState), senders-len(x.bySender)))
+	}
+	return errors.Join(wrong...)
+}
+
+// all returns the timers that anything leads to.
+func (x *Index) all() map[*Timer]bool {
+	all := map[*Timer]bool{}
+	add := func(tm *Timer) { all[tm] = true }
+	x.Live(add)
+	for _, timers := range []map[uint64]*Timer{x.byState, x.byRequest} {
+		for _, tm := range timers {
+			add(tm)
+		}
+	}
+	for _, tm := range x.byToken {
+		add(tm)
+	}
+	for _, tm := range x.wakes {
+		add(tm)
+	}
+	for tm := range x.left {
+		add(tm)
+	}
+	return all
+}
