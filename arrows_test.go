@@ -41,7 +41,7 @@ var arrows = map[string]struct {
 
 	// The engine imports nothing of Dendrite, Matrix or HTTP.
 	"expiration": {[]string{"expiration/internal/...", "failpoint", "guard", "keylock"}, 0},
-	// The storage uses Dendrite's helpers for opening databases, migrations and prepared statements.
+	// The storage uses Dendrite's helpers for opening databases, prepared statements.
 	"expiration/storage": {[]string{"expiration", "expiration/storage/...", "guard"}, dendrite},
 
 	// The adapters connect the engine to Dendrite, and do not import one another.
