@@ -145,12 +145,14 @@ func (p *Pending) Activate(sent bool) {
 }
 
 // activateWithMu makes a pending timer run. If a lookup has meanwhile marked the timer MaybeReplaced, the scheduler settles that doubt
-// first.
+// first. If the timer was claimed meanwhile, the scheduler sees to it that the claim is carried out.
 func (t *Timers) activateWithMu(tm *index.Timer) {
 	wake := tm.Due
 	if tm.Has(index.MaybeReplaced) {
 		wake = min(wake, t.clock.now()+lookAgainAfter)
 	}
-	t.index.Activate(tm, wake)
+	if _, scheduled := tm.Wake(); !t.index.Activate(tm, wake) && tm.Phase() == index.Claimed && !scheduled {
+		t.index.Schedule(tm, t.clock.now())
+	}
 	t.notify()
 }

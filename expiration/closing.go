@@ -40,6 +40,12 @@ func isFinal(err error) bool {
 //
 // When the timer has ended, the caller must call removeRow.
 func (t *Timers) close(ctx context.Context, tm *index.Timer, o Outcome, w *lanes.Turn) error {
+	t.mu.Lock()
+	live := tm.Live()
+	t.mu.Unlock()
+	if !live { // nothing is sent, so the lock of the state need not be waited for
+		return ErrNotFound
+	}
 	unlock, err := t.lockTimer(ctx, tm)
 	if err != nil { // another attempt or a send held a lock for too long
 		t.retryLater(tm, Event{}, err)
@@ -100,6 +106,10 @@ func (t *Timers) attemptUnguarded(ctx context.Context, tm *index.Timer, o Outcom
 	case err != nil:
 		t.retryLater(tm, Event{}, err)
 		return err
+	case row.Claim == nil: // an earlier attempt's claim in memory only, see claim
+		t.mu.Lock()
+		t.index.Unclaim(tm)
+		t.mu.Unlock()
 	}
 	err = t.try(ctx, tm, &row, o, due, w)
 	return t.settle(ctx, tm, row, o, due, err)

@@ -369,7 +369,7 @@ type fakeRoomserver struct {
 // hooks are called without a lock. An error ends the attempt to close an event, to look up the current state, or to wake the roomserver for
 // the event's room.
 type hooks struct {
-	beforeClaim, afterClaim, look, wake func(Event) error
+	beforeClaim, afterClaim, look, looked, wake func(Event) error
 }
 
 // set changes the hooks while the engine runs.
@@ -691,12 +691,13 @@ func (r *fakeRoomserver) Replaced(_ context.Context, t Timer) (bool, error) {
 	}
 	s, _ := t.Event.State()
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	current := r.state[s]
+	replaced := r.newer(current, t.Event.ID)
 	if t.Delayed != nil {
-		current := r.state[s]
-		return current != "" && current != t.Delayed.Over && r.senders[current] != t.Event.Sender, nil
+		replaced = current != "" && current != t.Delayed.Over && r.senders[current] != t.Event.Sender
 	}
-	return r.newer(r.state[s], t.Event.ID), nil
+	r.mu.Unlock()
+	return replaced, r.call(func(h hooks) func(Event) error { return h.looked }, t.Event)
 }
 
 func (r *fakeRoomserver) CurrentState(_ context.Context, s StateKey) (string, error) {

@@ -96,6 +96,11 @@ func (t *Timers) forgetInFlightWithMu(tm *index.Timer) {
 func (t *Timers) finaliseSent(ctx context.Context, tm *index.Timer, row Timer) error {
 	err := t.finalise(ctx, tm, Final{EventID: row.Claim.Event.EventID}, false)
 	if err != nil {
+		if row.Claim.Event.PDU == nil { // the row knows nothing of the claim, and the next attempt must not either
+			t.mu.Lock()
+			t.index.Unclaim(tm)
+			t.mu.Unlock()
+		}
 		t.retryLater(tm, row.Event, err)
 		return err
 	}

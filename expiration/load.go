@@ -163,7 +163,9 @@ func (t *Timers) withEarlier(claimed []*index.Timer) (all []*index.Timer) {
 			all = append(all, tm)
 		}
 	})
-	slices.SortFunc(all, func(a, b *index.Timer) int { return cmp.Compare(a.Due, b.Due) })
+	slices.SortFunc(all, func(a, b *index.Timer) int {
+		return cmp.Or(cmp.Compare(a.Due, b.Due), cmp.Compare(a.Deadline, b.Deadline))
+	})
 	for _, tm := range all {
 		t.index.HandOver(tm)
 	}

@@ -151,6 +151,9 @@ func (t *Timers) lookAgain(tm *index.Timer) {
 
 // dropDoubtful checks a timer that lookAgain has marked, and stops it if its event was replaced.
 func (t *Timers) dropDoubtful(ctx context.Context, tm *index.Timer, row Timer) error {
+	t.mu.Lock()
+	raised := tm.Raised()
+	t.mu.Unlock()
 	replaced, err := t.roomserver.Replaced(ctx, row)
 	switch {
 	case err != nil:
@@ -161,7 +164,9 @@ func (t *Timers) dropDoubtful(ctx context.Context, tm *index.Timer, row Timer) e
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tm.Resolve(index.MaybeReplaced)
+	if tm.Raised() == raised { // otherwise the answer is older than the doubt
+		tm.Resolve(index.MaybeReplaced)
+	}
 	return nil
 }
 

@@ -24,6 +24,12 @@ func (t *Timers) Sent(ctx context.Context, request RequestHash) (string, error) 
 	if eventID != "" || tm == nil {
 		return eventID, nil
 	}
+	// An attempt that finds the event missing at the same time would give the timer up.
+	unlock, err := t.lockTimer(ctx, tm)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	row, _, err := t.load(ctx, tm)
 	if err == nil {
 		err = t.confirm(ctx, tm, row.Event)

@@ -64,8 +64,6 @@ func (t *Timers) loadUnderRow(ctx context.Context, tm *index.Timer) (row Timer, 
 	tm.Duration = row.Duration
 	if row.Claim != nil {
 		t.index.Claim(tm)
-	} else {
-		t.index.Unclaim(tm)
 	}
 	if deadline := row.Deadline.UnixMilli(); deadline != tm.Deadline {
 		tm.Deadline, tm.Due = deadline, t.clock.moment(row.Deadline)

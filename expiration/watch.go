@@ -38,12 +38,15 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 		if wake, _ := tm.Wake(); wake > now {
 			return min(wake-now, pollInterval)
 		}
-		if tm.Running() && tm.Due > now && !tm.Has(index.MaybeReplaced) { // refreshed since it was scheduled
+		if tm.Running() && tm.Due > now && !tm.Has(index.MaybeReplaced|index.RowUnsure) { // refreshed since it was scheduled
 			t.index.Schedule(tm, tm.Due)
 			continue
 		}
-		t.index.ForgetToken(tm)
-		if tm.Phase() == index.Gone { // only its token was still in the index
+		if tm.Refused() && tm.RefusedUntil() <= now {
+			t.index.ForgetToken(tm)
+		}
+		if tm.Phase() == index.Gone { // only its token is, or was, still in the index
+			t.index.Schedule(tm, tm.RefusedUntil())
 			continue
 		}
 		t.index.HandOver(tm)

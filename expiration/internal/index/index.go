@@ -223,6 +223,9 @@ func (x *Index) Forget(tm *Timer) bool {
 	tm.phase = Gone
 	delete(x.left, tm)
 	x.release(tm)
+	if tm.Refused() {
+		x.Schedule(tm, tm.refusedUntil)
+	}
 	return true
 }
 
@@ -231,7 +234,7 @@ func (x *Index) Refuse(tm *Timer, until time.Duration) bool {
 	if tm.Live() || tm.Phase() == Gone {
 		return false
 	}
-	tm.refused = true
+	tm.refusedUntil = until
 	x.byToken[tokenKey(tm.token)] = tm
 	x.Schedule(tm, until)
 	return true
@@ -242,7 +245,7 @@ func (x *Index) ForgetToken(tm *Timer) bool {
 	if !tm.Refused() {
 		return false
 	}
-	tm.refused = false
+	tm.refusedUntil = 0
 	x.forgetToken(tm)
 	x.release(tm)
 	return true
@@ -257,7 +260,7 @@ func (x *Index) forgetToken(tm *Timer) {
 
 // release removes a timer that is no longer needed.
 func (x *Index) release(tm *Timer) {
-	if tm.phase == Gone && !tm.refused {
+	if tm.phase == Gone && !tm.Refused() {
 		x.unschedule(tm)
 	}
 }
@@ -374,7 +377,12 @@ type wakeHeap []*Timer
 
 func (h wakeHeap) Len() int { return len(h) }
 
-func (h wakeHeap) Less(i, j int) bool { return h[i].wake < h[j].wake }
+func (h wakeHeap) Less(i, j int) bool {
+	if h[i].wake != h[j].wake {
+		return h[i].wake < h[j].wake
+	}
+	return h[i].Deadline < h[j].Deadline // after a restart with a grace period, many are due at the same moment
+}
 
 func (h wakeHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]

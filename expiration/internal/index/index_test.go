@@ -225,7 +225,7 @@ func TestInvariants(t *testing.T) {
 		"a wrong phase":  func(x *Index, tm *Timer) { tm.phase = Stopped },
 		"pending":        func(x *Index, tm *Timer) { tm.phase = Pending },
 		"gone":           func(x *Index, tm *Timer) { tm.phase = Gone },
-		"refused":        func(x *Index, tm *Timer) { tm.refused = true },
+		"refused":        func(x *Index, tm *Timer) { tm.refusedUntil = 9 },
 		"superseded":     func(x *Index, tm *Timer) { tm.doubts = Superseded },
 		"left":           func(x *Index, tm *Timer) { x.left[tm] = struct{}{} },
 		"by its request": func(x *Index, tm *Timer) { x.Stop(tm); x.byRequest[7] = tm },

@@ -93,8 +93,10 @@ type Timer struct {
 	// The neighbours in the lists of timers of the same state, and of the same sender.
 	nextOfState, nextOfSender, previousOfSender *Timer
 
-	wake  time.Duration // when the scheduler looks at the timer, if place is not -1
-	place int32         // the position in the heap, or -1
+	wake time.Duration // when the scheduler looks at the timer, if place is not -1
+	// refusedUntil is set if the token of a timer that has ended is still answered otherwise than an unknown one.
+	refusedUntil time.Duration
+	place        int32 // the position in the heap, or -1
 	// attempts counts those that have begun and are not over.
 	attempts uint16
 
@@ -110,8 +112,7 @@ type Timer struct {
 	delayed bool // never changes
 	phase   Phase
 	doubts  Doubts
-	// refused is set while the token of a timer that has ended is still answered otherwise than an unknown one.
-	refused bool
+	raised  uint8 // counts the calls of Doubt, and wraps around
 }
 
 // init makes it the timer of a row, which is Pending.
@@ -157,7 +158,18 @@ func (tm *Timer) Running() bool { return tm.Phase() <= Running }
 func (tm *Timer) HasRow() bool { return tm.Phase() == Stopped || tm.Phase() == Finished }
 
 // Refused reports whether the timer has ended and its token is answered with a refusal.
-func (tm *Timer) Refused() bool { return tm != nil && tm.refused }
+func (tm *Timer) Refused() bool { return tm.RefusedUntil() > 0 }
+
+// RefusedUntil returns until when the token is still answered, or 0. See Index.Refuse.
+func (tm *Timer) RefusedUntil() time.Duration {
+	if tm == nil {
+		return 0
+	}
+	return tm.refusedUntil
+}
+
+// Raised returns a number that changes each time a doubt is added.
+func (tm *Timer) Raised() uint8 { return tm.raised }
 
 // Has reports whether the timer has one of these doubts.
 func (tm *Timer) Has(d Doubts) bool { return tm != nil && tm.doubts&d != 0 }
@@ -168,6 +180,7 @@ func (tm *Timer) Doubt(d Doubts) {
 		d |= MaybeReplaced
 	}
 	tm.doubts |= d
+	tm.raised++
 }
 
 // Resolve removes doubts.
