@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"database/sql"
 	"testing"
 	"time"
@@ -30,6 +31,24 @@ func newDatabase(t *testing.T) *sql.DB {
 func TestRefusesOtherTables(t *testing.T) {
 	db := newDatabase(t)
 	storagetest.RefusesOtherTables(t, db, func() (expiration.Store, error) { return Open(t.Context(), db) })
+}
+
+// Opening a database whose tables are being written, by whoever reads them beside a server, does not wait for the writer.
+func TestOpenLocksNothing(t *testing.T) {
+	db := newDatabase(t)
+	_, err := Open(t.Context(), db)
+	require.NoError(t, err)
+	txn, err := db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, txn.Rollback()) }()
+	for _, table := range []string{"timers", "deadlines", "digests", "claims", "finalised"} {
+		_, err = txn.ExecContext(t.Context(), "LOCK TABLE expiration_"+table+" IN ROW EXCLUSIVE MODE")
+		require.NoError(t, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err = Open(ctx, db)
+	require.NoError(t, err)
 }
 
 // A page that was filled with timers has room for many new versions after the timers were refreshed, see schemaSQL.
