@@ -234,7 +234,7 @@ func (x *Index) Refuse(tm *Timer, until time.Duration) bool {
 	if tm.Live() || tm.Phase() == Gone {
 		return false
 	}
-	tm.refusedUntil = until
+	tm.refusedUntil = max(until, 1) // 0 is not refused
 	x.byToken[tokenKey(tm.token)] = tm
 	x.Schedule(tm, until)
 	return true
