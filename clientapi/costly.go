@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"sync"
@@ -11,8 +12,13 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
 )
 
-// maxWaiting is how many costly requests of a user may run or wait at a time.
-const maxWaiting = 16
+const (
+	// maxWaiting is how many costly requests of a user may run or wait at a time.
+	maxWaiting = 16
+	// sendsApart is how long a user's send of an expiring event keeps the user's next one waiting. A send that takes longer may hang, and
+	// must not keep the user out of other rooms.
+	sendsApart = 3 * time.Second
+)
 
 // begin admits a request that schedules a delayed event, or looks some up. Such a request costs the server more than it costs the client.
 // A user's requests run one after the other, so that many at once take no more memory and CPU time than one. Requests above the limit are
@@ -31,4 +37,20 @@ func (a *API) begin(req *http.Request, device *userapi.Device) (done func(), err
 		return nil, err
 	}
 	return sync.OnceFunc(done), nil
+}
+
+// beginExpiring waits until the user's previous send of an expiring event is over, or takes longer than sendsApart. Events that set state
+// cost much more than their requests do. One after the other, a user's sends delay the events of others no more than one send does. Sends of
+// an application service do not wait. done may be called more than once.
+func (a *API) beginExpiring(ctx context.Context, device *userapi.Device) (done func(), err error) {
+	if device.AccountType == userapi.AccountTypeAppService {
+		return func() {}, nil
+	}
+	unlock, err := a.sends.Lock(ctx, device.UserID)
+	if err != nil {
+		return nil, err
+	}
+	unlock = sync.OnceFunc(unlock)
+	overdue := time.AfterFunc(sendsApart, unlock)
+	return func() { overdue.Stop(); unlock() }, nil
 }

@@ -1,16 +1,21 @@
 package clientapi
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/config"
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/util"
 	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
 // All costly requests of a user share one limit. Requests of an application service do not count.
@@ -33,4 +38,53 @@ func TestRequestsOfAUserAreLimited(t *testing.T) {
 		require.Equal(t, http.StatusTooManyRequests, res.Code, name)
 		require.Equal(t, "1800", res.Headers["Retry-After"], name)
 	}
+}
+
+// hanging is a Sender of which no send ends until its request is given up. It counts those that have begun.
+type hanging struct {
+	Sender
+	begun atomic.Int64
+}
+
+func (h *hanging) LockState(ctx context.Context, _ expiration.StateKey) (func(), error) {
+	h.begun.Add(1)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// Sends of expiring events run one after the other, for each user. A send that hangs does not hold up the next one for ever.
+func TestSendsOfExpiringEventsWaitForOneAnother(t *testing.T) {
+	h := &hanging{}
+	a := New(Config{MaxDuration: time.Hour}, &config.ClientAPI{}, rooms{}, Timers{Sender: h}) // has a goroutine that never ends
+	synctest.Test(t, func(t *testing.T) {
+		alice, bob := &userapi.Device{UserID: "@alice:localhost"}, &userapi.Device{UserID: "@bob:localhost"}
+		service := &userapi.Device{UserID: "@alice:localhost", AccountType: userapi.AccountTypeAppService}
+		ctx, giveUp := context.WithCancel(t.Context())
+		key := ""
+		send := func(ctx context.Context, device *userapi.Device, content string) {
+			req := httptest.NewRequestWithContext(ctx, http.MethodPut, "/", strings.NewReader(content))
+			go a.send(req, device, target{roomID: "!room:localhost", eventType: "m", stateKey: &key})
+			synctest.Wait()
+		}
+		const expiring, plain = `{"m.will_expire":1}`, `{}`
+		send(ctx, alice, expiring)
+		send(t.Context(), alice, expiring)
+		require.EqualValues(t, 1, h.begun.Load(), "the second send of the user waits")
+		send(t.Context(), bob, expiring)
+		require.EqualValues(t, 2, h.begun.Load(), "another user's does not")
+		send(t.Context(), service, expiring)
+		require.EqualValues(t, 3, h.begun.Load(), "nor does an application service's")
+		send(t.Context(), alice, plain)
+		require.EqualValues(t, 4, h.begun.Load(), "nor does a plain one")
+		giveUp()
+		synctest.Wait()
+		require.EqualValues(t, 5, h.begun.Load(), "the first send is over")
+		send(t.Context(), alice, expiring)
+		time.Sleep(sendsApart - time.Millisecond)
+		synctest.Wait()
+		require.EqualValues(t, 5, h.begun.Load())
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		require.EqualValues(t, 6, h.begun.Load(), "the second send hangs")
+	})
 }

@@ -70,6 +70,7 @@ type API struct {
 	guesses      *guesses
 	users        *limits.Limiter[string] // by user ID
 	costly       *keylock.Locks[string]  // by user ID, see begin
+	sends        *keylock.Locks[string]  // by user ID, see beginExpiring
 	metrics      *metrics
 }
 
@@ -81,6 +82,7 @@ func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Tim
 		guesses:      newGuesses(cfg.UnknownTokens, cfg.RealIPHeader),
 		users:        limits.New[string](cfg.UserRequests),
 		costly:       keylock.Bounded[string](maxWaiting),
+		sends:        keylock.New[string](),
 		metrics:      newMetrics(),
 	}
 }

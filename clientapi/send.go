@@ -72,6 +72,12 @@ func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JS
 	if err == nil && readErr == nil && duration > 0 {
 		err = a.checkExpiring(req.Context(), device, to, content)
 	}
+	if err == nil && readErr == nil && duration > 0 {
+		var done func()
+		if done, err = a.beginExpiring(req.Context(), device); err == nil {
+			defer done()
+		}
+	}
 	if err != nil && readErr == nil {
 		return errorResponse(req, err)
 	}
