@@ -17,8 +17,7 @@ type Digest [digestSize]byte
 const (
 	digestKey      = 0
 	digestToken    = 8
-	digestEvent    = digestToken + index.TokenSize
-	digestRoom     = digestEvent + 8
+	digestRoom     = digestToken + index.TokenSize
 	digestSender   = digestRoom + 8
 	digestState    = digestSender + 8
 	digestRequest  = digestState + 8
@@ -45,7 +44,7 @@ type Indexed struct {
 func (i Indexed) row() index.Row {
 	return index.Row{
 		NID: i.NID, Token: [index.TokenSize]byte(i.Digest[digestToken:]),
-		Event: i.Digest.get(digestEvent), Room: i.Digest.get(digestRoom), Sender: i.Digest.get(digestSender),
+		Room: i.Digest.get(digestRoom), Sender: i.Digest.get(digestSender),
 		State: i.Digest.get(digestState), Request: i.Digest.get(digestRequest),
 		Received: int64(i.Digest.get(digestReceived)), Delayed: i.Digest[digestDelayed] != 0, Claimed: i.Claimed,
 		Duration: i.Duration, Deadline: i.Deadline.UnixMilli(),
@@ -86,7 +85,6 @@ func (n names) id() uint64 { return n.hash() }
 func (n names) digest(row Timer) (d Digest) {
 	d.set(digestKey, n.id())
 	copy(d[digestToken:], row.TokenHash[:index.TokenSize])
-	d.set(digestEvent, n.hash(row.Event.ID))
 	d.set(digestRoom, n.hash(row.Event.RoomID))
 	d.set(digestSender, n.hash(row.Event.Sender))
 	if state, ok := row.Event.State(); ok {

@@ -67,11 +67,11 @@ func (t *Timers) StateChanged(ctx context.Context, s StateKey, eventID string) e
 
 // ofState returns the running timers of a piece of state, except for that of its current event.
 func (t *Timers) ofState(s StateKey, eventID string) (timers []*index.Timer) {
-	state, itself := t.tokens.names.state(s), t.tokens.names.hash(eventID)
+	state, itself := t.tokens.names.state(s), t.ofEvent(eventID)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.index.OfState(state, func(tm *index.Timer) {
-		if tm.Running() && tm.Event() != itself {
+		if tm.Running() && tm != itself {
 			timers = append(timers, tm)
 		}
 	})

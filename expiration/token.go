@@ -12,7 +12,7 @@ import (
 const tokenPurpose = "org.matrix.msc4140 expire_refresh_token"
 
 // namesPurpose does the same for the key of the digests. If it changes, the next start is slow, because it reads whole rows.
-const namesPurpose = "org.matrix.msc4140 digest"
+const namesPurpose = "org.matrix.msc4140 digest 2"
 
 // Tokens derives refresh tokens and delay IDs (docs/protocol.md, "Sending"). A token is a keyed hash of its event's ID, so a repeated
 // request gets the same token although only the token's hash is stored. A token has 256 bits and is URL-safe. Without the key it reveals

@@ -42,11 +42,11 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 			t.index.Schedule(tm, tm.Due)
 			continue
 		}
-		if tm.Refused() && tm.RefusedUntil() <= now {
+		if tm.Refused() && t.index.RefusedUntil(tm) <= now {
 			t.index.ForgetToken(tm)
 		}
 		if tm.Phase() == index.Gone { // only its token is, or was, still in the index
-			t.index.Schedule(tm, tm.RefusedUntil())
+			t.index.Schedule(tm, t.index.RefusedUntil(tm))
 			continue
 		}
 		t.index.HandOver(tm)

@@ -48,7 +48,7 @@ func fill(
 	digests := make([]expiration.Digest, n)
 	copying := config.DataSource(d.timers).IsPostgres()
 	if err = fillTable(ctx, txn, copying, "expiration_timers", []string{
-		"timer_nid", "event_id", "room_id", "event_type", "state_key", "sender", "token_hash", "received_ms", "request_hash",
+		"timer_nid", "event_id", "room_id", "event_type", "state_key", "sender", "token_hash", "received_ms",
 		"room_version", "pdu",
 	}, n, func(i int) []any {
 		sender := fmt.Sprintf("@user%d:example.org", i)
@@ -56,11 +56,10 @@ func fill(
 		hash := expiration.HashToken(tokens[i])
 		e := expiration.Event{
 			ID: "$" + tokens[i], RoomID: fmt.Sprintf("!%018d:example.org", i%rooms), Type: "m.call.member", StateKey: &stateKey, Sender: sender,
-			Request: &expiration.Request{Hash: expiration.RequestHash(hash)},
 		}
 		digests[i] = d.keys.Digest(expiration.Timer{Event: e, TokenHash: hash, Received: now})
 		return []any{
-			i + 1, e.ID, e.RoomID, e.Type, stateKey, sender, hash[:], now.UnixMilli(), hash[:], roomVersion, signedEvent(tokens[i]),
+			i + 1, e.ID, e.RoomID, e.Type, stateKey, sender, hash[:], now.UnixMilli(), roomVersion, signedEvent(tokens[i]),
 		}
 	}); err != nil {
 		return nil, err

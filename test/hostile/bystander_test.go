@@ -33,6 +33,8 @@ const (
 	bystanderRooms = 4
 	// coming is the time after a restart in which late events do not count.
 	coming = 5 * time.Second
+	// calm limits lateness and sends on the usual machine while nobody attacks.
+	calm = 250 * time.Millisecond
 	// lost is the time after which a missing event counts as lost.
 	lost = 60 * time.Second
 )
@@ -290,14 +292,16 @@ func (b *bystander) missing(by time.Duration) (n int) {
 	return n
 }
 
-// recover waits, for a limited time, until no event of the bystander is overdue. Then it begins a phase.
-func (b *bystander) recover() (took time.Duration) {
-	begun := time.Now()
-	for b.missing(lateness) > 0 && time.Since(begun) < lost {
-		time.Sleep(100 * time.Millisecond)
+// recover waits until an attack has no effect any more, and then begins a phase. It gives up after a while, and reports false.
+func (b *bystander) recover() (took time.Duration, ok bool) {
+	for begun := time.Now(); ; took = time.Since(begun).Round(100 * time.Millisecond) {
+		b.phase()
+		time.Sleep(2 * probeInterval)
+		f := b.phase()
+		if ok = b.missing(lateness) == 0 && max(f.max, f.sendLatest) <= b.s.factor*calm; ok || took > lost {
+			return took, ok
+		}
 	}
-	b.phase()
-	return time.Since(begun).Round(100 * time.Millisecond)
 }
 
 // quantile returns a quantile of durations, or 0 if there are none.

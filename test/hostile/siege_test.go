@@ -157,7 +157,10 @@ func (s *siege) under(t *testing.T, name string, attackers []*attacker, attacks 
 	if !s.s.alive() {
 		t.Fatalf("before %s: the process ended", name)
 	}
-	recovered := s.bystander.recover()
+	recovered, ok := s.bystander.recover()
+	if !ok {
+		t.Errorf("before %s: %s after the previous attack the bystander is still slowed down", name, recovered)
+	}
 	before, _ := memory(t, s.s.Pid())
 	disk := s.s.timersSize(t)
 	ctx, cancel := context.WithTimeout(t.Context(), *attackFlag)

@@ -48,7 +48,8 @@ type Index struct {
 	byState  map[uint64]*Timer // the first timer of each list
 	bySender map[uint64]*Timer // likewise
 	wakes    wakeHeap
-	left     map[*Timer]struct{} // the timers that have ended and still have their rows
+	left     map[*Timer]struct{}      // the timers that have ended and still have their rows
+	refused  map[*Timer]time.Duration // until when the tokens of timers that have ended are answered
 
 	// byRequest contains the timers of requests whose result Dendrite does not remember: requests to an earlier process, and requests that
 	// failed.
@@ -68,6 +69,7 @@ func New() *Index {
 		byState:  map[uint64]*Timer{},
 		bySender: map[uint64]*Timer{},
 		left:     map[*Timer]struct{}{},
+		refused:  map[*Timer]time.Duration{},
 
 		byRequest: map[uint64]*Timer{},
 		ended:     map[uint64]string{},
@@ -224,17 +226,20 @@ func (x *Index) Forget(tm *Timer) bool {
 	delete(x.left, tm)
 	x.release(tm)
 	if tm.Refused() {
-		x.Schedule(tm, tm.refusedUntil)
+		x.Schedule(tm, x.refused[tm])
 	}
 	return true
 }
+
+// RefusedUntil returns until when the token of a refused timer is answered. See Refuse.
+func (x *Index) RefusedUntil(tm *Timer) time.Duration { return x.refused[tm] }
 
 // Refuse keeps the token of an ended timer in the index until ForgetToken is called, and schedules the timer for then.
 func (x *Index) Refuse(tm *Timer, until time.Duration) bool {
 	if tm.Live() || tm.Phase() == Gone {
 		return false
 	}
-	tm.refusedUntil = max(until, 1) // 0 is not refused
+	tm.refused, x.refused[tm] = true, until
 	x.byToken[tokenKey(tm.token)] = tm
 	x.Schedule(tm, until)
 	return true
@@ -245,7 +250,8 @@ func (x *Index) ForgetToken(tm *Timer) bool {
 	if !tm.Refused() {
 		return false
 	}
-	tm.refusedUntil = 0
+	tm.refused = false
+	delete(x.refused, tm)
 	x.forgetToken(tm)
 	x.release(tm)
 	return true
@@ -363,7 +369,7 @@ func (x *Index) Returned(tm *Timer) { tm.attempts-- }
 
 // Empty reports whether the index contains nothing, not even timers that have ended.
 func (x *Index) Empty() bool {
-	return len(x.byToken)+len(x.byState)+len(x.bySender)+len(x.wakes)+len(x.left)+len(x.byRequest) == 0
+	return len(x.byToken)+len(x.byState)+len(x.bySender)+len(x.wakes)+len(x.left)+len(x.refused)+len(x.byRequest) == 0
 }
 
 func (x *Index) unschedule(tm *Timer) {

@@ -21,7 +21,7 @@ func drawRow(t *rapid.T, x *Index) Row {
 	draw := func(what string, least uint64) uint64 { return rapid.Uint64Range(least, 3).Draw(t, what) }
 	nid := x.NextNID()
 	row := Row{
-		NID: nid, Token: token(nid), Event: 100 + uint64(nid), Room: draw("room", 1), Sender: draw("sender", 1), State: draw("state", 0),
+		NID: nid, Token: token(nid), Room: draw("room", 1), Sender: draw("sender", 1), State: draw("state", 0),
 		Delayed: rapid.Bool().Draw(t, "delayed"),
 	}
 	if rapid.Bool().Draw(t, "with a transaction ID") {
@@ -217,18 +217,19 @@ func TestRefusedTokens(t *testing.T) {
 // Invariants finds each violation.
 func TestInvariants(t *testing.T) {
 	for name, breaks := range map[string]func(x *Index, tm *Timer){
-		"forgotten":      func(x *Index, tm *Timer) { x.unschedule(tm) },
-		"not by token":   func(x *Index, tm *Timer) { delete(x.byToken, tokenKey(tm.Token())) },
-		"not by state":   func(x *Index, tm *Timer) { x.removeFromState(tm) },
-		"not by sender":  func(x *Index, tm *Timer) { x.removeFromSender(tm) },
-		"the count":      func(x *Index, tm *Timer) { x.expiring++ },
-		"a wrong phase":  func(x *Index, tm *Timer) { tm.phase = Stopped },
-		"pending":        func(x *Index, tm *Timer) { tm.phase = Pending },
-		"gone":           func(x *Index, tm *Timer) { tm.phase = Gone },
-		"refused":        func(x *Index, tm *Timer) { tm.refusedUntil = 9 },
-		"superseded":     func(x *Index, tm *Timer) { tm.doubts = Superseded },
-		"left":           func(x *Index, tm *Timer) { x.left[tm] = struct{}{} },
-		"by its request": func(x *Index, tm *Timer) { x.Stop(tm); x.byRequest[7] = tm },
+		"forgotten":           func(x *Index, tm *Timer) { x.unschedule(tm) },
+		"not by token":        func(x *Index, tm *Timer) { delete(x.byToken, tokenKey(tm.Token())) },
+		"not by state":        func(x *Index, tm *Timer) { x.removeFromState(tm) },
+		"not by sender":       func(x *Index, tm *Timer) { x.removeFromSender(tm) },
+		"the count":           func(x *Index, tm *Timer) { x.expiring++ },
+		"a wrong phase":       func(x *Index, tm *Timer) { tm.phase = Stopped },
+		"pending":             func(x *Index, tm *Timer) { tm.phase = Pending },
+		"gone":                func(x *Index, tm *Timer) { tm.phase = Gone },
+		"refused":             func(x *Index, tm *Timer) { tm.refused, x.refused[tm] = true, 9 },
+		"refused for no time": func(x *Index, tm *Timer) { x.Stop(tm); tm.refused, tm.wake = true, 9 },
+		"superseded":          func(x *Index, tm *Timer) { tm.doubts = Superseded },
+		"left":                func(x *Index, tm *Timer) { x.left[tm] = struct{}{} },
+		"by its request":      func(x *Index, tm *Timer) { x.Stop(tm); x.byRequest[7] = tm },
 	} {
 		x := New()
 		x.Load(Row{NID: 1, Token: token(1), Sender: 1, State: 1}, 1)
@@ -249,8 +250,7 @@ func BenchmarkMemory(b *testing.B) {
 		for i := range int64(timers) {
 			n := uint64(i)*0x9e3779b97f4a7c15 | 1
 			x.Load(Row{
-				NID: i + 1, Token: [TokenSize]byte([]byte(fmt.Sprintf("%016x", n))), Event: n, Room: n % 1000, Sender: n % 10_000, State: n,
-				Request: n,
+				NID: i + 1, Token: [TokenSize]byte([]byte(fmt.Sprintf("%016x", n))), Room: n % 1000, Sender: n, State: n,
 			}, time.Duration(n%1000))
 		}
 		require.NoError(b, x.Link())

@@ -32,6 +32,8 @@ func (x *Index) Invariants() error {
 		check(tm.place < 0 || x.wakes[tm.place] == tm, tm, "wrong place in the heap")
 		_, left := x.left[tm]
 		check(left == tm.HasRow(), tm, "left disagrees with its phase")
+		_, refused := x.refused[tm]
+		check(refused == tm.refused, tm, "refused, and no time for it")
 		if tm.place >= 0 {
 			scheduled++
 		}
@@ -81,6 +83,9 @@ func (x *Index) all() map[*Timer]bool {
 		add(tm)
 	}
 	for tm := range x.left {
+		add(tm)
+	}
+	for tm := range x.refused {
 		add(tm)
 	}
 	return all

@@ -12,7 +12,6 @@ const TokenSize = 16
 type Row struct {
 	NID    int64 // the row's number
 	Token  [TokenSize]byte
-	Event  uint64
 	Room   uint64
 	Sender uint64
 	// State is the piece of state, or 0 if the event is not state.
@@ -78,10 +77,10 @@ const (
 // are ordered by size.
 type Timer struct {
 	// These never change.
-	nid                                 int64
-	token                               [TokenSize]byte
-	event, room, sender, state, request uint64
-	received                            int64
+	nid                          int64
+	token                        [TokenSize]byte
+	room, sender, state, request uint64
+	received                     int64
 
 	// Duration and Deadline agree with the row. Due is the same moment as Deadline, by the monotonic clock.
 	Duration time.Duration
@@ -93,10 +92,8 @@ type Timer struct {
 	// The neighbours in the lists of timers of the same state, and of the same sender.
 	nextOfState, nextOfSender, previousOfSender *Timer
 
-	wake time.Duration // when the scheduler looks at the timer, if place is not -1
-	// refusedUntil is set if the token of a timer that has ended is still answered otherwise than an unknown one.
-	refusedUntil time.Duration
-	place        int32 // the position in the heap, or -1
+	wake  time.Duration // when the scheduler looks at the timer, if place is not -1
+	place int32         // the position in the heap, or -1
 	// attempts counts those that have begun and are not over.
 	attempts uint16
 
@@ -110,6 +107,7 @@ type Timer struct {
 	Unsendable, Unanswered uint8
 
 	delayed bool // never changes
+	refused bool // the timer has ended, and its token is still answered otherwise than an unknown one
 	phase   Phase
 	doubts  Doubts
 	raised  uint8 // counts the calls of Doubt, and wraps around
@@ -118,7 +116,7 @@ type Timer struct {
 // init makes it the timer of a row, which is Pending.
 func (tm *Timer) init(row Row, due time.Duration) {
 	*tm = Timer{
-		nid: row.NID, token: row.Token, event: row.Event, room: row.Room, sender: row.Sender, state: row.State, request: row.Request,
+		nid: row.NID, token: row.Token, room: row.Room, sender: row.Sender, state: row.State, request: row.Request,
 		received: row.Received, delayed: row.Delayed, Duration: row.Duration, Deadline: row.Deadline, Due: due, place: -1,
 	}
 }
@@ -128,7 +126,6 @@ func (tm *Timer) NID() int64      { return tm.nid }
 func (tm *Timer) Room() uint64    { return tm.room }
 func (tm *Timer) Sender() uint64  { return tm.sender }
 func (tm *Timer) State() uint64   { return tm.state }
-func (tm *Timer) Event() uint64   { return tm.event }
 func (tm *Timer) Request() uint64 { return tm.request }
 
 // Token returns the first bytes of the token's hash.
@@ -158,15 +155,7 @@ func (tm *Timer) Running() bool { return tm.Phase() <= Running }
 func (tm *Timer) HasRow() bool { return tm.Phase() == Stopped || tm.Phase() == Finished }
 
 // Refused reports whether the timer has ended and its token is answered with a refusal.
-func (tm *Timer) Refused() bool { return tm.RefusedUntil() > 0 }
-
-// RefusedUntil returns until when the token is still answered, or 0. See Index.Refuse.
-func (tm *Timer) RefusedUntil() time.Duration {
-	if tm == nil {
-		return 0
-	}
-	return tm.refusedUntil
-}
+func (tm *Timer) Refused() bool { return tm != nil && tm.refused }
 
 // Raised returns a number that changes each time a doubt is added.
 func (tm *Timer) Raised() uint8 { return tm.raised }
