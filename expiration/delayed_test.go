@@ -13,94 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-const (
-	alice = "@alice:example.org"
-	bob   = "@bob:example.org"
-)
-
-// leave returns the delayed event of these tests: a state event of Alice in !room.
-func leave(key string) Event {
-	return Event{RoomID: "!room", Type: "m.call.member", StateKey: &key, Sender: alice}
-}
-
-// later returns a delayed event that is not state.
-func later(room string) Event { return Event{RoomID: room, Type: "m.room.message", Sender: alice} }
-
-// requested returns the event with a repeatable request.
-func requested(e Event, n byte) Event {
-	e.Request = &Request{Hash: RequestHash{n}}
-	return e
-}
-
-// schedule schedules an event. The tests identify events by their content.
-func (w *world) schedule(e Event, content string, delay time.Duration) (delayID string) {
-	w.t.Helper()
-	delayID, err := w.Schedule(w.t.Context(), e, Delayed{Content: []byte(content)}, delay, false)
-	require.NoError(w.t, err)
-	return delayID
-}
-
-// wantSent requires that the rooms have got these delayed events, in this order, each once.
-func (w *world) wantSent(contents ...string) {
-	w.t.Helper()
-	synctest.Wait()
-	var got []string
-	for _, e := range w.roomserver.sent() {
-		got = append(got, e.content)
-	}
-	require.Equal(w.t, contents, got)
-}
-
-// final returns the result of Alice's delayed event, or nil if it is scheduled.
-func (w *world) final(delayID string) *Final {
-	w.t.Helper()
-	d, err := w.DelayedEvent(w.t.Context(), delayID, alice)
-	require.NoError(w.t, err)
-	require.Equal(w.t, delayID, d.DelayID)
-	return d.Final
-}
-
-// wantFinal requires a result.
-func (w *world) wantFinal(delayID string, is func(Final) bool) {
-	w.t.Helper()
-	f := w.final(delayID)
-	require.NotNil(w.t, f, "still scheduled")
-	require.True(w.t, is(*f), "%+v", f)
-}
-
-// wantFinalised requires an error that contains the result of a delayed event.
-func wantFinalised(t *testing.T, err error, is func(Final) bool) {
-	t.Helper()
-	var finalised *FinalisedError
-	require.ErrorAs(t, err, &finalised)
-	require.True(t, is(finalised.Final), "%+v", finalised.Final)
-}
-
-// failed reports whether a result is an error.
-func failed(f Final) bool { return f.Error != nil }
-
-// set sends a state event that neither expires nor is delayed, and reports it to the timers.
-func (w *world) set(e Event, sender string) {
-	w.t.Helper()
-	w.events++
-	e.ID, e.Sender = fmt.Sprintf("$event%d", w.events), sender
-	w.roomserver.send(e)
-	s, _ := e.State()
-	_ = w.StateSent(w.t.Context(), s, e.ID) // the call may fail on purpose; the stream reports the event too
-}
-
-// failing makes some operations of the store fail.
-func failing(operations ...string) func(string) error {
-	return func(o string) error {
-		for _, operation := range operations {
-			if o == operation {
-				return errFault
-			}
-		}
-		return nil
-	}
-}
-
 func TestDelayedEventIsSentWhenDue(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
 		delayID := w.schedule(leave("key"), "left", 10*time.Second)
@@ -917,27 +829,6 @@ func TestPlacesInTheList(t *testing.T) {
 		require.Equal(t, 1, n)
 		w.store.set(false, nil)
 	})
-}
-
-// lists reads all of Alice's scheduled events, and returns the first error.
-func (w *world) lists(ctx context.Context) error {
-	for _, err := range w.DelayedEvents(ctx, alice, "") {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// list returns a user's scheduled events after a place.
-func (w *world) list(owner, after string) (events []DelayedEvent) {
-	w.t.Helper()
-	events = []DelayedEvent{}
-	for e, err := range w.DelayedEvents(w.t.Context(), owner, after) {
-		require.NoError(w.t, err)
-		events = append(events, e)
-	}
-	return events
 }
 
 // An application service's delayed event that expires once it is sent is exempt from the limit of running events, also after a restart.

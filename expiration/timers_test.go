@@ -1,13 +1,10 @@
 package expiration
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,153 +20,6 @@ import (
 func TestMain(m *testing.M) {
 	logrus.SetLevel(logrus.PanicLevel) // the tests cause faults on purpose
 	goleak.VerifyTestMain(m)           // Stop ends all goroutines
-}
-
-// world is an engine with fakes around it, under fake time.
-type world struct {
-	*Timers
-	t          *testing.T
-	store      *memoryStore
-	roomserver *fakeRoomserver
-	events     int
-	secret     string
-	loaded     func()       // if not nil, called after loading and before the engine runs
-	step       atomic.Int64 // how far the wall clock is set forward or back
-	earlyEvery int          // for the lanes; 0 is 1, with which all turns that may be early are
-}
-
-// inWorld runs a test under fake time.
-func inWorld(t *testing.T, cfg Config, test func(t *testing.T, w *world)) {
-	synctest.Test(t, func(t *testing.T) {
-		cfg.MaxRunningPerUser = cmp.Or(cfg.MaxRunningPerUser, 100)
-		cfg.MaxScheduledPerUser = cmp.Or(cfg.MaxScheduledPerUser, 100)
-		cfg.KeepFinalised, cfg.MaxFinalisedPerUser = cmp.Or(cfg.KeepFinalised, 7*24*time.Hour), cmp.Or(cfg.MaxFinalisedPerUser, 1000)
-		w := &world{t: t, store: newMemoryStore(), roomserver: newFakeRoomserver()}
-		w.start(cfg)
-		defer func() { w.Stop() }()
-		test(t, w)
-		require.NoError(t, w.invariants())
-	})
-}
-
-// start starts a process on the stored timers.
-func (w *world) start(cfg Config) {
-	w.t.Helper()
-	tokens, err := NewTokens([]byte(cmp.Or(w.secret, "secret")))
-	require.NoError(w.t, err)
-	cfg.Explain = explain
-	w.Timers = New(cfg, w.store, w.roomserver, tokens)
-	w.lanes = lanes.New(cmp.Or(w.earlyEvery, 1))
-	w.clock.wall = func() time.Time { return time.Now().Round(0).Add(time.Duration(w.step.Load())) }
-	if w.loaded == nil {
-		require.NoError(w.t, w.Start(w.t.Context()))
-		return
-	}
-	inherited, err := w.loadAll(w.t.Context())
-	require.NoError(w.t, err)
-	w.loaded()
-	w.run(w.t.Context(), inherited)
-}
-
-// explain returns a refusal unchanged, and any other error as JSON.
-func explain(err error) json.RawMessage {
-	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
-		return refused.Response
-	}
-	return fmt.Appendf(nil, `{"error":%q}`, err)
-}
-
-// invariants returns the violated invariants of the index.
-func (w *world) invariants() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.index.Invariants()
-}
-
-// restart ends the process at once, and starts the next one after the given time.
-func (w *world) restart(down time.Duration) {
-	w.t.Helper()
-	w.stop()
-	w.Stop()
-	time.Sleep(down)
-	w.start(w.cfg)
-}
-
-// stored returns a moment as the database keeps it.
-func (w *world) stored(moment time.Time) time.Time {
-	return w.clock.stored(moment.Sub(w.clock.start))
-}
-
-// message sends an expiring message to a room.
-func (w *world) message(room string, d time.Duration) Event {
-	w.t.Helper()
-	w.events++
-	e := Event{ID: fmt.Sprintf("$event%d", w.events), RoomID: room, Type: "m.room.message", Sender: "@alice:example.org"}
-	w.send(e, d)
-	return e
-}
-
-// state sends an expiring state event as the routes and the wrapper do.
-func (w *world) state(key string, d time.Duration) Event {
-	w.t.Helper()
-	w.events++
-	e := Event{
-		ID: fmt.Sprintf("$event%d", w.events), RoomID: "!room", Type: "m.call.member", StateKey: &key,
-		Sender: "@alice:example.org",
-	}
-	s, _ := e.State()
-	unlock, err := w.LockState(w.t.Context(), s)
-	require.NoError(w.t, err)
-	defer unlock()
-	require.NoError(w.t, w.StateComes(w.t.Context(), s, e.ID))
-	w.send(e, d)
-	require.NoError(w.t, w.StateSent(w.t.Context(), s, e.ID))
-	return e
-}
-
-// begin writes the row of an expiring state event that the roomserver does not get, as after a crash.
-func (w *world) begin(key string, d time.Duration) Event {
-	w.t.Helper()
-	e := Event{ID: "$begun", RoomID: "!room", Type: "m", StateKey: &key, Sender: "@alice:example.org"}
-	_, err := w.Begin(w.t.Context(), e, d, false)
-	require.NoError(w.t, err)
-	return e
-}
-
-func (w *world) send(e Event, d time.Duration) {
-	w.t.Helper()
-	p, err := w.Begin(w.t.Context(), e, d, false)
-	require.NoError(w.t, err)
-	w.roomserver.send(e)
-	p.Activate(true)
-}
-
-func (w *world) hash(e Event) TokenHash { return HashToken(w.Token(e.ID)) }
-
-func (w *world) known(h TokenHash) bool { known, _ := w.Allow(h); return known }
-
-func (w *world) knownDelayed(delayID string) bool { known, _ := w.AllowDelayed(delayID); return known }
-
-// wantClosings requires that these events were closed once each, in this order.
-func (w *world) wantClosings(events ...Event) {
-	w.t.Helper()
-	synctest.Wait()
-	var got, want []string
-	for _, c := range w.roomserver.closings() {
-		got = append(got, c.closes)
-	}
-	for _, e := range events {
-		want = append(want, e.ID)
-	}
-	require.Equal(w.t, want, got)
-}
-
-// wantNoRows requires that the rows of all timers are deleted in time.
-func (w *world) wantNoRows() {
-	w.t.Helper()
-	time.Sleep(sweepPause)
-	synctest.Wait()
-	require.Zero(w.t, w.store.len())
 }
 
 func TestExpiresAtTheDeadline(t *testing.T) {
