@@ -1,12 +1,38 @@
 package expiration
 
 import (
-	"math/rand/v2"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 )
+
+// After a claim failed, it may be written or not. The engine finds out before it does anything else.
+func TestUnsureClaims(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		inWorld(t, Config{}, func(t *testing.T, w *world) {
+			claimed := false
+			w.store.set(written, func(operation string) error {
+				if claimed = claimed || operation == "claim"; claimed {
+					return errFault
+				}
+				return nil
+			})
+			e := w.message("!room", 10*time.Second)
+			time.Sleep(30 * time.Second)
+			w.wantClosings()
+			built := w.roomserver.attempts()
+			w.store.set(false, nil)
+			time.Sleep(time.Minute)
+			w.wantClosings(e)
+			if written {
+				require.Equal(t, built, w.roomserver.attempts(), "a claimed event was built again")
+				require.Equal(t, "$closing1", w.roomserver.closings()[0].eventID)
+			}
+			require.Zero(t, w.store.len())
+		})
+	}
+}
 
 // After a claim that failed and was written, the scheduler reads the row soon, however far the deadline is.
 func TestUnsureClaimLongBeforeTheDeadline(t *testing.T) {
@@ -72,83 +98,5 @@ func TestClaimWithoutAnEvent(t *testing.T) {
 		require.Error(t, w.CancelDelayed(t.Context(), delayID, alice), "it is being sent")
 		require.NoError(t, w.SendDelayed(t.Context(), delayID, alice))
 		require.Equal(t, "$delayed1", w.final(delayID).EventID)
-	})
-}
-
-// A token of a sender who has left is refused for as long as promised, even if the row cannot be deleted at first.
-func TestRefusalOutlivesAFailedDelete(t *testing.T) {
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		e := w.message("!room", time.Hour)
-		w.store.set(false, failing("drop"))
-		w.DropSender(t.Context(), e.RoomID, e.Sender, time.Now().Add(time.Second))
-		time.Sleep(time.Second)
-		w.store.set(false, nil)
-		time.Sleep(time.Minute)
-		require.NoError(t, w.invariants())
-		var dropped *DropError
-		require.ErrorAs(t, w.End(t.Context(), w.hash(e)), &dropped)
-		require.Equal(t, SenderGone, dropped.Reason)
-		require.ErrorIs(t, w.End(t.Context(), w.hash(e)), ErrNotFound)
-		require.True(t, w.index.Empty())
-	})
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		e := w.message("!room", time.Hour)
-		w.DropSender(t.Context(), e.RoomID, e.Sender, time.Now().Add(time.Second))
-		time.Sleep(refusedFor + time.Second)
-		require.ErrorIs(t, w.End(t.Context(), w.hash(e)), ErrNotFound)
-		require.True(t, w.index.Empty())
-	})
-}
-
-// A timer that ended while it waited in its lane does not wait for the lock of its state.
-func TestEndedTimerWaitsForNoLock(t *testing.T) {
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		first, second := w.state("key", 10*time.Second), w.message("!room", 11*time.Second)
-		w.roomserver.set(hooks{beforeClaim: takes(3 * time.Second)})
-		before := w.message("!room", 9*time.Second) // the room is busy when the next two are due
-		time.Sleep(9500 * time.Millisecond)
-		s, _ := first.State()
-		unlock, err := w.LockState(t.Context(), s)
-		require.NoError(t, err)
-		defer unlock()
-		time.Sleep(time.Second) // the first is in its lane
-		w.roomserver.set(hooks{})
-		w.DropEvent(t.Context(), first.ID, Redacted)
-		time.Sleep(3 * time.Second)
-		w.wantClosings(before, second)
-	})
-}
-
-// With a grace period after a restart, overdue events are still closed in the order of their deadlines.
-func TestOrderAfterAGracePeriod(t *testing.T) {
-	inWorld(t, Config{RestartGrace: 30 * time.Second}, func(t *testing.T, w *world) {
-		events := make([]Event, 20)
-		for _, i := range rand.New(rand.NewPCG(1, 0)).Perm(len(events)) {
-			events[i] = w.message("!room", time.Duration(10+i)*time.Second)
-		}
-		w.restart(time.Minute)
-		time.Sleep(time.Minute)
-		w.wantClosings(events...)
-	})
-}
-
-// A repeated request that sends an event again, and an attempt that finds the event missing, do not overlap.
-func TestSentWaitsForAnAttempt(t *testing.T) {
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		e := requested(Event{ID: "$lost", RoomID: "!room", Type: "m.room.message", Sender: alice}, 1)
-		e.Request.Signed = SignedEvent{EventID: e.ID, PDU: []byte("{}")}
-		p, err := w.Begin(t.Context(), e, 10*time.Second, false)
-		require.NoError(t, err)
-		p.Activate(false)
-		w.roomserver.set(hooks{wake: takes(5 * time.Second)}) // so the attempt is still in progress
-		time.Sleep(11 * time.Second)
-		begun := time.Now()
-		eventID, err := w.Sent(t.Context(), RequestHash{1})
-		require.NoError(t, err)
-		require.Equal(t, e.ID, eventID)
-		require.NotZero(t, time.Since(begun), "it waited")
-		w.roomserver.set(hooks{})
-		time.Sleep(time.Minute)
-		w.wantClosings(e)
 	})
 }

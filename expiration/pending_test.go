@@ -185,6 +185,22 @@ func TestDroppedWhileBeginning(t *testing.T) {
 	}
 }
 
+// The stream can report the end of an event before the roomserver has answered the event's sender.
+func TestDroppedWhilePending(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e := Event{ID: "$x", RoomID: "!room", Type: "m", Sender: "@alice:example.org"}
+		p, err := w.Begin(t.Context(), e, time.Second, false)
+		require.NoError(t, err)
+		w.roomserver.send(e)
+		w.DropEvent(t.Context(), e.ID, Redacted)
+		p.Activate(true)
+		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
+		require.Zero(t, w.store.len())
+		time.Sleep(time.Minute)
+		w.wantClosings()
+	})
+}
+
 // If another user replaces the event while it is on its way, the timer is dropped soon after, and not only at the deadline.
 func TestReplacedWhilePending(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {

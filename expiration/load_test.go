@@ -1,0 +1,100 @@
+package expiration
+
+import (
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestRestart(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		third, first, second := w.message("!room", 30*time.Second), w.message("!room", 10*time.Second), w.message("!room", 20*time.Second)
+		later := w.message("!room", 2*time.Minute)
+		w.restart(time.Minute)
+		w.wantClosings(first, second, third)
+		require.NoError(t, w.Refresh(t.Context(), w.hash(later)))
+		time.Sleep(2*time.Minute - time.Millisecond)
+		w.wantClosings(first, second, third)
+		time.Sleep(time.Millisecond)
+		w.wantClosings(first, second, third, later)
+	})
+}
+
+func TestRestartGrace(t *testing.T) {
+	inWorld(t, Config{RestartGrace: 30 * time.Second}, func(t *testing.T, w *world) {
+		overdue, alive, later := w.message("!room", 10*time.Second), w.message("!room", 20*time.Second), w.message("!room", 100*time.Second)
+		w.restart(time.Minute)
+		time.Sleep(29 * time.Second)
+		w.wantClosings()
+		require.NoError(t, w.Refresh(t.Context(), w.hash(alive)))
+		time.Sleep(2 * time.Second)
+		w.wantClosings(overdue)
+		time.Sleep(18 * time.Second)
+		w.wantClosings(overdue, later, alive)
+	})
+}
+
+// An attempt fails in passing, and the room's next event is claimed before the process dies. The next process still keeps the order.
+func TestOrderAfterACrash(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		first, second := w.message("!room", 10*time.Second), w.message("!room", 11*time.Second)
+		third, elsewhere := w.message("!room", 12*time.Second), w.message("!elsewhere", 9*time.Second)
+		w.roomserver.set(hooks{
+			beforeClaim: func(e Event) error {
+				if e.ID == second.ID {
+					return nil
+				}
+				return errFault
+			},
+			afterClaim: fails,
+		})
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		w.restart(0)
+		w.wantClosings()
+		w.roomserver.set(hooks{})
+		w.restart(0)
+		synctest.Wait()
+		ids := map[string][]string{} // by room, because rooms do not wait for one another
+		for _, c := range w.roomserver.closings() {
+			ids[c.roomID] = append(ids[c.roomID], c.closes)
+		}
+		require.Equal(t, map[string][]string{"!room": {first.ID, second.ID, third.ID}, "!elsewhere": {elsewhere.ID}}, ids)
+	})
+}
+
+// Rows with no digest, or with one under another key, are read whole.
+func TestOtherDigests(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		none := w.message("!room", 20*time.Second)
+		clear(w.store.digests)
+		other := w.message("!room", 20*time.Second)
+		token := w.hash(other)
+		w.secret = "another"
+		w.restart(time.Second)
+		own := w.message("!room", 20*time.Second)
+		require.True(t, w.known(token), "tokens are valid as long as their events run")
+		w.restart(time.Second)
+		for _, e := range []Event{other, none, own} {
+			require.Len(t, w.timersIn(e.RoomID), 3)
+		}
+		w.DropSender(t.Context(), "!room", none.Sender, time.Now())
+		w.wantNoRows()
+	})
+}
+
+// With a grace period after a restart, overdue events are still closed in the order of their deadlines.
+func TestOrderAfterAGracePeriod(t *testing.T) {
+	inWorld(t, Config{RestartGrace: 30 * time.Second}, func(t *testing.T, w *world) {
+		events := make([]Event, 20)
+		for _, i := range rand.New(rand.NewPCG(1, 0)).Perm(len(events)) {
+			events[i] = w.message("!room", time.Duration(10+i)*time.Second)
+		}
+		w.restart(time.Minute)
+		time.Sleep(time.Minute)
+		w.wantClosings(events...)
+	})
+}
