@@ -1,7 +1,9 @@
 package expiration
 
 import (
+	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -99,4 +101,37 @@ func TestClaimWithoutAnEvent(t *testing.T) {
 		require.NoError(t, w.SendDelayed(t.Context(), delayID, alice))
 		require.Equal(t, "$delayed1", w.final(delayID).EventID)
 	})
+}
+
+// After a claim failed, the event may be claimed or not. Cancelling, restarting and sending find out.
+func TestActionsAfterAClaimThatFailed(t *testing.T) {
+	for _, written := range []bool{false, true} {
+		for action, is := range map[string]func(Final) bool{
+			"cancel": Final.Cancelled, "restart": Final.Sent, "send": Final.Sent, "list": Final.Sent,
+		} {
+			inWorld(t, Config{}, func(t *testing.T, w *world) {
+				delayID := w.schedule(leave("key"), "left", 10*time.Second)
+				w.store.set(written, failing("claim"))
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				w.store.set(false, nil)
+				act := map[string]func(context.Context, string, string) error{
+					"cancel": w.CancelDelayed, "restart": w.RestartDelayed, "send": w.SendDelayed,
+				}[action]
+				switch {
+				case action == "list":
+					require.Len(t, w.list(alice, ""), map[bool]int{false: 1}[written])
+				case written:
+					wantFinalised(t, act(t.Context(), delayID, alice), Final.Sent)
+					is = Final.Sent
+				default:
+					require.NoError(t, act(t.Context(), delayID, alice))
+				}
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				w.wantFinal(delayID, is)
+				require.Len(t, w.roomserver.sent(), map[bool]int{true: 1}[w.final(delayID).Sent()])
+			})
+		}
+	}
 }

@@ -91,3 +91,41 @@ func TestRefusalOutlivesAFailedDelete(t *testing.T) {
 		require.True(t, w.index.Empty())
 	})
 }
+
+func TestRoomOfADelayedEventIsPurged(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		gone, kept := w.schedule(leave("key"), "gone", 10*time.Second), w.schedule(later("!other"), "kept", 10*time.Second)
+		w.DropRoom(t.Context(), "!room")
+		require.JSONEq(t, `{"error":"the event is not sent: room_gone"}`, string(w.final(gone).Error))
+		require.Nil(t, w.final(kept))
+		time.Sleep(10 * time.Second)
+		w.wantSent("kept")
+	})
+}
+
+// A claimed event is sent whatever the stream reports meanwhile, because it may be in the room already.
+func TestDropSparesDelayedEventsThatAreClaimed(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID := w.schedule(leave("key"), "left", 10*time.Second)
+		w.roomserver.set(hooks{afterClaim: fails})
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		w.set(leave("key"), bob)
+		w.DropRoom(t.Context(), "!room")
+		w.roomserver.set(hooks{})
+		time.Sleep(time.Minute)
+		w.wantSent("left")
+		w.wantFinal(delayID, Final.Sent)
+	})
+}
+
+// A delayed event survives that its sender leaves the room. It is refused, or not, when it is due.
+func TestSenderOfADelayedEventLeaves(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.schedule(leave("key"), "left", 10*time.Second)
+		time.Sleep(time.Second)
+		w.DropSender(t.Context(), "!room", alice, time.Now())
+		time.Sleep(9 * time.Second)
+		w.wantSent("left")
+	})
+}

@@ -98,3 +98,58 @@ func TestOrderAfterAGracePeriod(t *testing.T) {
 		w.wantClosings(events...)
 	})
 }
+
+// Whenever the process dies, the next one finishes the work, and nothing is sent twice.
+func TestRestartOfTheProcess(t *testing.T) {
+	t.Run("scheduled", func(t *testing.T) {
+		inWorld(t, Config{}, func(t *testing.T, w *world) {
+			overdue, running := w.schedule(leave("key"), "overdue", 10*time.Second), w.schedule(later("!room"), "running", 2*time.Minute)
+			w.restart(time.Minute)
+			w.wantSent("overdue")
+			w.wantFinal(overdue, Final.Sent)
+			require.NoError(t, w.RestartDelayed(t.Context(), running, alice))
+			time.Sleep(2*time.Minute - time.Nanosecond)
+			w.wantSent("overdue")
+			time.Sleep(time.Nanosecond)
+			w.wantSent("overdue", "running")
+		})
+	})
+	t.Run("in the grace period", func(t *testing.T) {
+		inWorld(t, Config{RestartGrace: 30 * time.Second}, func(t *testing.T, w *world) {
+			w.schedule(leave("key"), "left", 10*time.Second)
+			w.restart(time.Minute)
+			time.Sleep(30*time.Second - time.Nanosecond)
+			w.wantSent()
+			time.Sleep(time.Nanosecond)
+			w.wantSent("left")
+		})
+	})
+	for step, interrupt := range map[string]func(*world){
+		"claimed and not sent": func(w *world) { w.roomserver.set(hooks{afterClaim: fails}) },
+		"claimed, and nobody knows": func(w *world) {
+			w.store.set(true, failing("claim"))
+			w.roomserver.set(hooks{afterClaim: fails})
+		},
+		"not claimed, and nobody knows": func(w *world) { w.store.set(false, failing("claim")) },
+		"sent and not finalised":        func(w *world) { w.store.set(false, failing("finalise")) },
+		"finalised, and nobody knows":   func(w *world) { w.store.set(true, failing("finalise")) },
+	} {
+		t.Run(step, func(t *testing.T) {
+			inWorld(t, Config{}, func(t *testing.T, w *world) {
+				delayID := w.schedule(leave("key"), "left", 10*time.Second)
+				interrupt(w)
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				w.restart(time.Second)
+				w.store.set(false, nil)
+				w.roomserver.set(hooks{})
+				w.restart(time.Second)
+				time.Sleep(time.Minute)
+				w.wantSent("left")
+				require.Equal(t, w.roomserver.sent()[0].eventID, w.final(delayID).EventID)
+				require.Zero(t, w.store.len())
+				require.Empty(t, w.inFlight)
+			})
+		})
+	}
+}

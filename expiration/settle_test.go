@@ -1,7 +1,9 @@
 package expiration
 
 import (
+	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -133,5 +135,104 @@ func TestStateSetBackLater(t *testing.T) {
 		w.wantClosings()
 		time.Sleep(lostAfter * lastPause)
 		w.wantClosings(e)
+	})
+}
+
+// An event that is refused for good when it is due has failed. If a request asks for it earlier, it gets the refusal, and can try later.
+func TestRefusedDelayedEvents(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		never, now := w.schedule(leave("key"), "never", 10*time.Second), w.schedule(later("!room"), "now", 10*time.Second)
+		w.roomserver.refuse("never", Forbidden)
+		w.roomserver.refuse("now", Forbidden)
+		var refused *RefusedError
+		require.ErrorAs(t, w.SendDelayed(t.Context(), now, alice), &refused)
+		require.Equal(t, 403, refused.Code)
+		require.JSONEq(t, `{"errcode":"M_FORBIDDEN"}`, string(refused.Response))
+		require.Nil(t, w.final(now), "the event stays scheduled")
+		w.roomserver.refuse("now", "")
+		time.Sleep(10*time.Second - time.Nanosecond)
+		w.wantSent()
+		time.Sleep(time.Nanosecond)
+		w.wantSent("now")
+		require.Equal(t, &Final{At: w.stored(time.Now()), Error: refused.Response}, w.final(never))
+		wantFinalised(t, w.SendDelayed(t.Context(), never, alice), failed)
+		wantFinalised(t, w.CancelDelayed(t.Context(), never, alice), failed)
+		w.restart(time.Second)
+		require.JSONEq(t, `{"errcode":"M_FORBIDDEN"}`, string(w.final(never).Error))
+		require.Zero(t, w.store.len())
+	})
+}
+
+// A refusal does not finalise an event that was restarted during the attempt.
+func TestRefreshWhileAnEventIsRefused(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		delayID, e := w.schedule(leave("key"), "left", 10*time.Second), w.state("other", 10*time.Second)
+		w.roomserver.refuse("left", Forbidden)
+		w.roomserver.refuse(e.ID, Forbidden)
+		w.roomserver.set(hooks{beforeClaim: takes(2 * time.Second)})
+		time.Sleep(11 * time.Second)
+		require.NoError(t, w.RestartDelayed(t.Context(), delayID, alice))
+		require.NoError(t, w.Refresh(t.Context(), w.hash(e)))
+		time.Sleep(5 * time.Second)
+		require.Nil(t, w.final(delayID))
+		w.roomserver.refuse("left", "")
+		w.roomserver.refuse(e.ID, "")
+		time.Sleep(15 * time.Second)
+		w.wantSent("left")
+		w.wantClosings(e)
+	})
+}
+
+// Whichever operation fails in passing, and whether it is written or not, the event is sent once and its result is known.
+func TestPassingFaultsOfDelayedEvents(t *testing.T) {
+	for _, fault := range []string{"read", "claim", "finalise", "build", "input", "replaced"} {
+		for _, written := range []bool{false, true} {
+			for _, now := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s written=%t now=%t", fault, written, now), func(t *testing.T) {
+					inWorld(t, Config{}, func(t *testing.T, w *world) {
+						delayID := w.schedule(leave("key"), "left", 10*time.Second)
+						switch fault {
+						case "build":
+							w.roomserver.set(hooks{beforeClaim: fails})
+						case "input":
+							w.roomserver.set(hooks{afterClaim: fails})
+						case "replaced":
+							w.roomserver.set(hooks{look: fails})
+						default:
+							w.store.set(written, failing(fault))
+						}
+						if now {
+							require.ErrorIs(t, w.SendDelayed(t.Context(), delayID, alice), errFault)
+						}
+						time.Sleep(5 * time.Minute)
+						synctest.Wait()
+						w.store.set(false, nil)
+						w.roomserver.set(hooks{})
+						time.Sleep(time.Minute)
+						w.wantSent("left")
+						require.Equal(t, w.roomserver.sent()[0].eventID, w.final(delayID).EventID)
+						require.True(t, w.index.Empty())
+						require.Empty(t, w.inFlight)
+						require.Zero(t, w.store.len())
+						require.True(t, w.HasSent(alice))
+					})
+				})
+			}
+		}
+	}
+}
+
+// A client that keeps restarting its event while nothing can be sent keeps it from being sent.
+func TestRestartDuringFaults(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{beforeClaim: fails})
+		delayID := w.schedule(leave("key"), "left", 10*time.Second)
+		time.Sleep(time.Minute)
+		require.NoError(t, w.RestartDelayed(t.Context(), delayID, alice))
+		w.roomserver.set(hooks{})
+		time.Sleep(10*time.Second - time.Nanosecond)
+		w.wantSent()
+		time.Sleep(time.Nanosecond)
+		w.wantSent("left")
 	})
 }
