@@ -34,88 +34,6 @@ func TestMachine(t *testing.T) {
 	}
 }
 
-// modes are ways to play a script. In a calm one nothing fails, and nothing takes time. In a slow one insertions take time.
-var modes = []struct {
-	name       string
-	calm, slow bool
-}{{"Calm", true, false}, {"Slow", true, true}, {"WithFaults", false, false}}
-
-// slowInsert draws how slow insertions are.
-func slowInsert(t *rapid.T) action {
-	return action{
-		do: "slow insert", long: time.Duration(rapid.IntRange(1, 5000).Draw(t, "insertion")) * time.Millisecond,
-		written: rapid.Bool().Draw(t, "written"),
-	}
-}
-
-// action is one line of a script.
-type action struct {
-	do string
-	// which selects the event that the action concerns, or the place of a new one.
-	which int
-	// long is a duration, for example of a pause or a fault.
-	long time.Duration
-	// fault is the operation that fails, for "faults". written says that the store has done the operation before it fails or takes long.
-	fault   string
-	written bool
-}
-
-func (a action) String() string {
-	text := fmt.Sprintf("%s %d %s", a.do, a.which, a.long)
-	if a.fault != "" {
-		text += fmt.Sprintf(" %s %t", a.fault, a.written)
-	}
-	return text
-}
-
-// faults are what can fail: operations of the store, and steps of the roomserver.
-var faults = []string{"insert", "refresh", "claim", "read", "drop", "delete", "doubt", "build", "input", "slow build", "slow input"}
-
-// actions draws the actions of a script.
-func actions(calm bool) *rapid.Generator[action] {
-	todo := []string{
-		"send", "send", "refresh", "refresh", "sleep", "sleep", "end", "repeat", "replace", "replace remotely", "tell", "redact", "leave",
-		"purge", "change",
-	}
-	if !calm {
-		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "lose", "store",
-			"overtake", "overtake")
-	}
-	return rapid.Custom(func(t *rapid.T) action {
-		a := action{
-			do:    rapid.SampledFrom(todo).Draw(t, "do"),
-			which: rapid.IntRange(0, 7).Draw(t, "which"),
-			long:  time.Duration(rapid.IntRange(1, 12_000).Draw(t, "ms"))*time.Millisecond + 137*time.Microsecond,
-		}
-		if a.do == "faults" {
-			a.fault = rapid.SampledFrom(faults).Draw(t, "fault")
-		}
-		if a.do == "faults" || a.do == "slow insert" {
-			a.written = rapid.Bool().Draw(t, "written")
-		}
-		return a
-	})
-}
-
-// life is what the model knows of an expiring event.
-type life struct {
-	event Event
-	hash  TokenHash
-	// duration and earliest are those of the last successful refresh. After a refresh that may have been written, each is the smaller of
-	// both values.
-	duration time.Duration
-	earliest time.Time
-	// excused: there need not be a closing event. stopped: the token must be invalid too. superseded: it is stopped because of newer state
-	// that was sent here.
-	excused, stopped, superseded bool
-	// refused: the token was refused as unknown once.
-	refused bool
-	// pending: the event is not sent yet, and the client does not know the token.
-	pending bool
-	// remote is when an event of another server replaced this one, or zero.
-	remote time.Time
-}
-
 // machine plays a script.
 type machine struct {
 	w     *world
@@ -150,20 +68,6 @@ func (m *machine) problem(format string, args ...any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.problems = append(m.problems, fmt.Sprintf(format, args...))
-}
-
-// all returns all events so far.
-func (m *machine) all() []*life {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Clone(m.lives)
-}
-
-// now returns a copy of what is known of an event.
-func (m *machine) now(l *life) life {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return *l
 }
 
 func (m *machine) act(a action) {
@@ -323,14 +227,6 @@ func (m *machine) send(a action, e Event) {
 	m.crash(time.Second)
 }
 
-// never notes that an event was not sent.
-func (m *machine) never(l *life) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.orphans = true
-	m.lives = slices.DeleteFunc(m.lives, func(other *life) bool { return other == l })
-}
-
 // replace sends a state event that does not expire.
 func (m *machine) replace(a action) {
 	a.which |= 2
@@ -355,39 +251,6 @@ func (m *machine) comes(s StateKey) {
 	}
 }
 
-// replaced notes that the events of a piece of state, except for keep, are no longer current.
-func (m *machine) replaced(s StateKey, here bool, keep ...*life) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, l := range m.lives {
-		if its, ok := l.event.State(); !ok || its != s || l.pending || slices.Contains(keep, l) {
-			continue // a pending event will be newer
-		}
-		l.excused = true
-		if l.remote.IsZero() && !here {
-			l.remote = time.Now()
-		}
-		if here {
-			l.stopped, l.superseded = true, true
-		}
-	}
-}
-
-// stop notes that some events need no closing event from now on. If there is a reason, the roomserver refuses their closing events.
-func (m *machine) stop(reason DropReason, which func(*life) bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, l := range m.lives {
-		if !which(l) {
-			continue
-		}
-		l.excused, l.stopped = true, true
-		if reason != "" {
-			m.w.roomserver.refuse(l.event.ID, reason)
-		}
-	}
-}
-
 // repeat sends the content of an event again.
 func (m *machine) repeat(l *life, d time.Duration) {
 	ctx := m.w.t.Context()
@@ -402,29 +265,6 @@ func (m *machine) repeat(l *life, d time.Duration) {
 	}
 	defer unlock()
 	m.refreshed(l, d, m.w.Restart(ctx, l.event.ID, d))
-}
-
-// refreshed notes the answer of a refresh or restart.
-func (m *machine) refreshed(l *life, d time.Duration, err error) {
-	due := time.Now().Add(d)
-	switch {
-	case err == nil:
-		if l := m.now(l); l.stopped || l.refused {
-			m.problem("%s was refreshed: stopped %t, refused before %t", l.event.ID, l.stopped, l.refused)
-		}
-		if c := m.closingOf(l); c != nil {
-			m.problem("%s was refreshed and has been closed by %s", l.event.ID, c.eventID)
-		}
-		l.duration, l.earliest = d, due
-	case errors.Is(err, ErrNotFound):
-		m.refuse(l, "refresh")
-	default: // the refresh may have been written
-		m.failed(err)
-		l.duration = min(d, l.duration)
-		if due.Before(l.earliest) {
-			l.earliest = due
-		}
-	}
 }
 
 // end ends an event.
@@ -445,23 +285,6 @@ func (m *machine) end(l *life) {
 		m.refuse(l, "end")
 	default:
 		m.failed(err)
-	}
-}
-
-// refuse notes that a token was refused as unknown.
-func (m *machine) refuse(l *life, method string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	l.refused = true
-	if m.calm && !l.excused && m.closingOf(l) == nil {
-		m.problems = append(m.problems, fmt.Sprintf("%s of %s was refused, and it runs", method, l.event.ID))
-	}
-}
-
-// failed notes an error, which is a problem unless the script has caused a fault.
-func (m *machine) failed(err error) {
-	if m.calm || !errors.Is(err, errFault) {
-		m.problem("failed: %s", err)
 	}
 }
 
@@ -515,83 +338,4 @@ func (m *machine) crash(down time.Duration) {
 	m.w.store.set(false, nil) // a process that cannot load its timers does not start
 	m.w.loaded = m.setFaults
 	m.w.start(m.w.cfg)
-}
-
-// closingOf returns the closing event of an event, or nil.
-func (m *machine) closingOf(l *life) *closing {
-	for _, c := range m.w.roomserver.closings() {
-		if c.closes == l.event.ID {
-			return &c
-		}
-	}
-	return nil
-}
-
-// checkClosings checks what must hold at every moment.
-func (m *machine) checkClosings() {
-	seen := map[string]string{}
-	for _, c := range m.w.roomserver.closings() {
-		if other, ok := seen[c.closes]; ok {
-			m.problem("%s was closed by %s and by %s", c.closes, other, c.eventID)
-		}
-		seen[c.closes] = c.eventID
-		lives := m.all()
-		i := slices.IndexFunc(lives, func(l *life) bool { return l.event.ID == c.closes })
-		if i < 0 {
-			m.problem("%s closes %s, which was never sent", c.eventID, c.closes)
-			continue
-		}
-		l := m.now(lives[i])
-		if c.outcome == Expired && (c.sent.Before(l.earliest) || m.calm && !c.at.Equal(l.earliest)) {
-			m.problem("%s expired at %s, bears %s, its deadline was %s", c.closes, c.at, c.sent, l.earliest)
-		}
-		if _, isState := l.event.State(); isState && c.over != c.closes && (l.remote.IsZero() || l.remote.Before(c.built)) {
-			m.problem("%s, which closes %s, replaced %s", c.eventID, c.closes, c.over)
-		}
-	}
-}
-
-// finish removes all faults, waits until no work is left, and checks the result.
-func (m *machine) finish() {
-	clear(m.broken)
-	m.setFaults()
-	time.Sleep(5 * time.Minute)
-	m.ends.Wait()
-	m.checkOver()
-	if !m.calm {
-		// The next start finds claims whose write seemed to fail, and rows of events that were never sent.
-		m.crash(time.Second)
-		time.Sleep(5 * time.Minute)
-		if m.orphans {
-			time.Sleep(givenUpAfter * lastPause)
-		}
-		m.checkOver()
-	}
-	if n := m.w.store.len(); n > 0 {
-		m.problem("%d rows are left", n)
-	}
-	if !m.w.index.Empty() {
-		m.problem("the index is not empty")
-	}
-}
-
-// checkOver checks that every event is closed or excused.
-func (m *machine) checkOver() {
-	synctest.Wait()
-	m.checkClosings()
-	for _, l := range m.all() {
-		if m.closingOf(l) == nil && !m.now(l).excused {
-			m.problem("%s was never closed", l.event.ID)
-		}
-		if m.w.known(l.hash) {
-			m.problem("the token of %s is still known", l.event.ID)
-		}
-	}
-}
-
-// checkIndex checks the invariants of the index.
-func (m *machine) checkIndex() {
-	if err := m.w.invariants(); err != nil {
-		m.problem("the index: %s", err)
-	}
 }

@@ -35,17 +35,6 @@ func (s *memoryStore) setInsertTakes(d time.Duration, after bool) {
 	s.insertTakes, s.insertAfter = d, after
 }
 
-// setSlowly makes insertions as slow as an action of the model says. The time is no whole number of milliseconds, and differs from all
-// other times in the model. So no two things happen at the same moment, in an order that would be random.
-func (s *memoryStore) setSlowly(broken map[string]action) {
-	a, slow := broken["slow insert"]
-	if !slow {
-		s.setInsertTakes(0, false)
-		return
-	}
-	s.setInsertTakes(a.long.Truncate(time.Millisecond)+71*time.Microsecond, a.written)
-}
-
 // hold makes the store hang, and returns the function that ends that.
 func (s *memoryStore) hold() (release func()) {
 	held := make(chan struct{})
