@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// What the engine does not know for certain: whether a claim that failed was written, and whether a doubted event was replaced.
+
 // After a claim failed, it may be written or not. The engine finds out before it does anything else.
 func TestUnsureClaims(t *testing.T) {
 	for _, written := range []bool{false, true} {

@@ -8,6 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// Panics in the goroutines of the engine.
+
 // The scheduler, the pruning and the deletions go on after a panic in any of them.
 func TestGoesOnAfterPanics(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {

@@ -16,6 +16,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
+// The database hangs, and clients give up and try again.
+
 // callers are clients that wait for an answer, and may hang up.
 type callers struct {
 	wg      sync.WaitGroup

@@ -13,6 +13,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/lanes"
 )
 
+// Senders whose attempts hang take a bounded share of the places, and others are attempted in time.
+
 // hangs is a hook in which the roomserver never answers for events of users called mallory.
 func hangs(e Event) error {
 	if strings.HasPrefix(e.Sender, "@mallory") {

@@ -10,6 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// Timers that are pending: their row is being written, or their event is on its way into the room.
+
 // insertion is how long insertions take in these tests.
 const insertion = time.Second
 

@@ -8,7 +8,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The wall clock may step: while the process lives, only elapsed time counts.
 func TestTokens(t *testing.T) {
 	a, err := NewTokens([]byte("a"))
 	require.NoError(t, err)
