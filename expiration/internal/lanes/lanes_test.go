@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -82,4 +83,84 @@ func TestEarlierTimerMovesItsRoomUp(t *testing.T) {
 			l.withdraw(next.lane)
 		}
 	}
+}
+
+// In a room most retries come after the first attempts. Both are in the order of their deadlines.
+func TestRetriesInARoom(t *testing.T) {
+	var a attempts
+	inLanes(t, func(l *testLanes, r int64, _ *Turn) bool {
+		a.note(r)
+		time.Sleep(time.Millisecond)
+		return false
+	}, func(l *testLanes) {
+		l.add(1, 1, 100, 1, false) // in progress
+		for i := range int64(3) {
+			l.add(102-i, 1, time.Duration(2-i), 1, true)
+		}
+		for i := range int64(2 * retryEvery) {
+			l.add(2+i, 2, 101, 1, false)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		want := []int64{1, 2, 3, 4, 5, 6, 7, 8, 9, 100, 10, 11, 12, 13, 14, 15, 16, 17, 101, 102}
+		require.Equal(t, want, a.sequence())
+	})
+}
+
+// After one attempt of a sender has hung and failed, all the sender's timers come last, also in other users' rooms, until hungFor has
+// passed. An attempt that took as long and succeeded changes nothing.
+func TestTimersOfAHungSenderComeLast(t *testing.T) {
+	for _, fails := range []bool{true, false} {
+		const hangs = 10 * time.Second
+		var a attempts
+		inLanes(t, func(l *testLanes, r int64, _ *Turn) bool {
+			a.note(r)
+			if r < 100 {
+				time.Sleep(hangs)
+				return fails
+			}
+			return false
+		}, func(l *testLanes) {
+			start := time.Now()
+			for i := range int64(50) { // first all in one room, then one room each
+				l.add(i, 1, time.Duration(i), 1, false)
+				l.add(50+i, 1, time.Duration(50+i), 50+uint64(i), false)
+			}
+			for room := range uint64(100) {
+				l.add(int64(1000+room), 2, time.Hour, room, false)
+			}
+			time.Sleep(time.Second)
+			l.check(t)
+			time.Sleep(hangs)
+			synctest.Wait()
+			l.check(t)
+			for room := range int64(100) {
+				if at := a.at(1000 + room); fails {
+					require.NotZero(t, at, room)
+					require.LessOrEqual(t, at.Sub(start), hangs, room)
+				} else if room == 1 {
+					require.Zero(t, at, "the order of the room")
+				}
+			}
+			time.Sleep(20 * time.Minute)
+			synctest.Wait()
+			require.Len(t, slices.Compact(slices.Sorted(slices.Values(a.sequence()))), 200, "all timers were attempted")
+			require.Equal(t, fails, l.hung[1] != time.Time{})
+			time.Sleep(hungFor)
+			require.False(t, l.isHung(1), "the sender stays hung")
+		})
+	}
+}
+
+// An attempt that fails sooner has no effect on the sender's other timers.
+func TestFailureIsNotAHang(t *testing.T) {
+	inLanes(t, func(*testLanes, int64, *Turn) bool {
+		time.Sleep(PlacePatience - time.Millisecond)
+		return true
+	}, func(l *testLanes) {
+		l.add(1, 1, 0, 1, false)
+		time.Sleep(PlacePatience)
+		synctest.Wait()
+		require.False(t, l.isHung(1))
+	})
 }
