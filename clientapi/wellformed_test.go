@@ -185,14 +185,6 @@ func TestNeverSendable(t *testing.T) {
 	require.NoError(t, check("10", message, `{}`, time.UnixMilli(0)))
 }
 
-func BenchmarkRehearsal(b *testing.B) {
-	for b.Loop() {
-		if err := check("10", state("m.call.member", alice), `{"application":"m.call","call_id":"","m.will_expire":"running"}`, time.Time{}); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
 // FuzzWellFormed checks that every event is either accepted or refused with a Matrix error of status 4xx, never 5xx. Of an accepted event,
 // the closing event can be built too.
 func FuzzWellFormed(f *testing.F) {

@@ -14,7 +14,6 @@ import (
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/stretchr/testify/require"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/eventsize"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
@@ -114,91 +113,6 @@ func TestInputRoomEvents(t *testing.T) {
 			require.Equal(t, test.hooked, hook.Called)
 			require.Equal(t, test.before, hook.Err)
 			require.Equal(t, test.before != nil || test.errMsg != "", res.Err() != nil, "the send must fail if it did not happen")
-		})
-	}
-}
-
-func TestClosingContent(t *testing.T) {
-	got, err := closingContent([]byte(`{"a":[1,{"b":"<"}],"m.relates_to":{"x":1},"m.will_expire":"running"}`), "$original", expiration.Ended)
-	require.NoError(t, err)
-	require.JSONEq(t, `{"a":[1,{"b":"<"}],"m.relates_to":{"event_id":"$original","rel_type":"m.expire.relationship"},"m.will_expire":"ended"}`, string(got))
-	_, err = closingContent([]byte(`[]`), "$original", expiration.Ended)
-	require.Error(t, err)
-}
-
-func TestIsRunning(t *testing.T) {
-	require.True(t, isRunning(newEvent(t, "", `{"m.will_expire":"running"}`)))
-	for _, content := range []string{`{}`, `{"m.will_expire":"ended"}`, `{"m.will_expire":5}`, `{"m.will_expire":{"a":"running"}}`} {
-		require.False(t, isRunning(newEvent(t, "", content)), content)
-	}
-}
-
-// The closing event of the largest accepted event fits, with as many references as Dendrite ever makes.
-func TestClosable(t *testing.T) {
-	event := func(size int) *types.HeaderedEvent {
-		return newEvent(t, `,"state_key":"key"`, `{"m.will_expire":"running","x":"`+strings.Repeat("<", size)+`"}`)
-	}
-	largest := 0
-	for size := 1 << 16; size > 0; size >>= 1 {
-		if closable(event(largest + size)) {
-			largest += size
-		}
-	}
-	accepted := event(largest)
-	content, err := closingContent(accepted.Content(), accepted.EventID(), expiration.Expired)
-	require.NoError(t, err)
-	content, err = gomatrixserverlib.CanonicalJSON(content)
-	require.NoError(t, err)
-	references := strings.Repeat(`"`+reference+`",`, eventsize.MaxPrevEvents+eventsize.MaxAuthEvents-3)
-	closing := len(accepted.JSON()) - len(accepted.Content()) + len(content) + len(references) + len("9223372036854775807")
-	require.LessOrEqual(t, closing, eventsize.Max)
-	require.Greater(t, closing, eventsize.Max-10, "no more is refused than needs be")
-}
-
-func (j *journal) QueryLatestEventsAndState(
-	_ context.Context, req *api.QueryLatestEventsAndStateRequest, res *api.QueryLatestEventsAndStateResponse,
-) error {
-	j.calls = append(j.calls, fmt.Sprint("latest ", req.StateToFetch))
-	res.StateEvents = append(res.StateEvents, j.state...)
-	return nil
-}
-
-func (j *journal) QueryCurrentState(
-	context.Context, *api.QueryCurrentStateRequest, *api.QueryCurrentStateResponse,
-) error {
-	j.calls = append(j.calls, "current")
-	return nil
-}
-
-// The ground is queried together with the prev events, and Dendrite sees only the state that it asked for.
-func TestGround(t *testing.T) {
-	key := "key"
-	create := gomatrixserverlib.StateKeyTuple{EventType: "m.room.create"}
-	member := gomatrixserverlib.StateKeyTuple{EventType: "m.call.member", StateKey: key}
-	closing := newEvent(t, `,"state_key":"key"`, `{}`)
-	other := newEvent(t, `,"state_key":"other"`, `{}`)
-	for name, test := range map[string]struct {
-		stateKey *string
-		need     []gomatrixserverlib.StateKeyTuple
-		want     []string
-		events   []*types.HeaderedEvent
-		current  bool
-	}{
-		"message":          {nil, []gomatrixserverlib.StateKeyTuple{create}, []string{"current", "latest [{m.room.create }]", "current"}, []*types.HeaderedEvent{other, closing}, false},
-		"state":            {&key, []gomatrixserverlib.StateKeyTuple{create}, []string{"latest [{m.room.create } {m.call.member key}]", "current"}, []*types.HeaderedEvent{other}, true},
-		"needed by itself": {&key, []gomatrixserverlib.StateKeyTuple{member}, []string{"latest [{m.call.member key}]", "current"}, []*types.HeaderedEvent{other, closing}, true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			j := &journal{state: []*types.HeaderedEvent{other, closing}}
-			g := newGround(expiration.Event{Type: "m.call.member", StateKey: test.stateKey})
-			wrapper := &oneSend{ClientRoomserverAPI: NewAPI(j), ground: g}
-			require.NoError(t, wrapper.QueryCurrentState(t.Context(), nil, nil))
-			var res api.QueryLatestEventsAndStateResponse
-			require.NoError(t, wrapper.QueryLatestEventsAndState(t.Context(), &api.QueryLatestEventsAndStateRequest{StateToFetch: test.need}, &res))
-			require.NoError(t, wrapper.QueryCurrentState(t.Context(), nil, nil))
-			require.Equal(t, test.want, j.calls)
-			require.Equal(t, test.events, res.StateEvents)
-			require.Equal(t, test.current, g != nil && g.current == closing.PDU)
 		})
 	}
 }
