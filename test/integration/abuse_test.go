@@ -3,10 +3,8 @@
 package integration
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,18 +12,14 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/matrix-org/dendrite/internal/sqlutil"
-	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/stretchr/testify/require"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
@@ -122,115 +116,6 @@ func (a *siege) during(t *testing.T, name string, attack func(t *testing.T)) {
 		a.table = append(a.table, fmt.Sprintf("%-20s %-31s %-31s %-31s %7d %7s %6s", name, before, peak, after, probes,
 			slowest.Round(time.Millisecond), time.Since(began).Round(time.Second)))
 	})
-}
-
-// usage is what the server's process uses.
-type usage struct {
-	resident, heap, stacks, goroutines float64
-}
-
-func (u usage) memory() float64 { return u.heap + u.stacks }
-
-func (u usage) max(v usage) usage {
-	return usage{max(u.resident, v.resident), max(u.heap, v.heap), max(u.stacks, v.stacks), max(u.goroutines, v.goroutines)}
-}
-
-func (u usage) String() string {
-	const mib = 1 << 20
-	return fmt.Sprintf("%6.1f  %5.1f+%-5.1f  %5.0f", u.resident/mib, u.heap/mib, u.stacks/mib, u.goroutines)
-}
-
-// usage reads the server's usage from its metrics.
-func (s *server) usage(ctx context.Context) (usage, error) {
-	res, err := s.Anonymous().Do(ctx, http.MethodGet, "/metrics", nil)
-	if err != nil {
-		return usage{}, err
-	}
-	var u usage
-	for line := range strings.Lines(string(res.Body)) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		target := map[string]*float64{
-			"process_resident_memory_bytes": &u.resident, "go_memstats_heap_inuse_bytes": &u.heap,
-			"go_memstats_stack_inuse_bytes": &u.stacks, "go_goroutines": &u.goroutines,
-		}[name]
-		if target == nil {
-			continue
-		}
-		if *target, err = strconv.ParseFloat(value, 64); err != nil {
-			return usage{}, err
-		}
-	}
-	if u.heap == 0 || u.goroutines == 0 {
-		return usage{}, fmt.Errorf("no metrics of the process: %s", res)
-	}
-	return u, nil
-}
-
-// stranger is a connection on which the test writes HTTP by hand.
-type stranger struct {
-	net.Conn
-	in *bufio.Reader
-}
-
-// stranger opens a connection. Loopback has many addresses, and each number gets an address of its own.
-func (s *server) stranger(ctx context.Context, number int) (*stranger, error) {
-	dialer := net.Dialer{
-		Timeout:   soon,
-		LocalAddr: &net.TCPAddr{IP: net.IPv4(127, byte(1+number>>16), byte(number>>8), byte(number))},
-	}
-	conn, err := dialer.DialContext(ctx, "tcp", strings.TrimPrefix(s.URL, "http://"))
-	if err != nil {
-		return nil, err
-	}
-	return &stranger{conn, bufio.NewReader(conn)}, nil
-}
-
-// code reads an answer and returns its status and error code.
-func (s *stranger) code() (int, string, error) {
-	res, err := http.ReadResponse(s.in, nil)
-	if err != nil {
-		return 0, "", err
-	}
-	defer res.Body.Close()
-	var body struct {
-		ErrCode string `json:"errcode"`
-	}
-	if err = json.NewDecoder(res.Body).Decode(&body); err != nil && !errors.Is(err, io.EOF) {
-		return 0, "", err
-	}
-	_, err = io.Copy(io.Discard, res.Body)
-	return res.StatusCode, body.ErrCode, err
-}
-
-// awaitHangUp reads until the server closes the connection. It returns the status line of the answer, or "".
-func (s *stranger) awaitHangUp() (string, error) {
-	if err := s.SetReadDeadline(time.Now().Add(hangUp)); err != nil {
-		return "", err
-	}
-	answer, err := io.ReadAll(s.in)
-	status, _, _ := strings.Cut(string(answer), "\r\n")
-	if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
-		return status, errors.New("the server does not hang up")
-	}
-	return status, nil // the server has sent an answer or reset the connection
-}
-
-// trickle writes a byte from time to time, until the server closes the connection.
-func (s *stranger) trickle(ctx context.Context, data string) {
-	pause := time.NewTicker(300 * time.Millisecond)
-	defer pause.Stop()
-	for {
-		for i := range len(data) {
-			if _, err := io.WriteString(s, data[i:i+1]); err != nil {
-				return
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-pause.C:
-			}
-		}
-	}
 }
 
 // The server gives up a request that is never completed, wherever the request stops.
@@ -372,93 +257,6 @@ func testManyConnections(t *testing.T, s *server, n int) {
 	require.Less(t, during.memory()-before.memory(), float64(n*perConnection), "%s, and before %s", during, before)
 }
 
-// Guesses come from many addresses. Each address is limited on its own.
-func testGuesses(t *testing.T, s *server) {
-	const addresses, guesses = 300, 40
-	var notFound, limited atomic.Int64
-	work := make(chan int, addresses)
-	for i := range addresses {
-		work <- i
-	}
-	close(work)
-	var wg sync.WaitGroup
-	for range 16 {
-		wg.Go(func() {
-			for i := range work {
-				if err := s.guess(t.Context(), 1000+i, guesses, &notFound, &limited); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	require.EqualValues(t, addresses*guesses, notFound.Load()+limited.Load())
-	// Each address may make 20 requests at once, and 20 more in each second after that.
-	require.GreaterOrEqual(t, notFound.Load(), int64(addresses*20), "one address pays for another")
-	t.Logf("of %d guesses from each of %d addresses %.1f were looked up", guesses, addresses, float64(notFound.Load())/addresses)
-
-	// One address gets no more guesses by more requests, more connections, or headers that claim other addresses. The server trusts only the
-	// header that the operator has configured.
-	var forged []string
-	for i := range 50 {
-		for _, header := range []string{
-			"X-Forwarded-For: 192.0.2.%d", "X-Real-IP: 192.0.2.%d", "Forwarded: for=192.0.2.%d", "True-Client-IP: 192.0.2.%d",
-			"CF-Connecting-IP: 192.0.2.%d", "X-Client-IP: 192.0.2.%d", "x-forwarded-for: 192.0.2.%d, 127.0.0.1", "Via: 1.1 192.0.2.%d",
-		} {
-			forged = append(forged, fmt.Sprintf(header, i))
-		}
-	}
-	notFound.Store(0)
-	limited.Store(0)
-	began := time.Now()
-	for range 16 {
-		wg.Go(func() {
-			if err := s.guess(t.Context(), 999, 100, &notFound, &limited, forged...); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	allowed := 20 + 20*time.Since(began).Seconds() + 1
-	require.LessOrEqual(t, float64(notFound.Load()), allowed, "more guesses than the limit allows")
-	require.EqualValues(t, 1600, notFound.Load()+limited.Load())
-}
-
-// guess sends n different tokens over one connection, all at once, and counts the answers.
-func (s *server) guess(ctx context.Context, number, n int, notFound, limited *atomic.Int64, header ...string) error {
-	c, err := s.stranger(ctx, number)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(hangUp))
-	var requests bytes.Buffer
-	for i := range n {
-		body := fmt.Sprintf(`{"expire_refresh_token":"%043d"}`, number*1000+i)
-		requests.WriteString(keepAliveHead)
-		if len(header) > 0 {
-			fmt.Fprintf(&requests, "%s\r\n", header[i%len(header)])
-		}
-		fmt.Fprintf(&requests, "Content-Length: %d\r\n\r\n%s", len(body), body)
-	}
-	if _, err = c.Write(requests.Bytes()); err != nil {
-		return err
-	}
-	for range n {
-		switch code, errcode, err := c.code(); {
-		case err != nil:
-			return err
-		case code == http.StatusNotFound && errcode == "M_NOT_FOUND":
-			notFound.Add(1)
-		case code == http.StatusTooManyRequests && errcode == "M_LIMIT_EXCEEDED":
-			limited.Add(1)
-		default:
-			return fmt.Errorf("a guess is answered with %d %s", code, errcode)
-		}
-	}
-	return nil
-}
-
 // The holder of a token can exhaust the limit of that token, and of no other.
 func testHammered(t *testing.T, s *server, alice *user) {
 	token := alice.sendMessage(t, s.room(t, alice), 3600).token
@@ -592,151 +390,4 @@ func testOddities(t *testing.T, s *server, alice *user) {
 	res, err := s.Anonymous().Do(t.Context(), http.MethodGet, "/metrics", nil)
 	require.NoError(t, err)
 	require.LessOrEqual(t, bytes.Count(res.Body, []byte("\ndendrite_expiration_keep_alives_total{")), 2*6)
-}
-
-// If the operator trusts a header, the client's address is the last entry of the header, which the proxy has written. The client controls
-// only the entries before it, so it cannot choose its address.
-func TestRealIPHeader(t *testing.T) {
-	s := start(t, homeserver.Config{Expiration: JSON{"rate_limiting": JSON{
-		"real_ip_header": "X-Forwarded-For", "unknown_token": JSON{"threshold": 1, "cooloff_ms": 3600000},
-	}}})
-	allowed, refused := http.StatusNotFound, http.StatusTooManyRequests
-	for _, test := range []struct {
-		header string
-		code   int
-	}{
-		{"X-Forwarded-For: 192.0.2.1", allowed},
-		{"X-Forwarded-For: 192.0.2.1", refused},
-		{"X-Forwarded-For: 192.0.2.2", allowed},
-		{"X-Forwarded-For: 192.0.2.3, 192.0.2.1", refused}, // only the last entry is the proxy's
-		{"X-Forwarded-For: 192.0.2.3\r\nX-Forwarded-For: 192.0.2.1", refused},
-		{"x-forwarded-for: 192.0.2.3,192.0.2.4\r\nX-FORWARDED-FOR:   192.0.2.1  ", refused},
-		{"X-Real-IP: 192.0.2.5\r\nForwarded: for=192.0.2.5\r\nX-Forwarded-For: 192.0.2.1", refused},
-		{"X-Forwarded-For: ::ffff:192.0.2.1", refused}, // the same address in IPv6
-		{"X-Forwarded-For: 2001:db8::1", allowed},
-		{"X-Forwarded-For: 2001:db8::2", refused}, // a client may have a whole /64
-		{"X-Forwarded-For: 2001:db8:0:1::1", allowed},
-		{"X-Forwarded-For: nonsense", allowed}, // all clients without a valid address share one limit
-		{"X-Forwarded-For: other nonsense", refused},
-		{"X-Forwarded-For: 192.0.2.6,", refused},
-		{"X-Other: 1", allowed}, // without the header the address of the connection counts
-		{"X-Real-IP: 192.0.2.7", refused},
-	} {
-		var notFound, limited atomic.Int64
-		require.NoError(t, s.guess(t.Context(), 1, 1, &notFound, &limited, test.header))
-		require.Equal(t, test.code == allowed, notFound.Load() == 1, test.header)
-	}
-}
-
-// A user schedules, cancels and restarts events of the maximum size in a loop. The database keeps only as many events as the limits of
-// scheduled and finalised events allow. Memory holds no contents.
-func TestDelayedAbuse(t *testing.T) {
-	const scheduled, finalised, rounds = 40, 20, 300
-	onEachDatabase(t, delayedLimits(JSON{"max_scheduled_per_user": scheduled, "max_finalised_per_user": finalised}),
-		func(t *testing.T, s *server) {
-			alice := s.newUser(t)
-			roomID := s.room(t, alice)
-			large := strings.Repeat("x", 60_000)
-			before, err := s.usage(t.Context())
-			require.NoError(t, err)
-			for range scheduled {
-				alice.delayMessage(t, roomID, time.Hour, large)
-			}
-			for range rounds {
-				res := alice.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"60000", JSON{"body": large})
-				require.Equal(t, http.StatusTooManyRequests, res.Code, res)
-			}
-			oldest := alice.scheduled(t)
-			for _, id := range oldest {
-				for range rounds / scheduled {
-					alice.acted(t, unstableDelayed, id, "restart")
-				}
-			}
-			kept := oldest[0]
-			for range rounds {
-				alice.acted(t, unstableDelayed, kept, "cancel")
-				kept = alice.delayMessage(t, roomID, time.Hour, large)
-			}
-			require.Len(t, alice.scheduled(t), scheduled)
-			eventually(t, "memory is as it was", func() bool {
-				after, err := s.usage(t.Context())
-				require.NoError(t, err)
-				return after.memory() < before.memory()+32<<20
-			})
-			var rows, bytes int64
-			s.database(t, "expiration", func(cm *sqlutil.Connections, options *config.DatabaseOptions) {
-				db, _, err := cm.Connection(options)
-				require.NoError(t, err)
-				require.NoError(t, db.QueryRowContext(t.Context(), "SELECT COUNT(*), SUM(LENGTH(content)) FROM"+
-					" (SELECT content FROM expiration_timers UNION ALL SELECT content FROM expiration_finalised) AS all_contents",
-				).Scan(&rows, &bytes))
-			})
-			require.EqualValues(t, scheduled+finalised, rows)
-			require.LessOrEqual(t, bytes, int64((scheduled+finalised)*64<<10))
-		})
-}
-
-// The time of a 404 does not show whether the room exists.
-func TestSummaryTiming(t *testing.T) {
-	for _, db := range databases { // one after the other, because times are compared
-		t.Run(db.name, func(t *testing.T) {
-			s := start(t, homeserver.Config{Postgres: db.open(t), Expiration: unlimited})
-			alice, bob := s.newUser(t), s.newUser(t)
-			private := alice.roomWith(t, JSON{"join_rule": "invite"})
-			for name, u := range map[string]*user{"bob": bob, "anybody": {s.Anonymous(), s}} {
-				const rounds, requests = 3, 25 // other programs may disturb some rounds, but not all
-				var ratio float64
-				for range rounds {
-					var took [2][]time.Duration
-					for range requests {
-						for i, roomID := range []string{private, "!none:localhost"} {
-							start := time.Now()
-							require.Equal(t, http.StatusNotFound, u.do(t, http.MethodGet, summaryPath(roomID), nil).Code)
-							took[i] = append(took[i], time.Since(start))
-						}
-					}
-					for _, all := range took {
-						slices.Sort(all)
-					}
-					ratio = float64(took[0][requests/2]) / float64(took[1][requests/2])
-					t.Logf("%s: a private room after %v, none after %v", name, took[0][requests/2], took[1][requests/2])
-					if ratio > 0.8 && ratio < 1.2 {
-						break
-					}
-				}
-				require.InDelta(t, 1, ratio, 0.2, name)
-			}
-		})
-	}
-}
-
-// A refresh hangs, and its client gives up and tries again, many times. A request whose client has hung up uses no more goroutines. When
-// the database continues, the next refresh succeeds.
-func TestKeepAlivesThatHangUp(t *testing.T) {
-	t.Parallel()
-	s := startWithFailpoints(t, homeserver.Config{Expiration: unlimited})
-	alice := s.newUser(t)
-	sent := alice.sendMessage(t, s.room(t, alice), 600)
-	before, err := s.usage(t.Context())
-	require.NoError(t, err)
-	require.NoError(t, s.Failpoints(string(failpoint.BeforeRefresh)+" hold"))
-	const clients, tries, patience, few = 100, 3, time.Second, 30
-	var wg sync.WaitGroup
-	for range clients {
-		wg.Go(func() {
-			for range tries {
-				ctx, hangUp := context.WithTimeout(t.Context(), patience)
-				_, _ = s.Anonymous().KeepAlive(ctx, "refresh", sent.token)
-				hangUp()
-			}
-		})
-	}
-	wg.Wait()
-	require.Eventually(t, func() bool {
-		now, err := s.usage(t.Context())
-		return err == nil && now.goroutines < before.goroutines+few
-	}, soon, 100*time.Millisecond, "requests of clients who have hung up are still waiting")
-	require.NoError(t, s.Failpoints())
-	code, _ := s.keepAlive(t, "refresh", sent.token)
-	require.Equal(t, http.StatusOK, code)
 }
