@@ -1,0 +1,181 @@
+package integration
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/tidwall/gjson"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
+)
+
+// The owner of a delayed event restarts, sends, cancels and looks it up.
+
+func testManaging(t *testing.T, alice, bob *user, roomID string) {
+	follower := alice.follow(t, roomID)
+	delay := time.Duration(patience.Life(2)) * time.Second
+	for _, path := range []string{unstableDelayed, stableDelayed} {
+		// Restarts keep the event from being sent for longer than its delay.
+		pushed := alice.delayMessage(t, roomID, delay, "pushed"+path)
+		for range 3 {
+			<-time.After(delay / 2)
+			alice.acted(t, path, pushed, "restart")
+		}
+		require.Contains(t, alice.scheduled(t), pushed)
+		restarted := time.Now()
+		alice.acted(t, path, pushed, "restart")
+		e := follower.await(t, "the pushed event", withBody("pushed"+path))
+		require.GreaterOrEqual(t, e.Get("origin_server_ts").Int(), restarted.Add(delay).UnixMilli(), "early")
+
+		now := alice.delayMessage(t, roomID, time.Hour, "now"+path)
+		alice.acted(t, path, now, "send")
+		follower.await(t, "the event that was sent", withBody("now"+path))
+
+		never := alice.delayMessage(t, roomID, time.Hour, "never"+path)
+		alice.acted(t, path, never, "cancel")
+		require.Empty(t, alice.scheduled(t))
+
+		for action, want := range map[string]int{"restart": 404, "send": 404, "cancel": 404} {
+			res := alice.actDelayed(t, path, strings.Repeat("x", tokenLength), action)
+			require.Equal(t, want, res.Code, res)
+			require.Equal(t, "M_NOT_FOUND", res.Get("errcode").Str)
+		}
+		res := alice.actDelayed(t, path, never, "unsend")
+		require.Equal(t, http.StatusNotFound, res.Code)
+		require.Equal(t, "M_UNRECOGNIZED", res.Get("errcode").Str)
+	}
+
+	// On the stable path only the owner can act on the event.
+	id := alice.delayMessage(t, roomID, time.Hour, "mine")
+	res, err := alice.s.Anonymous().Do(t.Context(), http.MethodPost, stableDelayed+"/"+id+"/cancel", nil)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusUnauthorized, res.Code, res)
+	require.Equal(t, http.StatusNotFound, bob.actDelayed(t, stableDelayed, id, "cancel").Code)
+	// Older clients have the action in the body. On the other paths a body is allowed.
+	for _, test := range []struct {
+		path string
+		body any
+		code int
+	}{
+		{unstableDelayed + "/" + id, JSON{"action": "restart"}, 200},
+		{unstableDelayed + "/" + id, JSON{"action": "unsend"}, 404},
+		{unstableDelayed + "/" + id, JSON{}, 400},
+		{unstableDelayed + "/" + id, []byte("x"), 400},
+		{unstableDelayed + "/" + id, JSON{"action": "restart", "x": strings.Repeat("x", 5000)}, 413},
+		{unstableDelayed + "/" + id + "/restart", JSON{}, 200},
+		{unstableDelayed + "/" + id, JSON{"action": "cancel"}, 200},
+	} {
+		res, err := alice.s.Anonymous().Do(t.Context(), http.MethodPost, test.path, test.body)
+		require.NoError(t, err)
+		require.Equal(t, test.code, res.Code, "%v: %s", test.body, res)
+	}
+	require.Empty(t, alice.scheduled(t))
+}
+
+// testFinalised checks the answers about events that are finalised already.
+func testFinalised(t *testing.T, alice, _ *user, roomID string) {
+	sent, cancelled := alice.delayMessage(t, roomID, time.Hour, "x"), alice.delayMessage(t, roomID, time.Hour, "x")
+	timedOut := alice.delayMessage(t, roomID, time.Millisecond, "x")
+	alice.acted(t, unstableDelayed, sent, "send")
+	alice.acted(t, unstableDelayed, cancelled, "cancel")
+	alice.finalised(t, timedOut)
+	for _, restarted := range []bool{false, true} {
+		if restarted {
+			alice.s.restart(t, true)
+		}
+		for _, test := range []struct {
+			id, action       string
+			unstable, stable int
+		}{
+			{sent, "send", 200, 200},
+			{sent, "cancel", 404, 409},
+			{sent, "restart", 404, 409},
+			{timedOut, "send", 200, 200},
+			{timedOut, "cancel", 404, 409},
+			{timedOut, "restart", 404, 409},
+			{cancelled, "cancel", 200, 200},
+			{cancelled, "send", 404, 409},
+			{cancelled, "restart", 404, 409},
+		} {
+			res := alice.actDelayed(t, unstableDelayed, test.id, test.action)
+			require.Equal(t, test.unstable, res.Code, "%s: %s", test.action, res)
+			if res.Code != http.StatusOK {
+				require.Equal(t, "M_NOT_FOUND", res.Get("errcode").Str)
+			}
+			res = alice.actDelayed(t, stableDelayed, test.id, test.action)
+			require.Equal(t, test.stable, res.Code, "%s: %s", test.action, res)
+			if res.Code != http.StatusOK {
+				require.Equal(t, "M_UNKNOWN", res.Get("errcode").Str)
+			}
+		}
+	}
+}
+
+func testLooking(t *testing.T, alice, bob *user, roomID string) {
+	before := time.Now().UnixMilli()
+	late := alice.delayState(t, roomID, "late", 2*time.Hour, JSON{"big": 9007199254740991})
+	early := alice.delayMessage(t, roomID, time.Hour, "early")
+	after := time.Now().UnixMilli()
+	require.Equal(t, []string{early, late}, alice.scheduled(t), "in the order of the due times")
+	require.Empty(t, bob.scheduled(t))
+
+	for path, old := range map[string]bool{stableDelayed: false, unstableDelayed: true} {
+		for _, p := range []string{path, path + "/" + late, path + "/" + late + "/send"} { // a browser's preflight requests
+			require.Equal(t, http.StatusOK, alice.do(t, http.MethodOptions, p, nil).Code, p)
+		}
+		// mautrix sends a body with its GET requests.
+		for _, e := range []gjson.Result{
+			alice.must(t, http.MethodGet, path, JSON{}).Get("delayed_events.1"),
+			alice.must(t, http.MethodGet, path+"/"+late, JSON{}).Get("@this"),
+		} {
+			require.Equal(t, late, e.Get("delay_id").Str)
+			require.Equal(t, roomID, e.Get("room_id").Str)
+			require.Equal(t, memberType, e.Get("type").Str)
+			require.Equal(t, "late", e.Get("state_key").Str)
+			require.Equal(t, `{"big":9007199254740991}`, e.Get("content").Raw)
+			require.EqualValues(t, 2*60*60*1000, e.Get("delay_ms").Int())
+			require.GreaterOrEqual(t, e.Get("scheduled_at").Int(), before)
+			require.LessOrEqual(t, e.Get("scheduled_at").Int(), after+1)
+			require.False(t, e.Get("finalised_ts").Exists())
+			if old {
+				require.Equal(t, e.Get("delay_ms").Raw, e.Get("delay").Raw)
+				require.Equal(t, e.Get("scheduled_at").Raw, e.Get("running_since").Raw)
+			} else {
+				require.False(t, e.Get("delay").Exists() || e.Get("running_since").Exists())
+			}
+		}
+		require.False(t, alice.must(t, http.MethodGet, path, nil).Get("delayed_events.0.state_key").Exists())
+		res := bob.do(t, http.MethodGet, path+"/"+late, nil)
+		require.Equal(t, http.StatusNotFound, res.Code)
+		require.Equal(t, "M_NOT_FOUND", res.Get("errcode").Str)
+		for _, p := range []string{path, path + "/" + late} {
+			res, err := alice.s.Anonymous().Do(t.Context(), http.MethodGet, p, nil)
+			require.NoError(t, err)
+			require.Equal(t, http.StatusUnauthorized, res.Code)
+		}
+	}
+	scheduledAt := alice.delayed(t, early).Get("scheduled_at").Int()
+	<-time.After(2 * time.Millisecond)
+	alice.acted(t, unstableDelayed, early, "restart")
+	require.Greater(t, alice.delayed(t, early).Get("scheduled_at").Int(), scheduledAt)
+
+	alice.acted(t, unstableDelayed, early, "send")
+	alice.acted(t, unstableDelayed, late, "cancel")
+	require.Empty(t, alice.scheduled(t))
+	for _, crash := range []bool{false, true} {
+		if crash {
+			alice.s.restart(t, true)
+		}
+		e := alice.delayed(t, early)
+		require.GreaterOrEqual(t, e.Get("finalised_ts").Int(), before)
+		require.Equal(t, "early", alice.event(t, roomID, e.Get("event_id").Str).Get("content.body").Str)
+		require.False(t, e.Get("error").Exists())
+		e = alice.delayed(t, late)
+		require.GreaterOrEqual(t, e.Get("finalised_ts").Int(), before)
+		require.False(t, e.Get("event_id").Exists() || e.Get("error").Exists(), e)
+		require.Equal(t, http.StatusNotFound, bob.do(t, http.MethodGet, stableDelayed+"/"+late, nil).Code)
+	}
+}
