@@ -87,6 +87,22 @@ func TestAddDelayIDs(t *testing.T) {
 			`{"event":` + event("$1", "") + `,"events_before":[` + event("$1", "") + `],"events_after":[` + event("$1", "") + `],"state":[` + event("$1", "") + `]}`,
 			`{"event":` + marked("") + `,"events_before":[` + marked("") + `],"events_after":[` + marked("") + `],"state":[` + marked("") + `]}`,
 		},
+		"in the relations of an event": {
+			event("$4", `,"unsigned":{"m.relations":{"m.thread":{"latest_event":`+event("$1", "")+`,"count":1},"m.replace":`+event("$1", "")+`}}`),
+			event("$4", `,"unsigned":{"m.relations":{"m.thread":{"latest_event":`+marked("")+`,"count":1},"m.replace":`+marked("")+`}}`),
+		},
+		"a list": {
+			`[` + event("$1", "") + `,` + event("$4", "") + `]`, `[` + marked("") + `,` + event("$4", "") + `]`,
+		},
+		"search": {
+			`{"search_categories":{"room_events":{"results":[{"rank":1,"result":` + event("$1", "") + `,"context":{"events_before":[` + event("$1", "") + `],"events_after":[` + event("$1", "") + `]}}],"state":{"!r":[` + event("$1", "") + `]},"groups":{"room_id":{"!r":{"results":["$1"]}}}}}}`,
+			`{"search_categories":{"room_events":{"results":[{"rank":1,"result":` + marked("") + `,"context":{"events_before":[` + marked("") + `],"events_after":[` + marked("") + `]}}],"state":{"!r":[` + marked("") + `]},"groups":{"room_id":{"!r":{"results":["$1"]}}}}}}`,
+		},
+		"a stripped event": {`{"invite_state":{"events":[{"type":"m.x","content":{},"state_key":"","sender":"` + alice + `"}]}}`, ""},
+		// Dendrite gives a redaction so in what /state and /members show: as another server would get it, without its event ID.
+		"a redaction without event ID": {
+			event("$4", `,"unsigned":{"redacted_by":"$1","redacted_because":{"EventNID":1,"PDU":{"type":"m.room.redaction","content":{}}}}`), "",
+		},
 		"too deep":     {strings.Repeat("[", 1000) + event("$1", "") + strings.Repeat("]", 1000), ""},
 		"not JSON":     {event("$1", "") + "x", ""},
 		"nothing":      {"", ""},

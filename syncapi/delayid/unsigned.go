@@ -5,7 +5,7 @@ import (
 	"bytes"
 	"context"
 	"net/http"
-	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,15 +27,24 @@ type Sent interface {
 	DelayIDs(ctx context.Context, userID string, eventIDs []string) (map[string]string, error)
 }
 
-// eventPaths are the paths whose answers get delay IDs, without the prefix and the version of the client API.
-var eventPaths = []string{"sync", "rooms/*/messages", "rooms/*/event/*", "rooms/*/context/*"}
+// eventPaths are the paths whose answers get delay IDs, by the method of the request, without the prefix and the version of the client API.
+// A path of a room stands for the paths below it too. Dendrite answers 404 to paths and versions that it does not serve; errors pass through.
+var eventPaths = map[string][]string{
+	http.MethodGet: {
+		"sync", "rooms/*/messages", "rooms/*/event", "rooms/*/context", "rooms/*/relations", "rooms/*/members", statePath,
+	},
+	http.MethodPost: {"search", "event_relationships"}, // the second is MSC2836
+}
+
+// statePath is the path of a room's state. Below it the answer is an event only with ?format=event.
+const statePath = "rooms/*/state"
 
 // Add returns a middleware for the router of the client API. It adds the delay IDs of the events that the requester sent as delayed
 // events. All other answers pass through unchanged, without being held back.
 func Add(sent Sent, userAPI userapi.QueryAcccessTokenAPI) mux.MiddlewareFunc {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-			if req.Method != http.MethodGet || !answersEvents(req.URL.EscapedPath()) {
+			if !answersEvents(req) {
 				next.ServeHTTP(w, req)
 				return
 			}
@@ -46,22 +55,28 @@ func Add(sent Sent, userAPI userapi.QueryAcccessTokenAPI) mux.MiddlewareFunc {
 	}
 }
 
-// answersEvents reports whether the answers to requests for an escaped path may get delay IDs.
-func answersEvents(escapedPath string) bool {
-	rest, ok := strings.CutPrefix(escapedPath, httputil.PublicClientPathPrefix)
+// answersEvents reports whether the answer to a request may get delay IDs.
+func answersEvents(req *http.Request) bool {
+	// The path stays escaped, because an ID may contain a slash.
+	name, ok := strings.CutPrefix(req.URL.EscapedPath(), httputil.PublicClientPathPrefix)
 	if !ok {
 		return false
 	}
-	version, rest, _ := strings.Cut(rest, "/")
-	if version != "v3" && version != "r0" {
+	_, name, _ = strings.Cut(name, "/") // the version
+	below := ""
+	if ofRoom, ok := strings.CutPrefix(name, "rooms/"); ok {
+		_, name, _ = strings.Cut(ofRoom, "/")
+		name, below, _ = strings.Cut(name, "/")
+		name = "rooms/*/" + name
+	}
+	if !slices.Contains(eventPaths[req.Method], name) {
 		return false
 	}
-	for _, pattern := range eventPaths {
-		if matches, _ := path.Match(pattern, rest); matches {
-			return true
-		}
+	if name == statePath && below != "" {
+		// Otherwise the answer is the content of an event, in which any client can write what looks like an event.
+		return req.URL.Query().Get("format") == "event"
 	}
-	return false
+	return true
 }
 
 // answer is a response writer that may hold the answer back. It decides this only when the handler begins to write, because a sync may wait

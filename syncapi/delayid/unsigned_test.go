@@ -18,6 +18,7 @@ import (
 	"github.com/matrix-org/util"
 	"github.com/sirupsen/logrus"
 	logtest "github.com/sirupsen/logrus/hooks/test"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -46,12 +47,7 @@ func serve(t *testing.T, sent Sent, handler http.HandlerFunc) (url string, u *ac
 	u = &accounts{}
 	routers := httputil.NewRouters()
 	routers.Client.Use(Add(sent, u))
-	v3 := routers.Client.PathPrefix("/{apiversion:(?:r0|v3|v1|unstable)}/").Subrouter()
-	for _, path := range []string{
-		"/sync", "/search", "/rooms/{r}/messages", "/rooms/{r}/members", "/rooms/{r}/event/{e}", "/rooms/{r}/context/{e}", "/rooms/{r}/relations/{e}",
-	} {
-		v3.Handle(path, handler)
-	}
+	routers.Client.NewRoute().Handler(handler)
 	s := httptest.NewServer(routers.Client)
 	t.Cleanup(s.Close)
 	return s.URL + "/_matrix/client/", u
@@ -88,23 +84,44 @@ func get(t *testing.T, url, token string) (*http.Response, string) {
 
 func TestWhereDelayIDsAreAdded(t *testing.T) {
 	url, _ := serve(t, sentBy{alice: {"$1": "d1"}}, answering(plain))
-	for path, want := range map[string]string{
-		"v3/sync": marked, "r0/sync": marked, "v3/sync?timeout=0": marked,
-		"v3/rooms/!r/messages": marked, "r0/rooms/!r/messages?dir=b": marked, "v3/rooms/%21r%2F/messages": marked,
-		"v3/rooms/!r/event/$1": marked, "r0/rooms/!r/event/%241%2F": marked,
-		"v3/rooms/!r/context/$1": marked, "r0/rooms/!r/context/$1": marked,
-		"v1/sync": plain, "unstable/sync": plain, "v3/search": plain, "v3/rooms/!r/members": plain, "v1/rooms/!r/relations/$1": plain,
+	for method, paths := range map[string]map[string]string{
+		http.MethodGet: {
+			"v3/sync": marked, "r0/sync": marked, "v3/sync?timeout=0": marked,
+			"v3/rooms/!r/messages": marked, "r0/rooms/!r/messages?dir=b": marked, "v3/rooms/%21r%2F/messages": marked,
+			"v3/rooms/!r/event/$1": marked, "r0/rooms/!r/event/%241%2F": marked,
+			"v3/rooms/!r/context/$1": marked, "r0/rooms/!r/context/$1": marked,
+			"v3/rooms/!r/members": marked, "r0/rooms/!r/members?membership=join": marked,
+			"v3/rooms/!r/state": marked, "r0/rooms/!r/state": marked,
+			"v3/rooms/!r/state/m.x?format=event": marked, "v3/rooms/!r/state/m.x/?format=event": marked,
+			"r0/rooms/!r/state/m.x/k?format=event&format=content": marked, "v3/rooms/!r/state/m%2Fx/%2F?format=%65vent": marked,
+			"v1/rooms/!r/relations/$1": marked, "unstable/rooms/!r/relations/%241%2F?dir=f": marked,
+			"v1/rooms/!r/relations/$1/m.thread": marked, "unstable/rooms/!r/relations/$1/m.thread": marked,
+			"v1/rooms/!r/relations/$1/m.thread/m.x": marked, "unstable/rooms/!r/relations/$1/m.thread/m%2Fx": marked,
+
+			// Without format=event the answer is a content.
+			"v3/rooms/!r/state/m.x": plain, "v3/rooms/!r/state/m.x/": plain, "r0/rooms/!r/state/m.x/k": plain,
+			"v3/rooms/!r/state/m.x/k?format=content": plain, "v3/rooms/!r/state/m.x/k?format=content&format=event": plain,
+
+			"v3/search": plain, "unstable/event_relationships": plain, "v3/rooms/!r/joined_members": plain, "v3/profile/x": plain,
+			"v1/delayed_events/d1": plain, "unstable/org.matrix.msc4140/delayed_events/d1": plain,
+			"v3/sync/x": plain, "v3/rooms/!r/send/messages": plain, "v3/rooms/messages": plain, "v3/x/rooms/!r/messages": plain,
+			"v3/rooms/!r": plain, "v3/rooms/!r/": plain, "v3": plain, "v3/": plain, "": plain,
+		},
+		http.MethodPost: {
+			"v3/search": marked, "r0/search?next_batch=2": marked, "unstable/event_relationships": marked,
+			"v3/sync": plain, "v3/rooms/!r/state": plain, "v3/user_directory/search": plain,
+		},
+		http.MethodPut:     {"v3/sync": plain, "v3/search": plain, "v3/rooms/!r/state/m.x/k?format=event": plain},
+		http.MethodOptions: {"v3/sync": plain, "v3/search": plain, "v3/rooms/!r/state": plain},
 	} {
-		_, body := get(t, url+path, alice)
-		require.Equal(t, want, body, path)
-	}
-	for _, method := range []string{http.MethodPost, http.MethodOptions, http.MethodPut} {
-		res, err := request(t, t.Context(), method, url+"v3/sync", alice)
-		require.NoError(t, err)
-		body, err := io.ReadAll(res.Body)
-		require.NoError(t, err)
-		require.NoError(t, res.Body.Close())
-		require.Equal(t, plain, string(body), method)
+		for path, want := range paths {
+			res, err := request(t, t.Context(), method, url+path, alice)
+			require.NoError(t, err)
+			body, err := io.ReadAll(res.Body)
+			require.NoError(t, err)
+			require.NoError(t, res.Body.Close())
+			assert.Equal(t, want, string(body), "%s %s", method, path)
+		}
 	}
 }
 
@@ -289,7 +306,7 @@ func TestPanic(t *testing.T) {
 func BenchmarkOtherAnswers(b *testing.B) {
 	nothing := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	handler := Add(sentBy{}, &accounts{})(nothing)
-	for _, path := range []string{"v3/sync", "v3/rooms/!r/members", "v3/profile/x"} {
+	for _, path := range []string{"v3/sync", "v3/rooms/!r/joined_members", "v3/profile/x"} {
 		b.Run(path, func(b *testing.B) {
 			w, req := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/_matrix/client/"+path, nil)
 			b.ReportAllocs()
