@@ -80,6 +80,10 @@ type Config struct {
 	WellKnown bool
 	// ExpirationDatabase is the connection string of a separate database for the timers; "" means the default.
 	ExpirationDatabase string
+	// Search makes the server index messages for /search.
+	Search bool
+	// MSCs are the MSCs of Dendrite's own that are enabled, such as "msc2836".
+	MSCs []string
 	// AppServices are the paths of registration files.
 	AppServices []string
 	// TraceHTTP makes Dendrite log whole requests.
@@ -242,10 +246,10 @@ func (s *Server) Configure(cfg Config) error {
 		"federation_api": m{"database": database("federationapi"), "deny_networks": []string{}},
 		"key_server":     m{"database": database("keyserver")},
 		"media_api":      m{"database": database("mediaapi"), "base_path": s.path("media")},
-		"mscs":           m{"database": database("mscs")},
+		"mscs":           m{"database": database("mscs"), "mscs": cfg.MSCs},
 		"relay_api":      m{"database": database("relayapi")},
 		"room_server":    m{"database": database("roomserver")},
-		"sync_api":       m{"database": database("syncapi"), "search": m{"index_path": s.path("searchindex"), "language": "en"}},
+		"sync_api":       m{"database": database("syncapi"), "search": m{"enabled": cfg.Search, "index_path": s.path("searchindex"), "language": "en"}},
 		"user_api":       m{"account_database": database("userapi"), "bcrypt_cost": 4},
 		"logging":        []m{{"type": "file", "level": cmp.Or(cfg.LogLevel, "trace"), "params": m{"path": s.path("log")}}},
 	}
