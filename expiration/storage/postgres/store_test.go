@@ -51,7 +51,7 @@ func TestOpenLocksNothing(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// A page that was filled with timers has room for many new versions after the timers were refreshed, see schemaSQL.
+// A page that was filled with timers has room for many new versions after the timers were refreshed, see slackSQL.
 func TestRefreshedRowsLeaveRoom(t *testing.T) {
 	db := newDatabase(t)
 	store, err := Open(t.Context(), db)

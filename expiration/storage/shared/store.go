@@ -1,5 +1,5 @@
 // Package shared implements expiration.Store for both databases. The packages beside it have what differs between SQLite and PostgreSQL:
-// the types of columns, and how a write is made durable.
+// the names of types, and how a write is made durable.
 //
 // A timer is one row in each of three tables. The split keeps the rows small that are written often, or that the start reads:
 //

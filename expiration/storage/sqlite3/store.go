@@ -25,12 +25,15 @@ const (
 	checkpointPages = 4000
 )
 
+// tablesSQL counts the existing tables whose names begin with expiration_.
+const tablesSQL = `SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name LIKE 'expiration\_%' ESCAPE '\'`
+
 // Open makes the missing tables, and returns the store. None of Dendrite's components may use the same database.
 func Open(ctx context.Context, db *sql.DB, writer sqlutil.Writer) (*shared.Store, error) {
 	if err := create(ctx, db); err != nil {
 		return nil, err
 	}
-	if err := shared.CreateSchema(ctx, db, tablesSQL, schemaSQL); err != nil {
+	if err := shared.CreateSchema(ctx, db, tablesSQL, shared.SchemaSQL); err != nil {
 		return nil, err
 	}
 	return shared.New(db, newConnection(db, writer))

@@ -41,7 +41,7 @@ func TestPages(t *testing.T) {
 		db, writer := openDatabase(t)
 		db.SetMaxIdleConns(-1) // so that each connection is closed after use, and its settings are lost
 		if restored {
-			require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, schemaSQL))
+			require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, shared.SchemaSQL))
 		}
 		_, err := Open(t.Context(), db, writer)
 		require.NoError(t, err)
@@ -57,7 +57,7 @@ func TestPages(t *testing.T) {
 // every connection, also on the new one after a failed write.
 func TestEachCommitIsSynced(t *testing.T) {
 	db, writer := openDatabase(t)
-	require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, schemaSQL))
+	require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, shared.SchemaSQL))
 	c := newConnection(db, writer)
 	exec := func(query string) error {
 		return c.Transaction(t.Context(), func(txn *sql.Tx) error {
@@ -133,7 +133,7 @@ func TestPingGivesUp(t *testing.T) {
 // Ping fails if the database can only be read.
 func TestPingNoticesThatNothingCanBeWritten(t *testing.T) {
 	db, writer := openDatabase(t)
-	require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, schemaSQL))
+	require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, shared.SchemaSQL))
 	c := newConnection(db, writer)
 	require.NoError(t, c.Ping(t.Context()))
 	require.NoError(t, c.use(t.Context(), func(conn *sql.Conn) error { return set(t.Context(), conn, "query_only = ON") }))
