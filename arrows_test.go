@@ -82,7 +82,7 @@ var arrows = map[string]struct {
 var matrixInEngine = []string{`"HTTP %d: %s"`, `"prev_events"`}
 
 // outside are the folders of tests and programs.
-var outside = []string{"cmd", "docker", "docs", "patches", "test", "expiration/storage/storagetest"}
+var outside = []string{"cmd", "docker", "docs", "patches", "test"}
 
 // module is the path of this module; a package's name in the tables is its path below that.
 const module = "github.com/matrix-org/dendrite/setup/mscs/msc4140"

@@ -122,7 +122,7 @@ type ConditionalClaim struct {
 // After an error the write may have happened or not. Times have whole milliseconds. A call for several timers is one commit, and does not
 // contain a timer twice.
 //
-// storage/storagetest is the suite that every implementation passes.
+// storage/suite_test.go is the suite that every implementation passes.
 type Store interface {
 	// Insert adds a running timer, and the digest that Index returns. It fails if the event already has a timer.
 	Insert(ctx context.Context, t Timer, d Digest) error

@@ -10,7 +10,7 @@ import (
 
 var errFault = errors.New("a passing fault")
 
-// memoryStore is a Store that lasts as long as the test. The suite in storagetest tests the real ones.
+// memoryStore is a Store that lasts as long as the test. The suite in package storage tests the real ones.
 type memoryStore struct {
 	mu        sync.Mutex
 	rows      map[int64]Timer

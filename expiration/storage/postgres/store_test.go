@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/storagetest"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
@@ -26,11 +25,6 @@ func newDatabase(t *testing.T) *sql.DB {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	return db
-}
-
-func TestRefusesOtherTables(t *testing.T) {
-	db := newDatabase(t)
-	storagetest.RefusesOtherTables(t, db, func() (expiration.Store, error) { return Open(t.Context(), db) })
 }
 
 // Opening a database whose tables are being written, by whoever reads them beside a server, does not wait for the writer.

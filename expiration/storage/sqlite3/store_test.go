@@ -15,7 +15,6 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/shared"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage/storagetest"
 )
 
 func openDatabase(t *testing.T) (*sql.DB, sqlutil.Writer) {
@@ -27,11 +26,6 @@ func openDatabase(t *testing.T) (*sql.DB, sqlutil.Writer) {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	return db, writer
-}
-
-func TestRefusesOtherTables(t *testing.T) {
-	db, writer := openDatabase(t)
-	storagetest.RefusesOtherTables(t, db, func() (expiration.Store, error) { return Open(t.Context(), db, writer) })
 }
 
 // A new database has small pages, and its log is written back after as many bytes as with SQLite's defaults. A database that has tables

@@ -1,4 +1,4 @@
-package storagetest
+package storage_test
 
 import (
 	"database/sql"
@@ -13,9 +13,9 @@ var tables = []string{
 	"expiration_timers", "expiration_deadlines", "expiration_digests", "expiration_claims", "expiration_finalised",
 }
 
-// RefusesOtherTables checks that tables of another version are refused and left alone, and that the error says what to do. It is not part
-// of Run, because it changes the tables. open opens the store of db, which is empty.
-func RefusesOtherTables(t *testing.T, db *sql.DB, open func() (expiration.Store, error)) {
+// refusesOtherTables checks that tables of another version are refused and left alone, and that the error says what to do. open opens the
+// store of db, which is empty.
+func refusesOtherTables(t *testing.T, db *sql.DB, open func() (expiration.Store, error)) {
 	exec := func(query string) {
 		t.Helper()
 		_, err := db.ExecContext(t.Context(), query)

@@ -1,5 +1,4 @@
-// Package storagetest is the conformance suite of expiration.Store. Every implementation must pass it on its real database.
-package storagetest
+package storage_test
 
 import (
 	"context"
@@ -17,7 +16,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// test is one test of the suite.
+// test is one test of the conformance suite of expiration.Store, which both databases must pass. The first call of open opens an empty
+// database, and later calls open it again, with connections and prepared statements of their own.
 type test struct {
 	name string
 	run  func(t *testing.T, open func() expiration.Store)
@@ -39,14 +39,6 @@ var expiringTests = []test{
 	{"DropAndClaimExcludeEachOther", dropOrClaim},
 	{"ObeysContext", obeysContext},
 	{"Pings", pings},
-}
-
-// Run runs the suite. open is called once for each test, and returns a function that opens the store. The first call of that function opens
-// an empty database, and later calls open the same database again.
-func Run(t *testing.T, open func(t *testing.T) func() expiration.Store) {
-	for _, test := range slices.Concat(expiringTests, delayedTests) {
-		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
-	}
 }
 
 var start = time.UnixMilli(1_700_000_000_123).UTC()
