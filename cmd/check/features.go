@@ -22,9 +22,37 @@ type feature struct {
 	// needed is true if calls do not work, or do not work as people expect, without the feature. The other features serve rarer clients, or
 	// comfort.
 	needed bool
+	// needs is what the check cannot do without.
+	needs needs
 	// try returns a note on what it found, or an error that says what is missing.
 	try    func(context.Context, *session) (seen string, err error)
 	advice string
+}
+
+// needs is what a check cannot do without. Each of them includes those before it.
+type needs int
+
+const (
+	nothing needs = iota
+	clientAPI
+	anAccount
+	aRoom
+	aLeave
+)
+
+// has returns nil if the session has what a check needs, and otherwise the first cause of the lack.
+func (s *session) has(needs needs) error {
+	switch {
+	case needs >= clientAPI && !s.versions.Exists():
+		return unknownError("no client API")
+	case needs >= anAccount && s.user == nil:
+		return cmp.Or(s.noAccount, "no account")
+	case needs >= aRoom && s.roomID == "":
+		return unknownError("no room")
+	case needs >= aLeave && s.leaveID == "":
+		return unknownError("no delayed leave")
+	}
+	return nil
 }
 
 const (
@@ -36,38 +64,38 @@ const (
 
 // features are the checks, in the order in which they run. Later checks use what earlier ones created.
 var features = []feature{
-	{"client API", true, tryVersions, "Look at the URL, at whether the server runs, and at the reverse proxy in front of it."},
-	{"/versions: org.matrix.msc4140", true, advertised("org.matrix.msc4140"), adviceDelayed},
-	{"/versions: org.matrix.msc4140.stable", false, advertised("org.matrix.msc4140.stable"), "Nothing: no client of today needs it."},
-	{"/versions: org.matrix.msc4222", true, advertised("org.matrix.msc4222"), "A homeserver with state_after in /sync (MSC4222)."},
-	{"/versions: org.matrix.msc4143", false, advertised("org.matrix.msc4143"), adviceRTC},
-	{"well-known: where the server is", false, tryWellKnown, "Set global.well_known_client_name in dendrite.yaml, or serve the file from the domain of the server name: without it people have to enter the server's URL."},
-	{"well-known: where calls go", false, tryFoci, "As for the transports; a file that another server serves needs org.matrix.msc4143.rtc_foci too. Older clients look only there."},
+	{"client API", true, nothing, tryVersions, "Look at the URL, at whether the server runs, and at the reverse proxy in front of it."},
+	{"/versions: org.matrix.msc4140", true, clientAPI, advertised("org.matrix.msc4140"), adviceDelayed},
+	{"/versions: org.matrix.msc4140.stable", false, clientAPI, advertised("org.matrix.msc4140.stable"), "Nothing: no client of today needs it."},
+	{"/versions: org.matrix.msc4222", true, clientAPI, advertised("org.matrix.msc4222"), "A homeserver with state_after in /sync (MSC4222)."},
+	{"/versions: org.matrix.msc4143", false, clientAPI, advertised("org.matrix.msc4143"), adviceRTC},
+	{"well-known: where the server is", false, nothing, tryWellKnown, "Set global.well_known_client_name in dendrite.yaml, or serve the file from the domain of the server name: without it people have to enter the server's URL."},
+	{"well-known: where calls go", false, nothing, tryFoci, "As for the transports; a file that another server serves needs org.matrix.msc4143.rtc_foci too. Older clients look only there."},
 
-	{"an account", true, tryAccount, "Look at user name, password, token or secret."},
-	{"/capabilities: limits of delayed events", false, tryCapabilities, "Nothing: clients find out when they schedule."},
-	{"transports: asked for", false, tryTransports, adviceRTC + " Newer clients ask for them here first."},
-	{"transports: there or in the well-known file", true, tryAnyTransport, adviceRTC},
+	{"an account", true, clientAPI, tryAccount, "Look at user name, password, token or secret."},
+	{"/capabilities: limits of delayed events", false, anAccount, tryCapabilities, "Nothing: clients find out when they schedule."},
+	{"transports: asked for", false, anAccount, tryTransports, adviceRTC + " Newer clients ask for them here first."},
+	{"transports: there or in the well-known file", true, nothing, tryAnyTransport, adviceRTC},
 
-	{"a room", true, tryRoom, "Look at the server's log."},
-	{"/sync: state_after", true, tryStateAfter, "A homeserver with state_after in /sync (MSC4222): without it clients may show wrong participants. " + adviceProxy},
-	{"delayed leave: scheduled", true, trySchedule, adviceDelayed + " " + adviceProxy},
-	{"delayed leave: stays when its owner joins", true, tryJoin, "A homeserver on which only the state of others cancels a delayed event."},
-	{"delayed leave: restarted, without a token", true, tryRestart, adviceToken},
-	{"delayed leave: ten restarts at once", false, tryBurst, "Raise the limits for it (here expiration.rate_limiting.token), and see that the proxy has none for all clients together."},
-	{"delayed leave: looked up", false, tryLookUp, "Nothing: no client of today needs it."},
-	{"delayed leave: sent, without a token", true, trySend, adviceToken},
-	{"delayed leave: 404 afterwards", true, tryAfterwards, "A homeserver that answers with 404: only then do clients join again."},
-	{"delayed leave: sent by itself when due", true, tryDue, "Look at the server's log, and at its clock."},
-	{"delayed leave: cancelled", false, tryCancel, "Nothing: clients of today only tidy up with it."},
-	{"delayed leave: due in an hour", true, tryAnHour, "Raise the longest delay (here expiration.delayed_events.max_delay) to an hour: that is what clients ask for if the SFU's helper restarts."},
-	{"delayed events on the stable paths", false, tryStable, "Nothing: no client of today needs them."},
-	{"room summary", true, trySummary, "A homeserver with room summaries (MSC3266): without them nobody joins by a link. " + adviceProxy},
-	{"to-device message", true, tryToDevice, "Look at the server's log: encrypted calls get their keys this way."},
-	{"OpenID token", true, tryOpenID, "Look at the server's log: the LiveKit service gets to know people this way."},
-	{"LiveKit service", true, trySFU, "Look at whether it runs behind this URL, and at its log: it must reach the homeserver's federation API to look the OpenID token up (global.disable_federation must be false)."},
-	{"expiring event: sent, refreshed, ended", false, tryExpiring, "Nothing: only clients of the 2024 draft of MSC4140 need it."},
-	{"browsers may ask all of that", true, tryBrowsers, "Let the reverse proxy hand on OPTIONS requests and the Access-Control headers of the answers, and add none of its own."},
+	{"a room", true, anAccount, tryRoom, "Look at the server's log."},
+	{"/sync: state_after", true, aRoom, tryStateAfter, "A homeserver with state_after in /sync (MSC4222): without it clients may show wrong participants. " + adviceProxy},
+	{"delayed leave: scheduled", true, aRoom, trySchedule, adviceDelayed + " " + adviceProxy},
+	{"delayed leave: stays when its owner joins", true, aLeave, tryJoin, "A homeserver on which only the state of others cancels a delayed event."},
+	{"delayed leave: restarted, without a token", true, aLeave, tryRestart, adviceToken},
+	{"delayed leave: ten restarts at once", false, aLeave, tryBurst, "Raise the limits for it (here expiration.rate_limiting.token), and see that the proxy has none for all clients together."},
+	{"delayed leave: looked up", false, aLeave, tryLookUp, "Nothing: no client of today needs it."},
+	{"delayed leave: sent, without a token", true, aLeave, trySend, adviceToken},
+	{"delayed leave: 404 afterwards", true, aLeave, tryAfterwards, "A homeserver that answers with 404: only then do clients join again."},
+	{"delayed leave: sent by itself when due", true, aLeave, tryDue, "Look at the server's log, and at its clock."},
+	{"delayed leave: cancelled", false, aLeave, tryCancel, "Nothing: clients of today only tidy up with it."},
+	{"delayed leave: due in an hour", true, aLeave, tryAnHour, "Raise the longest delay (here expiration.delayed_events.max_delay) to an hour: that is what clients ask for if the SFU's helper restarts."},
+	{"delayed events on the stable paths", false, aLeave, tryStable, "Nothing: no client of today needs them."},
+	{"room summary", true, aRoom, trySummary, "A homeserver with room summaries (MSC3266): without them nobody joins by a link. " + adviceProxy},
+	{"to-device message", true, aRoom, tryToDevice, "Look at the server's log: encrypted calls get their keys this way."},
+	{"OpenID token", true, anAccount, tryOpenID, "Look at the server's log: the LiveKit service gets to know people this way."},
+	{"LiveKit service", true, aRoom, trySFU, "Look at whether it runs behind this URL, and at its log: it must reach the homeserver's federation API to look the OpenID token up (global.disable_federation must be false)."},
+	{"expiring event: sent, refreshed, ended", false, aRoom, tryExpiring, "Nothing: only clients of the 2024 draft of MSC4140 need it."},
+	{"browsers may ask all of that", true, nothing, tryBrowsers, "Let the reverse proxy hand on OPTIONS requests and the Access-Control headers of the answers, and add none of its own."},
 }
 
 func tryVersions(ctx context.Context, s *session) (string, error) {
@@ -92,10 +120,7 @@ func tryVersions(ctx context.Context, s *session) (string, error) {
 
 func advertised(flag string) func(context.Context, *session) (string, error) {
 	return func(_ context.Context, s *session) (string, error) {
-		switch {
-		case !s.versions.Exists():
-			return "", unknownError("no client API")
-		case !s.versions.Get("unstable_features").Get(gjson.Escape(flag)).Bool():
+		if !s.versions.Get("unstable_features").Get(gjson.Escape(flag)).Bool() {
 			return "", errors.New("not advertised")
 		}
 		return "", nil
@@ -125,50 +150,12 @@ func liveKit(transports gjson.Result) (string, error) {
 }
 
 func tryAccount(ctx context.Context, s *session) (string, error) {
-	if !s.versions.Exists() {
-		return "", unknownError("no client API")
-	}
 	userID, err := s.enter(ctx)
 	errors.As(err, &s.noAccount)
 	return userID, err
 }
 
-// withAccount, withRoom and withLeave return the first cause of a failure: without an account there is no room, and without a room no
-// leave event.
-func (s *session) withAccount() error {
-	switch {
-	case s.user != nil:
-		return nil
-	case !s.versions.Exists():
-		return unknownError("no client API")
-	}
-	return cmp.Or(s.noAccount, "no account")
-}
-
-func (s *session) withRoom() error {
-	if err := s.withAccount(); err != nil {
-		return err
-	}
-	if s.roomID == "" {
-		return unknownError("no room")
-	}
-	return nil
-}
-
-func (s *session) withLeave() error {
-	if err := s.withRoom(); err != nil {
-		return err
-	}
-	if s.leaveID == "" {
-		return unknownError("no delayed leave")
-	}
-	return nil
-}
-
 func tryCapabilities(ctx context.Context, s *session) (string, error) {
-	if err := s.withAccount(); err != nil {
-		return "", err
-	}
 	res, err := s.ask(ctx, s.user, http.MethodGet, "/_matrix/client/v3/capabilities", nil)
 	if err != nil {
 		return "", err
@@ -182,9 +169,6 @@ func tryCapabilities(ctx context.Context, s *session) (string, error) {
 }
 
 func tryTransports(ctx context.Context, s *session) (string, error) {
-	if err := s.withAccount(); err != nil {
-		return "", err
-	}
 	res, err := s.ask(ctx, s.user, http.MethodGet, "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", nil)
 	if err != nil {
 		return "", err
@@ -204,9 +188,6 @@ func tryAnyTransport(ctx context.Context, s *session) (string, error) {
 }
 
 func tryRoom(ctx context.Context, s *session) (string, error) {
-	if err := s.withAccount(); err != nil {
-		return "", err
-	}
 	if _, err := s.sync(ctx, 0); err != nil {
 		return "", err
 	}
@@ -229,25 +210,26 @@ func tryRoom(ctx context.Context, s *session) (string, error) {
 }
 
 func tryStateAfter(ctx context.Context, s *session) (string, error) {
-	if err := s.withRoom(); err != nil {
-		return "", err
-	}
 	const here = `{"application":"m.call","call_id":""}`
 	if err := s.setMember(ctx, here); err != nil {
 		return "", err
 	}
 	told := false
 	err := s.await(ctx, func(res homeserver.Response) (come bool) {
-		room := s.inRoom(res, "@this")
-		after := append(room.Get(`org\.matrix\.msc4222\.state_after.events`).Array(), room.Get("state_after.events").Array()...)
-		isMember := func(event gjson.Result) bool { return event.Get("type").Str == memberType }
-		told = told || slices.ContainsFunc(after, isMember)
-		return slices.ContainsFunc(room.Get("timeline.events").Array(), isMember)
+		for _, field := range []string{"state_after", `org\.matrix\.msc4222\.state_after`} {
+			told = told || contains(s.inRoom(res, field+".events"), "type", memberType)
+		}
+		return contains(s.inRoom(res, "timeline.events"), "type", memberType)
 	})
 	if err == nil && !told {
 		err = errors.New("the state is not told")
 	}
 	return "", err
+}
+
+// contains reports whether one of the events has this value at a path.
+func contains(events gjson.Result, path, value string) bool {
+	return slices.ContainsFunc(events.Array(), func(event gjson.Result) bool { return event.Get(path).Str == value })
 }
 
 // schedule schedules the leave event. Leaving the room cleans it up, because the server then refuses the event.
@@ -282,16 +264,11 @@ func (s *session) manage(ctx context.Context, delayID, action string) (homeserve
 }
 
 func trySchedule(ctx context.Context, s *session) (_ string, err error) {
-	if err = s.withRoom(); err == nil {
-		s.leaveID, err = s.schedule(ctx, 18*time.Second) // the longest delay that Element Call asks for itself
-	}
+	s.leaveID, err = s.schedule(ctx, 18*time.Second) // the longest delay that Element Call asks for itself
 	return "", err
 }
 
 func tryJoin(ctx context.Context, s *session) (string, error) {
-	if err := s.withLeave(); err != nil {
-		return "", err
-	}
 	if err := s.setMember(ctx, `{"application":"m.call","call_id":"","scope":"m.room"}`); err != nil {
 		return "", err
 	}
@@ -301,17 +278,11 @@ func tryJoin(ctx context.Context, s *session) (string, error) {
 }
 
 func tryRestart(ctx context.Context, s *session) (string, error) {
-	err := s.withLeave()
-	if err == nil {
-		_, err = s.manage(ctx, s.leaveID, "restart")
-	}
+	_, err := s.manage(ctx, s.leaveID, "restart")
 	return "", err
 }
 
 func tryBurst(ctx context.Context, s *session) (string, error) {
-	if err := s.withLeave(); err != nil {
-		return "", err
-	}
 	for i := range 10 {
 		res, err := s.anybody().Do(ctx, http.MethodPost, managePath(s.leaveID, "restart"), homeserver.JSON{})
 		if err != nil {
@@ -325,23 +296,15 @@ func tryBurst(ctx context.Context, s *session) (string, error) {
 }
 
 func tryLookUp(ctx context.Context, s *session) (string, error) {
-	if err := s.withLeave(); err != nil {
-		return "", err
-	}
 	res, err := s.ask(ctx, s.user, http.MethodGet, "/_matrix/client/unstable/org.matrix.msc4140/delayed_events", nil)
-	if err == nil && !slices.ContainsFunc(res.Get("delayed_events").Array(), func(event gjson.Result) bool {
-		return event.Get("delay_id").Str == s.leaveID
-	}) {
+	if err == nil && !contains(res.Get("delayed_events"), "delay_id", s.leaveID) {
 		err = errors.New("it is not in the list")
 	}
 	return "", err
 }
 
 func trySend(ctx context.Context, s *session) (string, error) {
-	err := s.withLeave()
-	if err == nil {
-		_, err = s.manage(ctx, s.leaveID, "send")
-	}
+	_, err := s.manage(ctx, s.leaveID, "send")
 	if err == nil {
 		err = s.awaitMember(ctx, "{}")
 	}
@@ -349,9 +312,6 @@ func trySend(ctx context.Context, s *session) (string, error) {
 }
 
 func tryAfterwards(ctx context.Context, s *session) (string, error) {
-	if err := s.withLeave(); err != nil {
-		return "", err
-	}
 	switch res, err := s.manage(ctx, s.leaveID, "restart"); {
 	case err == nil:
 		return "", errors.New("it can be restarted, after it was sent")
@@ -362,9 +322,6 @@ func tryAfterwards(ctx context.Context, s *session) (string, error) {
 }
 
 func tryDue(ctx context.Context, s *session) (string, error) {
-	if err := s.withLeave(); err != nil {
-		return "", err
-	}
 	const delay = time.Second
 	if err := s.setMember(ctx, `{"application":"m.call","call_id":"","scope":"m.user"}`); err != nil {
 		return "", err
@@ -380,28 +337,19 @@ func tryDue(ctx context.Context, s *session) (string, error) {
 }
 
 func tryCancel(ctx context.Context, s *session) (string, error) {
-	err := s.withLeave()
+	delayID, err := s.schedule(ctx, 18*time.Second)
 	if err == nil {
-		var delayID string
-		if delayID, err = s.schedule(ctx, 18*time.Second); err == nil {
-			_, err = s.manage(ctx, delayID, "cancel")
-		}
+		_, err = s.manage(ctx, delayID, "cancel")
 	}
 	return "", err
 }
 
 func tryAnHour(ctx context.Context, s *session) (string, error) {
-	err := s.withLeave()
-	if err == nil {
-		_, err = s.schedule(ctx, time.Hour)
-	}
+	_, err := s.schedule(ctx, time.Hour)
 	return "", err
 }
 
 func tryStable(ctx context.Context, s *session) (string, error) {
-	if err := s.withLeave(); err != nil {
-		return "", err
-	}
 	const v1 = "/_matrix/client/v1/delayed_events/"
 	res, err := s.ask(ctx, s.user, http.MethodPut,
 		"/_matrix/client/v3/rooms/"+url.PathEscape(s.roomID)+"/delayed_event/"+memberType+"/check", homeserver.JSON{
@@ -419,9 +367,6 @@ func tryStable(ctx context.Context, s *session) (string, error) {
 }
 
 func trySummary(ctx context.Context, s *session) (string, error) {
-	if err := s.withRoom(); err != nil {
-		return "", err
-	}
 	// Clients use the second path until a server announces Matrix 1.15.
 	var err error
 	for _, path := range []string{"v1/room_summary/", "unstable/im.nheko.summary/summary/"} {
@@ -435,9 +380,6 @@ func trySummary(ctx context.Context, s *session) (string, error) {
 }
 
 func tryToDevice(ctx context.Context, s *session) (string, error) {
-	if err := s.withRoom(); err != nil {
-		return "", err
-	}
 	const messageType = "org.example.check"
 	_, err := s.ask(ctx, s.user, http.MethodPut, fmt.Sprintf("/_matrix/client/v3/sendToDevice/%s/%d", messageType, time.Now().UnixNano()),
 		homeserver.JSON{"messages": homeserver.JSON{s.user.UserID: homeserver.JSON{s.deviceID: homeserver.JSON{}}}})
@@ -445,16 +387,11 @@ func tryToDevice(ctx context.Context, s *session) (string, error) {
 		return "", err
 	}
 	return "", s.await(ctx, func(res homeserver.Response) bool {
-		return slices.ContainsFunc(res.Get("to_device.events").Array(), func(event gjson.Result) bool {
-			return event.Get("type").Str == messageType
-		})
+		return contains(res.Get("to_device.events"), "type", messageType)
 	})
 }
 
 func tryOpenID(ctx context.Context, s *session) (string, error) {
-	if err := s.withAccount(); err != nil {
-		return "", err
-	}
 	res, err := s.ask(ctx, s.user, http.MethodPost,
 		"/_matrix/client/v3/user/"+url.PathEscape(s.user.UserID)+"/openid/request_token", homeserver.JSON{})
 	if err == nil && res.Get("access_token").Str == "" {
@@ -469,8 +406,6 @@ func tryOpenID(ctx context.Context, s *session) (string, error) {
 
 func trySFU(ctx context.Context, s *session) (string, error) {
 	switch {
-	case s.withRoom() != nil:
-		return "", s.withRoom()
 	case s.sfuURL == "":
 		return "", unknownError("no transport")
 	case !s.openID.Exists():
@@ -486,9 +421,6 @@ func trySFU(ctx context.Context, s *session) (string, error) {
 }
 
 func tryExpiring(ctx context.Context, s *session) (string, error) {
-	if err := s.withRoom(); err != nil {
-		return "", err
-	}
 	res, err := s.ask(ctx, s.user, http.MethodPut, homeserver.StatePath(s.roomID, "m.call.member", s.user.UserID),
 		homeserver.JSON{"m.will_expire": 60})
 	if err != nil {
@@ -505,8 +437,6 @@ func tryExpiring(ctx context.Context, s *session) (string, error) {
 		}
 	}
 	return "", s.await(ctx, func(res homeserver.Response) bool {
-		return slices.ContainsFunc(s.inRoom(res, "timeline.events").Array(), func(event gjson.Result) bool {
-			return event.Get(`content.m\.will_expire`).Str == "ended"
-		})
+		return contains(s.inRoom(res, "timeline.events"), `content.m\.will_expire`, "ended")
 	})
 }

@@ -73,7 +73,10 @@ func check(ctx context.Context, server string, who credentials) (works bool) {
 	var found report
 	fmt.Printf("%s\n\n", server)
 	for _, f := range features {
-		seen, err := f.try(ctx, s)
+		seen, err := "", s.has(f.needs)
+		if err == nil {
+			seen, err = f.try(ctx, s)
+		}
 		found.add(f, seen, err)
 	}
 	tidying, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTime)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -212,9 +213,9 @@ func (s *session) undo(what string, do func(context.Context) error) {
 
 // tidyUp undoes the changes, and returns those that it could not undo.
 func (s *session) tidyUp(ctx context.Context) (left []string) {
-	for i := len(s.tidy) - 1; i >= 0; i-- {
-		if err := s.tidy[i].do(ctx); err != nil {
-			left = append(left, fmt.Sprintf("%s: %v", s.tidy[i].what, err))
+	for _, step := range slices.Backward(s.tidy) {
+		if err := step.do(ctx); err != nil {
+			left = append(left, fmt.Sprintf("%s: %v", step.what, err))
 		}
 	}
 	return left
