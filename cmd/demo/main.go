@@ -7,15 +7,17 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
+
+	"maunium.net/go/mautrix/event"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/commandline"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
@@ -46,60 +48,42 @@ func main() {
 }
 
 func demo(ctx context.Context, serverURL, secret string) error {
-	screen := newScreen()
-	suffix := ""
+	s := &story{screen: &screen{start: time.Now()}, server: serverURL, secret: secret, bobSees: make(chan *event.Event, 100)}
 	if serverURL == "" {
-		hs, cleanup, err := startServer(ctx, screen)
+		dir, err := os.MkdirTemp("", "msc4140-demo-")
 		if err != nil {
 			return err
 		}
-		defer cleanup()
-		serverURL, secret = hs.URL, homeserver.SharedSecret
-	} else {
-		random := make([]byte, 3)
-		if _, err := rand.Read(random); err != nil {
+		defer func() { _ = os.RemoveAll(dir) }()
+		hs, err := newServer(ctx, s.screen, dir)
+		if err != nil {
 			return err
 		}
-		suffix = "-" + hex.EncodeToString(random) // the names may be taken on that server
+		defer hs.Kill()
+		if err = s.screen.during("starting it", func() error { return hs.Start(ctx) }); err != nil {
+			return err
+		}
+		s.server, s.secret = hs.URL, homeserver.SharedSecret
+	} else {
+		s.suffix = "-" + strings.ToLower(rand.Text()[:6]) // the names may be taken on that server
 	}
 	ctx, cancel := context.WithTimeout(ctx, playTime)
 	defer cancel()
-	return newStory(screen, serverURL, secret, suffix).play(ctx)
+	return s.play(ctx)
 }
 
-// startServer builds and starts a homeserver; cleanup stops it and removes everything.
-func startServer(ctx context.Context, screen *screen) (hs *homeserver.Server, cleanup func(), err error) {
-	dir, err := os.MkdirTemp("", "msc4140-demo-")
-	if err != nil {
-		return nil, nil, err
-	}
-	cleanup = func() {
-		if hs != nil {
-			hs.Kill()
-		}
-		_ = os.RemoveAll(dir)
-	}
-	defer func() {
-		if err != nil {
-			cleanup()
-		}
-	}()
+// newServer builds a homeserver in a folder.
+func newServer(ctx context.Context, screen *screen, dir string) (*homeserver.Server, error) {
 	data := filepath.Join(dir, "data")
-	if err = os.Mkdir(data, 0o700); err != nil {
-		return nil, nil, err
+	if err := os.Mkdir(data, 0o700); err != nil {
+		return nil, err
 	}
 	var binary string
-	if err = screen.during("building the homeserver (minutes the first time)", func() (err error) {
+	if err := screen.during("building the homeserver (minutes the first time)", func() (err error) {
 		binary, err = homeserver.Build(ctx, dir)
 		return err
 	}); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if hs, err = homeserver.New(binary, data, homeserver.Config{}); err != nil {
-		return nil, nil, err
-	}
-	if err = screen.during("starting it", func() error { return hs.Start(ctx) }); err != nil {
-		return nil, nil, err
-	}
-	return hs, cleanup, nil
+	return homeserver.New(binary, data, homeserver.Config{})
 }

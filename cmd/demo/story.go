@@ -35,10 +35,6 @@ type story struct {
 	bobSees chan *event.Event
 }
 
-func newStory(screen *screen, server, secret, suffix string) *story {
-	return &story{screen: screen, server: server, secret: secret, suffix: suffix, bobSees: make(chan *event.Event, 100)}
-}
-
 // participant is a user in the call.
 type participant struct {
 	name   string
@@ -252,15 +248,16 @@ func (s *story) register(ctx context.Context, name string) (*participant, error)
 	var account *mautrix.RespRegister
 	if s.secret == "" {
 		account, err = client.RegisterDummy(ctx, &mautrix.ReqRegister[any]{Username: name + s.suffix, Password: password})
+		if err != nil {
+			err = fmt.Errorf("%w (does the server need --registration-secret?)", err)
+		}
 	} else {
 		admin := &synapseadmin.Client{Client: client}
 		account, err = admin.SharedSecretRegister(ctx, s.secret, synapseadmin.ReqSharedSecretRegister{
 			Username: name + s.suffix, Password: password,
 		})
 	}
-	if err != nil && s.secret == "" {
-		return nil, fmt.Errorf("%w (does the server need --registration-secret?)", err)
-	} else if err != nil {
+	if err != nil {
 		return nil, err
 	}
 	client.UserID, client.AccessToken = account.UserID, account.AccessToken
