@@ -44,21 +44,8 @@ func AddRoutes(routers httputil.Routers, userAPI userapi.QueryAcccessTokenAPI, t
 
 // wellKnown returns a middleware that adds the transports to Dendrite's /.well-known/matrix/client, if Dendrite is configured to serve it.
 func wellKnown(transports []Transport) mux.MiddlewareFunc {
-	return around.Get(around.Path(httputil.PublicWellKnownPrefix+"client"), func(dendrite http.Handler) http.Handler {
-		return httputil.MakeExternalAPI("wellknown", func(req *http.Request) util.JSONResponse {
-			answer, body, ok := around.Answer(dendrite, req)
-			if !ok {
-				return answer
-			}
-			var client map[string]json.RawMessage
-			err := json.Unmarshal(body, &client)
-			if err == nil {
-				client[wellKnownTransports], err = json.Marshal(transports)
-			}
-			if err != nil {
-				return util.ErrorResponse(err)
-			}
-			return util.JSONResponse{Code: http.StatusOK, JSON: client}
-		})
+	return around.Object(httputil.PublicWellKnownPrefix+"client", "wellknown", func(client map[string]json.RawMessage) (err error) {
+		client[wellKnownTransports], err = json.Marshal(transports)
+		return err
 	})
 }
