@@ -14,11 +14,7 @@ type Locks[K comparable] struct {
 
 	mu    sync.Mutex // guards the fields below, and the users of each lock; a leaf
 	locks map[K]*lock
-	spare []*lock // unused locks for reuse: each refresh of a timer needs one
 }
-
-// maxSpare is the greatest number of unused locks that are kept.
-const maxSpare = 64
 
 type lock struct {
 	users int           // holders and waiters; at 0 the lock is removed
@@ -59,11 +55,7 @@ func (l *Locks[K]) join(key K) (*lock, error) {
 		return nil, ErrCrowded
 	}
 	if own == nil {
-		if last := len(l.spare) - 1; last >= 0 {
-			own, l.spare = l.spare[last], l.spare[:last]
-		} else {
-			own = &lock{held: make(chan struct{}, 1)}
-		}
+		own = &lock{held: make(chan struct{}, 1)}
 		l.locks[key] = own
 	}
 	own.users++
@@ -75,9 +67,6 @@ func (l *Locks[K]) leave(key K, own *lock) {
 	defer l.mu.Unlock()
 	if own.users--; own.users == 0 {
 		delete(l.locks, key)
-		if len(l.spare) < maxSpare {
-			l.spare = append(l.spare, own)
-		}
 	}
 }
 
