@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"runtime/trace"
 	"time"
-	"unicode/utf8"
 
 	"github.com/matrix-org/dendrite/internal"
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -145,15 +144,11 @@ func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
 
 // parseToken returns the token in the body of a request. If the field is repeated, the last value counts, as in Dendrite.
 func parseToken(body []byte) (string, error) {
-	if !utf8.Valid(body) || !gjson.ValidBytes(body) {
-		return "", badRequest(spec.NotJSON("The body must be a JSON object"))
-	}
-	fields := gjson.ParseBytes(body)
-	if !fields.IsObject() {
-		return "", badRequest(spec.BadJSON("The body must be a JSON object"))
+	if err := checkObject(body, "The body"); err != nil {
+		return "", err
 	}
 	var token gjson.Result
-	fields.ForEach(func(key, value gjson.Result) bool {
+	gjson.ParseBytes(body).ForEach(func(key, value gjson.Result) bool {
 		if key.Str == tokenKey {
 			token = value
 		}
