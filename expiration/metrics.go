@@ -15,41 +15,29 @@ type metrics struct {
 }
 
 func newMetrics(running, scheduled func() float64) *metrics {
-	const namespace, subsystem = "dendrite", "expiration"
+	opts := func(name, help string) prometheus.Opts {
+		return prometheus.Opts{Namespace: "dendrite", Subsystem: "expiration", Name: name, Help: help}
+	}
 	return &metrics{
-		running: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "running_timers",
-			Help: "How many expiring events are running",
-		}, running),
-		scheduled: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "scheduled_events",
-			Help: "How many delayed events are scheduled",
-		}, scheduled),
-		closings: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "closings_total",
-			Help: "How many closing events were sent, by their outcome",
-		}, []string{"outcome"}),
-		finalised: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "finalised_total",
-			Help: "How many delayed events were finalised, by what became of them: sent, cancelled or error",
-		}, []string{"result"}),
-		drops: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "drops_total",
-			Help: "How many timers were dropped without a closing event, by the reason",
-		}, []string{"reason"}),
+		running: prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("running_timers",
+			"How many expiring events are running")), running),
+		scheduled: prometheus.NewGaugeFunc(prometheus.GaugeOpts(opts("scheduled_events",
+			"How many delayed events are scheduled")), scheduled),
+		closings: prometheus.NewCounterVec(prometheus.CounterOpts(opts("closings_total",
+			"How many closing events were sent, by their outcome")), []string{"outcome"}),
+		finalised: prometheus.NewCounterVec(prometheus.CounterOpts(opts("finalised_total",
+			"How many delayed events were finalised, by what became of them: sent, cancelled or error")), []string{"result"}),
+		drops: prometheus.NewCounterVec(prometheus.CounterOpts(opts("drops_total",
+			"How many timers were dropped without a closing event, by the reason")), []string{"reason"}),
 		lateness: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "closing_lateness_seconds",
+			Namespace: "dendrite", Subsystem: "expiration", Name: "closing_lateness_seconds",
 			Help:    "How long after its deadline the closing event of an expired event, or a delayed event, was in the room",
 			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 3600},
 		}),
-		retries: prometheus.NewCounter(prometheus.CounterOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "closing_retries_total",
-			Help: "How many attempts to close an event, or to send a delayed one, failed and will be repeated",
-		}),
-		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "errors_total",
-			Help: "How many operations on the database or the roomserver failed",
-		}, []string{"operation"}),
+		retries: prometheus.NewCounter(prometheus.CounterOpts(opts("closing_retries_total",
+			"How many attempts to close an event, or to send a delayed one, failed and will be repeated"))),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts(opts("errors_total",
+			"How many operations on the database or the roomserver failed")), []string{"operation"}),
 	}
 }
 
