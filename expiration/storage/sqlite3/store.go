@@ -288,19 +288,24 @@ func (c *connection) Ping(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	done := make(chan error, 1)
-	go func() {
+	return within(ctx, func() error {
 		defer func() { <-c.pinging }()
 		// The transaction would stay open if the context ended between the two statements.
 		ctx := context.WithoutCancel(ctx)
-		done <- c.use(ctx, func(conn *sql.Conn) error {
+		return c.use(ctx, func(conn *sql.Conn) error {
 			if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
 				return err
 			}
 			_, err := conn.ExecContext(ctx, "ROLLBACK")
 			return err
 		})
-	}()
+	})
+}
+
+// within returns the error of f, or that of the context if it ends first; f then goes on in the background.
+func within(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
 	select {
 	case err := <-done:
 		return err
@@ -318,9 +323,8 @@ const closePatience = 10 * time.Second
 func (c *connection) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
 	defer cancel()
-	done := make(chan error, 1)
-	go func() {
-		done <- c.writer.Do(nil, nil, func(*sql.Tx) error {
+	return within(ctx, func() error {
+		return c.writer.Do(nil, nil, func(*sql.Tx) error {
 			c.closed = true
 			if c.conn == nil {
 				return nil // nothing was written; the log of an earlier process is moved when the pool's last connection is closed
@@ -333,13 +337,7 @@ func (c *connection) Close() error {
 			}
 			return err
 		})
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	})
 }
 
 func (c *connection) close() {
