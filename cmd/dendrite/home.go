@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/template"
 
 	"github.com/matrix-org/dendrite/setup/config"
@@ -69,11 +70,7 @@ func (h *home) make() error {
 	if err := os.MkdirAll(h.dir, 0o700); err != nil {
 		return err
 	}
-	key, err := newSigningKey()
-	if err != nil {
-		return err
-	}
-	if err = writeNew(h.path("matrix_key.pem"), key); err != nil {
+	if err := writeNew(h.path("matrix_key.pem"), newSigningKey()); err != nil {
 		return err
 	}
 	cfg, err := h.newConfig()
@@ -86,9 +83,7 @@ func (h *home) make() error {
 // newConfig fills in the template.
 func (h *home) newConfig() ([]byte, error) {
 	secret := make([]byte, 32)
-	if _, err := rand.Read(secret); err != nil {
-		return nil, err
-	}
+	_, _ = rand.Read(secret) // never fails
 	tmpl, err := template.New("").Funcs(template.FuncMap{
 		"file": func(name string) string { return fmt.Sprintf("%q", h.path(name)) },
 		"sqlite": func(name string) string {
@@ -104,19 +99,15 @@ func (h *home) newConfig() ([]byte, error) {
 }
 
 // newSigningKey returns a new key in the format of Dendrite's generate-keys.
-func newSigningKey() ([]byte, error) {
+func newSigningKey() []byte {
 	seed, id := make([]byte, 32), make([]byte, 3)
-	if _, err := rand.Read(seed); err != nil {
-		return nil, err
-	}
-	if _, err := rand.Read(id); err != nil {
-		return nil, err
-	}
+	_, _ = rand.Read(seed) // never fails
+	_, _ = rand.Read(id)
 	return pem.EncodeToMemory(&pem.Block{
 		Type:    "MATRIX PRIVATE KEY",
 		Headers: map[string]string{"Key-ID": "ed25519:" + hex.EncodeToString(id)},
 		Bytes:   seed,
-	}), nil
+	})
 }
 
 // writeNew writes a file that only its owner may read, unless the name is taken. The file appears complete or not at all.
@@ -141,10 +132,8 @@ func writeNew(name string, data []byte) error {
 // quiet keeps log lines below warnings off the terminal, because the data folder has the log. Dendrite always adds a hook for the terminal
 // to the hooks in the configuration. A terminal hook in the configuration stays as it is.
 func (h *home) quiet(cfg *config.Dendrite) {
-	for _, hook := range cfg.Logging {
-		if hook.Type == "std" {
-			return
-		}
+	if slices.ContainsFunc(cfg.Logging, func(hook config.LogrusHook) bool { return hook.Type == "std" }) {
+		return
 	}
 	hooks := logrus.StandardLogger().Hooks
 	if n := len(hooks[logrus.InfoLevel]); n > 0 {
