@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"path"
+	"slices"
 
 	"github.com/matrix-org/dendrite/setup/config"
 )
@@ -42,13 +43,13 @@ func besideSQLite(other config.DataSource) config.DataSource {
 }
 
 func sharesSQLite(own config.DataSource, cfg *config.Dendrite) bool {
-	for _, other := range []config.DatabaseOptions{
+	return slices.ContainsFunc(Databases(cfg), func(other config.DatabaseOptions) bool { return other.ConnectionString == own })
+}
+
+// Databases returns the databases of Dendrite's components.
+func Databases(cfg *config.Dendrite) []config.DatabaseOptions {
+	return []config.DatabaseOptions{
 		cfg.Global.DatabaseOptions, cfg.FederationAPI.Database, cfg.KeyServer.Database, cfg.MediaAPI.Database,
 		cfg.RoomServer.Database, cfg.SyncAPI.Database, cfg.UserAPI.AccountDatabase, cfg.RelayAPI.Database, cfg.MSCs.Database,
-	} {
-		if other.ConnectionString == own {
-			return true
-		}
 	}
-	return false
 }

@@ -61,11 +61,7 @@ func preflight(cfg *config.Dendrite, extension *msc4140config.Config, listen add
 	if err != nil {
 		return nil, err
 	}
-	for _, database := range []*config.DatabaseOptions{
-		&cfg.Global.DatabaseOptions, &cfg.FederationAPI.Database, &cfg.KeyServer.Database, &cfg.MediaAPI.Database,
-		&cfg.RoomServer.Database, &cfg.SyncAPI.Database, &cfg.UserAPI.AccountDatabase, &cfg.RelayAPI.Database,
-		&cfg.MSCs.Database, &extension.Database,
-	} {
+	for _, database := range append(msc4140config.Databases(cfg), extension.Database) {
 		if err = checkSQLite(database.ConnectionString); err != nil {
 			unlockStreams()
 			return nil, err
