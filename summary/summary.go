@@ -336,22 +336,14 @@ func fromHierarchy(room *fclient.RoomHierarchyRoom) *summary {
 
 // state returns a room's state events of these types with an empty state key.
 func (s *Summaries) state(ctx context.Context, roomID string, eventTypes ...string) (map[string]*types.HeaderedEvent, error) {
-	var tuples []gomatrixserverlib.StateKeyTuple
+	req, res := api.QueryCurrentStateRequest{RoomID: roomID}, api.QueryCurrentStateResponse{}
 	for _, eventType := range eventTypes {
-		tuples = append(tuples, gomatrixserverlib.StateKeyTuple{EventType: eventType})
+		req.StateTuples = append(req.StateTuples, gomatrixserverlib.StateKeyTuple{EventType: eventType})
 	}
-	events, err := s.current(ctx, roomID, tuples...)
+	err := s.rsAPI.QueryCurrentState(ctx, &req, &res)
 	state := map[string]*types.HeaderedEvent{}
-	for tuple, event := range events {
+	for tuple, event := range res.StateEvents {
 		state[tuple.EventType] = event
 	}
 	return state, err
-}
-
-func (s *Summaries) current(
-	ctx context.Context, roomID string, tuples ...gomatrixserverlib.StateKeyTuple,
-) (map[gomatrixserverlib.StateKeyTuple]*types.HeaderedEvent, error) {
-	var res api.QueryCurrentStateResponse
-	err := s.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{RoomID: roomID, StateTuples: tuples}, &res)
-	return res.StateEvents, err
 }

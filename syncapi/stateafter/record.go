@@ -109,15 +109,8 @@ func (r *record) events(ctx context.Context, roomID string, eventIDs []string) (
 			events = append(events, event)
 		}
 	}
-	for ids := range slices.Chunk(slices.Collect(maps.Keys(missing)), atOnce) {
-		// Without a filter, SelectEvents returns at most 20 events on SQLite.
-		written, err := r.db.OutputEvents.SelectEvents(ctx, nil, ids, &synctypes.RoomEventFilter{Limit: len(ids)}, false)
-		if err != nil {
-			return nil, err
-		}
-		for _, event := range written {
-			found(event.HeaderedEvent)
-		}
+	if err = r.written(ctx, slices.Collect(maps.Keys(missing)), found); err != nil {
+		return nil, err
 	}
 	// State from before this server was in the room is in no timeline.
 	for ids := range slices.Chunk(slices.Collect(maps.Keys(missing)), atOnce) {
@@ -160,16 +153,25 @@ func (r *record) redacted(ctx context.Context, events []*rstypes.HeaderedEvent) 
 	for i, event := range events {
 		places[event.EventID()] = i
 	}
-	for ids := range slices.Chunk(slices.Collect(maps.Keys(places)), atOnce) {
-		written, err := r.db.OutputEvents.SelectEvents(ctx, nil, ids, &synctypes.RoomEventFilter{Limit: len(ids)}, false)
+	err := r.written(ctx, slices.Collect(maps.Keys(places)), func(event *rstypes.HeaderedEvent) {
+		events[places[event.EventID()]] = event
+	})
+	return events, err
+}
+
+// written calls f with those of the events that are in a timeline, in their redacted form if they are redacted.
+func (r *record) written(ctx context.Context, eventIDs []string, f func(*rstypes.HeaderedEvent)) error {
+	for ids := range slices.Chunk(eventIDs, atOnce) {
+		// Without a filter, SelectEvents returns at most 20 events on SQLite.
+		events, err := r.db.OutputEvents.SelectEvents(ctx, nil, ids, &synctypes.RoomEventFilter{Limit: len(ids)}, false)
 		if err != nil {
-			return nil, fmt.Errorf("reading events: %w", err)
+			return fmt.Errorf("reading events: %w", err)
 		}
-		for _, event := range written {
-			events[places[event.EventID()]] = event.HeaderedEvent
+		for _, event := range events {
+			f(event.HeaderedEvent)
 		}
 	}
-	return events, nil
+	return nil
 }
 
 func isCreate(event *rstypes.HeaderedEvent) bool {

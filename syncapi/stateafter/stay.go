@@ -10,8 +10,6 @@ import (
 
 // stay says how a user's membership changed between two positions. It is empty if the membership did not change.
 type stay struct {
-	// joined is whether the user was in the room before the first change.
-	joined bool
 	// entered is whether the user entered the room at least once.
 	entered bool
 	// left is the position at which the user last left the room. It is 0 if the user never left, or has entered again since.
@@ -66,7 +64,6 @@ func follow(changes []change, own map[string]*rstypes.HeaderedEvent) (s stay) {
 		}
 		if !known {
 			known, now = true, isJoin(went)
-			s.joined = now
 		}
 		switch next := isJoin(came); {
 		case next && !now:

@@ -22,11 +22,11 @@ func TestFollow(t *testing.T) {
 		{[]change{{position: 1, added: []string{"other"}}}, stay{}},
 		{[]change{came}, stay{entered: true, last: in}},
 		{[]change{came, went}, stay{entered: true, left: 2, last: out}},
-		{[]change{went}, stay{joined: true, left: 2, last: out}},
-		{[]change{went, again}, stay{joined: true, entered: true, last: in}},
+		{[]change{went}, stay{left: 2, last: out}},
+		{[]change{went, again}, stay{entered: true, last: in}},
 		{[]change{again, named}, stay{entered: true, last: in}},
-		{[]change{named}, stay{joined: true, last: in}},
-		{[]change{{position: 5, removed: []string{"in"}}}, stay{joined: true, left: 5}},
+		{[]change{named}, stay{last: in}},
+		{[]change{{position: 5, removed: []string{"in"}}}, stay{left: 5}},
 	} {
 		require.Equal(t, test.want, follow(test.changes, own))
 	}

@@ -122,11 +122,10 @@ func (tm *Timer) init(row Row, due time.Duration) {
 }
 
 // NID returns the number of the timer's row. It, and the methods up to Delayed, return what never changes, and need no lock.
-func (tm *Timer) NID() int64      { return tm.nid }
-func (tm *Timer) Room() uint64    { return tm.room }
-func (tm *Timer) Sender() uint64  { return tm.sender }
-func (tm *Timer) State() uint64   { return tm.state }
-func (tm *Timer) Request() uint64 { return tm.request }
+func (tm *Timer) NID() int64     { return tm.nid }
+func (tm *Timer) Room() uint64   { return tm.room }
+func (tm *Timer) Sender() uint64 { return tm.sender }
+func (tm *Timer) State() uint64  { return tm.state }
 
 // Token returns the first bytes of the token's hash.
 func (tm *Timer) Token() [TokenSize]byte { return tm.token }
