@@ -178,27 +178,13 @@ func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
 // Resubmit implements expiration.Roomserver.
 func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) error {
 	e := t.Event
-	// A closing event is void if another event has replaced the original since. A claimed delayed event is handled below.
-	if e.StateKey != nil && t.Delayed == nil {
-		current, err := c.replaced(ctx, e)
+	if e.StateKey != nil {
+		replaced, err := c.replacedBefore(ctx, t, signed)
 		switch {
 		case err != nil:
 			return c.checkRoom(ctx, e, err)
-		case current != nil && current.EventID() != signed.EventID:
+		case replaced:
 			return &expiration.DropError{Reason: expiration.Replaced}
-		}
-	}
-	// A claimed delayed event that the roomserver has is finished. Otherwise another user's newer state cancels it.
-	if t.Delayed != nil && e.StateKey != nil {
-		known, err := c.event(ctx, e.RoomID, signed.EventID)
-		if err == nil && known == nil {
-			var overtaken bool
-			if overtaken, err = c.overtaken(ctx, t); overtaken {
-				return &expiration.DropError{Reason: expiration.Replaced}
-			}
-		}
-		if err != nil {
-			return c.checkRoom(ctx, e, err)
 		}
 	}
 	if err := c.checkSender(ctx, e); err != nil {
@@ -215,6 +201,19 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 		return err
 	}
 	return c.entered(ctx, e, signed, false)
+}
+
+// replacedBefore reports whether newer state keeps a claimed event from being sent. A closing event is void if another event has replaced
+// the original since. A delayed event that the roomserver has is finished; otherwise another user's newer state cancels it.
+func (c *Closer) replacedBefore(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) (bool, error) {
+	if t.Delayed == nil {
+		current, err := c.replaced(ctx, t.Event)
+		return current != nil && current.EventID() != signed.EventID, err
+	}
+	if known, err := c.event(ctx, t.Event.RoomID, signed.EventID); known != nil || err != nil {
+		return false, err
+	}
+	return c.overtaken(ctx, t)
 }
 
 // readBuilt reads an event that was built earlier.
