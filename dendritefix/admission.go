@@ -2,6 +2,7 @@ package dendritefix
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,8 +47,7 @@ func admit(event []byte) error {
 //
 // This file can go when Dendrite refuses such events itself, or copes with them.
 func Admit(inputs []api.InputRoomEvent) (admitted []api.InputRoomEvent, refused error) {
-	at := slices.IndexFunc(inputs, func(input api.InputRoomEvent) bool { return admit(input.Event.JSON()) != nil })
-	if at < 0 {
+	if !slices.ContainsFunc(inputs, func(input api.InputRoomEvent) bool { return admit(input.Event.JSON()) != nil }) {
 		return inputs, nil
 	}
 	for _, input := range inputs {
@@ -82,10 +82,10 @@ func AdmitFetched(fsAPI fsapi.RoomserverFederationAPI, fetched func(roomID, even
 	return &fetches{fsAPI, fetched}
 }
 
-// keep returns the events that are not refused.
+// keep returns the events that are not refused. Without a room ID, they are of the rooms that they name.
 func keep[E ~[]byte](f *fetches, roomID string, events []E) []E {
 	return slices.DeleteFunc(events, func(event E) bool {
-		f.fetched(roomID, gjson.GetBytes(event, "type").Str)
+		f.fetched(cmp.Or(roomID, gjson.GetBytes(event, "room_id").Str), gjson.GetBytes(event, "type").Str)
 		err := admit(event)
 		if err != nil {
 			logRefused("", err)
@@ -112,7 +112,7 @@ func (f *fetches) GetEventAuth(
 
 func (f *fetches) GetEvent(ctx context.Context, origin, server spec.ServerName, eventID string) (gomatrixserverlib.Transaction, error) {
 	res, err := f.RoomserverFederationAPI.GetEvent(ctx, origin, server, eventID)
-	res.PDUs = keepOfRooms(f, res.PDUs)
+	res.PDUs = keep(f, "", res.PDUs)
 	return res, err
 }
 
@@ -122,14 +122,6 @@ func (f *fetches) Backfill(
 	res, err := f.RoomserverFederationAPI.Backfill(ctx, origin, server, roomID, limit, from)
 	res.PDUs = keep(f, roomID, res.PDUs)
 	return res, err
-}
-
-// keepOfRooms is keep for events that name their rooms.
-func keepOfRooms[E ~[]byte](f *fetches, events []E) (kept []E) {
-	for _, event := range events {
-		kept = append(kept, keep(f, gjson.GetBytes(event, "room_id").Str, []E{event})...)
-	}
-	return kept
 }
 
 func (f *fetches) LookupState(

@@ -1,14 +1,12 @@
 package dendritefix
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 
 	"github.com/matrix-org/gomatrixserverlib/spec"
-	"github.com/matrix-org/util"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
 )
@@ -43,7 +41,6 @@ type boundBody struct {
 	tooDeep bool
 }
 
-// Read implements io.Reader.
 func (b *boundBody) Read(p []byte) (int, error) {
 	if b.tooDeep {
 		return 0, errTooDeep
@@ -66,7 +63,6 @@ type boundWriter struct {
 // Unwrap is for http.ResponseController.
 func (w *boundWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// WriteHeader implements http.ResponseWriter.
 func (w *boundWriter) WriteHeader(code int) {
 	if w.written || !w.body.tooDeep {
 		w.written = w.written || code >= http.StatusOK
@@ -75,14 +71,9 @@ func (w *boundWriter) WriteHeader(code int) {
 	}
 	w.written, w.replaced = true, true
 	w.Header().Del("Content-Length")
-	w.Header().Set("Content-Type", "application/json")
-	util.SetCORSHeaders(w)
-	w.ResponseWriter.WriteHeader(http.StatusBadRequest)
-	text, _ := json.Marshal(spec.BadJSON(fmt.Sprintf("The JSON is nested deeper than %d levels", jsondepth.Max))) // never fails
-	_, _ = w.ResponseWriter.Write(text)
+	refuse(w.ResponseWriter, spec.BadJSON(fmt.Sprintf("The JSON is nested deeper than %d levels", jsondepth.Max)))
 }
 
-// Write implements io.Writer.
 func (w *boundWriter) Write(p []byte) (int, error) {
 	if !w.written {
 		w.WriteHeader(http.StatusOK)

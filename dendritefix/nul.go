@@ -26,12 +26,16 @@ func RefuseNUL(next http.Handler) http.Handler {
 			next.ServeHTTP(w, req)
 			return
 		}
-		util.SetCORSHeaders(w)
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusBadRequest)
-		text, _ := json.Marshal(spec.InvalidParam("The transaction ID must not have a NUL character")) // never fails
-		_, _ = w.Write(text)
+		refuse(w, spec.InvalidParam("The transaction ID must not have a NUL character"))
 	})
+}
+
+// refuse answers a request with 400.
+func refuse(w http.ResponseWriter, e spec.MatrixError) {
+	util.SetCORSHeaders(w)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusBadRequest)
+	_ = json.NewEncoder(w).Encode(e)
 }
 
 // Unstorable reports whether an event's content has a NUL character in a field that Dendrite writes into a column of its own. These fields
@@ -43,7 +47,7 @@ func Unstorable(content []byte) bool {
 	}
 	var relation gomatrixserverlib.RelationContent
 	if json.Unmarshal(content, &relation) == nil && relation.Relations != nil &&
-		hasNUL(relation.Relations.EventID, relation.Relations.RelationType) {
+		(hasNUL(relation.Relations.EventID) || hasNUL(relation.Relations.RelationType)) {
 		return true
 	}
 	var redaction struct {
@@ -52,11 +56,4 @@ func Unstorable(content []byte) bool {
 	return json.Unmarshal(content, &redaction) == nil && hasNUL(redaction.Redacts)
 }
 
-func hasNUL(texts ...string) bool {
-	for _, text := range texts {
-		if strings.ContainsRune(text, 0) {
-			return true
-		}
-	}
-	return false
-}
+func hasNUL(text string) bool { return strings.ContainsRune(text, 0) }
