@@ -68,10 +68,8 @@ var arrows = map[string]struct {
 	"failpoint":   {nil, 0},
 	"guard":       {nil, 0},
 	"inputqueue":  {nil, dendrite | matrix},
-	// The fake implements the queues of its parent.
-	"inputqueue/fakequeue": {[]string{"inputqueue"}, dendrite | matrix},
-	"jsondepth":            {nil, 0},
-	"keylock":              {nil, 0},
+	"jsondepth":   {nil, 0},
+	"keylock":     {nil, 0},
 	// Request limits use the token bucket of the engine, expiration.RateLimit.
 	"limits": {[]string{"expiration"}, matrix | web},
 }

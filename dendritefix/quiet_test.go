@@ -10,7 +10,7 @@ import (
 	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/stretchr/testify/require"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue/fakequeue"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/fakequeue"
 )
 
 func watchedRooms(t *testing.T, r *fakequeue.Roomserver) *QuietRooms {

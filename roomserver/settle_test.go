@@ -14,7 +14,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue/fakequeue"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/fakequeue"
 )
 
 // builder is a roomserver that notes the contents of the queue when it is asked to build an event.
