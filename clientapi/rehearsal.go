@@ -112,7 +112,6 @@ func (r *rehearsal) senderID() spec.SenderID {
 	return spec.SenderID(r.user.String())
 }
 
-// QueryRoomVersionForRoom implements api.ClientRoomserverAPI.
 func (r *rehearsal) QueryRoomVersionForRoom(context.Context, string) (gomatrixserverlib.RoomVersion, error) {
 	return r.version.Version(), nil
 }
@@ -130,7 +129,6 @@ func (r *rehearsal) QuerySenderIDForUser(_ context.Context, _ spec.RoomID, user 
 	return &id, nil
 }
 
-// QueryUserIDForSender implements api.QuerySenderIDAPI.
 func (r *rehearsal) QueryUserIDForSender(_ context.Context, _ spec.RoomID, id spec.SenderID) (*spec.UserID, error) {
 	if r.pseudoIDs() && !id.IsUserID() {
 		return r.user, nil
@@ -138,7 +136,6 @@ func (r *rehearsal) QueryUserIDForSender(_ context.Context, _ spec.RoomID, id sp
 	return spec.NewUserID(string(id), true)
 }
 
-// SigningIdentityFor implements api.ClientRoomserverAPI.
 func (r *rehearsal) SigningIdentityFor(context.Context, spec.RoomID, spec.UserID) (fclient.SigningIdentity, error) {
 	name := r.user.Domain()
 	if r.pseudoIDs() {
@@ -162,7 +159,6 @@ func (r *rehearsal) GetAliasesForRoomID(
 	return err
 }
 
-// QueryLatestEventsAndState implements api.QueryLatestEventsAndStateAPI.
 func (r *rehearsal) QueryLatestEventsAndState(
 	_ context.Context, req *api.QueryLatestEventsAndStateRequest, res *api.QueryLatestEventsAndStateResponse,
 ) error {

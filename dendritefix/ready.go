@@ -21,7 +21,7 @@ type Ready struct {
 	ready chan struct{} // closed by SetFederationAPI
 }
 
-// NewReady returns a roomserver whose queries wait for SetFederationAPI. It wraps only the queries that the federation component makes.
+// NewReady returns a roomserver whose queries wait for SetFederationAPI.
 func NewReady(inner api.RoomserverInternalAPI) *Ready {
 	return &Ready{RoomserverInternalAPI: inner, ready: make(chan struct{})}
 }
@@ -42,7 +42,8 @@ func (r *Ready) wait(ctx context.Context) error {
 	}
 }
 
-// QueryEventsByID implements api.RoomserverInternalAPI.
+// These are the queries that the federation component makes before it is given to the roomserver.
+
 func (r *Ready) QueryEventsByID(ctx context.Context, req *api.QueryEventsByIDRequest, res *api.QueryEventsByIDResponse) error {
 	if err := r.wait(ctx); err != nil {
 		return err
@@ -50,7 +51,6 @@ func (r *Ready) QueryEventsByID(ctx context.Context, req *api.QueryEventsByIDReq
 	return r.RoomserverInternalAPI.QueryEventsByID(ctx, req, res)
 }
 
-// QueryMembershipsForRoom implements api.RoomserverInternalAPI.
 func (r *Ready) QueryMembershipsForRoom(
 	ctx context.Context, req *api.QueryMembershipsForRoomRequest, res *api.QueryMembershipsForRoomResponse,
 ) error {
@@ -60,7 +60,6 @@ func (r *Ready) QueryMembershipsForRoom(
 	return r.RoomserverInternalAPI.QueryMembershipsForRoom(ctx, req, res)
 }
 
-// QueryRoomsForUser implements api.RoomserverInternalAPI.
 func (r *Ready) QueryRoomsForUser(ctx context.Context, userID spec.UserID, membership string) ([]spec.RoomID, error) {
 	if err := r.wait(ctx); err != nil {
 		return nil, err
@@ -68,7 +67,6 @@ func (r *Ready) QueryRoomsForUser(ctx context.Context, userID spec.UserID, membe
 	return r.RoomserverInternalAPI.QueryRoomsForUser(ctx, userID, membership)
 }
 
-// QueryUserIDForSender implements api.RoomserverInternalAPI.
 func (r *Ready) QueryUserIDForSender(ctx context.Context, roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error) {
 	if err := r.wait(ctx); err != nil {
 		return nil, err

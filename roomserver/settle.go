@@ -280,7 +280,6 @@ type settling struct {
 	settled *settled
 }
 
-// Close implements expiration.Roomserver.
 func (s *settling) Close(
 	ctx context.Context, e expiration.Event, o expiration.Outcome, sent time.Time, lost bool,
 	claim func(context.Context, expiration.SignedEvent) error,

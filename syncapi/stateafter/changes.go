@@ -61,7 +61,6 @@ func (l lists) into(values *[]string) any {
 // jsonList is a list of strings in JSON. The empty list is NULL or an empty text.
 type jsonList []string
 
-// Scan implements sql.Scanner.
 func (l *jsonList) Scan(column any) error {
 	*l = nil
 	switch text := column.(type) {

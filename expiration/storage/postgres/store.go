@@ -111,7 +111,6 @@ func (d *database) Transaction(ctx context.Context, f func(*sql.Tx) error) error
 // errReadOnly is the error for a PostgreSQL server that is in recovery or configured to be read-only.
 var errReadOnly = errors.New("the database is read-only")
 
-// Ping implements shared.Database.
 func (d *database) Ping(ctx context.Context) error {
 	var readOnly string
 	if err := d.db.QueryRowContext(ctx, "SHOW transaction_read_only").Scan(&readOnly); err != nil {
