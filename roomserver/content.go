@@ -21,32 +21,29 @@ const (
 
 // closingContent returns the content of a closing event.
 func closingContent(original []byte, eventID string, o expiration.Outcome) ([]byte, error) {
-	var content map[string]json.RawMessage
-	if err := json.Unmarshal(original, &content); err != nil {
-		return nil, err
-	}
-	outcome, err := json.Marshal(o)
-	if err != nil {
-		return nil, err
-	}
-	relation, err := json.Marshal(struct {
-		EventID string `json:"event_id"`
-		RelType string `json:"rel_type"`
-	}{eventID, expireRelType})
-	if err != nil {
-		return nil, err
-	}
-	content[expireKey], content[relatesToKey] = outcome, relation
-	return json.Marshal(content)
+	return withFields(original, map[string]any{
+		expireKey: o, relatesToKey: map[string]string{"event_id": eventID, "rel_type": expireRelType},
+	})
 }
 
 // runningContent returns the content of an event that starts to run: it replaces the duration by "running".
 func runningContent(content []byte) ([]byte, error) {
+	return withFields(content, map[string]any{expireKey: expiration.Running})
+}
+
+// withFields returns the content with these fields, in place of those that it has.
+func withFields(content []byte, set map[string]any) ([]byte, error) {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(content, &fields); err != nil {
 		return nil, err
 	}
-	fields[expireKey] = json.RawMessage(`"` + expiration.Running + `"`)
+	for key, value := range set {
+		data, err := json.Marshal(value)
+		if err != nil {
+			return nil, err
+		}
+		fields[key] = data
+	}
 	return json.Marshal(fields)
 }
 
