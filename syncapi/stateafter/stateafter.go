@@ -117,21 +117,14 @@ func (s *Route) replace(
 		answer, rooms object
 		join, leave   map[string]object
 	)
-	for _, part := range []struct {
-		data json.RawMessage
-		into any
-	}{
-		{body, &answer},
-		{[]byte(gjson.GetBytes(body, "rooms").Raw), &rooms},
-		{[]byte(gjson.GetBytes(body, "rooms.join").Raw), &join},
-		{[]byte(gjson.GetBytes(body, "rooms.leave").Raw), &leave},
-	} {
-		if len(part.data) == 0 {
-			continue
+	err = json.Unmarshal(body, &answer)
+	for path, into := range map[string]any{"rooms": &rooms, "rooms.join": &join, "rooms.leave": &leave} {
+		if part := gjson.GetBytes(body, path).Raw; part != "" {
+			err = errors.Join(err, json.Unmarshal([]byte(part), into))
 		}
-		if err = json.Unmarshal(part.data, part.into); err != nil {
-			return nil, fmt.Errorf("reading an answer: %w", err)
-		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading an answer: %w", err)
 	}
 	if err = q.look(ctx, slices.AppendSeq(slices.Collect(maps.Keys(join)), maps.Keys(leave))); err != nil {
 		return nil, err
