@@ -78,11 +78,7 @@ func (t *Timers) AllowDelayed(delayID string) (known bool, wait time.Duration) {
 // RestartDelayed restarts the delay of a scheduled event. The owner is "" if the delay ID alone is sufficient authority. The error is
 // ErrNotFound if the owner has no such event, and a *FinalisedError if the event is no longer scheduled.
 func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) error {
-	tm, err := t.delayedTimer(delayID, owner)
-	if err == nil {
-		err = t.refresh(ctx, tm, 0)
-	}
-	return t.orFinalised(ctx, delayID, owner, err)
+	return t.onDelayed(ctx, delayID, owner, func(tm *index.Timer) error { return t.refresh(ctx, tm, 0) })
 }
 
 // SendDelayed sends a scheduled event now. It returns an error of RestartDelayed, or one of these:
@@ -90,20 +86,12 @@ func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) erro
 //   - a *RefusedError if the event was refused, or a passing fault: the event stays scheduled;
 //   - a *DropError if the event was given to its room and did not enter it, or if it can never be sent.
 func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
-	tm, err := t.delayedTimer(delayID, owner)
-	if err == nil {
-		err = t.endNow(ctx, tm)
-	}
-	return t.orFinalised(ctx, delayID, owner, err)
+	return t.onDelayed(ctx, delayID, owner, func(tm *index.Timer) error { return t.endNow(ctx, tm) })
 }
 
 // CancelDelayed cancels a scheduled event. Its errors are those of RestartDelayed.
 func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error {
-	tm, err := t.delayedTimer(delayID, owner)
-	if err == nil {
-		err = t.cancel(ctx, tm)
-	}
-	return t.orFinalised(ctx, delayID, owner, err)
+	return t.onDelayed(ctx, delayID, owner, func(tm *index.Timer) error { return t.cancel(ctx, tm) })
 }
 
 // delayedTimer returns the timer of a delayed event that is scheduled or being sent. An owner of "" matches every sender.

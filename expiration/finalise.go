@@ -14,8 +14,12 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// orFinalised replaces ErrNotFound and a *DropError by a *FinalisedError if the event is finalised.
-func (t *Timers) orFinalised(ctx context.Context, delayID, owner string, err error) error {
+// onDelayed acts on a delayed event. It replaces ErrNotFound and a *DropError by a *FinalisedError if the event is finalised.
+func (t *Timers) onDelayed(ctx context.Context, delayID, owner string, act func(*index.Timer) error) error {
+	tm, err := t.delayedTimer(delayID, owner)
+	if err == nil {
+		err = act(tm)
+	}
 	var dropped *DropError
 	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) || dropped.isRefusal() {
 		return err
