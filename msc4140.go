@@ -63,8 +63,7 @@ type Extension struct {
 	client   *clientapi.API
 	consumer *syncapi.Consumer
 	sync     *stateafter.Route
-	rtc      config.MatrixRTC
-	delayed  bool // delayed events are switched on
+	cfg      *config.Config
 	rooms    *summary.Summaries
 }
 
@@ -120,8 +119,7 @@ func New(
 		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, quiet: quiet, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
-		rtc:      cfg.MatrixRTC,
-		delayed:  cfg.DelayedEvents.MaxScheduledPerUser > 0,
+		cfg:      cfg,
 		rooms:    summary.New(summary.Config{Limit: clientCfg.UnknownTokens, RealIPHeader: clientCfg.RealIPHeader}, &dendriteCfg.ClientAPI, wrapper),
 	}, nil
 }
@@ -141,7 +139,7 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteus
 		around.Versions(e.features()...),
 	)
 	e.client.AddRoutes(routers.Client, userAPI)
-	rtc.AddRoutes(routers, userAPI, e.rtc.Transports)
+	rtc.AddRoutes(routers, userAPI, e.cfg.MatrixRTC.Transports)
 	e.rooms.AddRoutes(routers.Client, userAPI)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }
@@ -149,10 +147,10 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteus
 // features returns the unstable features that /versions adds to Dendrite's.
 func (e *Extension) features() []string {
 	features := []string{"org.matrix.msc4222"}
-	if e.delayed {
+	if e.cfg.DelayedEvents.MaxScheduledPerUser > 0 {
 		features = append(features, "org.matrix.msc4140", "org.matrix.msc4140.stable")
 	}
-	if len(e.rtc.Transports) > 0 {
+	if len(e.cfg.MatrixRTC.Transports) > 0 {
 		features = append(features, "org.matrix.msc4143")
 	}
 	return features
