@@ -70,7 +70,7 @@ func check(ctx context.Context, server string, who credentials) (works bool) {
 	ctx, cancel := context.WithTimeout(ctx, wholeTime)
 	defer cancel()
 	s := newSession(server, who)
-	var found report
+	found := report{untried: map[unknownError][]string{}}
 	fmt.Printf("%s\n\n", server)
 	for _, f := range features {
 		seen, err := "", s.has(f.needs)

@@ -23,9 +23,6 @@ type report struct {
 // cause.
 func (r *report) add(f feature, seen string, err error) {
 	if cause := unknownError(""); errors.As(err, &cause) {
-		if r.untried == nil {
-			r.untried = map[unknownError][]string{}
-		}
 		if r.untried[cause] == nil {
 			r.causes = append(r.causes, cause)
 		}
