@@ -1,4 +1,4 @@
-// Package msc4140 adds MSC4140 to Dendrite, twice: expiring events (the draft of 2024) and delayed events (the accepted text).
+// Package msc4140 adds MSC4140 to Dendrite, twice: expiring events (the draft of 2024) and delayed events (the merged text).
 //
 // A client marks an event with a lifetime and keeps it alive with a token. When the keep-alives stop, the homeserver sends a closing copy
 // of the event. Or a client schedules an event to be sent later, and keeps postponing it. When that stops, the homeserver sends the event.

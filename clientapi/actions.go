@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/matrix-org/dendrite/clientapi/auth"
+	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
 
@@ -20,26 +22,50 @@ type Actor interface {
 	CancelDelayed(ctx context.Context, delayID, owner string) error
 }
 
-// act restarts, sends or cancels a delayed event. The owner is "" on paths that need no authentication.
-func (a *API) act(req *http.Request, d dialect, delayID, action, owner string) util.JSONResponse {
-	do := map[string]func() error{
-		"restart": func() error { return a.timers.RestartDelayed(req.Context(), delayID, owner) },
-		"send":    func() error { return a.timers.SendDelayed(req.Context(), delayID, owner) },
-		"cancel":  func() error { return a.timers.CancelDelayed(req.Context(), delayID, owner) },
-	}[action]
-	if do == nil {
-		return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.Unrecognized("The action must be restart, send or cancel")}
+// badAction is the error for an action that does not exist.
+const badAction = "The action must be restart, send or cancel"
+
+func isAction(action string) bool {
+	return action == "restart" || action == "send" || action == "cancel"
+}
+
+// owner returns whose access token a request has, or nil if it has no valid one. An unstable action needs none, because the delay ID is the
+// authority.
+func owner(req *http.Request, userAPI userapi.QueryAcccessTokenAPI) *userapi.Device {
+	if req.Header.Get("Authorization") == "" && !req.URL.Query().Has("access_token") {
+		return nil
+	}
+	device, _ := auth.VerifyUserFromRequest(req, userAPI)
+	return device
+}
+
+// act restarts, sends or cancels a delayed event. If device is not nil, the event must belong to its user, and the action counts among those
+// of the user.
+func (a *API) act(req *http.Request, d dialect, device *userapi.Device, delayID, action string) util.JSONResponse {
+	if !isAction(action) {
+		return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.Unrecognized(badAction)}
 	}
 	known, wait := a.timers.AllowDelayed(delayID)
 	err := a.guesses.mayAsk(req, known, wait)
+	owner := ""
+	if err == nil && device != nil {
+		owner, err = device.UserID, mayRequest(a.actors, device)
+	}
 	if err != nil {
 		return errorResponse(req, err)
 	}
-	err = do()
+	switch ctx := req.Context(); action {
+	case "restart":
+		err = a.timers.RestartDelayed(ctx, delayID, owner)
+	case "send":
+		err = a.timers.SendDelayed(ctx, delayID, owner)
+	case "cancel":
+		err = a.timers.CancelDelayed(ctx, delayID, owner)
+	}
 	var done *expiration.FinalisedError
 	if errors.As(err, &done) {
 		switch {
-		case action == "send" && done.Final.Sent(), action == "cancel" && done.Final.Cancelled():
+		case action == "send" && done.Final.Sent(), action == "cancel" && !done.Final.Sent():
 			err = nil
 		case d == stable:
 			return util.JSONResponse{Code: http.StatusConflict, JSON: spec.Unknown("The delayed event was finalised already")}

@@ -3,7 +3,6 @@ package clientapi
 import (
 	"encoding/json"
 	"net/http"
-	"time"
 
 	"github.com/matrix-org/dendrite/clientapi/routing"
 	"github.com/matrix-org/dendrite/internal/httputil"
@@ -23,11 +22,9 @@ type delayedEvents struct {
 // capabilitiesHandler answers GET /capabilities as Dendrite does, and adds the limits of delayed events. The rate limit is Dendrite's, but
 // with a counter of its own.
 func capabilitiesHandler(
-	userAPI userapi.QueryAcccessTokenAPI, rsAPI api.ClientRoomserverAPI, rateLimiting *config.RateLimiting,
-	maxDelay time.Duration, maxScheduled int,
+	userAPI userapi.QueryAcccessTokenAPI, rsAPI api.ClientRoomserverAPI, rateLimiting *config.RateLimiting, cfg Config,
 ) http.Handler {
 	limits := httputil.NewRateLimits(rateLimiting)
-	own := delayedEvents{MaxDelayMS: maxDelay.Milliseconds(), MaxScheduled: maxScheduled}
 	return httputil.MakeAuthAPI("capabilities", userAPI, func(req *http.Request, device *userapi.Device) util.JSONResponse {
 		if limited := limits.Limit(req, device); limited != nil {
 			return *limited
@@ -36,6 +33,10 @@ func capabilitiesHandler(
 		body, err := json.Marshal(res.JSON)
 		if err != nil {
 			return util.ErrorResponse(err)
+		}
+		own := delayedEvents{MaxDelayMS: cfg.MaxDelay.Milliseconds(), MaxScheduled: cfg.MaxScheduled}
+		if device.AccountType == userapi.AccountTypeAppService && own.MaxScheduled > 0 {
+			own.MaxScheduled = cfg.MaxScheduledOfService
 		}
 		for _, name := range []string{`m\.delayed_events`, `org\.matrix\.msc4140\.delayed_events`} {
 			if body, err = sjson.SetBytes(body, "capabilities."+name, own); err != nil {

@@ -14,6 +14,7 @@ import (
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/stretchr/testify/require"
+	"github.com/tidwall/gjson"
 )
 
 // dendrite is a fake of the APIs that the handler uses. It has one user and a default room version.
@@ -24,15 +25,18 @@ func (dendrite) DefaultRoomVersion() gomatrixserverlib.RoomVersion {
 }
 
 func (dendrite) QueryAccessToken(_ context.Context, req *userapi.QueryAccessTokenRequest, res *userapi.QueryAccessTokenResponse) error {
-	if req.AccessToken == "token" {
+	switch req.AccessToken {
+	case "token":
 		res.Device = &userapi.Device{UserID: "@alice:localhost"}
+	case "service":
+		res.Device = &userapi.Device{UserID: "@alice:localhost", AccountType: userapi.AccountTypeAppService}
 	}
 	return nil
 }
 
 func TestCapabilities(t *testing.T) {
 	limits := &config.RateLimiting{Enabled: true, Threshold: 1, CooloffMS: time.Hour.Milliseconds()}
-	handler := capabilitiesHandler(dendrite{}, dendrite{}, limits, 90*time.Second, 0)
+	handler := capabilitiesHandler(dendrite{}, dendrite{}, limits, Config{MaxDelay: 90 * time.Second})
 	get := func(token string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/?access_token="+token, nil))
@@ -55,4 +59,13 @@ func TestCapabilities(t *testing.T) {
 	require.JSONEq(t, string(wanted), w.Body.String())
 
 	require.Equal(t, http.StatusTooManyRequests, get("token").Code, "limited as Dendrite's own")
+}
+
+// An application service's users are shown their own limit, and none if delayed events are switched off.
+func TestCapabilitiesOfAService(t *testing.T) {
+	for maxScheduled, want := range map[int]int64{0: 0, 100: 500} {
+		handler := capabilitiesHandler(dendrite{}, dendrite{}, &config.RateLimiting{}, Config{MaxScheduled: maxScheduled, MaxScheduledOfService: 500})
+		w := doWith(handler, http.MethodGet, "/", "", "service")
+		require.Equal(t, want, gjson.Get(w.Body.String(), `capabilities.m\.delayed_events.max_scheduled`).Int())
+	}
 }

@@ -10,6 +10,7 @@ import (
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 const (
@@ -27,8 +28,8 @@ func (a *API) begin(req *http.Request, device *userapi.Device) (done func(), err
 	if device.AccountType == userapi.AccountTypeAppService {
 		return func() {}, nil
 	}
-	if wait := a.users.Wait(device.UserID, time.Now()); wait > 0 {
-		return nil, &rateError{retryAfter: wait}
+	if err = mayRequest(a.users, device); err != nil {
+		return nil, err
 	}
 	switch done, err = a.costly.Lock(req.Context(), device.UserID); {
 	case errors.Is(err, keylock.ErrCrowded):
@@ -37,6 +38,17 @@ func (a *API) begin(req *http.Request, device *userapi.Device) (done func(), err
 		return nil, err
 	}
 	return sync.OnceFunc(done), nil
+}
+
+// mayRequest counts a request of a user, and returns a *rateError if it is above the limit. Application services are exempt.
+func mayRequest(users *limits.Limiter[string], device *userapi.Device) error {
+	if device.AccountType == userapi.AccountTypeAppService {
+		return nil
+	}
+	if wait := users.Wait(device.UserID, time.Now()); wait > 0 {
+		return &rateError{retryAfter: wait}
+	}
+	return nil
 }
 
 // beginExpiring waits until the user's previous send of an expiring event is over, or takes longer than sendsApart. Events that set state

@@ -32,7 +32,7 @@ func TestRequestsOfAUserAreLimited(t *testing.T) {
 	txnID := "txn"
 	for name, res := range map[string]util.JSONResponse{
 		"schedule": a.send(req, alice, target{roomID: "!room:localhost", eventType: "m", txnID: &txnID}),
-		"list":     a.list(req, alice, unstable),
+		"list":     a.list(req, alice),
 		"look up":  a.look(req, alice, stable, "id"),
 	} {
 		require.Equal(t, http.StatusTooManyRequests, res.Code, name)

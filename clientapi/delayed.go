@@ -3,18 +3,15 @@ package clientapi
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
 	clientutil "github.com/matrix-org/dendrite/clientapi/httputil"
 	"github.com/matrix-org/dendrite/internal/httputil"
-	"github.com/matrix-org/dendrite/roomserver/api"
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
@@ -39,6 +36,10 @@ const (
 	scheduleReadTimeout = 30 * time.Second
 )
 
+// stickyKeys are the query parameters that make an event sticky (MSC4354), stable and unstable. An event that should be sticky must not be
+// sent without that.
+var stickyKeys = []string{"sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms"}
+
 // Scheduler schedules delayed events.
 type Scheduler interface {
 	Scheduled(ctx context.Context, request expiration.RequestHash) (delayID string, err error)
@@ -47,7 +48,7 @@ type Scheduler interface {
 	) (delayID string, err error)
 }
 
-// dialect selects the field names and answers of either the stable or the unstable paths. They differ where the accepted text of MSC4140
+// dialect selects the field names and answers of either the stable or the unstable paths. They differ where the merged text of MSC4140
 // and today's clients disagree.
 type dialect bool
 
@@ -55,50 +56,6 @@ const (
 	stable   dialect = true
 	unstable dialect = false
 )
-
-// delayError is a bad delay.
-type delayError struct {
-	name string // of the parameter
-	max  time.Duration
-	// tooLong: the delay is a valid number, but greater than max. query: the delay was in the query of a send.
-	tooLong, query bool
-}
-
-func (e *delayError) Error() string {
-	return fmt.Sprintf("%s must be a whole number of milliseconds from 1 to %d", e.name, e.max.Milliseconds())
-}
-
-// response is the answer to a bad delay. matrix-js-sdk falls back to a shorter delay only if the answer names the maximum in this way.
-func (e *delayError) response() util.JSONResponse {
-	switch {
-	case !e.tooLong:
-		return util.JSONResponse{Code: http.StatusBadRequest, JSON: spec.InvalidParam(e.Error())}
-	case !e.query:
-		return util.JSONResponse{Code: http.StatusForbidden, JSON: spec.Forbidden(e.Error())}
-	}
-	return util.JSONResponse{Code: http.StatusBadRequest, JSON: struct {
-		spec.MatrixError
-		Code     string `json:"org.matrix.msc4140.errcode"`
-		MaxDelay int64  `json:"org.matrix.msc4140.max_delay"`
-	}{spec.Unknown(e.Error()), "M_MAX_DELAY_EXCEEDED", e.max.Milliseconds()}}
-}
-
-// parseDelay reads a delay in milliseconds.
-func (a *API) parseDelay(name, value string, query bool) (time.Duration, error) {
-	failed := &delayError{name: name, max: a.cfg.MaxDelay, query: query}
-	if strings.Trim(value, "0123456789") != "" { // ParseInt accepts a sign
-		return 0, failed
-	}
-	ms, err := strconv.ParseInt(value, 10, 64) // the largest int64 if the number is greater
-	if err != nil && !errors.Is(err, strconv.ErrRange) || ms <= 0 {
-		return 0, failed
-	}
-	if ms > a.cfg.MaxDelay.Milliseconds() {
-		failed.tooLong = true
-		return 0, failed
-	}
-	return time.Duration(ms) * time.Millisecond, nil
-}
 
 // isDelayed reports whether a send has a delay in its query.
 func isDelayed(req *http.Request) bool {
@@ -108,7 +65,7 @@ func isDelayed(req *http.Request) bool {
 
 // scheduleByQuery answers a send with a delay in its query.
 func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
-	delay, err := a.parseDelay(delayKey, req.URL.Query().Get(delayKey), true)
+	delay, err := a.parseDelay(delayKey, req.URL.Query().Get(delayKey), queryForm)
 	if err != nil {
 		return errorResponse(req, err)
 	}
@@ -120,7 +77,7 @@ func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to targ
 }
 
 // scheduleByField answers the dedicated endpoint, whose requests have delay, content and state key in their body.
-func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
+func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to target, f form) util.JSONResponse {
 	body, err := readBody(req.Body)
 	if err != nil {
 		return errorResponse(req, err)
@@ -132,7 +89,12 @@ func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to targ
 	if err = json.Unmarshal(body, &fields); err != nil {
 		return errorResponse(req, badRequest(spec.BadJSON("The body must be a JSON object")))
 	}
-	delay, err := a.parseDelay(delayField, string(fields[delayField]), false)
+	for _, required := range []string{delayField, "content"} {
+		if _, ok := fields[required]; !ok {
+			return errorResponse(req, badRequest(spec.MissingParam(required+" is missing")))
+		}
+	}
+	delay, err := a.parseDelay(delayField, string(fields[delayField]), f)
 	if err != nil {
 		return errorResponse(req, err)
 	}
@@ -143,14 +105,11 @@ func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to targ
 		}
 		to.stateKey = key
 	}
-	content, ok := fields["content"]
-	if !ok {
-		return errorResponse(req, badRequest(spec.MissingParam("content is missing")))
-	}
-	return a.schedule(req, device, to, content, delay)
+	return a.schedule(req, device, to, fields["content"], delay)
 }
 
-// schedule schedules an event. The sender must be in the room. The sender's permission to send the event is checked only when it is due.
+// schedule schedules an event. The sender must be in the room, with the power to send the event now. Whether the room allows the event is
+// checked when it is due.
 func (a *API) schedule(
 	req *http.Request, device *userapi.Device, to target, content []byte, delay time.Duration,
 ) util.JSONResponse {
@@ -174,12 +133,15 @@ func (a *API) schedule(
 			return scheduled(delayID)
 		}
 	}
-	d, sent, err := a.parseDelayed(req, content)
+	d, sent, err := a.parseDelayed(req, device, content)
 	if err == nil && a.cfg.MaxScheduled == 0 {
 		err = &requestError{http.StatusForbidden, spec.Forbidden("Delayed events are switched off")}
 	}
 	if err == nil {
 		err = a.checkJoined(req, device, to.roomID)
+	}
+	if err == nil {
+		err = a.checkPower(req.Context(), device, to)
 	}
 	if err == nil {
 		err = a.checkScheduled(req.Context(), device, to, d, sent)
@@ -207,7 +169,15 @@ func scheduled(delayID string) util.JSONResponse {
 }
 
 // parseDelayed checks the content of a request that schedules. It also returns the content that the event will be sent with.
-func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Delayed, sent []byte, err error) {
+func (a *API) parseDelayed(
+	req *http.Request, device *userapi.Device, content []byte,
+) (d expiration.Delayed, sent []byte, err error) {
+	query := req.URL.Query()
+	for _, key := range stickyKeys {
+		if query.Has(key) {
+			return d, nil, badRequest(spec.InvalidParam(key + " is not supported"))
+		}
+	}
 	if len(content) > maxContentSize {
 		return d, nil, tooLarge("The content must be at most 65536 bytes")
 	}
@@ -221,7 +191,7 @@ func (a *API) parseDelayed(req *http.Request, content []byte) (d expiration.Dela
 	if sent, d.Expires, err = parseContent(content, a.cfg.MaxDuration); err != nil {
 		return d, nil, err
 	}
-	if req.URL.Query().Has("ts") {
+	if query.Has("ts") && device.AccountType == userapi.AccountTypeAppService {
 		d.Timestamp, err = clientutil.ParseTSParam(req)
 		// Dendrite would send an event with a later time at a different time.
 		if ms := d.Timestamp.UnixMilli(); err != nil || ms < 0 || ms > maxTimestamp {
@@ -248,42 +218,26 @@ func (a *API) checkScheduled(
 	return checkSize(built, to, d.Expires > 0)
 }
 
-// checkJoined returns an error if a user is not in a room.
-func (a *API) checkJoined(req *http.Request, device *userapi.Device, roomID string) error {
-	userID, err := spec.NewUserID(device.UserID, true)
-	if err != nil {
-		return err
-	}
-	var res api.QueryMembershipForUserResponse
-	err = a.rsAPI.QueryMembershipForUser(req.Context(), &api.QueryMembershipForUserRequest{RoomID: roomID, UserID: *userID}, &res)
-	switch {
-	case err != nil:
-		return fmt.Errorf("looking up a membership: %w", err)
-	case !res.RoomExists || !res.IsInRoom:
-		return &requestError{http.StatusForbidden, spec.Forbidden("You are not in this room")}
-	}
-	return nil
-}
-
 // addDelayed registers the routes of delayed events. A send with a delay in its query uses the routes of ordinary sends.
 func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI) {
 	const name = "delayed_event"
-	for _, path := range []string{"/{apiversion:(?:r0|v3)}", "/unstable/org.matrix.msc4140"} {
+	for path, f := range map[string]form{
+		"/{apiversion:(?:r0|v3)}": dedicatedForm, "/unstable/org.matrix.msc4140": dedicatedUnstableForm,
+	} {
 		schedule := a.authenticated(name, userAPI,
 			func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 				txnID := vars["txnID"]
-				return a.scheduleByField(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], txnID: &txnID})
+				return a.scheduleByField(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], txnID: &txnID}, f)
 			})
 		router.Handle(path+"/rooms/{roomID}/delayed_event/{eventType}/{txnID}", bounded(maxScheduleSize, scheduleReadTimeout, schedule)).
 			Methods(http.MethodPut, http.MethodOptions)
 	}
+	router.Handle("/unstable/org.matrix.msc4140/delayed_events", a.authenticated(name, userAPI,
+		func(req *http.Request, device *userapi.Device, _ map[string]string) util.JSONResponse {
+			return a.list(req, device)
+		})).Methods(http.MethodGet, http.MethodOptions)
 	for path, d := range map[string]dialect{"/v1": stable, "/unstable/org.matrix.msc4140": unstable} {
-		events := path + "/delayed_events"
-		router.Handle(events, a.authenticated(name, userAPI,
-			func(req *http.Request, device *userapi.Device, _ map[string]string) util.JSONResponse {
-				return a.list(req, device, d)
-			})).Methods(http.MethodGet, http.MethodOptions)
-		router.Handle(events+"/{delayID}", hidden(a.authenticated(name, userAPI,
+		router.Handle(path+"/delayed_events/{delayID}", hidden(a.authenticated(name, userAPI,
 			func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 				return a.look(req, device, d, vars["delayID"])
 			}))).Methods(http.MethodGet, http.MethodOptions)
@@ -294,7 +248,7 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 	}
 	act("/v1/delayed_events/{delayID}/{action}", a.authenticated(name, userAPI,
 		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
-			return a.act(req, stable, vars["delayID"], vars["action"], device.UserID)
+			return a.act(req, stable, device, vars["delayID"], vars["action"])
 		}))
 	act("/unstable/org.matrix.msc4140/delayed_events/{delayID}/{action}",
 		untraced(name, func(req *http.Request) util.JSONResponse {
@@ -302,7 +256,7 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 			if err != nil {
 				return noDelayedEvent()
 			}
-			return a.act(req, unstable, vars["delayID"], vars["action"], "")
+			return a.act(req, unstable, owner(req, userAPI), vars["delayID"], vars["action"])
 		}))
 	act("/unstable/org.matrix.msc4140/delayed_events/{delayID}",
 		untraced(name, func(req *http.Request) util.JSONResponse {
@@ -321,6 +275,9 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 			if err != nil {
 				return noDelayedEvent()
 			}
-			return a.act(req, unstable, vars["delayID"], action.Str, "")
+			if !isAction(action.Str) {
+				return errorResponse(req, badRequest(spec.InvalidParam(badAction)))
+			}
+			return a.act(req, unstable, owner(req, userAPI), vars["delayID"], action.Str)
 		}))
 }

@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -47,9 +48,15 @@ func TestSchedule(t *testing.T) {
 		"closing": {"PUT", field, `{"delay_ms":5,"content":{"m.will_expire":"ended"}}`, schedule{
 			event(nil), content(`{"m.will_expire":"ended"}`), 5 * time.Millisecond,
 		}, true},
-		"bearing a time": {"PUT", field + "?ts=1700000000123", `{"delay_ms":5,"content":{}}`, schedule{
-			event(nil), expiration.Delayed{Content: []byte(`{}`), Timestamp: time.UnixMilli(1_700_000_000_123)}, 5 * time.Millisecond,
+		"a user's time": {"PUT", field + "?ts=1700000000123", `{"delay_ms":5,"content":{}}`, schedule{
+			event(nil), content(`{}`), 5 * time.Millisecond,
 		}, true},
+		"enough power": {"PUT", "/_matrix/client/v3/rooms/!powers:localhost/send/m.low/txn" + ms + "1", `{}`, schedule{
+			expiration.Event{RoomID: "!powers:localhost", Type: "m.low", Sender: "@alice:localhost"}, content(`{}`), time.Millisecond,
+		}, true},
+		"enough power for state": {"PUT", "/_matrix/client/v3/rooms/!powers:localhost/state/m/key" + ms + "1", `{}`, schedule{
+			expiration.Event{RoomID: "!powers:localhost", Type: "m", StateKey: &key, Sender: "@alice:localhost"}, content(`{}`), time.Millisecond,
+		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := &planner{}
@@ -86,14 +93,21 @@ func TestSchedule(t *testing.T) {
 		"large":              {query + "state/m/key" + ms + "1", large, 413, "M_TOO_LARGE"},
 		"not in the room":    {"/_matrix/client/v3/rooms/!left:localhost/send/m/txn" + ms + "1", `{}`, 403, "M_FORBIDDEN"},
 		"no room":            {"/_matrix/client/v3/rooms/!none:localhost/send/m/txn" + ms + "1", `{}`, 403, "M_FORBIDDEN"},
-		"bad time":           {query + "send/m/txn" + ms + "1&ts=now", `{}`, 400, "M_INVALID_PARAM"},
+		"no power":           {"/_matrix/client/v3/rooms/!powers:localhost/send/m/txn" + ms + "1", `{}`, 403, "M_FORBIDDEN"},
+		"no power for state": {"/_matrix/client/v3/rooms/!powers:localhost/state/m.high/key" + ms + "1", `{}`, 403, "M_FORBIDDEN"},
+		"sticky":             {query + "send/m/txn" + ms + "1&org.matrix.msc4354.sticky_duration_ms=1000", `{}`, 400, "M_INVALID_PARAM"},
+		"field sticky":       {field + "?sticky_duration_ms=1000", `{"delay_ms":5,"content":{}}`, 400, "M_INVALID_PARAM"},
 		"bad duration":       {query + "send/m/txn" + ms + "1", `{"m.will_expire":0}`, 400, "M_INVALID_PARAM"},
 		"field 0":            {field, `{"delay_ms":0,"content":{}}`, 400, "M_INVALID_PARAM"},
-		"field missing":      {field, `{"content":{}}`, 400, "M_INVALID_PARAM"},
+		"field missing":      {field, `{"content":{}}`, 400, "M_MISSING_PARAM"},
 		"field string":       {field, `{"delay_ms":"5","content":{}}`, 400, "M_INVALID_PARAM"},
 		"field fraction":     {field, `{"delay_ms":5.0,"content":{}}`, 400, "M_INVALID_PARAM"},
 		"field null":         {field, `{"delay_ms":null,"content":{}}`, 400, "M_INVALID_PARAM"},
-		"field too long":     {field, `{"delay_ms":86400001,"content":{}}`, 403, "M_FORBIDDEN"},
+		"field too long":     {field, `{"delay_ms":86400001,"content":{}}`, 400, "M_DELAY_TOO_LARGE"},
+		"unstable too long": {
+			unstablePath + "/rooms/!room:localhost/delayed_event/m/txn", `{"delay_ms":86400001,"content":{}}`, 400,
+			"ORG.MATRIX.MSC4140_DELAY_TOO_LARGE",
+		},
 		"field no content":   {field, `{"delay_ms":5}`, 400, "M_MISSING_PARAM"},
 		"field null content": {field, `{"delay_ms":5,"content":null}`, 400, "M_BAD_JSON"},
 		"field bad key":      {field, `{"delay_ms":5,"content":{},"state_key":5}`, 400, "M_BAD_JSON"},
@@ -111,10 +125,24 @@ func TestSchedule(t *testing.T) {
 			require.Empty(t, p.scheduled)
 			if name == "too long" {
 				require.Equal(t, "M_MAX_DELAY_EXCEEDED", gjson.Get(w.Body.String(), `org\.matrix\.msc4140\.errcode`).Str)
+			}
+			if name == "too long" || name == "unstable too long" {
 				require.EqualValues(t, 86_400_000, gjson.Get(w.Body.String(), `org\.matrix\.msc4140\.max_delay`).Int())
 			}
 		})
 	}
+	t.Run("a service's time", func(t *testing.T) {
+		for ts, code := range map[string]int{"1700000000123": 200, "0": 200, "now": 400, "-1": 400, "9223372036855": 400} {
+			p := &planner{}
+			w := doWith(newPlanned(p, 1), http.MethodPut, field+"?ts="+ts, `{"delay_ms":5,"content":{}}`, "service")
+			require.Equal(t, code, w.Code, w.Body)
+			if code == http.StatusOK {
+				require.Equal(t, ts, fmt.Sprint(p.scheduled[0].delayed.Timestamp.UnixMilli()))
+			} else {
+				require.Equal(t, "M_INVALID_PARAM", errcode(w))
+			}
+		}
+	})
 	t.Run("switched off", func(t *testing.T) {
 		p := &planner{}
 		w := do(newPlanned(p, 0), http.MethodPut, field, `{"delay_ms":5,"content":{}}`, true)
@@ -162,7 +190,7 @@ func TestRequestsOfDelayedEvents(t *testing.T) {
 func TestPreflights(t *testing.T) {
 	for _, path := range []string{
 		"/_matrix/client/v3/rooms/!room:localhost/delayed_event/m/txn", unstablePath + "/rooms/!room:localhost/delayed_event/m/txn",
-		stablePath + "/delayed_events", stablePath + "/delayed_events/" + delayID, stablePath + "/delayed_events/" + delayID + "/send",
+		stablePath + "/delayed_events/" + delayID, stablePath + "/delayed_events/" + delayID + "/send",
 		unstablePath + "/delayed_events", unstablePath + "/delayed_events/" + delayID, unstablePath + "/delayed_events/" + delayID + "/send",
 	} {
 		p := &planner{}

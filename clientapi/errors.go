@@ -85,7 +85,7 @@ func Explain(err error) json.RawMessage {
 	case errors.Is(err, expiration.ErrTooLarge):
 		shown = spec.MatrixError{ErrCode: errTooLarge, Err: "The closing event would be too large"}
 	case errors.As(err, &limit):
-		shown = spec.MatrixError{ErrCode: spec.ErrorLimitExceeded, Err: "Too many of your events are running"}
+		shown = spec.MatrixError{ErrCode: spec.ErrorLimitExceeded, Err: "Too many of your events are running, or were due at once"}
 	case !errors.As(err, &dropped):
 		shown = spec.Unknown("Internal server error")
 	case dropped.Reason == expiration.Unsendable, dropped.Reason == expiration.Unanswered:

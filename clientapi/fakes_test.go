@@ -10,8 +10,10 @@ import (
 
 	"github.com/matrix-org/dendrite/internal/httputil"
 	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/matrix-org/dendrite/setup/config"
 	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
@@ -98,15 +100,32 @@ func (p *planner) DelayedEvent(_ context.Context, id, owner string) (expiration.
 	return p.events[0], nil
 }
 
-// rooms is a fake roomserver with two rooms: Alice is in one, and has left the other.
+// rooms is a fake roomserver with three rooms: Alice is in two of them, and has left one. !powers has power levels, and Alice has 10.
 type rooms struct{ dendrite }
 
 func (rooms) QueryMembershipForUser(
 	_ context.Context, req *api.QueryMembershipForUserRequest, res *api.QueryMembershipForUserResponse,
 ) error {
-	res.RoomExists = req.RoomID == "!room:localhost" || req.RoomID == "!left:localhost"
-	res.IsInRoom = req.RoomID == "!room:localhost"
+	res.IsInRoom = req.RoomID == "!room:localhost" || req.RoomID == "!powers:localhost"
+	res.RoomExists = res.IsInRoom || req.RoomID == "!left:localhost"
 	return nil
+}
+
+func (rooms) QueryCurrentState(_ context.Context, req *api.QueryCurrentStateRequest, res *api.QueryCurrentStateResponse) error {
+	if req.RoomID != "!powers:localhost" {
+		return nil
+	}
+	tuple := gomatrixserverlib.StateKeyTuple{EventType: "m.room.power_levels"}
+	levels, err := gomatrixserverlib.MustGetRoomVersion(gomatrixserverlib.RoomVersionV10).NewEventFromTrustedJSON([]byte(
+		`{"type":"m.room.power_levels","state_key":"","sender":"@bob:localhost","room_id":"!powers:localhost","depth":1,`+
+			`"content":{"users":{"@alice:localhost":10},"events":{"m.low":10,"m.high":11},"state_default":10,"events_default":11}}`), false)
+	res.StateEvents = map[gomatrixserverlib.StateKeyTuple]*types.HeaderedEvent{tuple: {PDU: levels}}
+	return err
+}
+
+func (rooms) QuerySenderIDForUser(_ context.Context, _ spec.RoomID, userID spec.UserID) (*spec.SenderID, error) {
+	id := spec.SenderID(userID.String())
+	return &id, nil
 }
 
 func (rooms) Hooked(req *http.Request, _ *expiration.Hook) (*http.Request, api.ClientRoomserverAPI) {
@@ -127,7 +146,7 @@ func (p *planner) timers() Timers { return Timers{Keeper: atOnce{}, Scheduler: p
 // newPlanned returns the routes as Dendrite serves them.
 func newPlanned(p *planner, maxScheduled int) http.Handler {
 	a := New(Config{
-		MaxDuration: time.Hour, MaxDelay: 24 * time.Hour, MaxScheduled: maxScheduled,
+		MaxDuration: time.Hour, MaxDelay: 24 * time.Hour, MaxScheduled: maxScheduled, MaxScheduledOfService: 7,
 		UnknownTokens: twice,
 	}, &config.ClientAPI{}, rooms{}, p.timers())
 	routers := httputil.NewRouters()
@@ -137,9 +156,18 @@ func newPlanned(p *planner, maxScheduled int) http.Handler {
 
 // do sends a request, with Alice's access token if it is authorized.
 func do(handler http.Handler, method, path, body string, authorized bool) *httptest.ResponseRecorder {
-	req := httptest.NewRequest(method, path, strings.NewReader(body))
+	token := ""
 	if authorized {
-		req.Header.Set("Authorization", "Bearer token")
+		token = "token"
+	}
+	return doWith(handler, method, path, body, token)
+}
+
+// doWith sends a request with an access token, if there is one.
+func doWith(handler http.Handler, method, path, body, token string) *httptest.ResponseRecorder {
+	req := httptest.NewRequest(method, path, strings.NewReader(body))
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	w := httptest.NewRecorder()
 	handler.ServeHTTP(w, req)

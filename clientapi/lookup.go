@@ -6,6 +6,7 @@ import (
 	"errors"
 	"iter"
 	"net/http"
+	"slices"
 
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/util"
@@ -27,7 +28,8 @@ type Finder interface {
 	DelayedEvent(ctx context.Context, delayID, owner string) (expiration.DelayedEvent, error)
 }
 
-// delayedEvent is a delayed event as its owner sees it. OldDelay and RunningSince are for today's clients, on the unstable paths.
+// delayedEvent is a delayed event as its owner sees it. OldDelay, RunningSince and the embedded result are for older clients, on the
+// unstable paths.
 type delayedEvent struct {
 	DelayID      string          `json:"delay_id"`
 	RoomID       string          `json:"room_id"`
@@ -35,30 +37,37 @@ type delayedEvent struct {
 	StateKey     *string         `json:"state_key,omitempty"`
 	Content      json.RawMessage `json:"content"`
 	Delay        int64           `json:"delay_ms"`
-	ScheduledAt  int64           `json:"scheduled_at"`
+	DelayedSince int64           `json:"delayed_since_ts"`
+	Finalised    *result         `json:"finalised,omitempty"`
 	OldDelay     int64           `json:"delay,omitempty"`
 	RunningSince int64           `json:"running_since,omitempty"`
-	FinalisedAt  int64           `json:"finalised_ts,omitempty"`
-	EventID      string          `json:"event_id,omitempty"`
-	Error        json.RawMessage `json:"error,omitempty"`
+	*result
+}
+
+// result is what became of a delayed event. A cancelled one has neither EventID nor Error.
+type result struct {
+	At      int64           `json:"finalised_ts"`
+	EventID string          `json:"event_id,omitempty"`
+	Error   json.RawMessage `json:"error,omitempty"`
 }
 
 func newDelayedEvent(e expiration.DelayedEvent, d dialect) delayedEvent {
 	shown := delayedEvent{
 		DelayID: e.DelayID, RoomID: e.Timer.Event.RoomID, Type: e.Timer.Event.Type, StateKey: e.Timer.Event.StateKey,
-		Content: e.Timer.Delayed.Content, Delay: e.Timer.Duration.Milliseconds(), ScheduledAt: e.ScheduledAt().UnixMilli(),
-	}
-	if d == unstable {
-		shown.OldDelay, shown.RunningSince = shown.Delay, shown.ScheduledAt
+		Content: e.Timer.Delayed.Content, Delay: e.Timer.Duration.Milliseconds(), DelayedSince: e.DelayedSince().UnixMilli(),
 	}
 	if e.Final != nil {
-		shown.FinalisedAt, shown.EventID, shown.Error = e.Final.At.UnixMilli(), e.Final.EventID, e.Final.Error
+		shown.Finalised = &result{e.Final.At.UnixMilli(), e.Final.EventID, e.Final.Error}
+	}
+	if d == unstable {
+		shown.OldDelay, shown.RunningSince, shown.result = shown.Delay, shown.DelayedSince, shown.Finalised
 	}
 	return shown
 }
 
-// list answers with one page of the user's delayed events.
-func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JSONResponse {
+// list answers with one page of the user's scheduled events. There is no list of finalised events. The merged text of MSC4140 has no list
+// at all, so there is one only on the unstable path.
+func (a *API) list(req *http.Request, device *userapi.Device) util.JSONResponse {
 	done, err := a.begin(req, device)
 	if err != nil {
 		return errorResponse(req, err)
@@ -68,8 +77,11 @@ func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JS
 		Events    []delayedEvent `json:"delayed_events"`
 		NextBatch string         `json:"next_batch,omitempty"`
 	}{Events: []delayedEvent{}}
-	size, last := 0, ""
-	for e, err := range a.timers.DelayedEvents(req.Context(), device.UserID, req.URL.Query().Get("from")) {
+	size, last, query := 0, "", req.URL.Query()
+	if query.Get("status") == "finalised" {
+		return util.JSONResponse{Code: http.StatusOK, JSON: page}
+	}
+	for e, err := range a.timers.DelayedEvents(req.Context(), device.UserID, query.Get("from")) {
 		if err != nil {
 			return errorResponse(req, err)
 		}
@@ -77,7 +89,10 @@ func (a *API) list(req *http.Request, device *userapi.Device, d dialect) util.JS
 			page.NextBatch = last
 			break
 		}
-		shown := newDelayedEvent(e, d)
+		if query.Has("delay_id") && !slices.Contains(query["delay_id"], e.DelayID) {
+			continue
+		}
+		shown := newDelayedEvent(e, unstable)
 		size += len(shown.Content) + len(shown.Type) + len(shown.RoomID) + delayedEventSize
 		page.Events, last = append(page.Events, shown), e.Place
 	}

@@ -69,38 +69,55 @@ func TestLookups(t *testing.T) {
 		return d
 	}
 	const (
-		common = `"delay_id":"` + delayID + `","room_id":"!room:localhost","type":"m","content":{"a":1},"delay_ms":8000,"scheduled_at":12000`
+		common = `"delay_id":"` + delayID + `","room_id":"!room:localhost","type":"m","content":{"a":1},"delay_ms":8000,"delayed_since_ts":12000`
 		older  = `,"delay":8000,"running_since":12000`
 		state  = `,"state_key":"key"`
 	)
 	at := time.UnixMilli(21_000)
-	for want, event := range map[string]expiration.DelayedEvent{
-		state:                           scheduled,
-		"":                              message,
-		state + `,"finalised_ts":21000`: with(expiration.Final{At: at}),
-		state + `,"finalised_ts":21000,"event_id":"$x"`:             with(expiration.Final{At: at, EventID: "$x"}),
-		state + `,"finalised_ts":21000,"error":{"errcode":"M_BAD"}`: with(expiration.Final{At: at, Error: []byte(`{"errcode":"M_BAD"}`)}),
+	for _, test := range []struct {
+		want, finalised string
+		event           expiration.DelayedEvent
+	}{
+		{state, "", scheduled},
+		{"", "", message},
+		{state, `"finalised_ts":21000`, with(expiration.Final{At: at})},
+		{state, `"finalised_ts":21000,"event_id":"$x"`, with(expiration.Final{At: at, EventID: "$x"})},
+		{state, `"finalised_ts":21000,"error":{"errcode":"M_BAD"}`, with(expiration.Final{At: at, Error: []byte(`{"errcode":"M_BAD"}`)})},
 	} {
+		want, event := test.want, test.event
+		older := older
+		if test.finalised != "" {
+			want, older = want+`,"finalised":{`+test.finalised+"}", older+","+test.finalised
+		}
 		for path, more := range map[string]string{stablePath: "", unstablePath: older} {
 			p := &planner{events: []expiration.DelayedEvent{event}}
 			for _, body := range []string{"", "{}"} {
 				w := do(newPlanned(p, 1), "GET", path+"/delayed_events/"+delayID, body, true)
 				require.Equal(t, http.StatusOK, w.Code)
 				require.JSONEq(t, "{"+common+more+want+"}", w.Body.String())
-				w = do(newPlanned(p, 1), "GET", path+"/delayed_events", body, true)
-				require.Equal(t, http.StatusOK, w.Code)
-				require.JSONEq(t, `{"delayed_events":[{`+common+more+want+"}]}", w.Body.String())
+				if path == stablePath {
+					continue
+				}
+				for query, listed := range map[string]bool{
+					"": true, "?status=scheduled": true, "?delay_id=other&delay_id=" + delayID: true, "?unknown=1": true,
+					"?status=finalised": false, "?delay_id=other": false,
+				} {
+					w = do(newPlanned(p, 1), "GET", path+"/delayed_events"+query, body, true)
+					require.Equal(t, http.StatusOK, w.Code)
+					wanted := `{"delayed_events":[]}`
+					if listed {
+						wanted = `{"delayed_events":[{` + common + more + want + "}]}"
+					}
+					require.JSONEq(t, wanted, w.Body.String(), query)
+				}
 			}
 			require.Equal(t, "look @alice:localhost", p.acts[0])
-			require.Equal(t, "list @alice:localhost", p.acts[1])
-			for _, id := range []string{"", "/" + delayID} {
-				require.Equal(t, http.StatusUnauthorized, do(newPlanned(p, 1), "GET", path+"/delayed_events"+id, "", false).Code)
-			}
+			require.Equal(t, http.StatusUnauthorized, do(newPlanned(p, 1), "GET", path+"/delayed_events/"+delayID, "", false).Code)
 			w := do(newPlanned(p, 1), "GET", path+"/delayed_events/guess", "", true)
 			require.Equal(t, http.StatusNotFound, w.Code)
 			require.Equal(t, string(spec.ErrorNotFound), errcode(w))
 		}
 	}
-	w := do(newPlanned(&planner{}, 1), "GET", stablePath+"/delayed_events", "", true)
-	require.JSONEq(t, `{"delayed_events":[]}`, w.Body.String())
+	require.Equal(t, http.StatusUnauthorized, do(newPlanned(&planner{}, 1), "GET", unstablePath+"/delayed_events", "", false).Code)
+	require.Equal(t, http.StatusNotFound, do(newPlanned(&planner{}, 1), "GET", stablePath+"/delayed_events", "", true).Code)
 }

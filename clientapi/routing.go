@@ -43,12 +43,15 @@ type Config struct {
 	// UnknownTokens limits the requests with unknown tokens and delay IDs from one address. RealIPHeader, below, is the header in which a
 	// trusted reverse proxy names that address, or "" if there is none.
 	UnknownTokens expiration.RateLimit
-	// UserRequests limits the requests of one user that schedule delayed events, or look them up. Application services are exempt.
+	// UserRequests limits the requests of one user that schedule delayed events or look them up and, apart from these, those that act upon
+	// them with an access token. Application services are exempt.
 	UserRequests expiration.RateLimit
 	RealIPHeader string
-	// MaxDelay is the longest delay of a delayed event. MaxScheduled is how many delayed events a user may have scheduled at a time.
-	MaxDelay     time.Duration
-	MaxScheduled int
+	// MaxDelay is the longest delay of a delayed event.
+	MaxDelay time.Duration
+	// MaxScheduled is how many delayed events a user may have scheduled at a time; 0 switches them off. MaxScheduledOfService is the same
+	// for a user of an application service.
+	MaxScheduled, MaxScheduledOfService int
 }
 
 // RoomserverAPI is the roomserver behind the wrapper of package roomserver.
@@ -68,7 +71,8 @@ type API struct {
 	timers       Timers
 	transactions *transactions.Cache
 	guesses      *guesses
-	users        *limits.Limiter[string] // by user ID
+	users        *limits.Limiter[string] // by user ID, see begin
+	actors       *limits.Limiter[string] // by user ID, see act
 	costly       *keylock.Locks[string]  // by user ID, see begin
 	sends        *keylock.Locks[string]  // by user ID, see beginExpiring
 	metrics      *metrics
@@ -81,6 +85,7 @@ func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Tim
 		transactions: transactions.New(),
 		guesses:      newGuesses(cfg.UnknownTokens, cfg.RealIPHeader),
 		users:        limits.New[string](cfg.UserRequests),
+		actors:       limits.New[string](cfg.UserRequests),
 		costly:       keylock.Bounded[string](maxWaiting),
 		sends:        keylock.New[string](),
 		metrics:      newMetrics(),
@@ -99,7 +104,7 @@ func (a *API) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 	}
 	v3 := router.PathPrefix("/{apiversion:(?:r0|v3)}/").Subrouter()
 	a.addDelayed(router, userAPI)
-	v3.Handle("/capabilities", capabilitiesHandler(userAPI, a.rsAPI, &a.dendrite.RateLimiting, a.cfg.MaxDelay, a.cfg.MaxScheduled)).
+	v3.Handle("/capabilities", capabilitiesHandler(userAPI, a.rsAPI, &a.dendrite.RateLimiting, a.cfg)).
 		Methods(http.MethodGet, http.MethodOptions)
 	send := func(path, method string, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse) {
 		v3.Handle(path, a.authenticated("send_message", userAPI, f)).Methods(method, http.MethodOptions)

@@ -216,7 +216,8 @@ func FuzzWellFormed(f *testing.F) {
 		var sent []byte
 		if err == nil {
 			req := httptest.NewRequest(http.MethodPut, fmt.Sprintf("/?ts=%d", ms), nil)
-			d, sent, err = a.parseDelayed(req, []byte(content))
+			service := &userapi.Device{UserID: alice, AccountType: userapi.AccountTypeAppService}
+			d, sent, err = a.parseDelayed(req, service, []byte(content))
 		}
 		var built gomatrixserverlib.PDU
 		roomVersion := versions[int(version)%len(versions)]

@@ -53,6 +53,7 @@ func (c *Config) bounds() []bounds {
 		duration("delayed_events.max_delay", delayed.MaxDelay, time.Second, maxMaxDuration, time.Millisecond,
 			"whole milliseconds from 1s to 8760h"),
 		number("delayed_events.max_scheduled_per_user", delayed.MaxScheduledPerUser, 0, maxPerUser),
+		number("delayed_events.max_scheduled_per_service_user", delayed.MaxScheduledPerServiceUser, 1, maxPerUser),
 		duration("delayed_events.keep_finalised", delayed.KeepFinalised, minKeep, maxMaxDuration, 1, "from 1m to 8760h"),
 		number("delayed_events.max_finalised_per_user", delayed.MaxFinalisedPerUser, 1, maxMaxFinalised),
 		duration("restart_grace", c.RestartGrace, 0, maxRestartGrace, 1, "from 0s to 1h"),
@@ -62,6 +63,8 @@ func (c *Config) bounds() []bounds {
 		number("rate_limiting.unknown_token.cooloff_ms", limits.UnknownToken.CooloffMS, 1, maxCooloffMS),
 		number("rate_limiting.user.threshold", limits.User.Threshold, 1, maxThreshold),
 		number("rate_limiting.user.cooloff_ms", limits.User.CooloffMS, 1, maxCooloffMS),
+		number("rate_limiting.due.threshold", limits.Due.Threshold, 1, maxThreshold),
+		number("rate_limiting.due.cooloff_ms", limits.Due.CooloffMS, 1, maxCooloffMS),
 	}
 }
 

@@ -26,7 +26,7 @@ type Config struct {
 	// RestartGrace is for how long after a start no event expires, from 0s to 1h. Default 0s: an event whose deadline passed while the
 	// server was down expires at once.
 	RestartGrace Duration `yaml:"restart_grace"`
-	// RateLimiting limits keep-alives, and requests that schedule or look up delayed events.
+	// RateLimiting limits keep-alives, and the requests and sends of delayed events.
 	RateLimiting RateLimiting `yaml:"rate_limiting"`
 	// MatrixRTC is a section of its own.
 	MatrixRTC MatrixRTC `yaml:"-"`
@@ -36,9 +36,10 @@ type Config struct {
 type DelayedEvents struct {
 	// MaxDelay is the longest delay that a client may ask for, from 1s to 8760h, in whole milliseconds. Default 24h.
 	MaxDelay Duration `yaml:"max_delay"`
-	// MaxScheduledPerUser is how many delayed events of one user may be scheduled at the same time, from 0 to
-	// 1000000; 0 switches them off. Application services are exempt. Default 100.
-	MaxScheduledPerUser int `yaml:"max_scheduled_per_user"`
+	// MaxScheduledPerUser is how many delayed events of one user may be scheduled at the same time, from 0 to 1000000; 0 switches them
+	// off. Default 100. MaxScheduledPerServiceUser is the same for a user of an application service, from 1 to 1000000. Default 10000.
+	MaxScheduledPerUser        int `yaml:"max_scheduled_per_user"`
+	MaxScheduledPerServiceUser int `yaml:"max_scheduled_per_service_user"`
 	// KeepFinalised is for how long the outcome of a delayed event can be looked up, from 1m to 8760h. Default 168h. MaxFinalisedPerUser is
 	// for how many delayed events of one user this is possible, from 1 to 10000. Default 1000.
 	KeepFinalised       Duration `yaml:"keep_finalised"`
@@ -53,8 +54,12 @@ type RateLimiting struct {
 	Token RateLimit `yaml:"token"`
 	// UnknownToken limits the requests with unknown tokens from one address. Default 20 in 1000 ms.
 	UnknownToken RateLimit `yaml:"unknown_token"`
-	// User limits the requests of one user that schedule or look up delayed events. Application services are exempt. Default 10 in 1000 ms.
+	// User limits the requests of one user that schedule delayed events or look them up and, counted apart, those that act upon them with an
+	// access token. Application services are exempt. Default 10 in 1000 ms.
 	User RateLimit `yaml:"user"`
+	// Due limits the delayed events of one user that are sent when they are due. Those above the limit are never sent. Application services
+	// are exempt. Default 100 in 10000 ms.
+	Due RateLimit `yaml:"due"`
 	// RealIPHeader is the header in which the reverse proxy names the client's address. Default: none, and the address of the connection
 	// counts.
 	RealIPHeader string `yaml:"real_ip_header"`
@@ -74,7 +79,7 @@ func (c *Config) Defaults() {
 		MaxDuration:       Duration(24 * time.Hour),
 		MaxRunningPerUser: 100,
 		DelayedEvents: DelayedEvents{
-			MaxDelay: Duration(24 * time.Hour), MaxScheduledPerUser: 100,
+			MaxDelay: Duration(24 * time.Hour), MaxScheduledPerUser: 100, MaxScheduledPerServiceUser: 10_000,
 			KeepFinalised: Duration(7 * 24 * time.Hour), MaxFinalisedPerUser: 1000,
 		},
 		RateLimiting: RateLimiting{
@@ -82,6 +87,7 @@ func (c *Config) Defaults() {
 			Token:        RateLimit{Threshold: 20, CooloffMS: 1000},
 			UnknownToken: RateLimit{Threshold: 20, CooloffMS: 1000},
 			User:         RateLimit{Threshold: 10, CooloffMS: 1000},
+			Due:          RateLimit{Threshold: 100, CooloffMS: 10_000},
 		},
 	}
 	c.Database.Defaults(10)
@@ -102,13 +108,13 @@ func (c *Config) Components() (expiration.Config, clientapi.Config) {
 	}
 	return expiration.Config{
 			MaxRunningPerUser: c.MaxRunningPerUser, RestartGrace: time.Duration(c.RestartGrace),
-			MaxScheduledPerUser: c.DelayedEvents.MaxScheduledPerUser,
-			KeepFinalised:       time.Duration(c.DelayedEvents.KeepFinalised), MaxFinalisedPerUser: c.DelayedEvents.MaxFinalisedPerUser,
-			TokenLimit: limit(c.RateLimiting.Token),
+			MaxScheduledPerUser: c.DelayedEvents.MaxScheduledPerUser, MaxScheduledPerServiceUser: c.DelayedEvents.MaxScheduledPerServiceUser,
+			KeepFinalised: time.Duration(c.DelayedEvents.KeepFinalised), MaxFinalisedPerUser: c.DelayedEvents.MaxFinalisedPerUser,
+			TokenLimit: limit(c.RateLimiting.Token), DueLimit: limit(c.RateLimiting.Due),
 		},
 		clientapi.Config{
 			MaxDuration: time.Duration(c.MaxDuration), MaxDelay: time.Duration(c.DelayedEvents.MaxDelay),
-			MaxScheduled:  c.DelayedEvents.MaxScheduledPerUser,
+			MaxScheduled: c.DelayedEvents.MaxScheduledPerUser, MaxScheduledOfService: c.DelayedEvents.MaxScheduledPerServiceUser,
 			UnknownTokens: limit(c.RateLimiting.UnknownToken), RealIPHeader: c.RateLimiting.RealIPHeader,
 			UserRequests: limit(c.RateLimiting.User),
 		}

@@ -19,7 +19,7 @@ func TestErrors(t *testing.T) {
 		"expiration: {database: {a: 1}, b: 2, delayed_events: {c: 3}}": `line 1: unknown config key "a" (the keys there are connection_string, ` +
 			`max_open_conns, max_idle_conns, conn_max_lifetime); line 1: unknown config key "b" (the keys there are database, max_duration, ` +
 			`max_running_per_user, delayed_events, restart_grace, rate_limiting); line 1: unknown config key "c" (the keys there are max_delay, ` +
-			`max_scheduled_per_user, keep_finalised, max_finalised_per_user)`,
+			`max_scheduled_per_user, max_scheduled_per_service_user, keep_finalised, max_finalised_per_user)`,
 
 		// Our sections: misspelt, given twice, or in the wrong place.
 		"version: 2\nexpirations: {}":                         `line 2: unknown config key "expirations" (did you mean "expiration"?)`,

@@ -53,11 +53,9 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (tm *index.
 			return same, true, nil
 		}
 	}
-	if !exempt {
-		if err = t.overLimitWithMu(row.Delayed != nil, digest, now); err != nil {
-			t.mu.Unlock()
-			return nil, false, err
-		}
+	if err = t.overLimitWithMu(row.Delayed != nil, exempt, digest, now); err != nil {
+		t.mu.Unlock()
+		return nil, false, err
 	}
 	row.NID = t.index.NextNID()
 	// From now on the timer can be found, and callers that find it wait for the row's lock until the write is decided. The number is new,
@@ -94,15 +92,21 @@ func (t *Timers) write(ctx context.Context, tm *index.Timer, row Timer, d Digest
 	return nil
 }
 
-// overLimitWithMu returns a *LimitError if the sender may not have another timer of this kind.
-func (t *Timers) overLimitWithMu(delayed bool, d Digest, now time.Duration) error {
+// overLimitWithMu returns a *LimitError if the sender may not have another timer of this kind. A sender of an application service may have
+// any number of running timers, and has a limit of its own for delayed events.
+func (t *Timers) overLimitWithMu(delayed, service bool, d Digest, now time.Duration) error {
 	var (
 		state         uint64
 		count, unsent int
 		first         time.Duration
 	)
 	limit := t.cfg.MaxScheduledPerUser
-	if !delayed {
+	switch {
+	case delayed && service:
+		limit = t.cfg.MaxScheduledPerServiceUser
+	case service:
+		return nil
+	case !delayed:
 		limit, state = t.cfg.MaxRunningPerUser, d.get(digestState)
 	}
 	t.index.OfSender(d.get(digestSender), func(tm *index.Timer) {

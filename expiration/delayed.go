@@ -1,7 +1,6 @@
 package expiration
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,10 +22,8 @@ type Delayed struct {
 	// Timestamp is the origin_server_ts that an application service asked for, or zero. It has whole milliseconds and is not before 1970.
 	// The first moment of 1970 is a valid time, and not zero.
 	Timestamp time.Time
-	// Exempt says that the sender has no limit of running timers. Schedule sets it.
+	// Exempt says that the sender belongs to an application service, and has no limit of running timers or of sends. Schedule sets it.
 	Exempt bool
-	// Over is the ID of the event that was the current state when this event was scheduled, or "".
-	Over string
 }
 
 // Final is the result of a delayed event. At most one of EventID and Error is set; neither is set if the event was cancelled.
@@ -53,8 +50,8 @@ type DelayedEvent struct {
 	Place string
 }
 
-// ScheduledAt returns when the delay began: when the event was scheduled or last restarted.
-func (d DelayedEvent) ScheduledAt() time.Time { return d.Timer.Deadline.Add(-d.Timer.Duration) }
+// DelayedSince returns when the delay began: when the event was scheduled or last restarted.
+func (d DelayedEvent) DelayedSince() time.Time { return d.Timer.Deadline.Add(-d.Timer.Duration) }
 
 // FinalisedError is the error of RestartDelayed, SendDelayed and CancelDelayed for an event that is no longer scheduled.
 type FinalisedError struct{ Final Final }
@@ -107,15 +104,6 @@ func (t *Timers) delayedTimer(delayID, owner string) (*index.Timer, error) {
 
 // sendDelayed is the counterpart of Roomserver.Close for a delayed event: it builds, claims and sends it.
 func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o Outcome, due time.Duration, w *lanes.Turn) error {
-	if row.Event.StateKey != nil {
-		replaced, err := t.roomserver.Replaced(ctx, *row)
-		if err != nil {
-			return err
-		}
-		if replaced {
-			return &DropError{Reason: Replaced}
-		}
-	}
 	var pending *Pending
 	sent := false
 	defer func() { // also after a panic
@@ -124,9 +112,9 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 		}
 	}()
 	eventID, err := t.roomserver.Send(ctx, *row, o, func(ctx context.Context, b Built) (err error) {
-		if row.Event.StateKey != nil { // a send may have passed this attempt, see LockState
-			if replaced, err := t.roomserver.Replaced(ctx, *row); err != nil || replaced {
-				return cmp.Or(err, error(&DropError{Reason: Replaced}))
+		if o == Expired && !row.Delayed.Exempt {
+			if err = t.countDue(tm); err != nil {
+				return err
 			}
 		}
 		if row.Delayed.Expires > 0 {
@@ -162,6 +150,19 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 		}
 	}
 	return err
+}
+
+// countDue returns a *LimitError if too many delayed events of the sender were due lately. Such an event is not tried again. A request to
+// send counts as a request instead.
+func (t *Timers) countDue(tm *index.Timer) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sent := t.due[tm.Sender()]
+	if wait := sent.Take(t.cfg.DueLimit, t.clock.now()); wait > 0 {
+		return &LimitError{RetryAfter: wait}
+	}
+	t.due[tm.Sender()] = sent
+	return nil
 }
 
 // DelayedEvent returns a delayed event, scheduled or finalised, or ErrNotFound. An owner of "" matches every sender.

@@ -17,7 +17,7 @@ type delayedLife struct {
 	// earliest is the earliest possible deadline.
 	earliest time.Time
 	// These are possible reasons for another result than being sent at the deadline.
-	sendAsked, cancelAsked, refused, replaced, purged bool
+	sendAsked, cancelAsked, refused, purged bool
 	// final is the result that the engine reported. Every later answer must agree with it.
 	final *Final
 }
@@ -58,7 +58,7 @@ func (m *delayedMachine) finalised(l *delayedLife, f Final) {
 	switch {
 	case before != nil && (before.EventID != f.EventID || before.Cancelled() != f.Cancelled()):
 		m.problem("%s was %+v and is %+v", l.content, *before, f)
-	case f.Cancelled() && !l.cancelAsked && !l.replaced, f.Error != nil && !l.refused && !l.purged:
+	case f.Cancelled() && !l.cancelAsked, f.Error != nil && !l.refused && !l.purged:
 		m.problem("%s is %+v, without a reason", l.content, f)
 	case f.Error != nil && !l.purged && f.At.Before(earliest.Truncate(time.Millisecond)):
 		m.problem("%s failed at %s, and is due at %s", l.content, f.At, earliest)

@@ -95,7 +95,7 @@ func (m *delayedMachine) act(a action) {
 		m.setFaults()
 	case "crash":
 		m.crash(a.long)
-	case "set", "replace", "replace silently":
+	case "set", "set silently":
 		m.set(a)
 	case "list":
 		m.list()
@@ -190,7 +190,7 @@ func (m *delayedMachine) schedule(l *delayedLife) {
 func (m *delayedMachine) list() {
 	var told []*delayedLife
 	for _, l := range m.lives {
-		if m.delayID(l) != "" && !l.cancelAsked && !l.sendAsked && !l.replaced && !l.purged {
+		if m.delayID(l) != "" && !l.cancelAsked && !l.sendAsked && !l.purged {
 			told = append(told, l)
 		}
 	}
@@ -243,41 +243,18 @@ func (m *delayedMachine) restart(l *delayedLife) {
 	}
 }
 
-// set sets a piece of state, as Alice or as another user, and reports it to the timers or not.
+// set sets a piece of state, as Alice or as another user, and reports it to the timers or not. It does not concern delayed events.
 func (m *delayedMachine) set(a action) {
-	e := leave(fmt.Sprint(a.which&3 + 1))
-	sender := bob
-	if a.do == "set" {
+	e, sender := leave(fmt.Sprint(a.which&3+1)), bob
+	if a.which > 3 {
 		sender = alice
 	}
-	s, _ := e.State()
-	var scheduled []*delayedLife
-	for _, l := range m.lives {
-		if its, ok := l.event.State(); ok && its == s {
-			l.replaced = l.replaced || sender == bob
-			if l.final == nil && m.sentAs(l) == "" {
-				scheduled = append(scheduled, l)
-			}
-		}
-	}
-	if a.do == "replace silently" {
-		m.w.events++
-		m.w.roomserver.send(Event{ID: fmt.Sprintf("$silent%d", m.w.events), RoomID: e.RoomID, Type: e.Type, StateKey: e.StateKey, Sender: sender})
+	if a.do == "set" {
+		m.w.set(e, sender)
 		return
 	}
-	m.w.set(e, sender)
-	if !m.calm {
-		return
-	}
-	for _, l := range scheduled {
-		if l.purged {
-			continue
-		}
-		m.look(l)
-		if cancelled := l.final != nil && l.final.Cancelled(); sender == bob && l.final == nil || sender == alice && cancelled && !l.replaced {
-			m.problem("%s is %+v after %s has set its state", l.content, l.final, sender)
-		}
-	}
+	m.w.events++
+	m.w.roomserver.send(Event{ID: fmt.Sprintf("$silent%d", m.w.events), RoomID: e.RoomID, Type: e.Type, StateKey: e.StateKey, Sender: sender})
 }
 
 // look looks up the result of an event.
@@ -302,8 +279,6 @@ func (m *delayedMachine) setFaults() {
 			h.beforeClaim = fails
 		case "input":
 			h.afterClaim = fails
-		case "look":
-			h.look = fails
 		case "slow build":
 			h.beforeClaim = takes(a.long)
 		case "slow input":
@@ -325,7 +300,7 @@ func (m *delayedMachine) setFaults() {
 
 // crash ends the process at once, and starts the next one.
 func (m *delayedMachine) crash(down time.Duration) {
-	m.w.roomserver.set(hooks{beforeClaim: fails, afterClaim: fails, look: fails})
+	m.w.roomserver.set(hooks{beforeClaim: fails, afterClaim: fails})
 	m.w.store.set(false, func(string) error { return errFault })
 	m.w.stop()
 	m.w.Stop()

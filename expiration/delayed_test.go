@@ -206,7 +206,7 @@ func TestDelayedEventThatExpires(t *testing.T) {
 		require.Nil(t, w.final(delayID))
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		w.wantFinal(delayID, func(f Final) bool { return strings.Contains(string(f.Error), "too many running timers") })
+		w.wantFinal(delayID, func(f Final) bool { return strings.Contains(string(f.Error), "too many timers of the user") })
 		time.Sleep(time.Minute)
 		w.wantSent()
 		w.wantClosings(e)
@@ -226,5 +226,31 @@ func TestExemptDelayedEventThatExpires(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		w.wantSent("here")
+	})
+}
+
+// Of the delayed events of one user that are due, too many at once are refused. Other users, application services, and requests to send
+// do not count.
+func TestLimitOfDueEvents(t *testing.T) {
+	inWorld(t, Config{DueLimit: RateLimit{Threshold: 2, Cooloff: 10 * time.Second}}, func(t *testing.T, w *world) {
+		now := w.schedule(later("!room"), "now", time.Hour)
+		require.NoError(t, w.SendDelayed(t.Context(), now, alice))
+		w.schedule(later("!room"), "first", time.Second)
+		w.schedule(later("!room"), "second", 2*time.Second)
+		third := w.schedule(later("!room"), "third", 3*time.Second)
+		service, err := w.Schedule(t.Context(), later("!room"), Delayed{Content: []byte("service")}, 4*time.Second, true)
+		require.NoError(t, err)
+		other := later("!room")
+		other.Sender = bob
+		_, err = w.Schedule(t.Context(), other, Delayed{Content: []byte("other")}, 5*time.Second, false)
+		require.NoError(t, err)
+		w.schedule(later("!room"), "fourth", 7*time.Second)
+		require.NotEmpty(t, service)
+		time.Sleep(time.Minute)
+		w.wantSent("now", "first", "second", "service", "other", "fourth")
+		w.wantFinal(third, failed)
+		time.Sleep(pruneInterval)
+		synctest.Wait()
+		require.Empty(t, w.due)
 	})
 }

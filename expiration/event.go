@@ -159,7 +159,7 @@ type Store interface {
 
 // Roomserver is what the engine needs of the homeserver.
 //
-// All methods except Replaced and CurrentState are called under the lock of the event's state key, if it has one. Their errors are a
+// All methods except Replaced are called under the lock of the event's state key, if it has one. Their errors are a
 // *DropError if the event will never be sent, an *UnsendableError, ErrUnknownEvent, ErrSetBack, an error of claim, or a passing fault.
 type Roomserver interface {
 	// Confirm makes sure that the roomserver has finished an event that it got before a crash or a fault. An event that it knows may be
@@ -179,12 +179,9 @@ type Roomserver interface {
 	// Resubmit gives an event that was built earlier to the roomserver again: the claimed event, or the timer's own event if that is a
 	// message. It returns nil when the room has it.
 	Resubmit(ctx context.Context, t Timer, signed SignedEvent) error
-	// Replaced reports whether a newer event is the current state in place of the timer's event. For an expiring event it is not enough
-	// that another event is the current state, see ErrSetBack. For a delayed event, the newer one must be another user's, and newer than
-	// Delayed.Over.
-	Replaced(ctx context.Context, t Timer) (bool, error)
-	// CurrentState returns the ID of the event that is the current state, or "" if there is none.
-	CurrentState(ctx context.Context, s StateKey) (string, error)
+	// Replaced reports whether a newer event is the current state in place of an expiring event. It is not enough that another event is
+	// the current state, see ErrSetBack.
+	Replaced(ctx context.Context, e Event) (bool, error)
 }
 
 // DropReason says why an event gets no closing event (docs/protocol.md, "Closing"), or why a delayed event is not sent.
@@ -235,13 +232,14 @@ func (e *DropError) isRefusal() bool {
 // isOfMoment reports whether the reason may no longer hold at a later deadline.
 func (e *DropError) isOfMoment() bool { return e.Reason == Forbidden || e.Reason == Unsendable }
 
-// LimitError is the error of Begin and Schedule for a user who has reached the limit of running timers or scheduled events.
+// LimitError is the error of Begin and Schedule for a user who has reached the limit of running timers or scheduled events. A delayed event
+// that is due has it as its cause if too many of the user's events were due lately.
 type LimitError struct {
 	// RetryAfter is the time until the first of the user's timers expires, or, if that is overdue, until its next attempt.
 	RetryAfter time.Duration
 }
 
-func (e *LimitError) Error() string { return "too many running timers" }
+func (e *LimitError) Error() string { return "too many timers of the user" }
 
 var (
 	// ErrNotFound: there is no running timer for the token or event.

@@ -20,9 +20,8 @@ type fakeRoomserver struct {
 	never  map[string]DropReason // the reason why an event gets no closing event, by event ID
 	last   map[string][]string   // the forward extremities, by room
 	log    []closing             // the closing events, in the order in which the rooms got them
-	// delayed has the delayed events in the order in which the rooms got them. senders has the senders of events.
+	// delayed has the delayed events in the order in which the rooms got them.
 	delayed []sentEvent
-	senders map[string]string
 	begun   map[string]time.Time // when building a closing event began, by its ID
 	built   int
 	silent  map[string]bool // the rooms in which no event is answered
@@ -76,8 +75,7 @@ type stored struct {
 
 func newFakeRoomserver() *fakeRoomserver {
 	return &fakeRoomserver{
-		senders: map[string]string{},
-		state:   map[StateKey]string{}, events: map[string]int{}, stored: map[string]stored{},
+		state: map[StateKey]string{}, events: map[string]int{}, stored: map[string]stored{},
 		never: map[string]DropReason{}, begun: map[string]time.Time{}, last: map[string][]string{}, silent: map[string]bool{},
 	}
 }
@@ -102,7 +100,6 @@ func (r *fakeRoomserver) Confirm(_ context.Context, e Event) error {
 // put is send without a change of the forward extremities. The caller holds fakeRoomserver.mu.
 func (r *fakeRoomserver) put(e Event) {
 	r.know(e.ID)
-	r.senders[e.ID] = e.Sender
 	if s, ok := e.State(); ok {
 		r.state[s] = e.ID
 	}
@@ -266,24 +263,15 @@ func (r *fakeRoomserver) inputDelayed(ctx context.Context, e Event, signed Signe
 	return nil
 }
 
-func (r *fakeRoomserver) Replaced(_ context.Context, t Timer) (bool, error) {
-	if err := r.call(func(h hooks) func(Event) error { return h.look }, t.Event); err != nil {
+func (r *fakeRoomserver) Replaced(_ context.Context, e Event) (bool, error) {
+	if err := r.call(func(h hooks) func(Event) error { return h.look }, e); err != nil {
 		return false, err
 	}
-	s, _ := t.Event.State()
+	s, _ := e.State()
 	r.mu.Lock()
-	current := r.state[s]
-	replaced := r.newer(current, t.Event.ID)
-	if t.Delayed != nil {
-		replaced = current != "" && current != t.Delayed.Over && r.senders[current] != t.Event.Sender
-	}
+	replaced := r.newer(r.state[s], e.ID)
 	r.mu.Unlock()
-	return replaced, r.call(func(h hooks) func(Event) error { return h.looked }, t.Event)
-}
-
-func (r *fakeRoomserver) CurrentState(_ context.Context, s StateKey) (string, error) {
-	err := r.call(func(h hooks) func(Event) error { return h.look }, Event{RoomID: s.RoomID, Type: s.Type, StateKey: &s.Key})
-	return r.current(s), err
+	return replaced, r.call(func(h hooks) func(Event) error { return h.looked }, e)
 }
 
 // newer reports whether one event became known after another.

@@ -141,7 +141,8 @@ func (t *Timers) finalOf(dropped *DropError) (f Final) {
 	return f
 }
 
-// pruneInterval is how often finalised events that are older than Config.KeepFinalised are deleted.
+// pruneInterval is how often finalised events that are older than Config.KeepFinalised are deleted, and senders forgotten who have sent
+// nothing lately.
 const pruneInterval = time.Hour
 
 // prune deletes old finalised events, at the start and at each pruneInterval.
@@ -149,6 +150,9 @@ func (t *Timers) prune() {
 	ticker := time.NewTicker(pruneInterval)
 	defer ticker.Stop()
 	for {
+		t.mu.Lock()
+		maps.DeleteFunc(t.due, func(_ uint64, full Bucket) bool { return time.Duration(full) <= t.clock.now() })
+		t.mu.Unlock()
 		err := t.store.Prune(t.ctx, t.clock.stored(t.clock.now()).Add(-t.cfg.KeepFinalised))
 		if err != nil && t.ctx.Err() == nil {
 			t.metrics.errors.WithLabelValues("prune").Inc()

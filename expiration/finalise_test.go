@@ -49,18 +49,6 @@ func TestCancellationThatFails(t *testing.T) {
 	}
 }
 
-// If sending finds that the event must be cancelled, and that cannot be written, the error is not ErrNotFound.
-func TestCancellationBySendingFails(t *testing.T) {
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		delayID := w.schedule(leave("key"), "left", 10*time.Second)
-		w.roomserver.sendRemote("!room", "m.call.member", "key")
-		w.store.set(false, failing("finalise"))
-		require.ErrorIs(t, w.SendDelayed(t.Context(), delayID, alice), errFault)
-		w.store.set(false, nil)
-		wantFinalised(t, w.SendDelayed(t.Context(), delayID, alice), Final.Cancelled)
-	})
-}
-
 // Sending, cancelling, restarting and the deadline coincide: one wins, and all callers get the same result.
 func TestEndsOfADelayedEventExcludeEachOther(t *testing.T) {
 	for round := range 60 {

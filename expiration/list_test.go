@@ -37,7 +37,7 @@ func TestDelayedEventsAreListedInOrder(t *testing.T) {
 		require.NoError(t, w.RestartDelayed(t.Context(), first, alice))
 		restarted := w.stored(time.Now())
 		events := want(first, second, third)
-		require.Equal(t, restarted, events[0].ScheduledAt())
+		require.Equal(t, restarted, events[0].DelayedSince())
 		require.Equal(t, "first", string(events[0].Timer.Delayed.Content))
 		require.Equal(t, "!a", events[0].Timer.Event.RoomID)
 		require.Equal(t, 10*time.Second, events[0].Timer.Duration)

@@ -83,8 +83,12 @@ func (t *Timers) loadTimers(ctx context.Context) (u inherited, err error) {
 func (t *Timers) loadTimerWithMu(row Indexed, now time.Duration) *index.Timer {
 	due := t.clock.moment(row.Deadline)
 	overdue := due <= now
-	if t.cfg.RestartGrace > 0 {
-		due = max(due, now+t.cfg.RestartGrace)
+	grace := t.cfg.RestartGrace
+	if row.Digest[digestDelayed] != 0 {
+		grace = min(grace, maxDelayedGrace)
+	}
+	if grace > 0 {
+		due = max(due, now+grace)
 	}
 	tm := t.index.Load(row.row(), due)
 	// We do not know yet whether an overdue event reached its room, so it does not count against its sender's limit. If the event is there,

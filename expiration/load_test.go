@@ -153,3 +153,20 @@ func TestRestartOfTheProcess(t *testing.T) {
 		})
 	}
 }
+
+// Delayed events wait no longer than maxDelayedGrace after a start, and no less than a shorter grace period.
+func TestRestartGraceOfDelayedEvents(t *testing.T) {
+	for grace, wait := range map[time.Duration]time.Duration{0: 0, 10 * time.Second: 10 * time.Second, time.Hour: maxDelayedGrace} {
+		inWorld(t, Config{RestartGrace: grace}, func(t *testing.T, w *world) {
+			w.schedule(leave("key"), "left", time.Second)
+			w.restart(time.Minute)
+			if wait > 0 {
+				time.Sleep(wait - time.Nanosecond)
+				synctest.Wait()
+				w.wantSent()
+			}
+			time.Sleep(time.Nanosecond)
+			w.wantSent("left")
+		})
+	}
+}

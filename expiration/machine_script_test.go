@@ -76,10 +76,10 @@ func actions(calm bool) *rapid.Generator[action] {
 func delayedActions(calm bool) *rapid.Generator[action] {
 	todo := []string{
 		"schedule", "schedule", "restart", "restart", "sleep", "sleep", "send", "cancel", "repeat", "refuse", "accept",
-		"set", "replace", "replace silently", "list", "change", "purge", "leave", "redact",
+		"set", "set silently", "list", "change", "purge", "leave", "redact",
 	}
 	operations := []string{
-		"insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "build", "input", "look", "slow build", "slow input",
+		"insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "build", "input", "slow build", "slow input",
 	}
 	if !calm {
 		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "overtake", "overtake")

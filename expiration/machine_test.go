@@ -201,7 +201,7 @@ func (m *machine) send(a action, e Event) {
 		m.w.roomserver.send(e)
 		p.Activate(true)
 		if isState {
-			_ = m.w.StateSent(ctx, s, "")
+			m.w.StateSent(s, "")
 			m.replaced(s, true, l)
 		}
 		unlock()
@@ -240,7 +240,7 @@ func (m *machine) replace(a action) {
 	defer unlock()
 	m.comes(s)
 	m.w.roomserver.send(e)
-	m.w.StateSent(m.w.t.Context(), s, "")
+	m.w.StateSent(s, "")
 	m.replaced(s, true)
 }
 

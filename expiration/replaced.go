@@ -20,9 +20,6 @@ func (t *Timers) StateComes(ctx context.Context, s StateKey, eventID string) err
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
 	defer cancel()
 	for _, tm := range t.ofState(s, eventID) {
-		if tm.Delayed() {
-			continue
-		}
 		if err := t.doubt(ctx, tm); err != nil {
 			t.metrics.errors.WithLabelValues("doubt").Inc()
 			return fmt.Errorf("noting that an event may be replaced: %w", err)
@@ -43,20 +40,14 @@ func (t *Timers) doubt(ctx context.Context, tm *index.Timer) error {
 	return err
 }
 
-// StateSent is called when the roomserver has a state event that was sent here. It stops the delayed events that the event replaced, and
-// marks the timers of expiring events as Superseded. The next use of such a token checks the room's state first. The timer itself is
-// dropped when the output stream reports the change, or by the scheduler after lookAgainAfter. StateSent does not check it, because the
-// roomserver reads all state of the room for that, and the sender would wait. After an error StateChanged must be called.
-func (t *Timers) StateSent(ctx context.Context, s StateKey, eventID string) error {
-	var delayed []*index.Timer
+// StateSent is called when the roomserver has a state event that was sent here. It marks the timers that the event replaced as Superseded.
+// The next use of such a token checks the room's state first. The timer itself is dropped when the output stream reports the change, or by
+// the scheduler after lookAgainAfter. StateSent does not check it, because the roomserver reads all state of the room for that, and the
+// sender would wait.
+func (t *Timers) StateSent(s StateKey, eventID string) {
 	for _, tm := range t.ofState(s, eventID) {
-		if tm.Delayed() {
-			delayed = append(delayed, tm)
-		} else {
-			t.supersede(tm)
-		}
+		t.supersede(tm)
 	}
-	return t.dropReplaced(ctx, delayed)
 }
 
 // StateChanged stops the timers of a piece of state whose event was replaced. It is called when the output stream reports a state event.
@@ -65,13 +56,13 @@ func (t *Timers) StateChanged(ctx context.Context, s StateKey, eventID string) e
 	return t.dropReplaced(ctx, t.ofState(s, eventID))
 }
 
-// ofState returns the running timers of a piece of state, except for that of its current event.
+// ofState returns the running timers of expiring events of a piece of state, except for that of its current event.
 func (t *Timers) ofState(s StateKey, eventID string) (timers []*index.Timer) {
 	state, itself := t.tokens.names.state(s), t.ofEvent(eventID)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.index.OfState(state, func(tm *index.Timer) {
-		if tm.Running() && tm != itself {
+		if tm.Running() && !tm.Delayed() && tm != itself {
 			timers = append(timers, tm)
 		}
 	})
@@ -91,7 +82,7 @@ func (t *Timers) StateRemoved(ctx context.Context, eventID string) error {
 func (t *Timers) RoomChanged(ctx context.Context, roomID string) error {
 	room := t.tokens.names.hash(roomID)
 	t.mu.Lock()
-	timers := slices.DeleteFunc(t.index.InRoom(room), func(tm *index.Timer) bool { return tm.State() == 0 })
+	timers := slices.DeleteFunc(t.index.InRoom(room), func(tm *index.Timer) bool { return tm.State() == 0 || tm.Delayed() })
 	t.mu.Unlock()
 	return t.dropReplaced(ctx, timers)
 }
@@ -108,7 +99,7 @@ func (t *Timers) dropReplaced(ctx context.Context, timers []*index.Timer) error 
 		row, _, err := t.load(ctx, tm)
 		replaced := false
 		if err == nil {
-			replaced, err = t.roomserver.Replaced(ctx, row)
+			replaced, err = t.roomserver.Replaced(ctx, row.Event)
 		}
 		switch {
 		case replaced:
@@ -154,7 +145,7 @@ func (t *Timers) dropDoubtful(ctx context.Context, tm *index.Timer, row Timer) e
 	t.mu.Lock()
 	raised := tm.Raised()
 	t.mu.Unlock()
-	replaced, err := t.roomserver.Replaced(ctx, row)
+	replaced, err := t.roomserver.Replaced(ctx, row.Event)
 	switch {
 	case err != nil:
 		return fmt.Errorf("looking up whether an event was replaced: %w", err)

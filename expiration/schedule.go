@@ -15,9 +15,9 @@ import (
 var errLeftOver = errors.New("the request failed before, and its row cannot be deleted yet")
 
 // Schedule stores an event that is sent after a delay, which must be positive, and returns its delay ID. A repeated request gets the first
-// one's delay ID, whatever has become of that event. The error is a *LimitError if the user has reached the limit of scheduled events;
-// exempt users have no limit.
-func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Duration, exempt bool) (delayID string, err error) {
+// one's delay ID, whatever has become of that event. The error is a *LimitError if the user has reached the limit of scheduled events.
+// Users of an application service have a limit of their own.
+func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Duration, service bool) (delayID string, err error) {
 	if e.Request != nil {
 		unlock, err := t.LockRequest(ctx, e.Request.Hash)
 		if err != nil {
@@ -28,22 +28,11 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 			return delayID, err
 		}
 	}
-	if s, ok := e.State(); ok {
-		// Under the lock, state that is set after this point is recognised as newer than Over.
-		unlock, err := t.LockState(ctx, s)
-		if err != nil {
-			return "", err
-		}
-		defer unlock()
-		if d.Over, err = t.roomserver.CurrentState(ctx, s); err != nil {
-			return "", err
-		}
-	}
-	d.Exempt = exempt
+	d.Exempt = service
 	var id [32]byte
 	_, _ = rand.Read(id[:]) // never fails
 	e.ID = base64.RawURLEncoding.EncodeToString(id[:])
-	tm, _, err := t.insert(ctx, Timer{Event: e, Delayed: &d, Duration: delay}, exempt)
+	tm, _, err := t.insert(ctx, Timer{Event: e, Delayed: &d, Duration: delay}, service)
 	if err != nil {
 		return "", err
 	}

@@ -12,7 +12,7 @@ import (
 // A repeated request gets the delay ID of the first, whatever has become of the event.
 func TestRepeatedSchedule(t *testing.T) {
 	inWorld(t, Config{MaxScheduledPerUser: 2}, func(t *testing.T, w *world) {
-		w.roomserver.set(hooks{look: takes(time.Second)}) // by then all requests have arrived
+		w.store.setInsertTakes(time.Second, false) // by then all requests have arrived
 		var wg sync.WaitGroup
 		ids := make([]string, 10)
 		for i := range ids {
@@ -25,7 +25,7 @@ func TestRepeatedSchedule(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		w.roomserver.set(hooks{})
+		w.store.setInsertTakes(0, false)
 		delayID := ids[0]
 		for _, id := range ids {
 			require.Equal(t, delayID, id)
@@ -81,16 +81,10 @@ func TestScheduleThatFails(t *testing.T) {
 			})
 		}
 	}
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		w.roomserver.set(hooks{look: fails})
-		_, err := w.Schedule(t.Context(), leave("key"), Delayed{Content: []byte("left")}, 10*time.Second, false)
-		require.ErrorIs(t, err, errFault)
-		require.Zero(t, w.store.len())
-	})
 }
 
 func TestLimitOfDelayedEvents(t *testing.T) {
-	inWorld(t, Config{MaxScheduledPerUser: 2, MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
+	inWorld(t, Config{MaxScheduledPerUser: 2, MaxScheduledPerServiceUser: 3, MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
 		w.message("!room", 5*time.Second) // running events have a limit of their own
 		first := w.schedule(leave("key"), "first", 10*time.Second)
 		w.schedule(leave("key"), "second", time.Minute)
@@ -111,7 +105,8 @@ func TestLimitOfDelayedEvents(t *testing.T) {
 		require.NoError(t, w.CancelDelayed(t.Context(), first, alice))
 		require.NoError(t, schedule(alice, false))
 		require.ErrorAs(t, schedule(alice, false), &limit)
-		require.NoError(t, schedule(alice, true), "exempt")
+		require.NoError(t, schedule(alice, true), "the limit of an application service's users")
+		require.ErrorAs(t, schedule(alice, true), &limit)
 		w.restart(0)
 		require.ErrorAs(t, schedule(alice, false), &limit)
 		time.Sleep(2 * time.Second)

@@ -185,7 +185,7 @@ func TestRefreshWhileAnEventIsRefused(t *testing.T) {
 
 // Whichever operation fails in passing, and whether it is written or not, the event is sent once and its result is known.
 func TestPassingFaultsOfDelayedEvents(t *testing.T) {
-	for _, fault := range []string{"read", "claim", "finalise", "build", "input", "replaced"} {
+	for _, fault := range []string{"read", "claim", "finalise", "build", "input"} {
 		for _, written := range []bool{false, true} {
 			for _, now := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s written=%t now=%t", fault, written, now), func(t *testing.T) {
@@ -196,8 +196,6 @@ func TestPassingFaultsOfDelayedEvents(t *testing.T) {
 							w.roomserver.set(hooks{beforeClaim: fails})
 						case "input":
 							w.roomserver.set(hooks{afterClaim: fails})
-						case "replaced":
-							w.roomserver.set(hooks{look: fails})
 						default:
 							w.store.set(written, failing(fault))
 						}

@@ -22,16 +22,19 @@ import (
 type Config struct {
 	// MaxRunningPerUser is how many expiring events one user may have running.
 	MaxRunningPerUser int
-	// MaxScheduledPerUser is how many delayed events one user may have scheduled.
-	MaxScheduledPerUser int
+	// MaxScheduledPerUser is how many delayed events one user may have scheduled, and MaxScheduledPerServiceUser how many a user of an
+	// application service may.
+	MaxScheduledPerUser, MaxScheduledPerServiceUser int
 	// KeepFinalised is how long a finalised delayed event can be looked up. MaxFinalisedPerUser is how many of them are kept for one user.
 	KeepFinalised       time.Duration
 	MaxFinalisedPerUser int
 	// RestartGrace is the least time for which every timer runs after Start, so that live clients can refresh first. With 0, a timer that
-	// expired while the server was down fires at once.
+	// expired while the server was down fires at once. Delayed events wait maxDelayedGrace at most.
 	RestartGrace time.Duration
 	// TokenLimit limits the requests with one token or one delay ID.
 	TokenLimit RateLimit
+	// DueLimit limits the delayed events of one user that are sent when they are due. Application services are exempt.
+	DueLimit RateLimit
 	// Explain returns the error that the owner of a delayed event sees if the event ended with a *DropError. The engine stores the result
 	// and does not read it.
 	Explain func(error) json.RawMessage
@@ -40,6 +43,8 @@ type Config struct {
 const (
 	// pollInterval bounds the delay that a lost wake-up can cause.
 	pollInterval = 5 * time.Second
+	// maxDelayedGrace bounds Config.RestartGrace for delayed events, which MSC4140 allows to be sent 30 seconds late.
+	maxDelayedGrace = 30 * time.Second
 	// sweepPause is how long rows of closed events are collected before they are deleted. In a mass expiry, the deletes then come after the
 	// claims. After a crash in between, the closing events are given to the roomserver again.
 	sweepPause = time.Second
@@ -111,6 +116,7 @@ type Timers struct {
 	forgotAt time.Duration       // when ForgetRequests was last called
 	inFlight map[string]inFlight // delayed events that are claimed and not finalised, by event ID
 	senders  map[uint64]struct{} // hashes of the users who have finalised events that were sent
+	due      map[uint64]Bucket   // the state of DueLimit by the hashes of users; prune removes what is full again
 }
 
 // New returns an engine. It does nothing before Start.
@@ -134,6 +140,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		attempts:  map[uint64]struct{}{},
 		inFlight:  map[string]inFlight{},
 		senders:   map[uint64]struct{}{},
+		due:       map[uint64]Bucket{},
 		lanes:     lanes.New(lanes.EarlyEvery),
 	}
 	count := func() (expiring, delayed int) {

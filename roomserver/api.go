@@ -25,7 +25,7 @@ import (
 // been sent.
 type StateWatcher interface {
 	StateComes(ctx context.Context, s expiration.StateKey, eventID string) error
-	StateSent(ctx context.Context, s expiration.StateKey, eventID string) error
+	StateSent(s expiration.StateKey, eventID string)
 }
 
 // API wraps Dendrite's roomserver.
@@ -75,7 +75,11 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 		others.InputRoomEvents, req = admitted, &others
 	}
 	if !req.Asynchronous {
-		tell(ctx, req, a.watcher.StateComes, "Failed to note that events may be replaced")
+		eachState(req, func(s expiration.StateKey, eventID string) {
+			if err := a.watcher.StateComes(ctx, s, eventID); err != nil { // the output stream reports the same change
+				logrus.WithError(err).WithField("event_id", eventID).Warn("Failed to note that events may be replaced")
+			}
+		})
 	}
 	if err = failpoint.Fail(failpoint.BeforeInput); err != nil {
 		res.ErrMsg = err.Error()
@@ -83,25 +87,16 @@ func (a *API) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsReque
 	}
 	a.RoomserverInternalAPI.InputRoomEvents(ctx, req, res)
 	failpoint.Pass(failpoint.AfterInput)
-	if req.Asynchronous || res.ErrMsg != "" {
-		return
+	if !req.Asynchronous && res.ErrMsg == "" {
+		eachState(req, a.watcher.StateSent)
 	}
-	tell(ctx, req, a.watcher.StateSent, "Failed to stop the timers of overtaken events")
 }
 
-// tell notifies the watcher of the state events in a request. An error is only logged, because the output stream reports the same change.
-func tell(
-	ctx context.Context, req *api.InputRoomEventsRequest, watch func(context.Context, expiration.StateKey, string) error, failed string,
-) {
+// eachState calls f for each new state event in a request.
+func eachState(req *api.InputRoomEventsRequest, f func(s expiration.StateKey, eventID string)) {
 	for _, input := range req.InputRoomEvents {
-		stateKey := input.Event.StateKey()
-		if stateKey == nil || input.Kind != api.KindNew {
-			continue
-		}
-		if err := watch(ctx, expiration.StateKey{
-			RoomID: input.Event.RoomID().String(), Type: input.Event.Type(), Key: *stateKey,
-		}, input.Event.EventID()); err != nil {
-			logrus.WithError(err).WithField("event_id", input.Event.EventID()).Warn(failed)
+		if key := input.Event.StateKey(); key != nil && input.Kind == api.KindNew {
+			f(expiration.StateKey{RoomID: input.Event.RoomID().String(), Type: input.Event.Type(), Key: *key}, input.Event.EventID())
 		}
 	}
 }

@@ -36,9 +36,8 @@ func (j *journal) StateComes(_ context.Context, s expiration.StateKey, _ string)
 	return errors.New("what fails here stops nothing")
 }
 
-func (j *journal) StateSent(_ context.Context, s expiration.StateKey, _ string) error {
+func (j *journal) StateSent(s expiration.StateKey, _ string) {
 	j.calls = append(j.calls, "sent "+s.RoomID+" "+s.Type+" "+s.Key)
-	return nil
 }
 
 func (j *journal) hook(err error) *expiration.Hook {

@@ -178,12 +178,13 @@ func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
 // Resubmit implements expiration.Roomserver.
 func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) error {
 	e := t.Event
-	if e.StateKey != nil {
-		replaced, err := c.replacedBefore(ctx, t, signed)
+	// A closing event is void if another event has replaced the original since.
+	if e.StateKey != nil && t.Delayed == nil {
+		current, err := c.replaced(ctx, e)
 		switch {
 		case err != nil:
 			return c.checkRoom(ctx, e, err)
-		case replaced:
+		case current != nil && current.EventID() != signed.EventID:
 			return &expiration.DropError{Reason: expiration.Replaced}
 		}
 	}
@@ -201,19 +202,6 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 		return err
 	}
 	return c.entered(ctx, e, signed, false)
-}
-
-// replacedBefore reports whether newer state keeps a claimed event from being sent. A closing event is void if another event has replaced
-// the original since. A delayed event that the roomserver has is finished; otherwise another user's newer state cancels it.
-func (c *Closer) replacedBefore(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) (bool, error) {
-	if t.Delayed == nil {
-		current, err := c.replaced(ctx, t.Event)
-		return current != nil && current.EventID() != signed.EventID, err
-	}
-	if known, err := c.event(ctx, t.Event.RoomID, signed.EventID); known != nil || err != nil {
-		return false, err
-	}
-	return c.overtaken(ctx, t)
 }
 
 // readBuilt reads an event that was built earlier.
@@ -251,30 +239,13 @@ func (c *Closer) input(ctx context.Context, e expiration.Event, pdu gomatrixserv
 }
 
 // Replaced implements expiration.Roomserver.
-func (c *Closer) Replaced(ctx context.Context, t expiration.Timer) (bool, error) {
-	if t.Delayed != nil {
-		return c.overtaken(ctx, t)
-	}
-	current, err := c.replaced(ctx, t.Event)
+func (c *Closer) Replaced(ctx context.Context, e expiration.Event) (bool, error) {
+	current, err := c.replaced(ctx, e)
 	return current != nil, err
 }
 
 // replaced returns the current state if it has replaced the state event e, and otherwise nil.
 func (c *Closer) replaced(ctx context.Context, e expiration.Event) (gomatrixserverlib.PDU, error) {
-	current, err := c.current(ctx, e)
-	if err != nil || current == nil || current.EventID() == e.ID {
-		return nil, err
-	}
-	// An event that the roomserver does not know yet may be in its queue, and may still become the current state.
-	original, err := c.event(ctx, e.RoomID, e.ID)
-	if err != nil || original == nil || !newer(current, original) {
-		return nil, err
-	}
-	return current.PDU, nil
-}
-
-// current returns the current state in place of a state event, or nil.
-func (c *Closer) current(ctx context.Context, e expiration.Event) (*types.HeaderedEvent, error) {
 	tuple := gomatrixserverlib.StateKeyTuple{EventType: e.Type, StateKey: *e.StateKey}
 	var res api.QueryCurrentStateResponse
 	if err := c.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{
@@ -282,16 +253,16 @@ func (c *Closer) current(ctx context.Context, e expiration.Event) (*types.Header
 	}, &res); err != nil {
 		return nil, fmt.Errorf("looking up the current state: %w", err)
 	}
-	return res.StateEvents[tuple], nil
-}
-
-// CurrentState implements expiration.Roomserver.
-func (c *Closer) CurrentState(ctx context.Context, s expiration.StateKey) (string, error) {
-	current, err := c.current(ctx, expiration.Event{RoomID: s.RoomID, Type: s.Type, StateKey: &s.Key})
-	if err != nil || current == nil {
-		return "", err
+	current := res.StateEvents[tuple]
+	if current == nil || current.EventID() == e.ID {
+		return nil, nil
 	}
-	return current.EventID(), nil
+	// An event that the roomserver does not know yet may be in its queue, and may still become the current state.
+	original, err := c.event(ctx, e.RoomID, e.ID)
+	if err != nil || original == nil || !newer(current, original) {
+		return nil, err
+	}
+	return current.PDU, nil
 }
 
 // original returns the event that is to be closed, or an *expiration.DropError if it was redacted.

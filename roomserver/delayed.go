@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 
 	"github.com/tidwall/gjson"
@@ -50,17 +49,4 @@ func (c *Closer) Send(
 	}
 	body, err := json.Marshal(res.JSON)
 	return gjson.GetBytes(body, "event_id").Str, err
-}
-
-// overtaken reports whether another user has set the state of a delayed event since the event was scheduled.
-func (c *Closer) overtaken(ctx context.Context, t expiration.Timer) (bool, error) {
-	current, err := c.current(ctx, t.Event)
-	if err != nil || current == nil || current.EventID() == t.Delayed.Over {
-		return false, err
-	}
-	sender, err := c.rsAPI.QueryUserIDForSender(ctx, current.RoomID(), current.SenderID())
-	if err != nil {
-		return false, fmt.Errorf("looking up who set the current state: %w", err)
-	}
-	return sender != nil && sender.String() != t.Event.Sender, nil
 }

@@ -175,24 +175,25 @@ func (s *settled) owes(roomID string, deadline time.Time, failed bool) bool {
 }
 
 // inTurn is wait for an event that is due: it also keeps the order of the room's deadlines.
-func (s *settled) inTurn(ctx context.Context, roomID string, deadline time.Time) (looked bool, err error) {
-	looked, err = s.wait(ctx, roomID, laneSettles)
+func (s *settled) inTurn(ctx context.Context, roomID string, deadline time.Time) error {
+	err := s.wait(ctx, roomID, laneSettles)
 	if s.owes(roomID, deadline, err != nil) {
-		return looked, errUnsettled
+		return errUnsettled
 	}
-	return looked, err
+	return err
 }
 
-// wait returns when the roomserver has processed the present contents of a room's queue. looked is false if the queue was known to be
-// empty. The error is errUnsettled if that takes longer than patience, but nil if all attempts together have waited for settlesFor.
-func (s *settled) wait(ctx context.Context, roomID string, patience time.Duration) (looked bool, err error) {
+// wait returns when the roomserver has processed the present contents of a room's queue. The error is errUnsettled if that takes longer
+// than patience, but nil if all attempts together have waited for settlesFor.
+func (s *settled) wait(ctx context.Context, roomID string, patience time.Duration) error {
 	look, empty := s.begin(roomID)
 	if empty {
-		return false, nil
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err = s.drain(ctx, roomID); err == nil && s.mayBeRedacted(roomID) { // asked last: processing the queue can fetch redactions
+	err := s.drain(ctx, roomID)
+	if err == nil && s.mayBeRedacted(roomID) { // asked last: processing the queue can fetch redactions
 		err = s.hear(ctx, roomID)
 	}
 	switch {
@@ -201,7 +202,7 @@ func (s *settled) wait(ctx context.Context, roomID string, patience time.Duratio
 	case s.waited(roomID):
 		err = nil
 	}
-	return true, err
+	return err
 }
 
 // mayBeRedacted reports whether a redaction may have arrived for a room.
@@ -284,34 +285,24 @@ func (s *settling) Close(
 	ctx context.Context, e expiration.Event, o expiration.Outcome, sent time.Time, lost bool,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
-	if _, err := s.wait(ctx, e.RoomID, o, sent); err != nil {
+	if err := s.wait(ctx, e.RoomID, o, sent); err != nil {
 		return err
 	}
 	return s.Roomserver.Close(ctx, e, o, sent, lost, claim)
 }
 
-// Send implements expiration.Roomserver. The caller has checked whether another user has set the state. After a wait, Send checks it again.
+// Send implements expiration.Roomserver.
 func (s *settling) Send(
 	ctx context.Context, t expiration.Timer, o expiration.Outcome, claim func(context.Context, expiration.Built) error,
 ) (string, error) {
-	looked, err := s.wait(ctx, t.Event.RoomID, o, t.Deadline)
-	if err != nil {
+	if err := s.wait(ctx, t.Event.RoomID, o, t.Deadline); err != nil {
 		return "", err
-	}
-	if looked && t.Event.StateKey != nil {
-		overtaken, err := s.Replaced(ctx, t)
-		if err != nil {
-			return "", err
-		}
-		if overtaken {
-			return "", &expiration.DropError{Reason: expiration.Replaced}
-		}
 	}
 	return s.Roomserver.Send(ctx, t, o, claim)
 }
 
 // wait waits for the room's queue. An event that is due waits for its turn; a request does not.
-func (s *settling) wait(ctx context.Context, roomID string, o expiration.Outcome, deadline time.Time) (looked bool, err error) {
+func (s *settling) wait(ctx context.Context, roomID string, o expiration.Outcome, deadline time.Time) error {
 	if o == expiration.Ended {
 		return s.settled.wait(ctx, roomID, callerSettles)
 	}

@@ -2,7 +2,6 @@ package roomserver
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,10 +19,9 @@ import (
 // builder is a roomserver that notes the contents of the queue when it is asked to build an event.
 type builder struct {
 	expiration.Roomserver
-	d        *fakequeue.Roomserver
-	built    int
-	upon     inputqueue.Backlog
-	replaced bool
+	d     *fakequeue.Roomserver
+	built int
+	upon  inputqueue.Backlog
 }
 
 func (b *builder) build() {
@@ -42,8 +40,6 @@ func (b *builder) Send(context.Context, expiration.Timer, expiration.Outcome, fu
 	b.build()
 	return "$sent", nil
 }
-
-func (b *builder) Replaced(context.Context, expiration.Timer) (bool, error) { return b.replaced, nil }
 
 // stream is an output stream: the number of its last message, and the number up to which the timers have acknowledged it.
 type stream struct{ last, acknowledged uint64 }
@@ -204,14 +200,13 @@ func TestLooksAreVoid(t *testing.T) {
 
 func TestDelayedEventIsBuiltUponTheQueue(t *testing.T) {
 	testSettling(t, func(t *testing.T, s *settleTest) {
-		timer := expiration.Timer{Event: expiration.Event{RoomID: testRoom, StateKey: new(string)}, Deadline: time.Now().Add(-time.Second)}
-		s.replaced = true // as an empty queue shows
+		timer := expiration.Timer{Event: expiration.Event{RoomID: testRoom}, Deadline: time.Now().Add(-time.Second)}
+		s.Take(2 * laneSettles)
+		s.comes(t)
 		_, err := s.r.Send(t.Context(), timer, expiration.Expired, nil)
-		dropped := (*expiration.DropError)(nil)
-		require.True(t, errors.As(err, &dropped), err)
-		require.Equal(t, expiration.Replaced, dropped.Reason)
+		require.ErrorIs(t, err, errUnsettled)
 		require.Zero(t, s.built)
-		s.replaced = false
+		time.Sleep(4 * laneSettles)
 		_, err = s.r.Send(t.Context(), timer, expiration.Expired, nil)
 		require.NoError(t, err)
 		require.Equal(t, 1, s.built)

@@ -137,7 +137,7 @@ func TestOurs(t *testing.T) {
 	devices, err := alice.Do(t.Context(), http.MethodGet, "/_matrix/client/v3/devices", nil)
 	require.NoError(t, err)
 	require.Len(t, devices.Get("devices").Array(), 1, devices)
-	scheduled, err := alice.Do(t.Context(), http.MethodGet, "/_matrix/client/v1/delayed_events", nil)
+	scheduled, err := alice.Do(t.Context(), http.MethodGet, "/_matrix/client/unstable/org.matrix.msc4140/delayed_events", nil)
 	require.NoError(t, err)
 	require.Equal(t, "[]", scheduled.Get("delayed_events").Raw)
 }

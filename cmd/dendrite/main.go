@@ -1,4 +1,4 @@
-// Command dendrite is the Dendrite homeserver with expiring and delayed events (MSC4140, the 2024 draft and as accepted).
+// Command dendrite is the Dendrite homeserver with expiring and delayed events (MSC4140, the 2024 draft and as merged).
 //
 // With --config, or a dendrite.yaml in the current folder, it takes the flags of Dendrite's own command and behaves like it. With neither
 // it keeps everything in a data folder, which it creates at the first start.

@@ -135,7 +135,7 @@ func (r *instantRoomserver) Resubmit(context.Context, expiration.Timer, expirati
 	return nil
 }
 
-func (r *instantRoomserver) Replaced(context.Context, expiration.Timer) (bool, error) {
+func (r *instantRoomserver) Replaced(context.Context, expiration.Event) (bool, error) {
 	return false, nil
 }
 

@@ -45,8 +45,8 @@ type form string
 const (
 	expiring  form = "expiring"  // a send with m.will_expire in the content
 	query     form = "query"     // a send with the delay in the query
-	dedicated form = "dedicated" // the accepted form, on the stable path
-	unstable  form = "unstable"  // the accepted form, on the unstable path
+	dedicated form = "dedicated" // the merged form, on the stable path
+	unstable  form = "unstable"  // the merged form, on the unstable path
 )
 
 func (in *input) String() string {

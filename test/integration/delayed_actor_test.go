@@ -170,7 +170,7 @@ func (l *ledger) checkDelayed(ctx context.Context, events []roomEvent) {
 				continue
 			}
 			shown, err := a.Do(ctx, http.MethodGet, stableDelayed+"/"+e.id, nil)
-			if err != nil || shown.Code != http.StatusOK || !shown.Get("finalised_ts").Exists() || shown.Get("error").Exists() {
+			if err != nil || shown.Code != http.StatusOK || !shown.Get("finalised").Exists() || shown.Get("finalised.error").Exists() {
 				l.fault("delayed event %d of %s was not finalised: %s %v", e.n, a.roomID, shown, err)
 				continue
 			}
@@ -180,7 +180,7 @@ func (l *ledger) checkDelayed(ctx context.Context, events []roomEvent) {
 			if early := e.earliest.Sub(time.UnixMilli(found[0].timestamp())); !e.decided && early > time.Millisecond {
 				l.fault("delayed event %d of %s was sent %s early", e.n, a.roomID, early)
 			}
-			if id := shown.Get("event_id").Str; id != found[0].id {
+			if id := shown.Get("finalised.event_id").Str; id != found[0].id {
 				l.fault("delayed event %d of %s is %s, and was finalised as %s", e.n, a.roomID, found[0], id)
 			}
 			if claimed := l.delayedClaims[expiration.HashToken(e.id)]; claimed != "" && claimed != found[0].id {

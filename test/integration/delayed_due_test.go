@@ -40,8 +40,17 @@ func testDelayedOrder(t *testing.T, alice, _ *user, roomID string) {
 
 func testRefusedWhenSent(t *testing.T, alice, bob *user, roomID string) {
 	name := "/_matrix/client/v3/rooms/" + url.PathEscape(roomID) + "/state/m.room.name/"
-	// The event can be scheduled, because its sender's power is checked only when it is sent.
-	id := delayID(t, bob.must(t, http.MethodPut, name+delayParameter+"3600000", JSON{"name": "bob's"}))
+	empower := func(power int) {
+		alice.levels(t, roomID, func(levels map[string]any) { levels["users"].(map[string]any)[bob.UserID] = power })
+	}
+	// schedule schedules an event for which its sender has the power only until the answer.
+	schedule := func(delay string) string {
+		empower(50)
+		id := delayID(t, bob.must(t, http.MethodPut, name+delayParameter+delay, JSON{"name": "bob's"}))
+		empower(0)
+		return id
+	}
+	id := schedule("3600000")
 	for _, path := range []string{unstableDelayed, stableDelayed} {
 		res := bob.actDelayed(t, path, id, "send")
 		require.Equal(t, http.StatusForbidden, res.Code, res)
@@ -50,7 +59,7 @@ func testRefusedWhenSent(t *testing.T, alice, bob *user, roomID string) {
 	require.Equal(t, []string{id}, bob.scheduled(t), "it stays")
 	bob.acted(t, unstableDelayed, id, "cancel")
 
-	id = delayID(t, bob.must(t, http.MethodPut, name+delayParameter+"1", JSON{"name": "bob's"}))
+	id = schedule("2000")
 	e := bob.finalised(t, id)
 	require.Equal(t, "M_FORBIDDEN", e.Get("error.errcode").Str, e)
 	require.False(t, e.Get("event_id").Exists())
@@ -58,32 +67,28 @@ func testRefusedWhenSent(t *testing.T, alice, bob *user, roomID string) {
 	require.Equal(t, http.StatusConflict, bob.actDelayed(t, stableDelayed, id, "send").Code)
 	require.Equal(t, http.StatusNotFound, alice.do(t, http.MethodGet, name, nil).Code)
 
-	// The opposite case: the sender gets the power after scheduling.
-	id = delayID(t, bob.must(t, http.MethodPut, name+delayParameter+"3600000", JSON{"name": "bob's"}))
-	alice.levels(t, roomID, func(levels map[string]any) { levels["users"].(map[string]any)[bob.UserID] = 50 })
+	// The opposite case: the sender gets the power back.
+	id = schedule("3600000")
+	empower(50)
 	bob.acted(t, unstableDelayed, id, "send")
 	require.Equal(t, "bob's", alice.must(t, http.MethodGet, name, nil).Get("name").Str)
 }
 
-func testDelayedReplaced(t *testing.T, alice, bob *user, roomID string) {
+// testStateOfOthers: state that anybody sets leaves the delayed events for it, and they replace it when they are sent.
+func testStateOfOthers(t *testing.T, alice, bob *user, roomID string) {
 	set := func(u *user, body string) {
-		u.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "replaced"), JSON{"body": body})
+		u.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "shared"), JSON{"body": body})
 	}
 	set(bob, "before")
-	id := alice.delayState(t, roomID, "replaced", time.Hour, JSON{"body": "delayed"})
-	message := alice.delayMessage(t, roomID, time.Hour, "message")
-	alice.acted(t, unstableDelayed, id, "restart") // neither earlier state nor the owner's own state cancels the event
-	set(alice, "join")
-	alice.acted(t, unstableDelayed, id, "restart")
-	bob.must(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "other"), JSON{"body": "other"})
-	alice.acted(t, unstableDelayed, id, "restart")
-	set(bob, "after")
-	require.Equal(t, http.StatusNotFound, alice.actDelayed(t, unstableDelayed, id, "restart").Code, "by the time that the other has his answer")
-	e := alice.finalised(t, id)
-	require.False(t, e.Get("event_id").Exists() || e.Get("error").Exists(), "cancelled: %s", e)
-	require.Equal(t, []string{message}, alice.scheduled(t))
-	require.Equal(t, "after", alice.state(t, roomID, "replaced").Get("content.body").Str)
-	alice.acted(t, unstableDelayed, message, "cancel")
+	id := alice.delayState(t, roomID, "shared", time.Hour, JSON{"body": "delayed"})
+	for _, u := range []*user{alice, bob} {
+		set(u, "after")
+		alice.acted(t, unstableDelayed, id, "restart")
+		require.Equal(t, []string{id}, alice.scheduled(t))
+	}
+	require.Equal(t, "after", alice.state(t, roomID, "shared").Get("content.body").Str)
+	alice.acted(t, unstableDelayed, id, "send")
+	require.Equal(t, "delayed", bob.state(t, roomID, "shared").Get("content.body").Str)
 }
 
 func testDelayedExpires(t *testing.T, alice, _ *user, roomID string) {
@@ -127,13 +132,6 @@ func testDelayedOfGuest(t *testing.T, alice, _ *user, _ string) {
 	require.Equal(t, []string{id}, guest.scheduled(t))
 	guest.acted(t, stableDelayed, id, "send")
 	require.Equal(t, "guest", alice.state(t, roomID, "guest").Get("content.body").Str)
-}
-
-func testDelayedTimestamp(t *testing.T, alice, _ *user, roomID string) {
-	id := delayID(t, alice.must(t, http.MethodPut,
-		homeserver.SendPath(roomID, "m.room.message")+delayParameter+"1&ts=1600000000000", JSON{"body": "old"}))
-	e := alice.event(t, roomID, alice.finalised(t, id).Get("event_id").Str)
-	require.EqualValues(t, 1600000000000, e.Get("origin_server_ts").Int())
 }
 
 // testDelayedMembership: a user who has left cannot send the event, but can after coming back.

@@ -9,10 +9,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
-
-// The owner of a delayed event restarts, sends, cancels and looks it up.
 
 func testManaging(t *testing.T, alice, bob *user, roomID string) {
 	follower := alice.follow(t, roomID)
@@ -54,6 +53,16 @@ func testManaging(t *testing.T, alice, bob *user, roomID string) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusUnauthorized, res.Code, res)
 	require.Equal(t, http.StatusNotFound, bob.actDelayed(t, stableDelayed, id, "cancel").Code)
+	// On the unstable path a token is not needed. A valid one must be the owner's.
+	for token, want := range map[string]int{bob.Token: 404, alice.Token: 200, "expired": 200} {
+		for path, body := range map[string]any{"/restart": nil, "": JSON{"action": "restart"}} {
+			c := *alice.Client
+			c.Token = token
+			res, err := c.Do(t.Context(), http.MethodPost, unstableDelayed+"/"+id+path, body)
+			require.NoError(t, err)
+			require.Equal(t, want, res.Code, res)
+		}
+	}
 	// Older clients have the action in the body. On the other paths a body is allowed.
 	for _, test := range []struct {
 		path string
@@ -61,7 +70,7 @@ func testManaging(t *testing.T, alice, bob *user, roomID string) {
 		code int
 	}{
 		{unstableDelayed + "/" + id, JSON{"action": "restart"}, 200},
-		{unstableDelayed + "/" + id, JSON{"action": "unsend"}, 404},
+		{unstableDelayed + "/" + id, JSON{"action": "unsend"}, 400},
 		{unstableDelayed + "/" + id, JSON{}, 400},
 		{unstableDelayed + "/" + id, []byte("x"), 400},
 		{unstableDelayed + "/" + id, JSON{"action": "restart", "x": strings.Repeat("x", 5000)}, 413},
@@ -76,12 +85,16 @@ func testManaging(t *testing.T, alice, bob *user, roomID string) {
 }
 
 // testFinalised checks the answers about events that are finalised already.
-func testFinalised(t *testing.T, alice, _ *user, roomID string) {
+func testFinalised(t *testing.T, alice, bob *user, roomID string) {
 	sent, cancelled := alice.delayMessage(t, roomID, time.Hour, "x"), alice.delayMessage(t, roomID, time.Hour, "x")
 	timedOut := alice.delayMessage(t, roomID, time.Millisecond, "x")
 	alice.acted(t, unstableDelayed, sent, "send")
 	alice.acted(t, unstableDelayed, cancelled, "cancel")
 	alice.finalised(t, timedOut)
+	alice.levels(t, roomID, func(levels map[string]any) { levels["users"].(map[string]any)[bob.UserID] = 50 })
+	refused := delayID(t, bob.must(t, http.MethodPut, homeserver.StatePath(roomID, "m.room.name", "")+delayParameter+"1000", JSON{"name": "x"}))
+	alice.levels(t, roomID, func(levels map[string]any) { levels["users"].(map[string]any)[bob.UserID] = 0 })
+	require.Equal(t, "M_FORBIDDEN", bob.finalised(t, refused).Get("error.errcode").Str)
 	for _, restarted := range []bool{false, true} {
 		if restarted {
 			alice.s.restart(t, true)
@@ -99,7 +112,14 @@ func testFinalised(t *testing.T, alice, _ *user, roomID string) {
 			{cancelled, "cancel", 200, 200},
 			{cancelled, "send", 404, 409},
 			{cancelled, "restart", 404, 409},
+			{refused, "cancel", 200, 200},
+			{refused, "send", 404, 409},
+			{refused, "restart", 404, 409},
 		} {
+			alice := alice
+			if test.id == refused {
+				alice = bob
+			}
 			res := alice.actDelayed(t, unstableDelayed, test.id, test.action)
 			require.Equal(t, test.unstable, res.Code, "%s: %s", test.action, res)
 			if res.Code != http.StatusOK {
@@ -123,44 +143,49 @@ func testLooking(t *testing.T, alice, bob *user, roomID string) {
 	require.Empty(t, bob.scheduled(t))
 
 	for path, old := range map[string]bool{stableDelayed: false, unstableDelayed: true} {
-		for _, p := range []string{path, path + "/" + late, path + "/" + late + "/send"} { // a browser's preflight requests
+		for _, p := range []string{path + "/" + late, path + "/" + late + "/send"} { // a browser's preflight requests
 			require.Equal(t, http.StatusOK, alice.do(t, http.MethodOptions, p, nil).Code, p)
 		}
 		// mautrix sends a body with its GET requests.
-		for _, e := range []gjson.Result{
-			alice.must(t, http.MethodGet, path, JSON{}).Get("delayed_events.1"),
-			alice.must(t, http.MethodGet, path+"/"+late, JSON{}).Get("@this"),
-		} {
+		shown := []gjson.Result{alice.must(t, http.MethodGet, path+"/"+late, JSON{}).Get("@this")}
+		if old {
+			shown = append(shown, alice.must(t, http.MethodGet, path, JSON{}).Get("delayed_events.1"))
+		}
+		for _, e := range shown {
 			require.Equal(t, late, e.Get("delay_id").Str)
 			require.Equal(t, roomID, e.Get("room_id").Str)
 			require.Equal(t, memberType, e.Get("type").Str)
 			require.Equal(t, "late", e.Get("state_key").Str)
 			require.Equal(t, `{"big":9007199254740991}`, e.Get("content").Raw)
 			require.EqualValues(t, 2*60*60*1000, e.Get("delay_ms").Int())
-			require.GreaterOrEqual(t, e.Get("scheduled_at").Int(), before)
-			require.LessOrEqual(t, e.Get("scheduled_at").Int(), after+1)
-			require.False(t, e.Get("finalised_ts").Exists())
+			require.GreaterOrEqual(t, e.Get("delayed_since_ts").Int(), before)
+			require.LessOrEqual(t, e.Get("delayed_since_ts").Int(), after+1)
+			require.False(t, e.Get("finalised").Exists() || e.Get("finalised_ts").Exists())
 			if old {
 				require.Equal(t, e.Get("delay_ms").Raw, e.Get("delay").Raw)
-				require.Equal(t, e.Get("scheduled_at").Raw, e.Get("running_since").Raw)
+				require.Equal(t, e.Get("delayed_since_ts").Raw, e.Get("running_since").Raw)
 			} else {
 				require.False(t, e.Get("delay").Exists() || e.Get("running_since").Exists())
 			}
 		}
-		require.False(t, alice.must(t, http.MethodGet, path, nil).Get("delayed_events.0.state_key").Exists())
 		res := bob.do(t, http.MethodGet, path+"/"+late, nil)
 		require.Equal(t, http.StatusNotFound, res.Code)
 		require.Equal(t, "M_NOT_FOUND", res.Get("errcode").Str)
-		for _, p := range []string{path, path + "/" + late} {
-			res, err := alice.s.Anonymous().Do(t.Context(), http.MethodGet, p, nil)
-			require.NoError(t, err)
-			require.Equal(t, http.StatusUnauthorized, res.Code)
-		}
+		res, err := alice.s.Anonymous().Do(t.Context(), http.MethodGet, path+"/"+late, nil)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusUnauthorized, res.Code)
 	}
-	scheduledAt := alice.delayed(t, early).Get("scheduled_at").Int()
+	require.False(t, alice.must(t, http.MethodGet, unstableDelayed, nil).Get("delayed_events.0.state_key").Exists())
+	res, err := alice.s.Anonymous().Do(t.Context(), http.MethodGet, unstableDelayed, nil)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusUnauthorized, res.Code)
+	res = alice.do(t, http.MethodGet, stableDelayed, nil)
+	require.Equal(t, http.StatusNotFound, res.Code, "the merged text has no list")
+	require.Equal(t, "M_UNRECOGNIZED", res.Get("errcode").Str)
+	scheduledAt := alice.delayed(t, early).Get("delayed_since_ts").Int()
 	<-time.After(2 * time.Millisecond)
 	alice.acted(t, unstableDelayed, early, "restart")
-	require.Greater(t, alice.delayed(t, early).Get("scheduled_at").Int(), scheduledAt)
+	require.Greater(t, alice.delayed(t, early).Get("delayed_since_ts").Int(), scheduledAt)
 
 	alice.acted(t, unstableDelayed, early, "send")
 	alice.acted(t, unstableDelayed, late, "cancel")
@@ -169,11 +194,15 @@ func testLooking(t *testing.T, alice, bob *user, roomID string) {
 		if crash {
 			alice.s.restart(t, true)
 		}
-		e := alice.delayed(t, early)
+		e := alice.delayed(t, early).Get("finalised")
 		require.GreaterOrEqual(t, e.Get("finalised_ts").Int(), before)
+		old := alice.must(t, http.MethodGet, unstableDelayed+"/"+early, nil)
+		require.Equal(t, e.Raw, old.Get("finalised").Raw)
+		require.Equal(t, e.Get("finalised_ts").Raw, old.Get("finalised_ts").Raw)
+		require.Equal(t, e.Get("event_id").Raw, old.Get("event_id").Raw)
 		require.Equal(t, "early", alice.event(t, roomID, e.Get("event_id").Str).Get("content.body").Str)
 		require.False(t, e.Get("error").Exists())
-		e = alice.delayed(t, late)
+		e = alice.delayed(t, late).Get("finalised")
 		require.GreaterOrEqual(t, e.Get("finalised_ts").Int(), before)
 		require.False(t, e.Get("event_id").Exists() || e.Get("error").Exists(), e)
 		require.Equal(t, http.StatusNotFound, bob.do(t, http.MethodGet, stableDelayed+"/"+late, nil).Code)

@@ -16,7 +16,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// These tests check delayed events (MSC4140 as accepted) from the outside.
+// These tests check delayed events (MSC4140 as merged) from the outside.
 
 const (
 	stableDelayed   = "/_matrix/client/v1/delayed_events"
@@ -42,11 +42,10 @@ func TestDelayedEvents(t *testing.T) {
 			"Looking":            testLooking,
 			"Order":              testDelayedOrder,
 			"RefusedWhenSent":    testRefusedWhenSent,
-			"ReplacedByAnother":  testDelayedReplaced,
+			"StateOfOthers":      testStateOfOthers,
 			"ExpiresOnceSent":    testDelayedExpires,
 			"SameState":          testDelayedSameState,
 			"OfAGuest":           testDelayedOfGuest,
-			"TimestampIsKept":    testDelayedTimestamp,
 			"MembershipAtTheEnd": testDelayedMembership,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, alice, bob, s.room(t, alice, bob)) })
@@ -105,12 +104,12 @@ func (u *user) delayed(t *testing.T, delayID string) gjson.Result {
 	return res.Get("@this")
 }
 
-// finalised waits until a delayed event is finalised, and returns it.
+// finalised waits until a delayed event is finalised, and returns what became of it.
 func (u *user) finalised(t *testing.T, delayID string) (e gjson.Result) {
 	t.Helper()
 	eventually(t, "the event is finalised", func() bool {
-		e = u.delayed(t, delayID)
-		return e.Get("finalised_ts").Exists()
+		e = u.delayed(t, delayID).Get("finalised")
+		return e.Exists()
 	})
 	return e
 }
@@ -119,7 +118,7 @@ func (u *user) finalised(t *testing.T, delayID string) (e gjson.Result) {
 func (u *user) scheduled(t *testing.T) (delayIDs []string) {
 	t.Helper()
 	for from := ""; ; {
-		page := u.must(t, http.MethodGet, stableDelayed+from, nil)
+		page := u.must(t, http.MethodGet, unstableDelayed+from, nil)
 		for _, e := range page.Get("delayed_events").Array() {
 			delayIDs = append(delayIDs, e.Get("delay_id").Str)
 		}
@@ -167,7 +166,7 @@ func testDelayedForms(t *testing.T, alice, _ *user, roomID string) {
 	}
 }
 
-func testDelayedBadRequests(t *testing.T, alice, _ *user, roomID string) {
+func testDelayedBadRequests(t *testing.T, alice, bob *user, roomID string) {
 	const day = 24 * 60 * 60 * 1000
 	query := homeserver.StatePath(roomID, memberType, "bad") + delayParameter
 	dedicated := "/_matrix/client/v3/rooms/" + url.PathEscape(roomID) + "/delayed_event/" + memberType + "/bad"
@@ -193,11 +192,13 @@ func testDelayedBadRequests(t *testing.T, alice, _ *user, roomID string) {
 		"bad life time":       {alice, query + "1000", JSON{"m.will_expire": -1}, 400, "M_INVALID_PARAM", ""},
 		"not joined":          {stranger, query + "1000", JSON{}, 403, "M_FORBIDDEN", ""},
 		"malformed":           {alice, query + "%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
-		"field: other case":   {alice, dedicated, JSON{"Delay_MS": 1000, "content": JSON{}}, 400, "M_INVALID_PARAM", ""},
-		"field: no delay":     {alice, dedicated, JSON{"content": JSON{}}, 400, "M_INVALID_PARAM", ""},
+		"field: other case":   {alice, dedicated, JSON{"Delay_MS": 1000, "content": JSON{}}, 400, "M_MISSING_PARAM", ""},
+		"field: no delay":     {alice, dedicated, JSON{"content": JSON{}}, 400, "M_MISSING_PARAM", ""},
 		"field: zero":         {alice, dedicated, JSON{"content": JSON{}, "delay_ms": 0}, 400, "M_INVALID_PARAM", ""},
 		"field: text":         {alice, dedicated, JSON{"content": JSON{}, "delay_ms": "1000"}, 400, "M_INVALID_PARAM", ""},
-		"field: too long":     {alice, dedicated, JSON{"content": JSON{}, "delay_ms": day + 1}, 403, "M_FORBIDDEN", ""},
+		"field: too long":     {alice, dedicated, JSON{"content": JSON{}, "delay_ms": day + 1}, 400, "M_DELAY_TOO_LARGE", ""},
+		"field: no power":     {bob, strings.Replace(dedicated, memberType, "m.room.name", 1), JSON{"delay_ms": 1000, "content": JSON{}, "state_key": ""}, 403, "M_FORBIDDEN", ""},
+		"field: sticky":       {alice, dedicated + "?org.matrix.msc4354.sticky_duration_ms=1000", JSON{"delay_ms": 1000, "content": JSON{}}, 400, "M_INVALID_PARAM", ""},
 		"field: no content":   {alice, dedicated, JSON{"delay_ms": 1000}, 400, "M_MISSING_PARAM", ""},
 		"field: content text": {alice, dedicated, JSON{"delay_ms": 1000, "content": "x"}, 400, "M_BAD_JSON", ""},
 		"field: bad key":      {alice, dedicated, JSON{"delay_ms": 1000, "content": JSON{}, "state_key": 1}, 400, "M_BAD_JSON", ""},
@@ -209,11 +210,16 @@ func testDelayedBadRequests(t *testing.T, alice, _ *user, roomID string) {
 			require.Equal(t, test.errcode, res.Get("errcode").Str, res)
 			require.NotEmpty(t, res.Get("error").Str)
 			require.Equal(t, test.additional, res.Get(`org\.matrix\.msc4140\.errcode`).Str)
-			if test.additional != "" {
+			if strings.HasPrefix(test.errcode, "ORG.") || test.additional != "" {
 				require.EqualValues(t, day, res.Get(`org\.matrix\.msc4140\.max_delay`).Int())
 			}
 		})
 	}
+	unstable := strings.Replace(dedicated, "v3", "unstable/org.matrix.msc4140", 1)
+	res := alice.do(t, http.MethodPut, unstable, JSON{"content": JSON{}, "delay_ms": day + 1})
+	require.Equal(t, http.StatusBadRequest, res.Code, res)
+	require.Equal(t, "ORG.MATRIX.MSC4140_DELAY_TOO_LARGE", res.Get("errcode").Str)
+	require.EqualValues(t, day, res.Get(`org\.matrix\.msc4140\.max_delay`).Int())
 	require.Empty(t, alice.scheduled(t), "nothing came of any of them")
 	alice.acted(t, unstableDelayed, alice.delayState(t, roomID, "bad", 24*time.Hour, JSON{}), "cancel") // the longest delay that is allowed
 }
@@ -270,6 +276,42 @@ func TestDelayedLimits(t *testing.T) {
 		for i, id := range last {
 			res := bob.do(t, http.MethodGet, stableDelayed+"/"+id, nil)
 			require.Equal(t, map[bool]int{true: http.StatusOK, false: http.StatusNotFound}[i >= 2], res.Code, "%d: %s", i, res)
+		}
+	})
+}
+
+// Of the events of a user that are due at once, those above the limit are refused. The errors of all limits are those of the rate limits.
+func TestDelayedRates(t *testing.T) {
+	t.Parallel()
+	onEachDatabase(t, JSON{"rate_limiting": JSON{
+		"due": JSON{"threshold": 2, "cooloff_ms": 3600000}, "user": JSON{"threshold": 6, "cooloff_ms": 3600000},
+	}}, func(t *testing.T, s *server) {
+		alice, bob := s.newUser(t), s.newUser(t)
+		roomID := s.room(t, alice, bob)
+		follower := bob.follow(t, roomID)
+		for i := range 3 {
+			alice.delayMessage(t, roomID, time.Second+time.Duration(i)*time.Millisecond, fmt.Sprint("due", i))
+		}
+		follower.await(t, "the second", withBody("due1"))
+		last := alice.delayMessage(t, roomID, time.Second, "last")
+		bob.delayMessage(t, roomID, 2*time.Second, "bob's")
+		follower.await(t, "another user's", withBody("bob's"))
+		final := alice.delayed(t, last).Get("finalised") // because bob's was due later
+		require.Equal(t, "M_LIMIT_EXCEEDED", final.Get("error.errcode").Str, final)
+		for _, res := range []homeserver.Response{
+			alice.do(t, http.MethodGet, stableDelayed+"/"+last, nil), alice.do(t, http.MethodGet, unstableDelayed, nil),
+			alice.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"1000", JSON{}),
+			alice.actDelayed(t, stableDelayed, last, "send"),
+		} {
+			for range 6 { // the look-ups above have used a part of the allowance
+				if res.Code != http.StatusTooManyRequests {
+					res = alice.do(t, http.MethodGet, stableDelayed+"/"+last, nil)
+				}
+			}
+			require.Equal(t, http.StatusTooManyRequests, res.Code, res)
+			require.Equal(t, "M_LIMIT_EXCEEDED", res.Get("errcode").Str)
+			require.NotEmpty(t, res.Header.Get("Retry-After"))
+			require.Positive(t, res.Get("retry_after_ms").Int())
 		}
 	})
 }

@@ -119,7 +119,7 @@ func testEndWhileTheSenderLeaves(t *testing.T, tries int) {
 			}
 			if sending == http.StatusOK {
 				sent++
-				follower.awaitEvent(t, alice.delayed(t, delayID).Get("event_id").Str)
+				follower.awaitEvent(t, alice.delayed(t, delayID).Get("finalised.event_id").Str)
 			}
 		}
 		t.Logf("of %d tries, %d ended and %d sent in time", tries, ended, sent)

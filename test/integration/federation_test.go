@@ -26,7 +26,7 @@ func TestFederation(t *testing.T) {
 		t.Run("SeenByTheOther", func(t *testing.T) { testSeen(t, p) })
 		t.Run("SentByTheOther", func(t *testing.T) { testSentByTheOther(t, p) })
 		t.Run("ReplacedByTheOther", func(t *testing.T) { testReplacedByTheOther(t, p) })
-		t.Run("DelayedAndReplacedByTheOther", func(t *testing.T) { testDelayedReplacedByTheOther(t, p) })
+		t.Run("DelayedAndStateOfTheOther", func(t *testing.T) { testDelayedAndStateOfTheOther(t, p) })
 		t.Run("StoppedByTheOther", func(t *testing.T) { testStoppedByTheOther(t, p) })
 		t.Run("TheOtherHangs", func(t *testing.T) { testAway(t, p, suspend, resume) })
 		t.Run("TheOtherIsDown", func(t *testing.T) {
@@ -119,20 +119,24 @@ func testReplacedByTheOther(t *testing.T, p *pair) {
 	}
 }
 
-// A moderator of the far server sends the state that a user of the near server has delayed. The far server also sees delayed events when
-// they are sent.
-func testDelayedReplacedByTheOther(t *testing.T, p *pair) {
+// A moderator of the far server sends the state that a user of the near server has delayed. That leaves the delayed event, and both servers
+// have its state when it is sent.
+func testDelayedAndStateOfTheOther(t *testing.T, p *pair) {
 	far := p.carol.follow(t, p.roomID)
 	id := p.alice.delayState(t, p.roomID, "delayed", time.Second, JSON{"body": "alice's"})
 	sent := far.await(t, "the delayed event", withBody("alice's"))
 	require.Equal(t, p.alice.finalised(t, id).Get("event_id").Str, sent.Get("event_id").Str)
 	require.NotContains(t, sent.Raw, "delay_id")
 
-	id = p.alice.delayState(t, p.roomID, "delayed", time.Hour, JSON{"body": "too late"})
-	newer := p.carol.must(t, http.MethodPut, homeserver.StatePath(p.roomID, memberType, "delayed"), JSON{"body": "carol's"}).Get("event_id").Str
-	cancelled := p.alice.finalised(t, id)
-	require.False(t, cancelled.Get("event_id").Exists() || cancelled.Get("error").Exists(), cancelled)
-	require.Equal(t, newer, p.alice.state(t, p.roomID, "delayed").Get("event_id").Str)
+	id = p.alice.delayState(t, p.roomID, "delayed", time.Hour, JSON{"body": "later"})
+	p.carol.must(t, http.MethodPut, homeserver.StatePath(p.roomID, memberType, "delayed"), JSON{"body": "carol's"})
+	p.alice.follow(t, p.roomID).await(t, "the other's state", withBody("carol's"))
+	require.Equal(t, []string{id}, p.alice.scheduled(t))
+	p.alice.acted(t, unstableDelayed, id, "send")
+	far.await(t, "the delayed event", withBody("later"))
+	for _, u := range []*user{p.alice, p.carol} {
+		require.Equal(t, "later", u.state(t, p.roomID, "delayed").Get("content.body").Str)
+	}
 }
 
 // stopped requires that the near server drops the timers of the given events, and that neither server gets a closing event.

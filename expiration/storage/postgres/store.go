@@ -34,8 +34,8 @@ func Open(ctx context.Context, db *sql.DB) (*shared.Store, error) {
 
 // Each write is one statement, because one statement is one round trip to the database.
 const (
-	insertTimerSQL = "WITH digest AS (INSERT INTO expiration_digests (timer_nid, digest) VALUES ($1, $17))," +
-		" deadline AS (INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $18, $19)) " +
+	insertTimerSQL = "WITH digest AS (INSERT INTO expiration_digests (timer_nid, digest) VALUES ($1, $16))," +
+		" deadline AS (INSERT INTO expiration_deadlines (timer_nid, duration_ms, deadline_ms) VALUES ($1, $17, $18)) " +
 		shared.InsertTimerSQL
 
 	// The rows of expiration_deadlines are locked first, so that a removal waits for a claim of the same timer.
