@@ -6,7 +6,9 @@ package clients
 
 import (
 	"context"
+	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -34,15 +36,20 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	// The tests of calls mostly wait, so that two cores can run more than two of them at the same time.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
 	code := m.Run()
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
 }
 
 // start starts a homeserver for one test.
-func start(t *testing.T) *homeserver.Server {
+func start(t *testing.T, config homeserver.Config) *homeserver.Server {
 	t.Helper()
-	server, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
+	server, err := homeserver.New(binary, t.TempDir(), config)
 	require.NoError(t, err)
 	require.NoError(t, server.Start(t.Context()))
 	t.Cleanup(func() {
@@ -51,4 +58,21 @@ func start(t *testing.T) *homeserver.Server {
 		}
 	})
 	return server
+}
+
+// register makes an account.
+func register(t *testing.T, server *homeserver.Server, name string) *homeserver.Client {
+	t.Helper()
+	user, err := server.Register(t.Context(), name)
+	require.NoError(t, err)
+	return user
+}
+
+// do makes a request that must be answered with 200.
+func do(t *testing.T, c *homeserver.Client, method, path string, body any) homeserver.Response {
+	t.Helper()
+	res, err := c.Do(t.Context(), method, path, body)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, res.Code, "%s %s: %s", method, path, res)
+	return res
 }

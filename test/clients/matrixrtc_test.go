@@ -3,6 +3,7 @@
 package clients
 
 import (
+	"cmp"
 	"syscall"
 	"testing"
 	"time"
@@ -19,48 +20,92 @@ const (
 	restart = 2 * time.Second
 	// promptly limits the time from when a leave event is due until the other participant sees it.
 	promptly = 2 * time.Second
+	// memberType is the type of a participant's membership.
+	memberType = "org.matrix.msc3401.call.member"
 )
 
 // call is a call with two participants.
 type call struct {
 	server     *homeserver.Server
+	roomID     string
 	alice, bob *participant
-	delay      time.Duration
+	// asAlice and asBob make the users' requests outside of the call.
+	asAlice, asBob *homeserver.Client
+	// scheduled is alice's first delayed event, and delay is what its delay turned out to be.
+	scheduled line
+	delay     time.Duration
+}
+
+// setting is how a call begins. The zero value stands for what is usual.
+type setting struct {
+	server homeserver.Config
+	// The delay of the leave event and the time between its restarts are what the participants ask for.
+	delay, restart time.Duration
+	// retry is how long a participant waits after a network error. It tries ten times.
+	retry time.Duration
+	// through returns the URL at which alice finds the server.
+	through func(server string) string
+	// before is called before alice joins.
+	before func(call)
+	// joins are the requests with which alice joins, see participant.does.
+	joins []string
 }
 
 // begin makes a room with a call in it, on a server of its own.
-func begin(t *testing.T, delay time.Duration) call {
+func begin(t *testing.T, s setting) call {
 	t.Helper()
-	t.Parallel() // the test mostly waits
+	t.Parallel()
 	withSDK(t)
-	server := start(t)
-	alice, err := server.Register(t.Context(), "alice")
-	require.NoError(t, err)
-	bob, err := server.Register(t.Context(), "bob")
-	require.NoError(t, err)
-	roomID, err := alice.CreateRoom(t.Context(), homeserver.JSON{"power_level_content_override": homeserver.JSON{
-		"events": homeserver.JSON{"org.matrix.msc3401.call.member": 0},
+	server := start(t, s.server)
+	c := call{server: server, asAlice: register(t, server, "alice"), asBob: register(t, server, "bob")}
+	var err error
+	c.roomID, err = c.asAlice.CreateRoom(t.Context(), homeserver.JSON{"power_level_content_override": homeserver.JSON{
+		"events": homeserver.JSON{memberType: 0},
 	}})
 	require.NoError(t, err)
-	require.NoError(t, bob.Join(t.Context(), roomID))
+	require.NoError(t, c.asBob.Join(t.Context(), c.roomID))
+	if s.before != nil {
+		s.before(c)
+	}
 	config := homeserver.JSON{
-		"delayedLeaveEventDelayMs": delay.Milliseconds(), "delayedLeaveEventRestartMs": restart.Milliseconds(),
-		"networkErrorRetryMs": time.Second.Milliseconds(),
+		"delayedLeaveEventDelayMs":   cmp.Or(s.delay, delay).Milliseconds(),
+		"delayedLeaveEventRestartMs": cmp.Or(s.restart, restart).Milliseconds(),
+		"networkErrorRetryMs":        cmp.Or(s.retry, time.Second).Milliseconds(),
 	}
-	c := call{server: server, delay: delay}
-	c.alice = join(t, alice, roomID, config)
+	alice := *c.asAlice
+	if s.through != nil {
+		alice.URL = s.through(server.URL)
+	}
+	c.alice = join(t, &alice, c.roomID, config)
+	joins := s.joins
+	if joins == nil {
+		joins = usualJoin
+	}
+	for _, answer := range c.alice.does(t, joins...) {
+		if answer.DelayID != "" && c.scheduled.DelayID == "" {
+			c.scheduled, c.delay = answer, time.Duration(answer.Delay)*time.Millisecond
+		}
+	}
 	// The SDK joins once more if it sees another user's membership before its own.
-	c.alice.sees(t, alice.UserID)
-	// The SDK schedules its leave event and joins. Then it restarts the leave event, to learn whether the join has cancelled it.
-	for _, request := range []string{"schedule", "restart"} {
-		answered := c.alice.await(t, c.alice.requests, request, func(line) bool { return true })
-		require.Equal(t, line{Request: request, Status: 200, at: answered.at}, answered)
-	}
-	c.bob = join(t, bob, roomID, config)
+	c.alice.sees(t, c.asAlice.UserID)
+	c.bob = join(t, c.asBob, c.roomID, config)
 	for _, p := range []*participant{c.alice, c.bob} {
-		p.sees(t, alice.UserID, bob.UserID)
+		p.sees(t, c.asAlice.UserID, c.asBob.UserID)
 	}
 	return c
+}
+
+// usualJoin is how a participant joins: it schedules its leave event, and sends its membership. Then it restarts the leave event, to learn
+// whether the membership has cancelled it.
+var usualJoin = []string{"schedule 200", "join 200", "restart 200"}
+
+// aliceStays requires that alice is in the call for as long as her delay, and that she restarts her leave event meanwhile.
+func (c call) aliceStays(t *testing.T) {
+	t.Helper()
+	for joined := time.Now(); time.Since(joined) < c.delay; {
+		c.alice.manages(t, "restart", time.Now())
+	}
+	require.Empty(t, c.bob.members, "the call has changed")
 }
 
 // aliceVanishes requires that the members have not changed since bob's last report, and ends alice's process with a signal. Then it
@@ -76,16 +121,14 @@ func (c call) aliceVanishes(t *testing.T, signal syscall.Signal) {
 
 // A participant that crashes leaves the call when its delay has passed. A running participant stays.
 func TestParticipantCrashes(t *testing.T) {
-	c := begin(t, delay)
-	for joined := time.Now(); time.Since(joined) < delay; {
-		c.alice.manages(t, "restart", time.Now())
-	}
+	c := begin(t, setting{})
+	c.aliceStays(t)
 	c.aliceVanishes(t, syscall.SIGKILL)
 }
 
 // A participant that leaves the call makes the server send its leave event at once.
 func TestParticipantLeaves(t *testing.T) {
-	c := begin(t, delay)
+	c := begin(t, setting{})
 	left := c.alice.tell(t, "leave")
 	c.alice.manages(t, "send", left)
 	seen := c.bob.change(t)
@@ -95,7 +138,7 @@ func TestParticipantLeaves(t *testing.T) {
 
 // A participant that hangs for longer than its delay leaves the call. When it continues, it joins again and schedules a new leave event.
 func TestParticipantHangs(t *testing.T) {
-	c := begin(t, delay)
+	c := begin(t, setting{})
 	c.aliceVanishes(t, syscall.SIGSTOP)
 	c.alice.signal(t, syscall.SIGCONT)
 	c.bob.sees(t, c.alice.user, c.bob.user)
@@ -104,7 +147,7 @@ func TestParticipantHangs(t *testing.T) {
 
 // The server crashes and starts again. The call continues as if nothing had happened.
 func TestServerCrashes(t *testing.T) {
-	c := begin(t, 2*delay) // the server needs some time to start
+	c := begin(t, setting{delay: 2 * delay}) // the server needs some time to start
 	c.alice.manages(t, "restart", time.Now())
 	crash := time.Now()
 	c.server.Kill()

@@ -96,7 +96,7 @@ func (b *bot) receives(t *testing.T, text string) {
 }
 
 func TestMautrix(t *testing.T) {
-	server := start(t)
+	server := start(t, homeserver.Config{})
 	stateKey := "key"
 	for name, stateKey := range map[string]*string{"message": nil, "state": &stateKey} {
 		t.Run(name, func(t *testing.T) { testMautrix(t, newBot(t, server, name, stateKey)) })

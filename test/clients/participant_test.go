@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,9 +71,8 @@ func withSDK(t *testing.T) string {
 
 // participant is a process that takes part in a call, see js/participant.mjs.
 type participant struct {
-	user  string
-	cmd   *exec.Cmd
-	stdin io.Writer
+	*script
+	user string
 	// These are the lines of its output, by kind. An error goes to all of them.
 	members, requests, syncs chan line
 }
@@ -82,40 +82,64 @@ type line struct {
 	Members []string `json:"members"`
 	Request string   `json:"request"`
 	Status  int      `json:"status"`
-	Sync    string   `json:"sync"`
-	Error   string   `json:"error"`
+	Errcode string   `json:"errcode"`
+	// Delay, in milliseconds, DelayID and StateKey are those of a delayed event that was scheduled.
+	Delay    int64  `json:"delay"`
+	DelayID  string `json:"delayId"`
+	StateKey string `json:"stateKey"`
+	// RetryAfter is the header Retry-After, in seconds.
+	RetryAfter int    `json:"retryAfter"`
+	Sync       string `json:"sync"`
+	Error      string `json:"error"`
 	// at is the time when the line was read.
 	at time.Time
+}
+
+// script is a running script of the folder js.
+type script struct {
+	cmd    *exec.Cmd
+	stdin  io.Writer
+	stdout io.Reader
+	log    bytes.Buffer
+}
+
+// run starts a script, which logs in as a user. The options are added to those of the login. done is called before the script's end is
+// awaited, and must return when its output has ended.
+func run(t *testing.T, name string, user *homeserver.Client, options homeserver.JSON, done func()) *script {
+	t.Helper()
+	all := homeserver.JSON{"baseUrl": user.URL, "user": user.UserID, "password": homeserver.Password}
+	maps.Copy(all, options)
+	arg, err := json.Marshal(all)
+	require.NoError(t, err)
+	s := &script{cmd: exec.Command("node", name, string(arg))}
+	s.cmd.Dir, s.cmd.Stderr = withSDK(t), &s.log
+	s.stdin, err = s.cmd.StdinPipe()
+	require.NoError(t, err)
+	s.stdout, err = s.cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, s.cmd.Start())
+	t.Cleanup(func() {
+		_ = s.cmd.Process.Kill()
+		done() // the output is read to the end before Wait is called
+		_ = s.cmd.Wait()
+		if t.Failed() {
+			t.Logf("the log of %s:\n%s", user.UserID, &s.log)
+		}
+	})
+	return s
 }
 
 // join starts a participant, which joins the call of a room.
 func join(t *testing.T, user *homeserver.Client, roomID string, config homeserver.JSON) *participant {
 	t.Helper()
-	options, err := json.Marshal(homeserver.JSON{
-		"baseUrl": user.URL, "user": user.UserID, "password": homeserver.Password, "roomId": roomID, "config": config,
-	})
-	require.NoError(t, err)
-	var log bytes.Buffer
 	p := &participant{
-		user: user.UserID, cmd: exec.Command("node", "participant.mjs", string(options)),
-		members: make(chan line, 1000), requests: make(chan line, 1000), syncs: make(chan line, 1000),
+		user: user.UserID, members: make(chan line, 1000), requests: make(chan line, 1000), syncs: make(chan line, 1000),
 	}
-	p.cmd.Dir, p.cmd.Stderr = withSDK(t), &log
-	p.stdin, err = p.cmd.StdinPipe()
-	require.NoError(t, err)
-	stdout, err := p.cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, p.cmd.Start())
-	go p.read(stdout)
-	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill()
-		for range p.requests { // read to the end before Wait is called
-		}
-		_ = p.cmd.Wait()
-		if t.Failed() {
-			t.Logf("the log of %s:\n%s", p.user, &log)
+	p.script = run(t, "participant.mjs", user, homeserver.JSON{"roomId": roomID, "config": config}, func() {
+		for range p.requests {
 		}
 	})
+	go p.read(p.stdout)
 	return p
 }
 
@@ -172,6 +196,18 @@ func (p *participant) change(t *testing.T) line {
 func (p *participant) sees(t *testing.T, users ...string) {
 	t.Helper()
 	p.await(t, p.members, fmt.Sprint(users), func(l line) bool { return slices.Equal(l.Members, users) })
+}
+
+// does waits for the answers to the participant's next requests, and requires that they are these. A request is written as "restart 200". It
+// returns the answers.
+func (p *participant) does(t *testing.T, requests ...string) (answers []line) {
+	t.Helper()
+	for _, request := range requests {
+		answer := p.await(t, p.requests, request, func(line) bool { return true })
+		require.Equal(t, request, fmt.Sprintf("%s %d", answer.Request, answer.Status), "%s: %s", p.user, answer.Errcode)
+		answers = append(answers, answer)
+	}
+	return answers
 }
 
 // manages waits for a successful request about a delayed event.

@@ -6,43 +6,17 @@
 // It reports events on standard output, one JSON object a line:
 //
 //   {"members": ["@alice:localhost"]}          the members of the call have changed
-//   {"request": "restart", "status": 200}      a delayed event was scheduled or managed, with this answer
+//   {"request": "restart", "status": 200}      a request about its membership was answered, see report.mjs
 //   {"sync": "SYNCING"}                        the state of the connection to the server has changed
 //   {"error": "…"}                             the session has failed
 
 import "./node.mjs";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
-import { ClientEvent, createClient } from "matrix-js-sdk";
+import { ClientEvent } from "matrix-js-sdk";
 import { MatrixRTCSessionEvent } from "matrix-js-sdk/lib/matrixrtc/index.js";
-
-const say = (line) => process.stdout.write(JSON.stringify(line) + "\n");
-
-// fetchFn is fetch, and reports the server's answers to requests about delayed events.
-async function fetchFn(input, init) {
-  const { pathname, searchParams } = new URL(input);
-  const request = searchParams.has("org.matrix.msc4140.delay")
-    ? "schedule"
-    : pathname.match(/\/delayed_events\/[^/]+\/(\w+)$/)?.[1];
-  const response = await fetch(input, init);
-  if (request) say({ request, status: response.status });
-  return response;
-}
-
-async function login({ baseUrl, user, password }) {
-  const account = await createClient({ baseUrl }).loginRequest({
-    type: "m.login.password",
-    identifier: { type: "m.id.user", user },
-    password,
-  });
-  return createClient({
-    baseUrl,
-    fetchFn,
-    accessToken: account.access_token,
-    userId: account.user_id,
-    deviceId: account.device_id,
-  });
-}
+import { login } from "./login.mjs";
+import { fetchFn, say } from "./report.mjs";
 
 async function join(client, { roomId, config }) {
   const session = client.matrixRTC.getRoomSession(client.getRoom(roomId));
@@ -59,7 +33,7 @@ async function join(client, { roomId, config }) {
 }
 
 const options = JSON.parse(process.argv[2]);
-const client = await login(options);
+const client = await login(options, fetchFn);
 client.on(ClientEvent.Sync, (sync, before) => sync === before || say({ sync }));
 await client.startClient();
 while (!client.isInitialSyncComplete()) await once(client, ClientEvent.Sync);
