@@ -3,7 +3,12 @@
 package clients
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,11 +23,28 @@ import (
 // bot is a user of mautrix-go in a room. It sends events of one type.
 type bot struct {
 	*mautrix.Client
+	sent      *recorder
 	roomID    id.RoomID
 	eventType event.Type
 	// stateKey is the state key of the bot's events; nil means that they are messages.
 	stateKey *string
 	received <-chan *event.Event
+}
+
+// recorder makes requests, and remembers the last one about delayed events.
+type recorder struct{ last string }
+
+func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	if delayed := strings.Contains(req.URL.String(), "msc4140"); delayed && req.Body != nil {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			return nil, err
+		}
+		req.Body = io.NopCloser(bytes.NewReader(body))
+		authorized := req.Header.Get("Authorization") != ""
+		r.last = fmt.Sprintf("%s %s %s, token: %t", req.Method, req.URL.RequestURI(), body, authorized)
+	}
+	return http.DefaultTransport.RoundTrip(req)
 }
 
 type content struct {
@@ -38,7 +60,8 @@ func newBot(t *testing.T, server *homeserver.Server, name string, stateKey *stri
 	require.NoError(t, err)
 	client, err := mautrix.NewClient(server.URL, id.UserID(user.UserID), user.Token)
 	require.NoError(t, err)
-	b := &bot{Client: client, roomID: id.RoomID(roomID), stateKey: stateKey}
+	b := &bot{Client: client, sent: &recorder{}, roomID: id.RoomID(roomID), stateKey: stateKey}
+	client.Client = &http.Client{Transport: b.sent}
 	b.eventType = event.Type{Type: "org.example.delayed", Class: event.MessageEventType}
 	if stateKey != nil {
 		b.eventType.Class = event.StateEventType
@@ -63,6 +86,7 @@ func (b *bot) schedule(t *testing.T, delay time.Duration, text string) id.DelayI
 		res, err = b.SendStateEvent(t.Context(), b.roomID, b.eventType, *b.stateKey, content{text}, later)
 	}
 	require.NoError(t, err)
+	require.Contains(t, b.sent.last, fmt.Sprintf("?org.matrix.msc4140.delay=%d ", delay.Milliseconds()))
 	require.Empty(t, res.EventID, "sent at once")
 	require.NotEmpty(t, res.UnstableDelayID)
 	return res.UnstableDelayID
@@ -73,12 +97,14 @@ func (b *bot) scheduled(t *testing.T) []*event.ScheduledDelayedEvent {
 	t.Helper()
 	res, err := b.DelayedEvents(t.Context(), &mautrix.ReqDelayedEvents{})
 	require.NoError(t, err)
+	require.Equal(t, "GET "+unstableEvents+" {}, token: true", b.sent.last)
 	return res.Scheduled
 }
 
 func (b *bot) update(t *testing.T, delayID id.DelayID, action event.DelayAction) error {
 	t.Helper()
 	_, err := b.UpdateDelayedEvent(t.Context(), &mautrix.ReqUpdateDelayedEvent{DelayID: delayID, Action: action})
+	require.Equal(t, fmt.Sprintf(`POST %s/%s {"action":%q}, token: true`, unstableEvents, delayID, action), b.sent.last)
 	return err
 }
 
