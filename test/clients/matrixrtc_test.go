@@ -4,6 +4,7 @@ package clients
 
 import (
 	"cmp"
+	"net/http"
 	"syscall"
 	"testing"
 	"time"
@@ -39,14 +40,16 @@ type call struct {
 // setting is how a call begins. The zero value stands for what is usual.
 type setting struct {
 	server homeserver.Config
-	// The delay of the leave event and the time between its restarts are what the participants ask for.
-	delay, restart time.Duration
+	// delay is the delay of the leave event that the participants ask for.
+	delay time.Duration
+	// restart is how often alice restarts her leave event.
+	restart time.Duration
 	// retry is how long a participant waits after a network error. It tries ten times.
 	retry time.Duration
 	// through returns the URL at which alice finds the server.
 	through func(server string) string
-	// before is called before alice joins.
-	before func(call)
+	// before is called before alice joins, and joined before bob does.
+	before, joined func(call)
 	// joins are the requests with which alice joins, see participant.does.
 	joins []string
 }
@@ -88,6 +91,10 @@ func begin(t *testing.T, s setting) call {
 	}
 	// The SDK joins once more if it sees another user's membership before its own.
 	c.alice.sees(t, c.asAlice.UserID)
+	if s.joined != nil {
+		s.joined(c)
+	}
+	config["delayedLeaveEventRestartMs"] = restart.Milliseconds()
 	c.bob = join(t, c.asBob, c.roomID, config)
 	for _, p := range []*participant{c.alice, c.bob} {
 		p.sees(t, c.asAlice.UserID, c.asBob.UserID)
@@ -105,7 +112,15 @@ func (c call) aliceStays(t *testing.T) {
 	for joined := time.Now(); time.Since(joined) < c.delay; {
 		c.alice.manages(t, "restart", time.Now())
 	}
-	require.Empty(t, c.bob.members, "the call has changed")
+	c.unchanged(t)
+}
+
+// unchanged requires that bob has seen both participants in the call all the time since he was last asked.
+func (c call) unchanged(t *testing.T) {
+	t.Helper()
+	for len(c.bob.members) > 0 {
+		require.Equal(t, []string{c.alice.user, c.bob.user}, (<-c.bob.members).Members)
+	}
 }
 
 // aliceVanishes requires that the members have not changed since bob's last report, and ends alice's process with a signal. Then it
@@ -159,4 +174,44 @@ func TestServerCrashes(t *testing.T) {
 		p.await(t, p.syncs, "a sync", func(l line) bool { return l.Sync == "SYNCING" && l.at.After(crash) })
 	}
 	c.aliceVanishes(t, syscall.SIGKILL)
+}
+
+// The server is down until both participants' leave events are due, and sends them when it starts. Both participants join again.
+func TestServerIsDown(t *testing.T) {
+	c := begin(t, setting{retry: 3 * time.Second})
+	c.alice.manages(t, "restart", time.Now())
+	require.NoError(t, c.server.Stop())
+	time.Sleep(c.delay)
+	up := time.Now()
+	require.NoError(t, c.server.Start(t.Context()))
+	for _, p := range []*participant{c.alice, c.bob} {
+		for _, request := range []string{"schedule", "join", "restart"} {
+			p.manages(t, request, up)
+		}
+	}
+	c.bob.await(t, c.bob.members, "a leave", func(l line) bool { return len(l.Members) < 2 })
+	c.bob.sees(t, c.alice.user, c.bob.user)
+	c.aliceStays(t)
+	c.aliceVanishes(t, syscall.SIGKILL)
+}
+
+// The leave events of both participants are lost. Alice's client notices it at the next restart, and schedules another one without leaving
+// the call. Bob's notices it when he leaves, and sends the leave event itself.
+func TestDelayedEventIsLost(t *testing.T) {
+	c := begin(t, setting{})
+	lose := func(user *homeserver.Client) {
+		for delayID := range scheduled(t, user) {
+			do(t, user, http.MethodPost, unstableEvents+"/"+delayID+"/cancel", nil)
+		}
+	}
+	c.alice.manages(t, "restart", time.Now())
+	lose(c.asAlice)
+	c.alice.does(t, "restart 404", "schedule 200", "restart 200")
+	c.aliceStays(t)
+
+	c.bob.manages(t, "restart", time.Now())
+	lose(c.asBob)
+	left := c.bob.tell(t, "leave")
+	c.bob.does(t, "send 404", "leave 200")
+	require.WithinRange(t, c.alice.change(t).at, left, left.Add(promptly))
 }
