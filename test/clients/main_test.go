@@ -1,8 +1,7 @@
 //go:build all
 
 // Package clients tests delayed events with the clients that people use: matrix-js-sdk, which Element Call is built on, and mautrix-go,
-// both as they are published. Of the Rust SDK and of lk-jwt-service, which are no Go modules, it has the requests, byte for byte. The real
-// binary runs on SQLite.
+// both as they are published. Of the Rust SDK and of lk-jwt-service it has the requests, byte for byte. The real binary runs on SQLite.
 package clients
 
 import (
