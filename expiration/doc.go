@@ -12,7 +12,7 @@
 //	begin     Begin, before the event goes to the room    Schedule
 //	go on     Refresh, Restart: a new deadline            RestartDelayed: a new deadline
 //	act       the deadline passes, or End                 the deadline passes, or SendDelayed
-//	stop      replaced, redacted, sender gone, room gone  CancelDelayed, replaced by another user, refused, room gone
+//	stop      replaced, redacted, sender gone, room gone  CancelDelayed, deactivated, refused, room gone
 //	after     the row is deleted                          the row is finalised, and pruned later
 //
 // An attempt to act has three steps. The event is built. It is claimed: outcome and finished event are written into the timer's row, if

@@ -134,7 +134,7 @@ func (f Final) result() string {
 
 // finalOf returns the result of a delayed event that will never be sent.
 func (t *Timers) finalOf(dropped *DropError) (f Final) {
-	if dropped.Reason == Replaced || dropped.Reason == Deactivated { // these cancel the event
+	if dropped.Reason == Deactivated { // this cancels the event
 		return f
 	}
 	f.Error = t.cfg.Explain(dropped)
