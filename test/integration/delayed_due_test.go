@@ -144,3 +144,29 @@ func testDelayedMembership(t *testing.T, _, bob *user, roomID string) {
 	require.NoError(t, bob.Join(t.Context(), roomID))
 	bob.acted(t, unstableDelayed, message, "send")
 }
+
+// testDelayedKick: a delayed kick and a delayed leave do what direct ones do, and no more.
+func testDelayedKick(t *testing.T, alice, bob *user, roomID string) {
+	carol, dave := alice.s.newUser(t), alice.s.newUser(t)
+	for _, u := range []*user{carol, dave} {
+		require.NoError(t, u.Join(t.Context(), roomID))
+	}
+	leave := func(u, whose *user, delay time.Duration) homeserver.Response {
+		return u.do(t, http.MethodPut, homeserver.StatePath(roomID, "m.room.member", whose.UserID)+delayParameter+ms(delay),
+			JSON{"membership": "leave", "reason": "time is up"})
+	}
+	kick := delayID(t, leave(alice, bob, time.Second))
+	out := alice.event(t, roomID, alice.finalised(t, kick).Get("event_id").Str)
+	require.Equal(t, "time is up", out.Get("content.reason").Str)
+	require.Equal(t, alice.UserID, out.Get("sender").Str)
+	require.Equal(t, http.StatusForbidden, bob.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{}).Code)
+	require.NotContains(t, bob.must(t, http.MethodGet, "/_matrix/client/v3/joined_rooms", nil).Get("joined_rooms").Raw, roomID)
+
+	own := delayID(t, leave(carol, carol, time.Second))
+	require.NotEmpty(t, carol.finalised(t, own).Get("event_id").Str)
+	require.Equal(t, http.StatusForbidden, carol.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{}).Code)
+
+	forbidden := delayID(t, leave(dave, alice, time.Second))
+	require.Equal(t, "M_FORBIDDEN", dave.finalised(t, forbidden).Get("error.errcode").Str, "dave has not the power")
+	alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message"), JSON{})
+}

@@ -47,6 +47,7 @@ func TestDelayedEvents(t *testing.T) {
 			"SameState":          testDelayedSameState,
 			"OfAGuest":           testDelayedOfGuest,
 			"MembershipAtTheEnd": testDelayedMembership,
+			"KickAndLeave":       testDelayedKick,
 		} {
 			t.Run(name, func(t *testing.T) { test(t, alice, bob, s.room(t, alice, bob)) })
 		}
