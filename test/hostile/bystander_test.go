@@ -128,8 +128,8 @@ func (b *bystander) probe(ctx context.Context) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case ctx.Err() != nil || err != nil && (restarts != b.s.restarts.Load() || restarts%2 == 1):
-		return
+	case ctx.Err() != nil, (err != nil || res.Code >= http.StatusInternalServerError) && (restarts != b.s.restarts.Load() || restarts%2 == 1):
+		return // the server is down, or stops
 	case err != nil:
 		b.refused["no answer"]++
 	case res.Code != http.StatusOK:
@@ -290,6 +290,25 @@ func (b *bystander) missing(by time.Duration) (n int) {
 		}
 	}
 	return n
+}
+
+// lostEvents describes the events that the observer has not seen for so long that they count as lost.
+func (b *bystander) lostEvents() (lostOnes []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.done()
+	for _, of := range []map[string]time.Time{b.waited, b.overdue} {
+		for id, deadline := range of {
+			if time.Since(deadline) > lost {
+				at := "never in its room, by the log"
+				if logged, ok := b.inRoom[id]; ok {
+					at = "in its room at " + logged.Format("15:04:05.000")
+				}
+				lostOnes = append(lostOnes, fmt.Sprintf("%s, due %s, %s", id, deadline.Format("15:04:05.000"), at))
+			}
+		}
+	}
+	return lostOnes
 }
 
 // recover waits until an attack has no effect any more, and then begins a phase. It gives up after a while, and reports false.

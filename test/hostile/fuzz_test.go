@@ -118,8 +118,8 @@ func (f *fuzzer) finish(t *testing.T, b *bystander) {
 	f.awaitQuiet(t)
 	f.s.restart(t, true)
 	f.awaitQuiet(t)
-	if n := b.missing(lost); n > 0 {
-		f.found.add("the bystander's events are lost", nil, "%d of them", n)
+	if events := b.lostEvents(); len(events) > 0 {
+		f.found.add("the bystander's events are lost", nil, "%d of them: %s", len(events), strings.Join(events, "; "))
 	}
 	require.True(t, f.s.alive())
 }

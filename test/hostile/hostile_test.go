@@ -28,7 +28,7 @@ func TestHostileUsers(t *testing.T) {
 		s := newSiege(t, db)
 		defer func() { t.Log("\n" + strings.Join(s.table, "\n")) }()
 		stranger := &attacker{
-			Client: &homeserver.Client{URL: s.s.URL, HTTP: transport}, s: s, ids: map[string]bool{}, answers: map[string]int{},
+			Client: &homeserver.Client{URL: s.s.URL, HTTP: transport}, s: s, answers: map[string]int{},
 		}
 		s.under(t, "nothing", nil)
 		for _, attack := range attacks {
