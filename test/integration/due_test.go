@@ -30,7 +30,7 @@ func TestPanicsWhenDue(t *testing.T) {
 			delayID := alice.delayMessage(t, room, time.Duration(life)*time.Second, "bad")
 			require.NoError(t, s.Failpoints("before-input panic"))
 			eventually(t, "the delayed event is finalised", func() bool {
-				return alice.delayed(t, delayID).Get("error.errcode").Exists()
+				return alice.delayed(t, delayID).Get("finalised.error.errcode").Exists()
 			})
 			eventually(t, "the timer is dropped", func() bool { return s.metric(t, "dendrite_expiration_drops_total", `reason="unsendable"`) == 1 })
 			s.refused(t, e.token)
