@@ -56,6 +56,11 @@ func actions(calm bool) *rapid.Generator[action] {
 		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "lose", "store",
 			"overtake", "overtake")
 	}
+	return actionsOf(todo, faults)
+}
+
+// actionsOf draws an action of a script. One that breaks something draws what it breaks.
+func actionsOf(todo, faults []string) *rapid.Generator[action] {
 	return rapid.Custom(func(t *rapid.T) action {
 		a := action{
 			do:    rapid.SampledFrom(todo).Draw(t, "do"),
@@ -84,20 +89,7 @@ func delayedActions(calm bool) *rapid.Generator[action] {
 	if !calm {
 		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "overtake", "overtake")
 	}
-	return rapid.Custom(func(t *rapid.T) action {
-		a := action{
-			do:    rapid.SampledFrom(todo).Draw(t, "do"),
-			which: rapid.IntRange(0, 7).Draw(t, "which"),
-			long:  time.Duration(rapid.IntRange(1, 12_000).Draw(t, "ms"))*time.Millisecond + 137*time.Microsecond,
-		}
-		if a.do == "faults" {
-			a.fault = rapid.SampledFrom(operations).Draw(t, "fault")
-		}
-		if a.do == "faults" || a.do == "slow insert" {
-			a.written = rapid.Bool().Draw(t, "written")
-		}
-		return a
-	})
+	return actionsOf(todo, operations)
 }
 
 // setSlowly makes insertions as slow as an action of the model says. The time is no whole number of milliseconds, and differs from all
