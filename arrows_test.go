@@ -35,7 +35,7 @@ var arrows = map[string]struct {
 	worlds world
 }{
 	"": {[]string{ // the root package joins everything
-		"around", "clientapi", "config", "dendritefix", "expiration", "expiration/storage", "inputqueue", "roomserver", "rtc", "summary",
+		"around", "clientapi", "config", "dendritefix", "expiration", "expiration/storage", "inputqueue", "limits", "roomserver", "rtc", "summary",
 		"syncapi", "syncapi/delayid", "syncapi/stateafter", "userapi",
 	}, dendrite | web},
 
@@ -45,7 +45,7 @@ var arrows = map[string]struct {
 	"expiration/storage": {[]string{"expiration", "expiration/storage/...", "guard"}, dendrite},
 
 	// The adapters connect the engine to Dendrite, and do not import one another.
-	"clientapi":  {[]string{"around", "dendritefix", "eventsize", "expiration", "failpoint", "jsondepth", "keylock", "limits"}, everything},
+	"clientapi":  {[]string{"around", "dendritefix", "eventsize", "expiration", "failpoint", "jsondepth", "limits"}, everything},
 	"roomserver": {[]string{"dendritefix", "eventsize", "expiration", "failpoint", "inputqueue", "keylock"}, everything},
 	"syncapi":    {[]string{"dendritefix", "expiration", "failpoint", "guard"}, dendrite | matrix},
 	"userapi":    {nil, dendrite | matrix},
@@ -71,7 +71,7 @@ var arrows = map[string]struct {
 	"jsondepth":   {nil, 0},
 	"keylock":     {nil, 0},
 	// Request limits use the token bucket of the engine, expiration.RateLimit.
-	"limits": {[]string{"expiration"}, matrix | web},
+	"limits": {[]string{"expiration", "keylock"}, everything},
 }
 
 // matrixInEngine are the exceptions to the rule that the engine has no HTTP status and no Matrix JSON. The first is how an

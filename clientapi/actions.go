@@ -45,12 +45,17 @@ func (a *API) act(req *http.Request, d dialect, device *userapi.Device, delayID,
 	if !isAction(action) {
 		return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.Unrecognized(badAction)}
 	}
+	owner := ""
+	if device != nil {
+		leave, err := a.enter(req, device, a.actors)
+		if err != nil {
+			return errorResponse(req, err)
+		}
+		defer leave()
+		owner = device.UserID
+	}
 	known, wait := a.timers.AllowDelayed(delayID)
 	err := a.guesses.mayAsk(req, known, wait)
-	owner := ""
-	if err == nil && device != nil {
-		owner, err = device.UserID, mayRequest(a.actors, device)
-	}
 	if err != nil {
 		return errorResponse(req, err)
 	}

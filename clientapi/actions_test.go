@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 // The stable and unstable paths answer differently where the merged text of MSC4140 and today's clients disagree.
@@ -90,7 +91,7 @@ func TestTokensOfUnstableActions(t *testing.T) {
 // Actions with an access token count among the user's requests, those of an application service do not.
 func TestActionsOfAUserAreLimited(t *testing.T) {
 	for token, limited := range map[string]bool{"": false, "token": true, "service": false} {
-		a := New(Config{UserRequests: expiration.RateLimit{Threshold: 1, Cooloff: time.Hour}}, &config.ClientAPI{}, rooms{}, (&planner{}).timers())
+		a := New(Config{UserRequests: expiration.RateLimit{Threshold: 1, Cooloff: time.Hour}}, &config.ClientAPI{}, rooms{}, (&planner{}).timers(), limits.NewPlaces())
 		routers := httputil.NewRouters()
 		a.AddRoutes(routers.Client, dendrite{})
 		for n := range 2 {

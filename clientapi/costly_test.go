@@ -16,17 +16,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 // All costly requests of a user share one limit. Requests of an application service do not count.
 func TestRequestsOfAUserAreLimited(t *testing.T) {
-	a := New(Config{MaxDelay: time.Hour, UserRequests: twice}, &config.ClientAPI{}, rooms{}, Timers{})
+	a := New(Config{MaxDelay: time.Hour, UserRequests: twice}, &config.ClientAPI{}, rooms{}, Timers{}, limits.NewPlaces())
 	alice, bob := &userapi.Device{UserID: "@alice:localhost"}, &userapi.Device{UserID: "@bob:localhost"}
 	service := &userapi.Device{UserID: "@alice:localhost", AccountType: userapi.AccountTypeAppService}
 	for _, device := range []*userapi.Device{alice, alice, bob, service} {
-		done, err := a.begin(httptest.NewRequest(http.MethodGet, "/", nil), device)
+		leave, err := a.enter(httptest.NewRequest(http.MethodGet, "/", nil), device, a.users)
 		require.NoError(t, err)
-		done()
+		leave()
 	}
 	req := httptest.NewRequest(http.MethodPut, "/?org.matrix.msc4140.delay=1", strings.NewReader("{}"))
 	txnID := "txn"
@@ -52,10 +53,10 @@ func (h *hanging) LockState(ctx context.Context, _ expiration.StateKey) (func(),
 	return nil, ctx.Err()
 }
 
-// Sends of expiring events run one after the other, for each user. A send that hangs does not hold up the next one for ever.
-func TestSendsOfExpiringEventsWaitForOneAnother(t *testing.T) {
+// Two sends of expiring events of a user run at a time. Those that hang do not hold up the next one for ever.
+func TestSendsOfExpiringEventsTakePlaces(t *testing.T) {
 	h := &hanging{}
-	a := New(Config{MaxDuration: time.Hour}, &config.ClientAPI{}, rooms{}, Timers{Sender: h}) // has a goroutine that never ends
+	a := New(Config{MaxDuration: time.Hour}, &config.ClientAPI{}, rooms{}, Timers{Sender: h}, limits.NewPlaces()) // has an endless goroutine
 	synctest.Test(t, func(t *testing.T) {
 		alice, bob := &userapi.Device{UserID: "@alice:localhost"}, &userapi.Device{UserID: "@bob:localhost"}
 		service := &userapi.Device{UserID: "@alice:localhost", AccountType: userapi.AccountTypeAppService}
@@ -67,24 +68,44 @@ func TestSendsOfExpiringEventsWaitForOneAnother(t *testing.T) {
 			synctest.Wait()
 		}
 		const expiring, plain = `{"m.will_expire":1}`, `{}`
+		send(t.Context(), alice, plain)
+		require.EqualValues(t, 1, h.begun.Load(), "a plain send keeps no place")
 		send(ctx, alice, expiring)
 		send(t.Context(), alice, expiring)
-		require.EqualValues(t, 1, h.begun.Load(), "the second send of the user waits")
+		send(t.Context(), alice, expiring)
+		require.EqualValues(t, 3, h.begun.Load(), "the third expiring one of the user waits")
 		send(t.Context(), bob, expiring)
-		require.EqualValues(t, 2, h.begun.Load(), "another user's does not")
+		require.EqualValues(t, 4, h.begun.Load(), "another user's does not")
 		send(t.Context(), service, expiring)
-		require.EqualValues(t, 3, h.begun.Load(), "nor does an application service's")
-		send(t.Context(), alice, plain)
-		require.EqualValues(t, 4, h.begun.Load(), "nor does a plain one")
+		require.EqualValues(t, 5, h.begun.Load(), "nor does an application service's")
 		giveUp()
 		synctest.Wait()
-		require.EqualValues(t, 5, h.begun.Load(), "the first send is over")
+		require.EqualValues(t, 6, h.begun.Load(), "the first send is over")
 		send(t.Context(), alice, expiring)
-		time.Sleep(sendsApart - time.Millisecond)
+		require.EqualValues(t, 6, h.begun.Load())
+		time.Sleep(3 * time.Second)
 		synctest.Wait()
-		require.EqualValues(t, 5, h.begun.Load())
-		time.Sleep(time.Millisecond)
-		synctest.Wait()
-		require.EqualValues(t, 6, h.begun.Load(), "the second send hangs")
+		require.EqualValues(t, 7, h.begun.Load(), "the second send hangs")
 	})
 }
+
+// The requests of a user wait before their bodies are read.
+func TestWaitingRequestsKeepNoBodies(t *testing.T) {
+	a := New(Config{MaxDelay: time.Hour, MaxScheduled: 1}, &config.ClientAPI{}, rooms{}, Timers{}, limits.NewPlaces()) // has an endless goroutine
+	synctest.Test(t, func(t *testing.T) {
+		alice, read := &userapi.Device{UserID: "@alice:localhost"}, atomic.Int64{}
+		ctx, giveUp := context.WithCancel(t.Context())
+		defer giveUp()
+		for range 3 {
+			body := readerFunc(func([]byte) (int, error) { read.Add(1); <-ctx.Done(); return 0, ctx.Err() })
+			req := httptest.NewRequestWithContext(ctx, http.MethodPut, "/?org.matrix.msc4140.delay=1", body)
+			go a.send(req, alice, target{roomID: "!room:localhost", eventType: "m"})
+		}
+		synctest.Wait()
+		require.EqualValues(t, 2, read.Load())
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

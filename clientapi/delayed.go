@@ -78,6 +78,11 @@ func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to targ
 
 // scheduleByField answers the dedicated endpoint, whose requests have delay, content and state key in their body.
 func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to target, f form) util.JSONResponse {
+	leave, err := a.places.Enter(req.Context(), device)
+	if err != nil {
+		return errorResponse(req, err)
+	}
+	defer leave()
 	body, err := readBody(req.Body)
 	if err != nil {
 		return errorResponse(req, err)
@@ -116,11 +121,9 @@ func (a *API) schedule(
 	if err := checkNames(to); err != nil {
 		return errorResponse(req, err)
 	}
-	done, err := a.begin(req, device)
-	if err != nil {
+	if err := mayRequest(a.users, device); err != nil {
 		return errorResponse(req, err)
 	}
-	defer done()
 	var request *expiration.Request
 	if to.txnID != nil {
 		to.delayed = true
@@ -154,7 +157,6 @@ func (a *API) schedule(
 		key := a.stateKey(req.Context(), to).Key
 		e.StateKey = &key
 	}
-	done() // the rest is cheap, and may wait for a room
 	delayID, err := a.timers.Schedule(req.Context(), e, d, delay, device.AccountType == userapi.AccountTypeAppService)
 	if err != nil {
 		return errorResponse(req, err)

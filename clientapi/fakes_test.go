@@ -17,6 +17,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 const (
@@ -148,7 +149,7 @@ func newPlanned(p *planner, maxScheduled int) http.Handler {
 	a := New(Config{
 		MaxDuration: time.Hour, MaxDelay: 24 * time.Hour, MaxScheduled: maxScheduled, MaxScheduledOfService: 7,
 		UnknownTokens: twice,
-	}, &config.ClientAPI{}, rooms{}, p.timers())
+	}, &config.ClientAPI{}, rooms{}, p.timers(), limits.NewPlaces())
 	routers := httputil.NewRouters()
 	a.AddRoutes(routers.Client, dendrite{})
 	return routers.Client

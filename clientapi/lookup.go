@@ -68,11 +68,11 @@ func newDelayedEvent(e expiration.DelayedEvent, d dialect) delayedEvent {
 // list answers with one page of the user's scheduled events. There is no list of finalised events. The merged text of MSC4140 has no list
 // at all, so there is one only on the unstable path.
 func (a *API) list(req *http.Request, device *userapi.Device) util.JSONResponse {
-	done, err := a.begin(req, device)
+	leave, err := a.enter(req, device, a.users)
 	if err != nil {
 		return errorResponse(req, err)
 	}
-	defer done()
+	defer leave()
 	page := struct {
 		Events    []delayedEvent `json:"delayed_events"`
 		NextBatch string         `json:"next_batch,omitempty"`
@@ -101,11 +101,11 @@ func (a *API) list(req *http.Request, device *userapi.Device) util.JSONResponse 
 
 // look answers with one of the user's delayed events.
 func (a *API) look(req *http.Request, device *userapi.Device, d dialect, delayID string) util.JSONResponse {
-	done, err := a.begin(req, device)
+	leave, err := a.enter(req, device, a.users)
 	if err != nil {
 		return errorResponse(req, err)
 	}
-	defer done()
+	defer leave()
 	e, err := a.timers.DelayedEvent(req.Context(), delayID, device.UserID)
 	switch {
 	case errors.Is(err, expiration.ErrNotFound):

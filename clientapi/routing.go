@@ -23,7 +23,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
@@ -71,23 +70,21 @@ type API struct {
 	timers       Timers
 	transactions *transactions.Cache
 	guesses      *guesses
-	users        *limits.Limiter[string] // by user ID, see begin
-	actors       *limits.Limiter[string] // by user ID, see act
-	costly       *keylock.Locks[string]  // by user ID, see begin
-	sends        *keylock.Locks[string]  // by user ID, see beginExpiring
+	users        *limits.Limiter[string] // by user ID; requests that schedule or look up
+	actors       *limits.Limiter[string] // by user ID; see act
+	places       *limits.Places
 	metrics      *metrics
 }
 
-// New returns the routes.
-func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Timers) *API {
+// New returns the routes. They take places for requests that cost the server more than the client.
+func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Timers, places *limits.Places) *API {
 	return &API{
 		cfg: cfg, dendrite: dendrite, rsAPI: rsAPI, timers: timers,
 		transactions: transactions.New(),
 		guesses:      newGuesses(cfg.UnknownTokens, cfg.RealIPHeader),
 		users:        limits.New[string](cfg.UserRequests),
 		actors:       limits.New[string](cfg.UserRequests),
-		costly:       keylock.Bounded[string](maxWaiting),
-		sends:        keylock.New[string](),
+		places:       places,
 		metrics:      newMetrics(),
 	}
 }

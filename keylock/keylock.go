@@ -1,16 +1,15 @@
 // Package keylock provides a lock per key, and uses memory only for keys in use. Waiting for a lock obeys a context, which sync.Mutex does
-// not. The order in which waiters get a lock is undefined.
+// not. The order in which waiters get a lock is undefined. A lock may also have several places, as a semaphore does.
 package keylock
 
 import (
 	"context"
-	"errors"
 	"sync"
 )
 
 // Locks is a set of locks, one per key.
 type Locks[K comparable] struct {
-	most int // how many callers may hold or wait for one lock; 0 is any number
+	places int // how many callers may hold one lock at a time
 
 	mu    sync.Mutex // guards the fields below, and the users of each lock; a leaf
 	locks map[K]*lock
@@ -18,26 +17,20 @@ type Locks[K comparable] struct {
 
 type lock struct {
 	users int           // holders and waiters; at 0 the lock is removed
-	held  chan struct{} // has capacity 1; full while the lock is held
+	held  chan struct{} // has an element for each holder, and room for as many as may hold it
 }
 
-// ErrCrowded: as many callers as allowed hold the lock or wait for it.
-var ErrCrowded = errors.New("too many callers wait for the lock")
+// New returns locks that one caller holds at a time.
+func New[K comparable]() *Locks[K] { return WithPlaces[K](1) }
 
-// New returns locks for which any number of callers may wait.
-func New[K comparable]() *Locks[K] { return Bounded[K](0) }
-
-// Bounded returns locks. At the same time, each of them may be held or waited for by as many callers as most says.
-func Bounded[K comparable](most int) *Locks[K] {
-	return &Locks[K]{most: most, locks: map[K]*lock{}}
+// WithPlaces returns locks, each of which several callers may hold at a time.
+func WithPlaces[K comparable](places int) *Locks[K] {
+	return &Locks[K]{places: places, locks: map[K]*lock{}}
 }
 
-// Lock waits for the lock of key, and returns the function that gives it back. The error is ErrCrowded or the context's error.
+// Lock waits for the lock of key, and returns the function that gives it back. The error is the context's.
 func (l *Locks[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
-	own, err := l.join(key)
-	if err != nil {
-		return nil, err
-	}
+	own := l.join(key)
 	select {
 	case own.held <- struct{}{}:
 		return func() { <-own.held; l.leave(key, own) }, nil
@@ -47,19 +40,16 @@ func (l *Locks[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
 	}
 }
 
-func (l *Locks[K]) join(key K) (*lock, error) {
+func (l *Locks[K]) join(key K) *lock {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	own := l.locks[key]
-	if own != nil && own.users == l.most { // with most = 0 never true, because a lock in use has users
-		return nil, ErrCrowded
-	}
 	if own == nil {
-		own = &lock{held: make(chan struct{}, 1)}
+		own = &lock{held: make(chan struct{}, l.places)}
 		l.locks[key] = own
 	}
 	own.users++
-	return own, nil
+	return own
 }
 
 func (l *Locks[K]) leave(key K, own *lock) {

@@ -9,11 +9,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// One caller holds a lock at a time. Waiting ends with the context, and does not concern other keys. Bounds hold, and unused locks are
-// removed.
+// One caller holds a lock at a time. Waiting ends with the context, and does not concern other keys. Unused locks are removed.
 func TestLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := Bounded[string](2)
+		l := New[string]()
 		lock := func(key string, patience time.Duration) (func(), error) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
@@ -28,8 +27,6 @@ func TestLocks(t *testing.T) {
 		other()
 		go func() {
 			time.Sleep(time.Second)
-			_, err := lock("a", time.Minute)
-			require.ErrorIs(t, err, ErrCrowded)
 			first()
 		}()
 		began := time.Now()
@@ -41,8 +38,8 @@ func TestLocks(t *testing.T) {
 	})
 }
 
-// Without a bound, any number of callers may wait.
-func TestUnbounded(t *testing.T) {
+// Any number of callers may wait.
+func TestManyWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, got := New[int](), 0
 		unlock, err := l.Lock(t.Context(), 0)
@@ -60,6 +57,29 @@ func TestUnbounded(t *testing.T) {
 		unlock()
 		synctest.Wait()
 		require.Equal(t, 1000, got)
+		require.Zero(t, l.Len())
+	})
+}
+
+// As many callers hold a lock as it has places.
+func TestPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, got := WithPlaces[int](2), 0
+		for range 5 {
+			go func() {
+				unlock, err := l.Lock(t.Context(), 0)
+				require.NoError(t, err)
+				got++
+				time.Sleep(time.Second)
+				unlock()
+			}()
+		}
+		for _, want := range []int{2, 4, 5} {
+			synctest.Wait()
+			require.Equal(t, want, got)
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
 		require.Zero(t, l.Len())
 	})
 }

@@ -32,6 +32,7 @@ type Summaries struct {
 	dendrite  *config.ClientAPI
 	rsAPI     RoomserverAPI
 	cfg       Config
+	places    *limits.Places
 	users     *limits.Limiter[string]
 	addresses *limits.Limiter[netip.Prefix]
 }
@@ -66,10 +67,10 @@ const (
 	notFoundStep = 50 * time.Millisecond
 )
 
-// New returns the routes, which AddRoutes registers.
-func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI) *Summaries {
+// New returns the routes, which AddRoutes registers. The requests of users take places.
+func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, places *limits.Places) *Summaries {
 	return &Summaries{
-		dendrite: dendrite, rsAPI: rsAPI, cfg: cfg,
+		dendrite: dendrite, rsAPI: rsAPI, cfg: cfg, places: places,
 		users: limits.New[string](cfg.Limit), addresses: limits.New[netip.Prefix](cfg.Limit),
 	}
 }
@@ -123,6 +124,11 @@ func (s *Summaries) answer(req *http.Request, userAPI userapi.QueryAcccessTokenA
 		if device, failed = auth.VerifyUserFromRequest(req, userAPI); failed != nil {
 			return nil, failed
 		}
+		leave, err := s.places.Enter(req.Context(), device)
+		if err != nil {
+			return nil, &util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.InternalServerError{}} // the client hung up
+		}
+		defer leave()
 	}
 	asked := time.Now()
 	if wait := s.wait(req, device, asked); wait > 0 {
