@@ -296,11 +296,16 @@ func tryBurst(ctx context.Context, s *session) (string, error) {
 }
 
 func tryLookUp(ctx context.Context, s *session) (string, error) {
-	res, err := s.ask(ctx, s.user, http.MethodGet, "/_matrix/client/unstable/org.matrix.msc4140/delayed_events", nil)
-	if err == nil && !contains(res.Get("delayed_events"), "delay_id", s.leaveID) {
-		err = errors.New("it is not in the list")
+	res, err := s.ask(ctx, s.user, http.MethodGet, "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/"+url.PathEscape(s.leaveID), nil)
+	switch {
+	case err != nil:
+		return "", err
+	case res.Get("delay_id").Str != s.leaveID:
+		return "", errors.New("the answer is about another event")
+	case !res.Get("delayed_since_ts").Exists():
+		return "", errors.New("the answer has no delayed_since_ts, as MSC4140 was merged")
 	}
-	return "", err
+	return "", nil
 }
 
 func trySend(ctx context.Context, s *session) (string, error) {
@@ -362,7 +367,9 @@ func tryStable(ctx context.Context, s *session) (string, error) {
 	if _, err = s.ask(ctx, s.user, http.MethodPost, v1+delayID+"/cancel", homeserver.JSON{}); err != nil {
 		return "", err
 	}
-	_, err = s.ask(ctx, s.user, http.MethodGet, v1+delayID, nil)
+	if res, err = s.ask(ctx, s.user, http.MethodGet, v1+delayID, nil); err == nil && !res.Get("finalised.finalised_ts").Exists() {
+		err = errors.New("a cancelled event is not shown as finalised")
+	}
 	return "", err
 }
 

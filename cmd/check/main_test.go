@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -191,9 +193,10 @@ func TestFaults(t *testing.T) {
 	const longDelay = "delayed leave: due in an hour"
 	restarts := 0
 	for name, fault := range map[string]struct {
-		// refuse decides which requests the proxy answers itself, and spoil changes the headers of the other answers.
+		// refuse decides which requests the proxy answers itself. spoil changes the headers, and rename names in the bodies, of the others.
 		refuse           func(*http.Request) (code int)
 		spoil            func(http.Header)
+		rename           *strings.Replacer
 		MISSING, missing []string
 	}{
 		"ShortDelays": {MISSING: []string{longDelay}},
@@ -222,6 +225,11 @@ func TestFaults(t *testing.T) {
 			},
 			missing: []string{"delayed leave: ten restarts at once", "delayed leave: cancelled"},
 		},
+		"OldNames": {
+			rename:  strings.NewReplacer(`"delayed_since_ts"`, `"scheduled_at"`, `"finalised"`, `"finalized"`),
+			MISSING: []string{longDelay},
+			missing: []string{"delayed leave: looked up", "delayed events on the stable paths"},
+		},
 		"LowLimit": {
 			refuse: func(req *http.Request) int {
 				if !strings.HasSuffix(req.URL.Path, "/restart") || req.Method != http.MethodPost {
@@ -242,7 +250,14 @@ func TestFaults(t *testing.T) {
 				if fault.spoil != nil {
 					fault.spoil(res.Header)
 				}
-				return nil
+				if fault.rename == nil {
+					return nil
+				}
+				body, err := io.ReadAll(res.Body)
+				renamed := fault.rename.Replace(string(body))
+				res.Body, res.ContentLength = io.NopCloser(strings.NewReader(renamed)), int64(len(renamed))
+				res.Header.Set("Content-Length", strconv.Itoa(len(renamed)))
+				return err
 			}
 			proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 				if fault.refuse != nil {
