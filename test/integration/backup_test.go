@@ -4,6 +4,7 @@ package integration
 
 import (
 	"context"
+	"database/sql"
 	"net/http"
 	"net/url"
 	"os"
@@ -17,33 +18,66 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
-// The commands in docs/operations.md make copies of a running server and of a stopped one. A server started on the copy continues with all
-// timers. A stopped server leaves complete database files without write-ahead logs.
+// The commands in docs/operations.md back up a running server and a stopped one, and restore it after its data was lost. The restored server
+// continues with all timers, and has its key, its configuration and its media. A stopped server leaves complete database files without
+// write-ahead logs.
 func TestBackups(t *testing.T) {
 	if _, err := exec.LookPath("sqlite3"); err != nil && os.Getenv("CI") == "" {
 		t.Skipf("NOT TESTED: %s", err)
 	}
-	doc, err := os.ReadFile("../../docs/operations.md")
-	require.NoError(t, err)
-	_, section, found := strings.Cut(string(doc), "\n## Backup\n")
-	require.True(t, found)
-	commands := shellBlock.FindAllStringSubmatch(section, -1)
-	require.Len(t, commands, 3)
-	for name, test := range map[string]struct {
-		commands string
-		stopped  bool
-	}{"Stopped": {commands[0][1], true}, "Running": {commands[1][1], false}} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			testBackup(t, test.commands, test.stopped)
-		})
-	}
+	backup, restore := commandsIn(t, "Backup"), commandsIn(t, "Restore")
+	require.Len(t, backup, 5)
+	require.Len(t, restore, 2)
+	folders, rest := backup[0], backup[4]
+	t.Run("Stopped", func(t *testing.T) {
+		t.Parallel()
+		testBackup(t, "", true, folders+backup[1]+rest, restore[0])
+	})
+	t.Run("Running", func(t *testing.T) {
+		t.Parallel()
+		testBackup(t, "", false, folders+backup[2]+rest, restore[0])
+	})
+	t.Run("PostgreSQL", func(t *testing.T) {
+		t.Parallel()
+		testBackup(t, documentedDatabase(t), false, folders+backup[3]+rest, restore[0]+restore[1])
+	})
 }
 
-func testBackup(t *testing.T, commands string, stopped bool) {
-	s := start(t, homeserver.Config{})
+// commandsIn returns the commands in the section of docs/operations.md with this heading, one string a block.
+func commandsIn(t *testing.T, heading string) (blocks []string) {
+	t.Helper()
+	doc, err := os.ReadFile("../../docs/operations.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(doc), "\n## "+heading+"\n")
+	require.True(t, found)
+	section, _, _ = strings.Cut(section, "\n## ")
+	for _, block := range shellBlock.FindAllStringSubmatch(section, -1) {
+		blocks = append(blocks, block[1])
+	}
+	return blocks
+}
+
+// documentedDatabase makes an empty database with the name that the documents use. It returns the database's connection string.
+func documentedDatabase(t *testing.T) string {
+	t.Helper()
+	other, err := url.Parse(postgres.NewDatabase(t))
+	require.NoError(t, err)
+	db, err := sql.Open("postgres", other.String())
+	require.NoError(t, err)
+	defer db.Close()
+	for _, command := range []string{"DROP DATABASE IF EXISTS dendrite", "CREATE DATABASE dendrite"} {
+		_, err = db.ExecContext(t.Context(), command)
+		require.NoError(t, err)
+	}
+	other.Path = "/dendrite"
+	return other.String()
+}
+
+func testBackup(t *testing.T, database string, stopped bool, backup, restore string) {
+	s := start(t, homeserver.Config{Postgres: database})
 	alice := s.newUser(t)
 	roomID := s.room(t, alice)
 	expiring := alice.sendState(t, roomID, "x", 600, nil)
@@ -52,6 +86,8 @@ func testBackup(t *testing.T, commands string, stopped bool) {
 		JSON{"msgtype": "m.text", "body": "later"})
 	delayID := res.Get("delay_id").Str
 	require.NotEmpty(t, delayID)
+	res = alice.must(t, http.MethodPost, "/_matrix/media/v3/upload", JSON{"a": "file"})
+	media := "/_matrix/media/v3/download/" + strings.TrimPrefix(res.Get("content_uri").Str, "mxc://")
 	alice.event(t, roomID, due.eventID) // the event has reached all of Dendrite's components
 	if stopped {
 		// A running request does not delay the stop.
@@ -66,34 +102,46 @@ func testBackup(t *testing.T, commands string, stopped bool) {
 			require.Empty(t, left)
 		}
 	}
-	dir := t.TempDir()
-	require.NoError(t, os.Symlink(s.Dir, filepath.Join(dir, "data")))
-	bash := exec.CommandContext(t.Context(), "bash", "-eu", "-c", commands)
-	bash.Dir = dir
-	output, err := bash.CombinedOutput()
-	require.NoError(t, err, "%s", output)
-	if !stopped {
-		s.Kill() // otherwise both servers would send the events
-	}
 
-	hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
-	require.NoError(t, err)
-	config, err := os.ReadFile(filepath.Join(hs.Dir, "dendrite.yaml"))
-	require.NoError(t, err)
-	for _, name := range []string{"dendrite.yaml", "matrix_key.pem"} {
-		require.NoError(t, os.Remove(filepath.Join(hs.Dir, name)))
+	// The commands run beside the data, and are given its folder as an operator gives it. Instead of the machine's PostgreSQL they get
+	// the test's.
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "runuser"), []byte("#!/bin/sh\nshift 3\nexec \"$@\"\n"), 0o700))
+	env := append(os.Environ(), "DATA="+s.Dir, "CONF="+s.Dir, "PATH="+dir+":"+os.Getenv("PATH"))
+	if database != "" {
+		dsn, err := url.Parse(database)
+		require.NoError(t, err)
+		env = append(env, "PGHOST="+dsn.Hostname(), "PGPORT="+dsn.Port(), "PGUSER="+dsn.User.Username())
 	}
-	require.NoError(t, os.CopyFS(hs.Dir, os.DirFS(filepath.Join(dir, "backup"))))
-	require.NoError(t, os.WriteFile(filepath.Join(hs.Dir, "dendrite.yaml"), config, 0o600)) // this server has other paths
-	require.NoError(t, hs.Start(t.Context()))
-	t.Cleanup(hs.Kill)
-	restored := &server{Server: hs}
-	there := &user{&homeserver.Client{URL: hs.URL, Token: alice.Token, UserID: alice.UserID}, restored}
-	restored.refreshed(t, expiring.token)
-	there.must(t, http.MethodPost, "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/"+delayID, JSON{"action": "send"})
-	f := there.follow(t, roomID)
+	run := func(commands string) {
+		t.Helper()
+		bash := exec.CommandContext(t.Context(), "bash", "-eu", "-c", commands)
+		bash.Dir, bash.Env = dir, env
+		output, err := bash.CombinedOutput()
+		require.NoError(t, err, "%s", output)
+	}
+	const folders = "DATA=data CONF=data "
+	require.Contains(t, backup, folders)
+	run(strings.Replace(backup, folders, "", 1))
+	if !stopped {
+		s.Kill()
+	}
+	files, err := os.ReadDir(s.Dir)
+	require.NoError(t, err)
+	for _, file := range files {
+		if name := filepath.Join(s.Dir, file.Name()); !file.IsDir() {
+			require.NoError(t, os.WriteFile(name, []byte("lost"), 0o600))
+		}
+	}
+	run(restore)
+
+	require.NoError(t, s.Start(t.Context()))
+	s.refreshed(t, expiring.token)
+	alice.must(t, http.MethodGet, media, nil)
+	alice.must(t, http.MethodPost, "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/"+delayID, JSON{"action": "send"})
+	f := alice.follow(t, roomID)
 	f.patience = 2 * soon
 	f.awaitClosing(t, due.eventID, "expired")
 	f.await(t, "the delayed event", func(e gjson.Result) bool { return e.Get("content.body").Str == "later" })
-	require.NoError(t, hs.Stop())
+	require.NoError(t, s.Stop())
 }
