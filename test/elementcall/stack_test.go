@@ -173,10 +173,12 @@ func (s *stack) startCaddy(t *testing.T) {
 	require.NoError(t, err)
 	host, port, err := net.SplitHostPort(s.https)
 	require.NoError(t, err)
-	own := fmt.Sprintf("{\n\tadmin off\n\tauto_https disable_redirects\n\tlocal_certs\n\tskip_install_trust\n"+
-		"\tstorage file_system %s\n\tdefault_bind %s\n\thttps_port %s\n\tservers {\n\t\tprotocols h1 h2\n\t}\n}\n\n", s.dir+"/caddy", host, port)
+	const options = "\n{\n\tservers {\n"
+	require.Contains(t, string(config), options)
+	own := fmt.Sprintf("\n{\n\tadmin off\n\tauto_https disable_redirects\n\tlocal_certs\n\tskip_install_trust\n"+
+		"\tstorage file_system %s\n\tdefault_bind %s\n\thttps_port %s\n\tservers {\n\t\tprotocols h1 h2\n", s.dir+"/caddy", host, port)
 	path := filepath.Join(s.dir, "Caddyfile")
-	require.NoError(t, os.WriteFile(path, append([]byte(own), config...), 0o600))
+	require.NoError(t, os.WriteFile(path, []byte(strings.Replace(string(config), options, own, 1)), 0o600))
 	s.program(t, "caddy", "caddy", "run", "--adapter", "caddyfile", "--config", path)
 }
 

@@ -1,7 +1,7 @@
 //go:build all
 
-// Package install tests the files in docs/install. It runs the real proxies with those files in front of the real homeserver with the
-// configuration from there.
+// Package install tests the files in docs/install, and those in docs/element-call that are for the same programs. It runs the real proxies
+// with these files in front of the real homeserver with the configuration from there.
 package install
 
 import (
@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// docs is the folder of the files.
-	docs = "../../docs/install/"
+	// docs is the folder of the documents.
+	docs = "../../docs/"
 	// secret is the registration secret in these files.
 	secret = "a-third-long-password"
 )
@@ -57,7 +57,7 @@ func installed(t *testing.T, program string) string {
 	return ""
 }
 
-// adapt copies a file of docs/install into a folder, with some values replaced, and returns the copy's path. It fails if a value is not in
+// adapt copies a file of the documents into a folder, with some values replaced, and returns the copy's path. It fails if a value is not in
 // the file.
 func adapt(t *testing.T, name, dir string, oldNew ...string) string {
 	t.Helper()
@@ -68,7 +68,7 @@ func adapt(t *testing.T, name, dir string, oldNew ...string) string {
 		require.Contains(t, text, oldNew[i])
 		text = strings.ReplaceAll(text, oldNew[i], oldNew[i+1])
 	}
-	path := filepath.Join(dir, name)
+	path := filepath.Join(dir, filepath.Base(name))
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 	return path
 }
@@ -79,7 +79,7 @@ func start(t *testing.T) *homeserver.Server {
 	dir := t.TempDir()
 	hs, err := homeserver.New(binary, dir, homeserver.Config{})
 	require.NoError(t, err)
-	adapt(t, "dendrite.yaml", dir,
+	adapt(t, "install/dendrite.yaml", dir,
 		"postgresql://dendrite:a-long-password@127.0.0.1/dendrite?sslmode=disable", postgres.NewDatabase(t),
 		"/etc/dendrite", dir, "/var/lib/dendrite", dir)
 	require.NoError(t, hs.Start(t.Context()))
@@ -95,16 +95,22 @@ func address(t *testing.T, serverURL string) string {
 	return u.Host
 }
 
-// systemd accepts the unit, and the unit restricts the server.
+// systemd accepts the units, and each unit restricts its server.
 func TestUnit(t *testing.T) {
 	analyze := installed(t, "systemd-analyze")
-	unit := adapt(t, "dendrite.service", t.TempDir(), "/opt/dendrite/bin/dendrite", binary)
-	// The threshold is in tenths: 0 is no exposure, 100 the greatest.
-	for _, args := range [][]string{{"verify"}, {"security", "--offline=true", "--threshold=15"}} {
-		out, err := exec.CommandContext(t.Context(), analyze, append(args, unit)...).CombinedOutput()
-		require.NoError(t, err, "%s", out)
-		if args[0] == "verify" {
-			require.Empty(t, string(out))
+	for unit, program := range map[string]string{
+		"install/dendrite.service":            "/opt/dendrite/bin/dendrite",
+		"element-call/livekit.service":        "/usr/local/bin/livekit-server",
+		"element-call/lk-jwt-service.service": "/usr/local/bin/lk-jwt-service",
+	} {
+		unit := adapt(t, unit, t.TempDir(), program, binary)
+		// The threshold is in tenths: 0 is no exposure, 100 the greatest.
+		for _, args := range [][]string{{"verify"}, {"security", "--offline=true", "--threshold=15"}} {
+			out, err := exec.CommandContext(t.Context(), analyze, append(args, unit)...).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			if args[0] == "verify" {
+				require.Empty(t, string(out))
+			}
 		}
 	}
 }

@@ -46,7 +46,7 @@ func TestCaddy(t *testing.T) {
 		_, httpPort, _ := net.SplitHostPort(freeAddress(t))
 		_, federationPort, _ := net.SplitHostPort(federation)
 		// Caddy uses an authority of its own for certificates, and keeps all its files in the folder.
-		file := adapt(t, "Caddyfile", dir, "127.0.0.1:8008", address(t, hs.URL), ":8448", ":"+federationPort,
+		file := adapt(t, "install/Caddyfile", dir, "127.0.0.1:8008", address(t, hs.URL), ":8448", ":"+federationPort,
 			"\n{\n", "\n{\n admin off\n local_certs\n skip_install_trust\n default_bind 127.0.0.1\n http_port "+httpPort+
 				"\n https_port "+httpsPort+"\n storage file_system "+dir+"\n")
 		out, err := exec.CommandContext(t.Context(), caddy, "validate", "--adapter", "caddyfile", "--config", file).CombinedOutput()
@@ -60,22 +60,13 @@ func TestCaddy(t *testing.T) {
 
 func TestNginx(t *testing.T) {
 	testProxy(t, func(t *testing.T, hs *homeserver.Server, https, federation string) *x509.CertPool {
-		nginx, dir := installed(t, "nginx"), t.TempDir()
+		dir := t.TempDir()
 		authority := writeCertificate(t, dir)
-		site := adapt(t, "nginx.conf", dir, "127.0.0.1:8008", address(t, hs.URL),
+		site := adapt(t, "install/nginx.conf", dir, "127.0.0.1:8008", address(t, hs.URL),
 			"	listen [::]:443 ssl http2;\n", "", "	listen [::]:8448 ssl http2;\n", "",
 			"listen 443 ", "listen "+https+" ", "listen 8448 ", "listen "+federation+" ",
 			"/etc/letsencrypt/live/example.com/", dir+"/", "/var/log/nginx/", dir+"/")
-		main := "daemon off;\nuser root;\npid pid;\nerror_log error.log;\nevents {}\nhttp {\n access_log off;\n"
-		for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
-			main += fmt.Sprintf(" %s_temp_path %s;\n", kind, kind)
-		}
-		file := filepath.Join(dir, "main.conf")
-		require.NoError(t, os.WriteFile(file, []byte(main+" include "+site+";\n}\n"), 0o600))
-		args := []string{"-p", dir, "-e", "error.log", "-c", file}
-		out, err := exec.CommandContext(t.Context(), nginx, append(args, "-t")...).CombinedOutput()
-		require.NoError(t, err, "%s", out)
-		run(t, dir, https, nginx, args...)
+		runNginx(t, dir, https, site)
 		t.Cleanup(func() {
 			if t.Failed() {
 				return
@@ -88,6 +79,29 @@ func TestNginx(t *testing.T) {
 		})
 		return trusting(t, authority)
 	})
+}
+
+// runNginx checks the file of a site, and runs nginx with it until the test ends.
+func runNginx(t *testing.T, dir, https, site string) {
+	t.Helper()
+	nginx, args := testNginx(t, dir, site)
+	run(t, dir, https, nginx, args...)
+}
+
+// testNginx has nginx check the file of a site. It returns the command that runs nginx with it.
+func testNginx(t *testing.T, dir, site string) (nginx string, args []string) {
+	t.Helper()
+	nginx = installed(t, "nginx")
+	main := "daemon off;\nuser root;\npid pid;\nerror_log error.log;\nevents {}\nhttp {\n access_log off;\n"
+	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
+		main += fmt.Sprintf(" %s_temp_path %s;\n", kind, kind)
+	}
+	file := filepath.Join(dir, "main.conf")
+	require.NoError(t, os.WriteFile(file, []byte(main+" include "+site+";\n}\n"), 0o600))
+	args = []string{"-p", dir, "-e", "error.log", "-c", file}
+	out, err := exec.CommandContext(t.Context(), nginx, append(args, "-t")...).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return nginx, args
 }
 
 // delayID is the ID of no delayed event.
