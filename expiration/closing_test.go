@@ -90,6 +90,22 @@ func TestAfterTheClaimTheSameEventIsSentAgain(t *testing.T) {
 	})
 }
 
+// An original that was redacted after the claim gets no closing event, because that would publish the deleted content again.
+func TestARedactionAfterTheClaim(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.roomserver.set(hooks{afterClaim: fails})
+		e := w.message("!room", 10*time.Second)
+		time.Sleep(11 * time.Second)
+		w.DropEvent(t.Context(), e.ID, Redacted)
+		w.roomserver.refuse(e.ID, Redacted)
+		w.roomserver.set(hooks{})
+		time.Sleep(time.Minute)
+		require.Equal(t, 1, w.roomserver.attempts(), "it was claimed before")
+		w.wantClosings()
+		w.wantNoRows()
+	})
+}
+
 // The closing event of an expired event bears the deadline, and never an earlier time, whenever it is built.
 func TestTimeOfTheClosingEvent(t *testing.T) {
 	const grace = 30 * time.Second

@@ -198,9 +198,13 @@ func (r *fakeRoomserver) Resubmit(ctx context.Context, t Timer, c SignedEvent) e
 	r.mu.Lock()
 	s, isState := e.State()
 	replaced := isState && r.state[s] != c.EventID && r.newer(r.state[s], e.ID)
+	redacted := r.never[e.ID] == Redacted && r.events[c.EventID] == 0
 	r.mu.Unlock()
-	if replaced {
+	switch {
+	case replaced:
 		return &DropError{Reason: Replaced}
+	case redacted:
+		return &DropError{Reason: Redacted}
 	}
 	return r.input(ctx, e, c)
 }

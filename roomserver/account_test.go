@@ -3,6 +3,7 @@ package roomserver
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/matrix-org/dendrite/roomserver/api"
@@ -25,7 +26,8 @@ type membership struct {
 	journal
 	exists, joined bool
 	failed         error
-	known          *types.HeaderedEvent
+	original       *types.HeaderedEvent
+	known          *types.HeaderedEvent // and the room's only forward extremity
 }
 
 func (m *membership) QueryMembershipForUser(
@@ -35,9 +37,11 @@ func (m *membership) QueryMembershipForUser(
 	return m.failed
 }
 
-func (m *membership) QueryEventsByID(_ context.Context, _ *api.QueryEventsByIDRequest, res *api.QueryEventsByIDResponse) error {
-	if m.known != nil {
-		res.Events = []*types.HeaderedEvent{m.known}
+func (m *membership) QueryEventsByID(_ context.Context, req *api.QueryEventsByIDRequest, res *api.QueryEventsByIDResponse) error {
+	for _, e := range []*types.HeaderedEvent{m.original, m.known} {
+		if e != nil && slices.Contains(req.EventIDs, e.EventID()) {
+			res.Events = append(res.Events, e)
+		}
 	}
 	return m.failed
 }
@@ -84,8 +88,11 @@ func TestGuardResubmits(t *testing.T) {
 	failed := errors.New("disk full")
 	event := newEvent(t, "", `{}`)
 	signed := expiration.SignedEvent{EventID: event.EventID(), RoomVersion: "10", PDU: event.JSON()}
+	original := &types.HeaderedEvent{PDU: at(t, event, "4", "1", `{"m.will_expire":"running"}`)}
+	redacted := &types.HeaderedEvent{PDU: at(t, event, "4", "1", `{"m.will_expire":"running"}`)}
+	redacted.Redact()
 	closing := delayedTimer("m.call.member")
-	closing.Delayed, closing.Event.StateKey = nil, nil
+	closing.Delayed, closing.Event.StateKey, closing.Event.ID = nil, nil, original.EventID()
 	for name, test := range map[string]struct {
 		timer      expiration.Timer
 		roomserver membership
@@ -98,7 +105,10 @@ func TestGuardResubmits(t *testing.T) {
 		"deactivated":         {delayedTimer("m"), membership{exists: true, joined: true}, accounts{deactivated: true}, false, expiration.Deactivated, nil},
 		"sent before":         {delayedTimer("m"), membership{exists: true, known: event}, accounts{deactivated: true}, true, "", nil},
 		"not to be found out": {delayedTimer("m"), membership{exists: true, joined: true}, accounts{failed: failed}, false, "", failed},
-		"closing event":       {closing, membership{exists: true, joined: true, known: event}, accounts{deactivated: true}, true, "", nil},
+		"closing event":       {closing, membership{exists: true, joined: true, original: original, known: event}, accounts{deactivated: true}, true, "", nil},
+		"redacted":            {closing, membership{exists: true, joined: true, original: redacted}, accounts{}, false, expiration.Redacted, nil},
+		"closed, redacted":    {closing, membership{exists: true, joined: true, original: redacted, known: event}, accounts{}, true, "", nil},
+		"may be redacted":     {closing, membership{exists: true, joined: true, failed: failed}, accounts{}, false, "", failed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := newGuard(&test.roomserver, test.accounts).Resubmit(t.Context(), test.timer, signed)

@@ -178,14 +178,9 @@ func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
 // Resubmit implements expiration.Roomserver.
 func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) error {
 	e := t.Event
-	// A closing event is void if another event has replaced the original since.
-	if e.StateKey != nil && t.Delayed == nil {
-		current, err := c.replaced(ctx, e)
-		switch {
-		case err != nil:
-			return c.checkRoom(ctx, e, err)
-		case current != nil && current.EventID() != signed.EventID:
-			return &expiration.DropError{Reason: expiration.Replaced}
+	if t.Delayed == nil && signed.EventID != e.ID {
+		if err := c.checkOriginal(ctx, e, signed); err != nil {
+			return err
 		}
 	}
 	if err := c.checkSender(ctx, e); err != nil {
@@ -202,6 +197,29 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 		return err
 	}
 	return c.entered(ctx, e, signed, false)
+}
+
+// checkOriginal returns a *expiration.DropError if the closing event of e is void, because e was replaced or redacted after the closing
+// event was built. After a redaction, a closing event that the roomserver already has is still finished: it may be in its room.
+func (c *Closer) checkOriginal(ctx context.Context, e expiration.Event, closing expiration.SignedEvent) error {
+	if e.StateKey != nil {
+		current, err := c.replaced(ctx, e)
+		switch {
+		case err != nil:
+			return c.checkRoom(ctx, e, err)
+		case current != nil && current.EventID() != closing.EventID:
+			return &expiration.DropError{Reason: expiration.Replaced}
+		}
+	}
+	original, err := c.event(ctx, e.RoomID, e.ID)
+	if err != nil || original == nil || isRunning(original) {
+		return err
+	}
+	known, err := c.event(ctx, e.RoomID, closing.EventID)
+	if err != nil || known != nil {
+		return err
+	}
+	return &expiration.DropError{Reason: expiration.Redacted}
 }
 
 // readBuilt reads an event that was built earlier.
