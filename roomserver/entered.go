@@ -6,9 +6,9 @@ import (
 	"fmt"
 
 	"github.com/matrix-org/dendrite/roomserver/api"
+	"github.com/matrix-org/dendrite/roomserver/types"
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
-	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
@@ -22,11 +22,24 @@ const maxAncestors = 200
 // built. It reports no error, but no client ever sees the event. It also soft-fails an event if its database fails during that check, so
 // the event may be given to it again. The error is a *expiration.DropError if the sender or the room is gone, and otherwise a
 // *expiration.UnsendableError.
+//
+// Unless thorough is set, an event that the current state allows counts as in its room. When a crash has set the room back, its forward
+// extremities are misleading.
 func (c *Closer) entered(ctx context.Context, e expiration.Event, signed expiration.SignedEvent, thorough bool) error {
-	if !thorough && c.checkSender(ctx, e) == nil {
-		return nil // when a crash has set the room back, its forward extremities are misleading
+	pdu, err := readBuilt(signed)
+	if err != nil {
+		return err
 	}
-	in, err := c.isIn(ctx, e.RoomID, signed)
+	var now api.QueryLatestEventsAndStateResponse
+	if err = c.rsAPI.QueryLatestEventsAndState(ctx, &api.QueryLatestEventsAndStateRequest{
+		RoomID: e.RoomID, StateToFetch: gomatrixserverlib.StateNeededForAuth([]gomatrixserverlib.PDU{pdu}).Tuples(),
+	}, &now); err != nil {
+		return fmt.Errorf("looking up the latest events of a room: %w", err)
+	}
+	if !thorough && c.allows(ctx, now.StateEvents, pdu) {
+		return nil
+	}
+	in, err := c.isIn(ctx, e.RoomID, now.LatestEvents, pdu)
 	if err != nil || in {
 		return err
 	}
@@ -35,22 +48,23 @@ func (c *Closer) entered(ctx context.Context, e expiration.Event, signed expirat
 
 var errSoftFailed = errors.New("the state of the room changed while the event was built, and does not allow it any more")
 
+// allows reports whether a room's state allows an event.
+func (c *Closer) allows(ctx context.Context, state []*types.HeaderedEvent, pdu gomatrixserverlib.PDU) bool {
+	auth := gomatrixserverlib.NewAuthEvents(gomatrixserverlib.ToPDUs(state))
+	return gomatrixserverlib.Allowed(pdu, &auth, func(roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error) {
+		return c.rsAPI.QueryUserIDForSender(ctx, roomID, senderID)
+	}) == nil
+}
+
 // isIn reports whether an event is among a room's forward extremities or their nearest ancestors. A soft-failed event is not, because new
 // events of the room do not refer to it.
-func (c *Closer) isIn(ctx context.Context, roomID string, signed expiration.SignedEvent) (bool, error) {
-	var latest api.QueryLatestEventsAndStateResponse
-	if err := c.rsAPI.QueryLatestEventsAndState(ctx, &api.QueryLatestEventsAndStateRequest{
-		RoomID: roomID, StateToFetch: []gomatrixserverlib.StateKeyTuple{{EventType: spec.MRoomCreate}}, // none would mean all
-	}, &latest); err != nil {
-		return false, fmt.Errorf("looking up the latest events of a room: %w", err)
-	}
-	depth := gjson.GetBytes(signed.PDU, "depth").Int()
+func (c *Closer) isIn(ctx context.Context, roomID string, latest []string, pdu gomatrixserverlib.PDU) (bool, error) {
 	seen := map[string]bool{}
 	extremities := true // in the first round; another server may have made up their depths
-	for next := latest.LatestEvents; len(next) > 0; {
+	for next := latest; len(next) > 0; {
 		var unseen []string
 		for _, eventID := range next {
-			if eventID == signed.EventID {
+			if eventID == pdu.EventID() {
 				return true, nil
 			}
 			if !seen[eventID] {
@@ -67,7 +81,7 @@ func (c *Closer) isIn(ctx context.Context, roomID string, signed expiration.Sign
 			return false, fmt.Errorf("looking up the latest events of a room: %w", err)
 		}
 		for _, event := range res.Events {
-			if extremities || event.Depth() > depth {
+			if extremities || event.Depth() > pdu.Depth() {
 				next = append(next, event.PrevEventIDs()...)
 			}
 		}
