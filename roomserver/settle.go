@@ -248,8 +248,11 @@ func (s *settled) drain(ctx context.Context, roomID string) error {
 // Dendrite does not apply some redactions, see dendritefix.RedactsInContent. In others the room itself shows its redactions.
 func (s *settled) hear(ctx context.Context, roomID string) error {
 	version, err := s.version(ctx, roomID)
-	if err != nil || !dendritefix.RedactsInContent(version) {
-		return nil // in an unknown room there is nothing to wait for either
+	switch {
+	case err != nil: // the database failed, or the room is unknown: Dendrite does not say which
+		return fmt.Errorf("%w: looking up the room version: %w", errUnsettled, err)
+	case !dendritefix.RedactsInContent(version):
+		return nil
 	}
 	written, err := s.output.written(ctx)
 	if err != nil {

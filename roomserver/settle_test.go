@@ -2,6 +2,7 @@ package roomserver
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -225,6 +226,27 @@ func TestClosingIsBuiltWhenTheTimersHaveHeard(t *testing.T) {
 		require.ErrorIs(t, s.close(t, expiration.Expired), errUnsettled)
 		s.acknowledged = 7
 		require.NoError(t, s.close(t, expiration.Expired))
+	})
+}
+
+// A room version that cannot be looked up does not mean that no redaction has come.
+func TestClosingWaitsForTheRoomVersion(t *testing.T) {
+	testSettling(t, func(t *testing.T, s *settleTest) {
+		failed, version := errors.New("disk full"), s.intake.settled.version
+		s.intake.settled.version = func(context.Context, string) (gomatrixserverlib.RoomVersion, error) { return "", failed }
+		for range 2 {
+			err := s.close(t, expiration.Expired)
+			require.ErrorIs(t, err, errUnsettled)
+			require.ErrorIs(t, err, failed)
+		}
+		s.RoomVersion, s.last = gomatrixserverlib.RoomVersionV11, 7
+		s.intake.settled.version = version
+		require.ErrorIs(t, s.close(t, expiration.Expired), errUnsettled, "the redaction may be in the stream")
+		s.acknowledged = 7
+		require.NoError(t, s.close(t, expiration.Expired))
+		s.intake.settled.redacted(testRoom)
+		s.intake.settled.version = func(context.Context, string) (gomatrixserverlib.RoomVersion, error) { return "", failed }
+		require.Less(t, s.closed(t), 2*settlesFor, "the room may be gone")
 	})
 }
 
