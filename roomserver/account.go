@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"net/http"
 
-	"github.com/matrix-org/gomatrixserverlib/spec"
-
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
@@ -16,8 +14,9 @@ import (
 type Deactivated func(ctx context.Context, userID string) (bool, error)
 
 // Guard is a Closer that checks the sender of a delayed event before it sends the event. When the event was scheduled, the sender was
-// logged in and in the room. Both can have changed since, and the roomserver checks neither. A user can join a public room without being a
-// member, and an event needs no account.
+// logged in and in the room. Both can have changed since, and Dendrite does not always check them. An event needs no account. The auth rules
+// let a user who is out of the room join a public room, and set its aliases. State that the room already has is not sent at all, but its
+// event ID would be shown to the sender.
 //
 // Closing events are not checked: the homeserver sends them for an event that is already in the room.
 type Guard struct {
@@ -32,7 +31,7 @@ func NewGuard(closer *Closer, deactivated Deactivated) *Guard {
 	return &Guard{Closer: closer, deactivated: deactivated}
 }
 
-// errNotJoined is the refusal of a membership event whose sender is not in the room.
+// errNotJoined is the refusal of an event whose sender is not in the room.
 var errNotJoined = json.RawMessage(`{"errcode":"M_FORBIDDEN","error":"The sender is no longer in the room"}`)
 
 // Send implements expiration.Roomserver. The error is a *expiration.DropError if the account is deactivated.
@@ -42,12 +41,18 @@ func (g *Guard) Send(
 	if err := g.checkAccount(ctx, t.Event); err != nil {
 		return "", err
 	}
-	return g.Closer.Send(ctx, t, o, func(ctx context.Context, b expiration.Built) error {
+	built := false
+	eventID, err := g.Closer.Send(ctx, t, o, func(ctx context.Context, b expiration.Built) error {
+		built = true
 		if err := g.checkMember(ctx, t.Event); err != nil {
 			return err
 		}
 		return claim(ctx, b)
 	})
+	if err == nil && !built { // the room has the same state already
+		err = g.checkMember(ctx, t.Event)
+	}
+	return eventID, err
 }
 
 // Resubmit implements expiration.Roomserver. An event that the roomserver already has is finished, because it was sent before the account
@@ -75,12 +80,8 @@ func (g *Guard) checkAccount(ctx context.Context, e expiration.Event) error {
 	return nil
 }
 
-// checkMember returns a *expiration.RefusedError if the sender of a membership event is no longer joined. The auth rules would allow the
-// event: a user who has left could rejoin, or knock, with it.
+// checkMember returns a *expiration.RefusedError if the sender is no longer joined.
 func (g *Guard) checkMember(ctx context.Context, e expiration.Event) error {
-	if e.Type != spec.MRoomMember {
-		return nil
-	}
 	err := g.checkSender(ctx, e)
 	if dropped := (*expiration.DropError)(nil); errors.As(err, &dropped) && dropped.Reason == expiration.SenderGone {
 		return &expiration.RefusedError{Code: http.StatusForbidden, Response: errNotJoined}

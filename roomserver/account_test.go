@@ -8,6 +8,7 @@ import (
 
 	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/matrix-org/dendrite/roomserver/types"
+	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
@@ -127,31 +128,47 @@ func TestGuardResubmits(t *testing.T) {
 	}
 }
 
-// A membership event is sent only while its sender is a member.
+// A delayed event is sent only while its sender is a member, even if the auth rules would allow it, or if the room has the same state already.
 func TestGuardLooksAtTheMembership(t *testing.T) {
 	failed := errors.New("disk full")
 	for name, test := range map[string]struct {
-		eventType  string
-		roomserver membership
-		refused    bool
-		gone       bool
-		err        error
+		eventType, key, content string
+		membership              string
+		failed                  error
+		sent, same              bool
 	}{
-		"member":              {"m.room.member", membership{exists: true, joined: true}, false, false, nil},
-		"out of the room":     {"m.room.member", membership{exists: true}, true, false, nil},
-		"no room":             {"m.room.member", membership{}, false, true, nil},
-		"not to be found out": {"m.room.member", membership{failed: failed}, false, false, failed},
-		"anything else":       {"m.room.topic", membership{failed: failed}, false, false, nil},
+		"member":              {"m.room.topic", "", `{}`, "join", nil, true, false},
+		"out of the room":     {"m.room.topic", "", `{}`, "leave", nil, false, false},
+		"would rejoin":        {"m.room.member", "@alice:example.org", `{"membership":"join"}`, "leave", nil, false, false},
+		"aliases":             {"m.room.aliases", "example.org", `{}`, "leave", nil, false, false},
+		"aliases of a member": {"m.room.aliases", "example.org", `{}`, "join", nil, true, false},
+		"the same":            {"m.room.member", "@alice:example.org", `{"membership":"join"}`, "join", nil, false, true},
+		"the same, banned":    {"m.room.power_levels", "", `{"events_default":0,"state_default":0}`, "ban", nil, false, false},
+		"not to be found out": {"m.room.topic", "", `{}`, "join", failed, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := newGuard(&test.roomserver, accounts{}).checkMember(t.Context(), delayedTimer(test.eventType).Event)
-			var refused *expiration.RefusedError
-			var dropped *expiration.DropError
-			require.Equal(t, test.refused, errors.As(err, &refused), err)
-			require.Equal(t, test.gone, errors.As(err, &dropped), err)
-			if !test.refused && !test.gone {
-				require.ErrorIs(t, err, test.err)
+			g := &graph{}
+			g.set(t, test.membership, 0)
+			g.latest, g.membership.failed = []string{g.add(t, 5, "$a")}, test.failed
+			g.state = append(g.state, stateOf(t, spec.MRoomJoinRules, "", `{"join_rule":"public"}`))
+			sent := false
+			g.input = func(e *types.HeaderedEvent) { sent, g.latest = true, []string{e.EventID()} }
+			timer := delayedTimer(test.eventType)
+			timer.Event.StateKey, timer.Delayed.Content = &test.key, []byte(test.content)
+			_, err := NewGuard(g.sender(), accounts{}.Deactivated).Send(t.Context(), timer, expiration.Expired,
+				func(context.Context, expiration.Built) error { return nil })
+			require.Equal(t, test.sent, sent)
+			switch {
+			case test.failed != nil:
+				require.ErrorIs(t, err, test.failed)
+			case test.sent || test.same:
+				require.NoError(t, err)
+			default:
+				require.ErrorAs(t, err, new(*expiration.RefusedError))
 			}
 		})
 	}
+	var dropped *expiration.DropError
+	require.ErrorAs(t, newGuard(&membership{}, accounts{}).checkMember(t.Context(), delayedTimer("m.room.topic").Event), &dropped)
+	require.Equal(t, expiration.RoomGone, dropped.Reason)
 }

@@ -119,10 +119,15 @@ func (g *graph) set(t *testing.T, membership string, needed int) {
 		{spec.MRoomMember, "@alice:example.org", `{"membership":"` + membership + `"}`},
 		{spec.MRoomPowerLevels, "", fmt.Sprintf(`{"events_default":%[1]d,"state_default":%[1]d}`, needed)},
 	} {
-		g.state = append(g.state, pduOf(t, fmt.Sprintf(`{"auth_events":[],"content":%[3]s,"origin_server_ts":1,"depth":1,`+
-			`"hashes":{"sha256":"x"},"prev_events":[],"room_id":"!room:example.org","sender":"@bob:example.org","signatures":{},`+
-			`"state_key":%[2]q,"type":%[1]q}`, s[0], s[1], s[2])))
+		g.state = append(g.state, stateOf(t, s[0], s[1], s[2]))
 	}
+}
+
+// stateOf returns a state event of Bob's, who created the room.
+func stateOf(t *testing.T, eventType, key, content string) *types.HeaderedEvent {
+	t.Helper()
+	return pduOf(t, fmt.Sprintf(`{"auth_events":[],"content":%s,"origin_server_ts":1,"depth":1,"hashes":{"sha256":"x"},"prev_events":[],`+
+		`"room_id":"!room:example.org","sender":"@bob:example.org","signatures":{},"state_key":%q,"type":%q}`, content, key, eventType))
 }
 
 func pduOf(t *testing.T, json string) *types.HeaderedEvent {
