@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math"
 	"net/http"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/matrix-org/util"
 	"github.com/tidwall/gjson"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
@@ -30,8 +30,6 @@ const (
 	// maxScheduleSize is the limit for the body of a request that schedules, in bytes. It is larger than maxContentSize, because the
 	// request may have spaces and escapes that the event will not have.
 	maxScheduleSize = 4 * maxContentSize
-	// maxTimestamp is the latest time that an event can have, in milliseconds. In nanoseconds it must fit into an int64.
-	maxTimestamp = math.MaxInt64 / 1_000_000
 	// scheduleReadTimeout is how long the body of a request that schedules may take to arrive.
 	scheduleReadTimeout = 30 * time.Second
 )
@@ -196,9 +194,9 @@ func (a *API) parseDelayed(
 	if query.Has("ts") && device.AccountType == userapi.AccountTypeAppService {
 		d.Timestamp, err = clientutil.ParseTSParam(req)
 		// Dendrite would send an event with a later time at a different time.
-		if ms := d.Timestamp.UnixMilli(); err != nil || ms < 0 || ms > maxTimestamp {
+		if ms := d.Timestamp.UnixMilli(); err != nil || ms < 0 || ms > int64(dendritefix.MaxTimestamp) {
 			return d, nil, badRequest(spec.InvalidParam(fmt.Sprintf(
-				"ts must be a whole number of milliseconds from 0 to %d", maxTimestamp,
+				"ts must be a whole number of milliseconds from 0 to %d", dendritefix.MaxTimestamp,
 			)))
 		}
 	}

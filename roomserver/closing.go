@@ -18,6 +18,7 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
 )
@@ -52,14 +53,11 @@ func (c *Closer) Close(
 	return c.send(ctx, e, o, original, content, later(sent, original), lost, claim)
 }
 
-// maxTimestamp is the greatest number that an event can have.
-const maxTimestamp = spec.Timestamp(1<<53 - 1)
-
 // later returns the timestamp of a closing event: the later of the argument sent and the time just after the original's timestamp. When
 // another branch of the event graph has the original, state resolution prefers the later of the two. The original can bear any timestamp: a
-// client may choose it, and the clock may have been set back since.
+// client may choose it, and the clock may have been set back since. The latest possible time is not exceeded.
 func later(sent time.Time, original gomatrixserverlib.PDU) time.Time {
-	after := min(original.OriginServerTS()+1, maxTimestamp).Time()
+	after := min(original.OriginServerTS()+1, dendritefix.MaxTimestamp).Time()
 	if sent.Before(after) {
 		return after
 	}

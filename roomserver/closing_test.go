@@ -2,12 +2,16 @@ package roomserver
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
@@ -58,6 +62,16 @@ func TestGroundOfAClosingEvent(t *testing.T) {
 				require.ErrorIs(t, err, test.is)
 			}
 		})
+	}
+}
+
+// A closing event is later than its original, as long as Dendrite can express the time.
+func TestTimeOfAClosingEvent(t *testing.T) {
+	original, deadline := newEvent(t, "", `{}`).PDU, time.UnixMilli(50)
+	last := dendritefix.MaxTimestamp
+	for ts, want := range map[spec.Timestamp]spec.Timestamp{1: 50, 49: 50, 50: 51, last - 1: last, last: last} {
+		closing := later(deadline, at(t, original, "5", fmt.Sprint(ts), `{}`))
+		require.Equal(t, want, spec.AsTimestamp(closing), ts)
 	}
 }
 
