@@ -9,12 +9,16 @@ import (
 
 // screen prints which participant sees what, and when. Every line fits into 80 columns.
 type screen struct {
-	mu    sync.Mutex // one line at a time
+	mu    sync.Mutex // guards start, and prints one line at a time
 	start time.Time
 }
 
 // restart sets the clock of the lines to 0.
-func (s *screen) restart() { s.start = time.Now() }
+func (s *screen) restart() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.start = time.Now()
+}
 
 func (s *screen) print(format string, args ...any) {
 	s.mu.Lock()
@@ -27,7 +31,9 @@ func (s *screen) title(text string) { s.print("\n%s\n", text) }
 
 // say prints what a participant does or sees.
 func (s *screen) say(who, format string, args ...any) {
-	s.print("%6.1fs  %-6s %s\n", time.Since(s.start).Seconds(), who, fmt.Sprintf(format, args...))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fmt.Printf("%6.1fs  %-6s %s\n", time.Since(s.start).Seconds(), who, fmt.Sprintf(format, args...))
 }
 
 // event shows an event as the server sent it.
