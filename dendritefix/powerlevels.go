@@ -36,7 +36,7 @@ type QueryCurrentState = func(context.Context, *api.QueryCurrentStateRequest, *a
 type PowerLevels struct {
 	query QueryCurrentState
 
-	mu      sync.Mutex
+	mu      sync.Mutex      // guards pending
 	pending map[string]bool // the rooms that wait for a look
 }
 

@@ -55,7 +55,7 @@ type QuietRooms struct {
 	queues Queues
 	log    *logrus.Entry
 
-	mu    sync.Mutex
+	mu    sync.Mutex // guards rooms, and each watched
 	rooms map[string]*watched
 
 	stop    context.CancelFunc

@@ -39,10 +39,11 @@ type Queues struct {
 	cfg    *config.JetStream
 	rsAPI  Roomserver
 	server spec.ServerName
-	// left counts the messages that were in work when the previous process ended, by the name of the room's consumer. JetStream redelivers
-	// them at the time again. Until then no worker has them, so waiting for them is pointless.
-	left  map[string]int
-	again time.Time
+	// inWorkBefore counts the messages that were in work when the previous process ended, by the name of the room's consumer. Until
+	// redeliveredAt no worker has them, so waiting for them is pointless.
+	inWorkBefore map[string]int
+	// redeliveredAt is when JetStream redelivers them.
+	redeliveredAt time.Time
 }
 
 // redelivery is the time after which JetStream redelivers a message, see Dendrite's roomserver/internal/input.
@@ -51,16 +52,16 @@ const redelivery = 5*time.Minute + 10*time.Second
 // New returns the queues of a roomserver. It must be called before the roomserver takes anything out of them.
 func New(ctx context.Context, js nats.JetStreamContext, cfg *config.JetStream, rsAPI Roomserver, server spec.ServerName) *Queues {
 	q := &Queues{js: js, cfg: cfg, rsAPI: rsAPI, server: server}
-	q.noteLeft(ctx)
+	q.noteInWork(ctx)
 	return q
 }
 
-// noteLeft notes how many messages were in work when the previous process ended.
-func (q *Queues) noteLeft(ctx context.Context) {
-	q.left, q.again = map[string]int{}, time.Now().Add(redelivery)
+// noteInWork notes how many messages were in work when the previous process ended.
+func (q *Queues) noteInWork(ctx context.Context) {
+	q.inWorkBefore, q.redeliveredAt = map[string]int{}, time.Now().Add(redelivery)
 	for consumer := range q.js.Consumers(q.cfg.Prefixed(jetstream.InputRoomEvent), nats.Context(ctx)) {
 		if consumer.NumAckPending > 0 {
-			q.left[consumer.Name] = consumer.NumAckPending
+			q.inWorkBefore[consumer.Name] = consumer.NumAckPending
 		}
 	}
 }
@@ -78,8 +79,8 @@ func (q *Queues) Backlog(ctx context.Context, roomID string) (Backlog, error) {
 		Waiting: info.NumPending, InWork: uint64(info.NumAckPending),
 		Taken: info.Delivered.Consumer, Done: info.AckFloor.Consumer,
 	}
-	if left := q.left[consumer]; left > 0 && time.Now().Before(q.again) {
-		b.InWork = uint64(max(info.NumAckPending-left, 0))
+	if before := q.inWorkBefore[consumer]; before > 0 && time.Now().Before(q.redeliveredAt) {
+		b.InWork = uint64(max(info.NumAckPending-before, 0))
 	}
 	return b, nil
 }

@@ -55,7 +55,7 @@ func TestBacklog(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, b)
 	}
-	q.noteLeft(t.Context())
+	q.noteInWork(t.Context())
 	for range 3 {
 		q.publish(t)
 	}
@@ -69,12 +69,12 @@ func TestBacklog(t *testing.T) {
 	require.NoError(t, err)
 
 	// A process that starts here does not wait for the messages that were in work.
-	q.noteLeft(t.Context())
+	q.noteInWork(t.Context())
 	is(Backlog{Waiting: 1, Taken: 2, Done: 1})
 	_, err = worker.Fetch(1)
 	require.NoError(t, err)
 	is(Backlog{InWork: 1, Taken: 3, Done: 1})
-	q.again = time.Now()
+	q.redeliveredAt = time.Now()
 	is(Backlog{InWork: 2, Taken: 3, Done: 1})
 }
 

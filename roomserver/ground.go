@@ -11,8 +11,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
-// ground is the state in place of a closing event, after the prev events that the closing event is built upon. One answer of the roomserver
-// has both the prev events and this state, so they match.
+// ground is the state event under a closing event: the one with the same type and state key, in the state after the closing event's prev
+// events. One answer of the roomserver has both the prev events and this state, so they match.
 type ground struct {
 	state gomatrixserverlib.StateKeyTuple
 	// asked: Dendrite has queried the prev events. current is nil before that, and if the room has no such state.

@@ -50,7 +50,7 @@ type settled struct {
 	// version returns the version of a room.
 	version func(ctx context.Context, roomID string) (gomatrixserverlib.RoomVersion, error)
 
-	mu    sync.Mutex
+	mu    sync.Mutex // guards what follows, and each roomQueue
 	rooms map[string]*roomQueue
 	looks uint64 // counts up, see roomQueue.look
 }

@@ -20,7 +20,7 @@ type Accounts struct {
 	db         *sql.DB
 	serverName spec.ServerName // of requests that name none
 
-	mu     sync.Mutex
+	mu     sync.Mutex     // guards ending
 	ending map[string]int // how many deactivations of an account are under way, by its user ID
 }
 
