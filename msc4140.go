@@ -102,9 +102,9 @@ func New(
 	if err != nil {
 		return nil, err
 	}
-	sender := roomserver.NewGuard(roomserver.NewCloser(&dendriteCfg.ClientAPI, wrapper), accounts.Deactivated)
+	outbox := roomserver.NewCheckedOutbox(roomserver.NewOutbox(&dendriteCfg.ClientAPI, wrapper), accounts.Deactivated)
 	componentCfg.Explain = clientapi.Explain
-	timers := expiration.New(componentCfg, store, intake.Settling(sender), tokens)
+	timers := expiration.New(componentCfg, store, intake.Settling(outbox), tokens)
 	wrapper.Watch(timers)
 	places := limits.NewPlaces()
 	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, clientapi.Timers{

@@ -56,10 +56,10 @@ func (m *membership) QueryLatestEventsAndState(
 	return nil
 }
 
-func newGuard(m *membership, a accounts) *Guard {
+func newCheckedOutbox(m *membership, a accounts) *CheckedOutbox {
 	wrapper := NewAPI(m)
 	wrapper.Watch(&m.journal)
-	return NewGuard(NewCloser(nil, wrapper), a.Deactivated)
+	return NewCheckedOutbox(NewOutbox(nil, wrapper), a.Deactivated)
 }
 
 // delayedTimer returns the timer of a delayed event of Alice's.
@@ -73,19 +73,19 @@ func delayedTimer(eventType string) expiration.Timer {
 }
 
 // No event is built for a deactivated account: with this fake, building one would panic.
-func TestGuardLooksAtTheAccount(t *testing.T) {
+func TestCheckedOutboxLooksAtTheAccount(t *testing.T) {
 	failed := errors.New("disk full")
 	var dropped *expiration.DropError
-	_, err := newGuard(&membership{}, accounts{deactivated: true}).Send(t.Context(), delayedTimer("m.room.message"), expiration.Expired, nil)
+	_, err := newCheckedOutbox(&membership{}, accounts{deactivated: true}).Send(t.Context(), delayedTimer("m.room.message"), expiration.Expired, nil)
 	require.ErrorAs(t, err, &dropped)
 	require.Equal(t, expiration.Deactivated, dropped.Reason)
-	_, err = newGuard(&membership{}, accounts{failed: failed}).Send(t.Context(), delayedTimer("m.room.message"), expiration.Expired, nil)
+	_, err = newCheckedOutbox(&membership{}, accounts{failed: failed}).Send(t.Context(), delayedTimer("m.room.message"), expiration.Expired, nil)
 	require.ErrorIs(t, err, failed)
 	require.False(t, errors.As(err, &dropped), "a passing fault")
 }
 
 // An event of a deactivated account is finished if the roomserver has it. Otherwise it is not sent.
-func TestGuardResubmits(t *testing.T) {
+func TestCheckedOutboxResubmits(t *testing.T) {
 	failed := errors.New("disk full")
 	event := newEvent(t, "", `{}`)
 	signed := expiration.SignedEvent{EventID: event.EventID(), RoomVersion: "10", PDU: event.JSON()}
@@ -112,7 +112,7 @@ func TestGuardResubmits(t *testing.T) {
 		"may be redacted":     {closing, membership{exists: true, joined: true, failed: failed}, accounts{}, false, "", failed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := newGuard(&test.roomserver, test.accounts).Resubmit(t.Context(), test.timer, signed)
+			err := newCheckedOutbox(&test.roomserver, test.accounts).Resubmit(t.Context(), test.timer, signed)
 			require.Equal(t, test.sent, len(test.roomserver.calls) > 0, test.roomserver.calls)
 			var dropped *expiration.DropError
 			switch {
@@ -129,7 +129,7 @@ func TestGuardResubmits(t *testing.T) {
 }
 
 // A delayed event is sent only while its sender is a member, even if the auth rules would allow it, or if the room has the same state already.
-func TestGuardLooksAtTheMembership(t *testing.T) {
+func TestCheckedOutboxLooksAtTheMembership(t *testing.T) {
 	failed := errors.New("disk full")
 	for name, test := range map[string]struct {
 		eventType, key, content string
@@ -155,7 +155,7 @@ func TestGuardLooksAtTheMembership(t *testing.T) {
 			g.input = func(e *types.HeaderedEvent) { sent, g.latest = true, []string{e.EventID()} }
 			timer := delayedTimer(test.eventType)
 			timer.Event.StateKey, timer.Delayed.Content = &test.key, []byte(test.content)
-			_, err := NewGuard(g.sender(), accounts{}.Deactivated).Send(t.Context(), timer, expiration.Expired,
+			_, err := NewCheckedOutbox(g.outbox(), accounts{}.Deactivated).Send(t.Context(), timer, expiration.Expired,
 				func(context.Context, expiration.Built) error { return nil })
 			require.Equal(t, test.sent, sent)
 			switch {
@@ -169,6 +169,6 @@ func TestGuardLooksAtTheMembership(t *testing.T) {
 		})
 	}
 	var dropped *expiration.DropError
-	require.ErrorAs(t, newGuard(&membership{}, accounts{}).checkMember(t.Context(), delayedTimer("m.room.topic").Event), &dropped)
+	require.ErrorAs(t, newCheckedOutbox(&membership{}, accounts{}).checkMember(t.Context(), delayedTimer("m.room.topic").Event), &dropped)
 	require.Equal(t, expiration.RoomGone, dropped.Reason)
 }

@@ -23,34 +23,34 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
 )
 
-// Closer sends closing and delayed events. It implements expiration.Roomserver.
-type Closer struct {
+// Outbox sends closing and delayed events. It implements expiration.Roomserver.
+type Outbox struct {
 	cfg   *config.ClientAPI
 	rsAPI *API
 }
 
-var _ expiration.Roomserver = (*Closer)(nil)
+var _ expiration.Roomserver = (*Outbox)(nil)
 
-// NewCloser returns a sender of closing and delayed events. They pass through the wrapper, like all others.
-func NewCloser(cfg *config.ClientAPI, rsAPI *API) *Closer {
-	return &Closer{cfg: cfg, rsAPI: rsAPI}
+// NewOutbox returns a sender of closing and delayed events. They pass through the wrapper, like all others.
+func NewOutbox(cfg *config.ClientAPI, rsAPI *API) *Outbox {
+	return &Outbox{cfg: cfg, rsAPI: rsAPI}
 }
 
 // Close implements expiration.Roomserver. It sends the closing event the way a client's event is sent. So Dendrite takes care of power
 // levels, pseudo IDs and room versions.
-func (c *Closer) Close(
+func (out *Outbox) Close(
 	ctx context.Context, e expiration.Event, o expiration.Outcome, sent time.Time, lost bool,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
-	original, err := c.original(ctx, e)
+	original, err := out.original(ctx, e)
 	if err != nil {
-		return c.checkRoom(ctx, e, err)
+		return out.checkRoom(ctx, e, err)
 	}
 	content, err := closingContent(original.Content(), e.ID, o)
 	if err != nil {
 		return fmt.Errorf("making the content of a closing event: %w", err)
 	}
-	return c.send(ctx, e, o, original, content, later(sent, original), lost, claim)
+	return out.send(ctx, e, o, original, content, later(sent, original), lost, claim)
 }
 
 // later returns the timestamp of a closing event: the later of the argument sent and the time just after the original's timestamp. When
@@ -64,26 +64,26 @@ func later(sent time.Time, original gomatrixserverlib.PDU) time.Time {
 	return sent
 }
 
-func (c *Closer) send(
+func (out *Outbox) send(
 	ctx context.Context, e expiration.Event, o expiration.Outcome, original gomatrixserverlib.PDU, content []byte, sent time.Time, lost bool,
 	claim func(context.Context, expiration.SignedEvent) error,
 ) error {
 	var closing expiration.SignedEvent
 	claiming := false
-	s := &oneSend{ClientRoomserverAPI: c.rsAPI, ground: newGround(e)}
+	s := &oneSend{ClientRoomserverAPI: out.rsAPI, ground: newGround(e)}
 	s.hook = &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
-		if err := c.checkGround(ctx, e, original, s.ground); err != nil && !(lost && errors.Is(err, expiration.ErrSetBack)) {
+		if err := out.checkGround(ctx, e, original, s.ground); err != nil && !(lost && errors.Is(err, expiration.ErrSetBack)) {
 			return err
 		}
 		claiming, closing = true, b.Signed()
 		return claim(ctx, closing)
 	}}
-	res, err := c.sendEvent(ctx, s, e, content, sent)
+	res, err := out.sendEvent(ctx, s, e, content, sent)
 	if err != nil {
 		return err
 	}
 	if res.Code == http.StatusOK {
-		return c.entered(ctx, e, closing, o == expiration.Ended)
+		return out.entered(ctx, e, closing, o == expiration.Ended)
 	}
 	err = s.verdict(res)
 	if claiming {
@@ -91,8 +91,8 @@ func (c *Closer) send(
 	}
 	if refused := (*expiration.RefusedError)(nil); errors.As(err, &refused) {
 		// A room that was set back may lack the state that allows the closing event. That state comes back together with the original.
-		if s.ground != nil && s.ground.asked && !lost && errors.Is(c.checkGround(ctx, e, original, s.ground), expiration.ErrSetBack) {
-			return c.checkRoom(ctx, e, expiration.ErrSetBack)
+		if s.ground != nil && s.ground.asked && !lost && errors.Is(out.checkGround(ctx, e, original, s.ground), expiration.ErrSetBack) {
+			return out.checkRoom(ctx, e, expiration.ErrSetBack)
 		}
 		reason := expiration.Forbidden
 		if refused.Code == http.StatusNotFound {
@@ -100,12 +100,12 @@ func (c *Closer) send(
 		}
 		err = &expiration.DropError{Reason: reason, Cause: err}
 	}
-	return c.checkRoom(ctx, e, err)
+	return out.checkRoom(ctx, e, err)
 }
 
 // sendEvent sends an event with the room, type, state key and sender of e, the way a client of the sender does. The time sent is passed as
 // an application service passes it, in the parameter ts. The zero time means now.
-func (c *Closer) sendEvent(
+func (out *Outbox) sendEvent(
 	ctx context.Context, s *oneSend, e expiration.Event, content []byte, sent time.Time,
 ) (util.JSONResponse, error) {
 	target := "/"
@@ -116,21 +116,21 @@ func (c *Closer) sendEvent(
 	if err != nil {
 		return util.JSONResponse{}, err
 	}
-	unlock, err := c.rsAPI.LockSender(ctx, e.RoomID, e.Sender)
+	unlock, err := out.rsAPI.LockSender(ctx, e.RoomID, e.Sender)
 	if err != nil {
 		return util.JSONResponse{}, fmt.Errorf("waiting for another event of the sender: %w", err)
 	}
 	defer unlock()
 	device := &userapi.Device{UserID: e.Sender}
-	return routing.SendEvent(s.quiet(req), device, e.RoomID, e.Type, nil, e.StateKey, c.cfg, s, nil), nil
+	return routing.SendEvent(s.quiet(req), device, e.RoomID, e.Type, nil, e.StateKey, out.cfg, s, nil), nil
 }
 
 // checkGround returns an error if the closing event of e must not be sent. In the state that the closing event is built upon, e must still
 // be in its place and not be redacted.
-func (c *Closer) checkGround(ctx context.Context, e expiration.Event, original gomatrixserverlib.PDU, g *ground) error {
+func (out *Outbox) checkGround(ctx context.Context, e expiration.Event, original gomatrixserverlib.PDU, g *ground) error {
 	switch {
 	case g == nil: // not state
-		_, err := c.original(ctx, e)
+		_, err := out.original(ctx, e)
 		return err
 	case g.current == nil:
 		return expiration.ErrSetBack
@@ -157,11 +157,11 @@ func newer(current, original gomatrixserverlib.PDU) bool {
 // Confirm implements expiration.Roomserver. It gives the event to the roomserver again, because the roomserver stores an event before it
 // sends it. If the process died in between, the event is known, perhaps even as the current state, but no client was told of it. JetStream
 // redelivers it only after minutes. If the roomserver had finished the event, the repetition is harmless; otherwise it finishes the event.
-func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
-	if err := c.checkSender(ctx, e); err != nil {
+func (out *Outbox) Confirm(ctx context.Context, e expiration.Event) error {
+	if err := out.checkSender(ctx, e); err != nil {
 		return err
 	}
-	original, err := c.event(ctx, e.RoomID, e.ID)
+	original, err := out.event(ctx, e.RoomID, e.ID)
 	switch {
 	case err != nil:
 		return err
@@ -170,20 +170,20 @@ func (c *Closer) Confirm(ctx context.Context, e expiration.Event) error {
 	case !isRunning(original): // redacted, so it was sent
 		return nil
 	}
-	return c.input(ctx, e, original)
+	return out.input(ctx, e, original)
 }
 
 // Resubmit implements expiration.Roomserver.
-func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) error {
+func (out *Outbox) Resubmit(ctx context.Context, t expiration.Timer, signed expiration.SignedEvent) error {
 	e := t.Event
 	if t.Delayed == nil && signed.EventID != e.ID {
-		if err := c.checkOriginal(ctx, e, signed); err != nil {
+		if err := out.checkOriginal(ctx, e, signed); err != nil {
 			return err
 		}
 	}
-	if err := c.checkSender(ctx, e); err != nil {
+	if err := out.checkSender(ctx, e); err != nil {
 		// A delayed event that the roomserver already has was sent before its sender left.
-		if known, lookErr := c.event(ctx, e.RoomID, signed.EventID); t.Delayed == nil || lookErr != nil || known == nil {
+		if known, lookErr := out.event(ctx, e.RoomID, signed.EventID); t.Delayed == nil || lookErr != nil || known == nil {
 			return err
 		}
 	}
@@ -191,29 +191,29 @@ func (c *Closer) Resubmit(ctx context.Context, t expiration.Timer, signed expira
 	if err != nil {
 		return err
 	}
-	if err = c.input(ctx, e, pdu); err != nil {
+	if err = out.input(ctx, e, pdu); err != nil {
 		return err
 	}
-	return c.entered(ctx, e, signed, false)
+	return out.entered(ctx, e, signed, false)
 }
 
 // checkOriginal returns a *expiration.DropError if the closing event of e is void, because e was replaced or redacted after the closing
 // event was built. After a redaction, a closing event that the roomserver already has is still finished: it may be in its room.
-func (c *Closer) checkOriginal(ctx context.Context, e expiration.Event, closing expiration.SignedEvent) error {
+func (out *Outbox) checkOriginal(ctx context.Context, e expiration.Event, closing expiration.SignedEvent) error {
 	if e.StateKey != nil {
-		current, err := c.replaced(ctx, e)
+		current, err := out.replaced(ctx, e)
 		switch {
 		case err != nil:
-			return c.checkRoom(ctx, e, err)
+			return out.checkRoom(ctx, e, err)
 		case current != nil && current.EventID() != closing.EventID:
 			return &expiration.DropError{Reason: expiration.Replaced}
 		}
 	}
-	original, err := c.event(ctx, e.RoomID, e.ID)
+	original, err := out.event(ctx, e.RoomID, e.ID)
 	if err != nil || original == nil || isRunning(original) {
 		return err
 	}
-	known, err := c.event(ctx, e.RoomID, closing.EventID)
+	known, err := out.event(ctx, e.RoomID, closing.EventID)
 	if err != nil || known != nil {
 		return err
 	}
@@ -234,18 +234,18 @@ func readBuilt(signed expiration.SignedEvent) (gomatrixserverlib.PDU, error) {
 
 // Wake implements expiration.Roomserver. Dendrite ends a room's worker after a minute without events. Then nothing reads the room's queue
 // until the next event arrives, not even the messages that JetStream redelivers.
-func (c *Closer) Wake(ctx context.Context, roomID string) error {
-	return inputqueue.Wake(ctx, c.rsAPI, c.cfg.Matrix.ServerName, roomID)
+func (out *Outbox) Wake(ctx context.Context, roomID string) error {
+	return inputqueue.Wake(ctx, out.rsAPI, out.cfg.Matrix.ServerName, roomID)
 }
 
 // input gives an event of this server to the roomserver, for the first time or again.
-func (c *Closer) input(ctx context.Context, e expiration.Event, pdu gomatrixserverlib.PDU) error {
+func (out *Outbox) input(ctx context.Context, e expiration.Event, pdu gomatrixserverlib.PDU) error {
 	sender, err := spec.NewUserID(e.Sender, true)
 	if err != nil {
 		return err
 	}
 	var res api.InputRoomEventsResponse
-	c.rsAPI.InputRoomEvents(ctx, &api.InputRoomEventsRequest{InputRoomEvents: []api.InputRoomEvent{{
+	out.rsAPI.InputRoomEvents(ctx, &api.InputRoomEventsRequest{InputRoomEvents: []api.InputRoomEvent{{
 		Kind: api.KindNew, Event: &types.HeaderedEvent{PDU: pdu}, Origin: sender.Domain(), SendAsServer: string(sender.Domain()),
 	}}, VirtualHost: sender.Domain()}, &res)
 	if rejected(&res) {
@@ -255,16 +255,16 @@ func (c *Closer) input(ctx context.Context, e expiration.Event, pdu gomatrixserv
 }
 
 // Replaced implements expiration.Roomserver.
-func (c *Closer) Replaced(ctx context.Context, e expiration.Event) (bool, error) {
-	current, err := c.replaced(ctx, e)
+func (out *Outbox) Replaced(ctx context.Context, e expiration.Event) (bool, error) {
+	current, err := out.replaced(ctx, e)
 	return current != nil, err
 }
 
 // replaced returns the current state if it has replaced the state event e, and otherwise nil.
-func (c *Closer) replaced(ctx context.Context, e expiration.Event) (gomatrixserverlib.PDU, error) {
+func (out *Outbox) replaced(ctx context.Context, e expiration.Event) (gomatrixserverlib.PDU, error) {
 	tuple := gomatrixserverlib.StateKeyTuple{EventType: e.Type, StateKey: *e.StateKey}
 	var res api.QueryCurrentStateResponse
-	if err := c.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{
+	if err := out.rsAPI.QueryCurrentState(ctx, &api.QueryCurrentStateRequest{
 		RoomID: e.RoomID, StateTuples: []gomatrixserverlib.StateKeyTuple{tuple},
 	}, &res); err != nil {
 		return nil, fmt.Errorf("looking up the current state: %w", err)
@@ -274,7 +274,7 @@ func (c *Closer) replaced(ctx context.Context, e expiration.Event) (gomatrixserv
 		return nil, nil
 	}
 	// An event that the roomserver does not know yet may be in its queue, and may still become the current state.
-	original, err := c.event(ctx, e.RoomID, e.ID)
+	original, err := out.event(ctx, e.RoomID, e.ID)
 	if err != nil || original == nil || !newer(current, original) {
 		return nil, err
 	}
@@ -282,8 +282,8 @@ func (c *Closer) replaced(ctx context.Context, e expiration.Event) (gomatrixserv
 }
 
 // original returns the event that is to be closed, or an *expiration.DropError if it was redacted.
-func (c *Closer) original(ctx context.Context, e expiration.Event) (gomatrixserverlib.PDU, error) {
-	original, err := c.event(ctx, e.RoomID, e.ID)
+func (out *Outbox) original(ctx context.Context, e expiration.Event) (gomatrixserverlib.PDU, error) {
+	original, err := out.event(ctx, e.RoomID, e.ID)
 	switch {
 	case err != nil:
 		return nil, err
@@ -296,13 +296,13 @@ func (c *Closer) original(ctx context.Context, e expiration.Event) (gomatrixserv
 }
 
 // checkSender returns a *expiration.DropError if the room is gone or the sender is not joined.
-func (c *Closer) checkSender(ctx context.Context, e expiration.Event) error {
+func (out *Outbox) checkSender(ctx context.Context, e expiration.Event) error {
 	sender, err := spec.NewUserID(e.Sender, true)
 	if err != nil {
 		return err
 	}
 	var res api.QueryMembershipForUserResponse
-	if err = c.rsAPI.QueryMembershipForUser(ctx, &api.QueryMembershipForUserRequest{
+	if err = out.rsAPI.QueryMembershipForUser(ctx, &api.QueryMembershipForUserRequest{
 		RoomID: e.RoomID, UserID: *sender,
 	}, &res); err != nil {
 		return fmt.Errorf("looking up the membership of the sender: %w", err)
@@ -318,17 +318,17 @@ func (c *Closer) checkSender(ctx context.Context, e expiration.Event) error {
 
 // checkRoom returns a *expiration.DropError if an operation failed because the room or the sender is gone. Otherwise it returns the
 // operation's own error.
-func (c *Closer) checkRoom(ctx context.Context, e expiration.Event, failed error) error {
-	if err := c.checkSender(ctx, e); err != nil {
+func (out *Outbox) checkRoom(ctx context.Context, e expiration.Event, failed error) error {
+	if err := out.checkSender(ctx, e); err != nil {
 		return err
 	}
 	return failed
 }
 
 // event returns an event that the roomserver has, or nil.
-func (c *Closer) event(ctx context.Context, roomID, eventID string) (gomatrixserverlib.PDU, error) {
+func (out *Outbox) event(ctx context.Context, roomID, eventID string) (gomatrixserverlib.PDU, error) {
 	var res api.QueryEventsByIDResponse
-	if err := c.rsAPI.QueryEventsByID(ctx, &api.QueryEventsByIDRequest{
+	if err := out.rsAPI.QueryEventsByID(ctx, &api.QueryEventsByIDRequest{
 		RoomID: roomID, EventIDs: []string{eventID},
 	}, &res); err != nil {
 		return nil, fmt.Errorf("looking up %s: %w", eventID, err)

@@ -52,7 +52,7 @@ func TestGroundOfAClosingEvent(t *testing.T) {
 			e := expiration.Event{ID: original.EventID(), RoomID: "!room:example.org", Type: "m.call.member", StateKey: &key}
 			g := newGround(e)
 			g.asked, g.current = true, test.current
-			err := (&Closer{}).checkGround(t.Context(), e, original, g)
+			err := (&Outbox{}).checkGround(t.Context(), e, original, g)
 			var dropped *expiration.DropError
 			switch {
 			case test.drop != "":
@@ -80,10 +80,10 @@ func TestGroundOfAClosingMessage(t *testing.T) {
 	g := &graph{}
 	running := g.add(t, 5, "$a")
 	wrapper := NewAPI(g)
-	err := NewCloser(nil, wrapper).checkGround(t.Context(), expiration.Event{ID: running, RoomID: "!room:example.org"}, nil, nil)
+	err := NewOutbox(nil, wrapper).checkGround(t.Context(), expiration.Event{ID: running, RoomID: "!room:example.org"}, nil, nil)
 	var dropped *expiration.DropError
 	require.ErrorAs(t, err, &dropped, "its content does not say that it is running, as after a redaction")
 	require.Equal(t, expiration.Redacted, dropped.Reason)
-	err = NewCloser(nil, wrapper).checkGround(t.Context(), expiration.Event{ID: "$unknown", RoomID: "!room:example.org"}, nil, nil)
+	err = NewOutbox(nil, wrapper).checkGround(t.Context(), expiration.Event{ID: "$unknown", RoomID: "!room:example.org"}, nil, nil)
 	require.ErrorIs(t, err, expiration.ErrUnknownEvent)
 }

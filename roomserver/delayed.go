@@ -13,11 +13,11 @@ import (
 
 // Send implements expiration.Roomserver. It sends the event the way a client's event is sent. Dendrite checks now whether the sender may
 // send it, not when the event is scheduled.
-func (c *Closer) Send(
+func (out *Outbox) Send(
 	ctx context.Context, t expiration.Timer, o expiration.Outcome, claim func(context.Context, expiration.Built) error,
 ) (string, error) {
 	var sent expiration.SignedEvent
-	s := &oneSend{ClientRoomserverAPI: c.rsAPI}
+	s := &oneSend{ClientRoomserverAPI: out.rsAPI}
 	s.hook = &expiration.Hook{Before: func(ctx context.Context, b expiration.Built) error {
 		sent = b.Signed()
 		return claim(ctx, b)
@@ -32,7 +32,7 @@ func (c *Closer) Send(
 		// already has, and the event would not run anew.
 		s.ground = newGround(e)
 	}
-	res, err := c.sendEvent(ctx, s, e, content, t.Delayed.Timestamp)
+	res, err := out.sendEvent(ctx, s, e, content, t.Delayed.Timestamp)
 	if err != nil {
 		return "", err
 	}
@@ -43,9 +43,9 @@ func (c *Closer) Send(
 		if err = s.verdict(res); s.hook.Called || errors.As(err, new(*expiration.RefusedError)) {
 			return "", err
 		}
-		return "", c.checkRoom(ctx, e, err)
+		return "", out.checkRoom(ctx, e, err)
 	case s.hook.Called:
-		return sent.EventID, c.entered(ctx, e, sent, o == expiration.Ended)
+		return sent.EventID, out.entered(ctx, e, sent, o == expiration.Ended)
 	}
 	body, err := json.Marshal(res.JSON)
 	return gjson.GetBytes(body, "event_id").Str, err

@@ -25,40 +25,40 @@ const maxAncestors = 200
 //
 // Unless thorough is set, an event that the current state allows counts as in its room. When a crash has set the room back, its forward
 // extremities are misleading.
-func (c *Closer) entered(ctx context.Context, e expiration.Event, signed expiration.SignedEvent, thorough bool) error {
+func (out *Outbox) entered(ctx context.Context, e expiration.Event, signed expiration.SignedEvent, thorough bool) error {
 	pdu, err := readBuilt(signed)
 	if err != nil {
 		return err
 	}
 	var now api.QueryLatestEventsAndStateResponse
-	if err = c.rsAPI.QueryLatestEventsAndState(ctx, &api.QueryLatestEventsAndStateRequest{
+	if err = out.rsAPI.QueryLatestEventsAndState(ctx, &api.QueryLatestEventsAndStateRequest{
 		RoomID: e.RoomID, StateToFetch: gomatrixserverlib.StateNeededForAuth([]gomatrixserverlib.PDU{pdu}).Tuples(),
 	}, &now); err != nil {
 		return fmt.Errorf("looking up the latest events of a room: %w", err)
 	}
-	if !thorough && c.allows(ctx, now.StateEvents, pdu) {
+	if !thorough && out.allows(ctx, now.StateEvents, pdu) {
 		return nil
 	}
-	in, err := c.isIn(ctx, e.RoomID, now.LatestEvents, pdu)
+	in, err := out.isIn(ctx, e.RoomID, now.LatestEvents, pdu)
 	if err != nil || in {
 		return err
 	}
-	return c.checkRoom(ctx, e, &expiration.UnsendableError{Cause: errSoftFailed})
+	return out.checkRoom(ctx, e, &expiration.UnsendableError{Cause: errSoftFailed})
 }
 
 var errSoftFailed = errors.New("the state of the room changed while the event was built, and does not allow it any more")
 
 // allows reports whether a room's state allows an event.
-func (c *Closer) allows(ctx context.Context, state []*types.HeaderedEvent, pdu gomatrixserverlib.PDU) bool {
+func (out *Outbox) allows(ctx context.Context, state []*types.HeaderedEvent, pdu gomatrixserverlib.PDU) bool {
 	auth := gomatrixserverlib.NewAuthEvents(gomatrixserverlib.ToPDUs(state))
 	return gomatrixserverlib.Allowed(pdu, &auth, func(roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error) {
-		return c.rsAPI.QueryUserIDForSender(ctx, roomID, senderID)
+		return out.rsAPI.QueryUserIDForSender(ctx, roomID, senderID)
 	}) == nil
 }
 
 // isIn reports whether an event is among a room's forward extremities or their nearest ancestors. A soft-failed event is not, because new
 // events of the room do not refer to it.
-func (c *Closer) isIn(ctx context.Context, roomID string, latest []string, pdu gomatrixserverlib.PDU) (bool, error) {
+func (out *Outbox) isIn(ctx context.Context, roomID string, latest []string, pdu gomatrixserverlib.PDU) (bool, error) {
 	seen := map[string]bool{}
 	extremities := true // in the first round; another server may have made up their depths
 	for next := latest; len(next) > 0; {
@@ -77,7 +77,7 @@ func (c *Closer) isIn(ctx context.Context, roomID string, latest []string, pdu g
 		}
 		next = nil
 		var res api.QueryEventsByIDResponse
-		if err := c.rsAPI.QueryEventsByID(ctx, &api.QueryEventsByIDRequest{RoomID: roomID, EventIDs: unseen}, &res); err != nil {
+		if err := out.rsAPI.QueryEventsByID(ctx, &api.QueryEventsByIDRequest{RoomID: roomID, EventIDs: unseen}, &res); err != nil {
 			return false, fmt.Errorf("looking up the latest events of a room: %w", err)
 		}
 		for _, event := range res.Events {

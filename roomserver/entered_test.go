@@ -49,7 +49,7 @@ func TestEntered(t *testing.T) {
 			if test.latest != nil {
 				g.latest = test.latest(g, eventID)
 			}
-			err := g.sender().entered(t.Context(), delayedTimer("m").Event, expiration.SignedEvent{
+			err := g.outbox().entered(t.Context(), delayedTimer("m").Event, expiration.SignedEvent{
 				EventID: eventID, RoomVersion: "10", PDU: g.events[eventID].JSON(),
 			}, !test.due)
 			var dropped *expiration.DropError
@@ -87,12 +87,12 @@ func TestASoftFailIsNotTakenForSent(t *testing.T) {
 			timer := delayedTimer("m.room.message")
 			timer.Event.StateKey, timer.Delayed.Content = nil, []byte(`{}`)
 			var signed expiration.SignedEvent
-			_, err := g.sender().Send(t.Context(), timer, o, func(_ context.Context, b expiration.Built) error {
+			_, err := g.outbox().Send(t.Context(), timer, o, func(_ context.Context, b expiration.Built) error {
 				signed = b.Signed()
 				return nil
 			})
 			asked := g.queries
-			again := g.sender().Resubmit(t.Context(), timer, signed)
+			again := g.outbox().Resubmit(t.Context(), timer, signed)
 			if demoted {
 				require.ErrorAs(t, err, new(*expiration.UnsendableError))
 				require.ErrorAs(t, again, new(*expiration.UnsendableError))

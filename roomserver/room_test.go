@@ -90,11 +90,11 @@ func (g *graph) InputRoomEvents(_ context.Context, req *api.InputRoomEventsReque
 	g.input(req.InputRoomEvents[0].Event)
 }
 
-// sender returns a sender of events in the room of g.
-func (g *graph) sender() *Closer {
+// outbox returns an outbox for the room of g.
+func (g *graph) outbox() *Outbox {
 	wrapper := NewAPI(g)
 	wrapper.Watch(&g.journal)
-	return NewCloser(&config.ClientAPI{}, wrapper)
+	return NewOutbox(&config.ClientAPI{}, wrapper)
 }
 
 // add adds an event with the given prev event, and returns its ID.
