@@ -45,12 +45,12 @@ var arrows = map[string]struct {
 	"expiration/storage": {[]string{"expiration", "expiration/storage/...", "guard"}, dendrite},
 
 	// The adapters connect the engine to Dendrite, and do not import one another.
-	"clientapi":  {[]string{"around", "dendritefix", "eventsize", "expiration", "failpoint", "jsondepth", "limits"}, everything},
+	"clientapi":  {[]string{"dendritefix", "eventsize", "expiration", "failpoint", "jsondepth", "limits"}, everything},
 	"roomserver": {[]string{"dendritefix", "eventsize", "expiration", "failpoint", "inputqueue", "keylock"}, everything},
 	"syncapi":    {[]string{"dendritefix", "expiration", "failpoint", "guard"}, dendrite | matrix},
 	"userapi":    {nil, dendrite | matrix},
 	// Package delayid asks for an interface of its own, and needs none of our packages.
-	"syncapi/delayid": {nil, everything},
+	"syncapi/delayid": {nil, dendrite | web},
 
 	// The configuration fills the configurations of these packages.
 	"config": {[]string{"clientapi", "expiration", "rtc"}, dendrite},
@@ -103,10 +103,23 @@ func worldOf(path string) world {
 	return 0
 }
 
-// A package imports only what its row allows.
+// allows returns the entry of a list that allows a package, or "".
+func allows(own []string, pkg string) string {
+	i := slices.IndexFunc(own, func(entry string) bool {
+		below, all := strings.CutSuffix(entry, "/...")
+		return pkg == entry || all && strings.HasPrefix(pkg, below+"/")
+	})
+	if i < 0 {
+		return ""
+	}
+	return own[i]
+}
+
+// A package imports only what its row allows, and a row allows only what is imported.
 func TestArrows(t *testing.T) {
 	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "./...").Output()
 	require.NoError(t, err)
+	used, usedWorlds := map[string][]string{}, map[string]world{}
 	for packages := json.NewDecoder(bytes.NewReader(out)); packages.More(); {
 		var p struct {
 			ImportPath string
@@ -117,8 +130,9 @@ func TestArrows(t *testing.T) {
 		if within(name, outside) {
 			continue
 		}
-		row, ok := arrows[name]
-		for folder := name; !ok && strings.Contains(folder, "/"); {
+		folder := name
+		row, ok := arrows[folder]
+		for !ok && strings.Contains(folder, "/") {
 			folder = folder[:strings.LastIndexByte(folder, '/')]
 			row, ok = arrows[folder]
 		}
@@ -129,15 +143,27 @@ func TestArrows(t *testing.T) {
 		for _, path := range p.Imports {
 			if path == module || strings.HasPrefix(path, module+"/") {
 				to := strings.TrimPrefix(strings.TrimPrefix(path, module), "/")
-				if !slices.ContainsFunc(row.own, func(own string) bool {
-					below, all := strings.CutSuffix(own, "/...")
-					return to == own || all && strings.HasPrefix(to, below+"/")
-				}) {
+				entry := allows(row.own, to)
+				if entry == "" {
 					t.Errorf("%s must not import %s", name, to)
 				}
-			} else if worldOf(path)&^row.worlds != 0 {
+				used[folder] = append(used[folder], entry)
+				continue
+			}
+			if worldOf(path)&^row.worlds != 0 {
 				t.Errorf("%s must not import %s", name, path)
 			}
+			usedWorlds[folder] |= worldOf(path)
+		}
+	}
+	for name, row := range arrows {
+		for _, entry := range row.own {
+			if !slices.Contains(used[name], entry) {
+				t.Errorf("%q may import %s, and does not: take it out of its row", name, entry)
+			}
+		}
+		if unused := row.worlds &^ usedWorlds[name]; unused != 0 {
+			t.Errorf("%q may import from the worlds %03b, and does not: take them out of its row", name, unused)
 		}
 	}
 }
