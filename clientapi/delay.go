@@ -12,7 +12,7 @@ import (
 	"github.com/matrix-org/util"
 )
 
-// form is how a request that schedules has its delay.
+// form says where a request has its delay. It decides how a bad delay is answered.
 type form int
 
 const (
@@ -34,7 +34,7 @@ func (e *delayError) Error() string {
 	return fmt.Sprintf("%s must be a whole number of milliseconds from 1 to %d", e.name, e.max.Milliseconds())
 }
 
-// response is the answer to a bad delay. In the query form it is the only one at which matrix-js-sdk 43 asks for a shorter delay.
+// response is the answer to a bad delay. matrix-js-sdk 43 asks for a shorter delay only after the answer of the query form.
 func (e *delayError) response() util.JSONResponse {
 	answer := struct {
 		spec.MatrixError

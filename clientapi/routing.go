@@ -1,10 +1,11 @@
 // Package clientapi is the HTTP interface of expiring and delayed events. It parses and limits requests, and turns results into answers
 // and Matrix errors.
 //
-// To expire an event, a client marks it with the field m.will_expire and calls the keep-alive endpoint. To delay an event, a client puts a
-// delay into the query of a send and calls the endpoints of delayed events. The routes for sending replace Dendrite's routes and call
-// Dendrite's SendEvent, so a request with neither field nor delay is handled as in stock Dendrite. The memory of each request is bounded.
-// The exception is the body of a send without a delay, which Dendrite does not bound either.
+// To expire an event, a client marks it with the field m.will_expire and calls the keep-alive endpoint. To delay an event, a client adds a
+// delay to the query of a send, or uses the endpoint delayed_event. It then calls the endpoints of delayed events. The routes for sending
+// replace Dendrite's routes and call Dendrite's SendEvent, so a request with neither field nor delay is handled as in stock Dendrite, unless
+// its query is malformed. The memory of each request is bounded. The exception is the body of a send without a delay, which Dendrite does not
+// bound either.
 package clientapi
 
 import (
@@ -39,13 +40,13 @@ type Timers struct {
 type Config struct {
 	// MaxDuration is the longest duration that a client may ask for, in whole seconds.
 	MaxDuration time.Duration
-	// UnknownTokens limits the requests with unknown tokens and delay IDs from one address. RealIPHeader, below, is the header in which a
-	// trusted reverse proxy names that address, or "" if there is none.
+	// UnknownTokens limits the requests with unknown tokens and delay IDs from one address. RealIPHeader is the header in which a trusted
+	// reverse proxy names that address, or "" if there is none.
 	UnknownTokens expiration.RateLimit
-	// UserRequests limits the requests of one user that schedule delayed events or look them up and, apart from these, those that act upon
-	// them with an access token. Application services are exempt.
+	RealIPHeader  string
+	// UserRequests limits two kinds of requests of one user, each with a counter of its own: those that schedule or look up delayed events,
+	// and those that act on them with an access token. Application services are exempt.
 	UserRequests expiration.RateLimit
-	RealIPHeader string
 	// MaxDelay is the longest delay of a delayed event.
 	MaxDelay time.Duration
 	// MaxScheduled is how many delayed events a user may have scheduled at a time; 0 switches them off. MaxScheduledOfService is the same

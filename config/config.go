@@ -50,12 +50,13 @@ type DelayedEvents struct {
 type RateLimiting struct {
 	// Enabled: default true.
 	Enabled bool `yaml:"enabled"`
-	// Token limits the keep-alives for one valid token. Default 20 in 1000 ms.
+	// Token limits the keep-alives for one token, and the actions on one delayed event without an access token. Default 20 in 1000 ms.
 	Token RateLimit `yaml:"token"`
-	// UnknownToken limits the requests with unknown tokens from one address. Default 20 in 1000 ms.
+	// UnknownToken limits the requests with unknown tokens or delay IDs from one address and, counted apart, room summaries. Default 20
+	// in 1000 ms.
 	UnknownToken RateLimit `yaml:"unknown_token"`
-	// User limits the requests of one user that schedule delayed events or look them up and, counted apart, those that act upon them with an
-	// access token. Application services are exempt. Default 10 in 1000 ms.
+	// User limits two kinds of requests of one user, each with a counter of its own: those that schedule or look up delayed events, and those
+	// that act on them with an access token. Application services are exempt. Default 10 in 1000 ms.
 	User RateLimit `yaml:"user"`
 	// Due limits the delayed events of one user that are sent when they are due. Those above the limit are never sent. Application services
 	// are exempt. Default 100 in 10000 ms.
