@@ -232,10 +232,10 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 		router.Handle(path+"/rooms/{roomID}/delayed_event/{eventType}/{txnID}", bounded(maxScheduleSize, scheduleReadTimeout, schedule)).
 			Methods(http.MethodPut, http.MethodOptions)
 	}
-	router.Handle("/unstable/org.matrix.msc4140/delayed_events", a.authenticated(name, userAPI,
+	router.Handle("/unstable/org.matrix.msc4140/delayed_events", hidden(a.authenticated(name, userAPI,
 		func(req *http.Request, device *userapi.Device, _ map[string]string) util.JSONResponse {
 			return a.list(req, device)
-		})).Methods(http.MethodGet, http.MethodOptions)
+		}))).Methods(http.MethodGet, http.MethodOptions)
 	for path, d := range map[string]dialect{"/v1": stable, "/unstable/org.matrix.msc4140": unstable} {
 		router.Handle(path+"/delayed_events/{delayID}", hidden(a.authenticated(name, userAPI,
 			func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {

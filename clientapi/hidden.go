@@ -8,8 +8,9 @@ import (
 	"github.com/gorilla/mux"
 )
 
-// hidden keeps the delay ID out of the log and out of reports to Sentry, which contain the path of a request. A delay ID is a secret: on
-// some paths it is the only authority that an action needs. Logs get the path of the route, with a placeholder for the delay ID.
+// hidden keeps delay IDs out of the log, which has the path of a request, and out of reports to Sentry, which have path, query and body. A
+// delay ID is a secret: on some paths it is the only authority that an action needs. Log and reports get the path of the route, with a
+// placeholder for the delay ID.
 func hidden(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		url := *req.URL
@@ -19,9 +20,11 @@ func hidden(next http.Handler) http.Handler {
 		req.Header = req.Header.Clone()
 		req.Header.Del("Referer")
 		if hub := sentry.GetHubFromContext(req.Context()); hub != nil {
-			shown := req.WithContext(req.Context()) // a copy without the body, which Sentry would read too
-			shown.Body = nil
+			shown, shownURL := req.WithContext(req.Context()), url // copies
+			shownURL.RawQuery = ""
+			shown.URL, shown.Body = &shownURL, nil
 			hub.Scope().SetRequest(shown)
+			hub.Scope().SetTransaction(req.Method + " " + url.Path)
 		}
 		next.ServeHTTP(w, req)
 	})
@@ -34,8 +37,7 @@ func publicPath(req *http.Request) string {
 	if err != nil {
 		return "" // only for routes without a path
 	}
-	switch action := mux.Vars(req)["action"]; action {
-	case "restart", "send", "cancel":
+	if action := mux.Vars(req)["action"]; isAction(action) {
 		path = strings.Replace(path, "{action}", action, 1)
 	}
 	return path

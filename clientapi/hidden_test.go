@@ -1,14 +1,23 @@
 package clientapi
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/getsentry/sentry-go"
+	sentryhttp "github.com/getsentry/sentry-go/http"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
 // A delay ID is a secret: it must not appear in a log.
@@ -38,4 +47,38 @@ func TestDelayIDsAreNotLogged(t *testing.T) {
 	logrus.SetOutput(io.Discard)
 	require.Contains(t, log.String(), "disk full")
 	require.NotContains(t, log.String(), delayID[1:])
+}
+
+// reports is a Sentry transport that keeps what is sent.
+type reports struct{ sent []*sentry.Event }
+
+func (r *reports) Flush(time.Duration) bool       { return true }
+func (r *reports) Configure(sentry.ClientOptions) {}
+func (r *reports) SendEvent(e *sentry.Event)      { r.sent = append(r.sent, e) }
+
+// Nor must a delay ID appear in a report to Sentry.
+func TestDelayIDsAreNotReported(t *testing.T) {
+	logrus.SetOutput(io.Discard)
+	defer logrus.SetOutput(os.Stderr)
+	for path, method := range map[string]string{
+		unstablePath + "/delayed_events?delay_id=" + delayID:       "GET",
+		stablePath + "/delayed_events/" + delayID:                  "GET",
+		stablePath + "/delayed_events/" + delayID + "/restart?a=b": "POST",
+	} {
+		r := &reports{}
+		client, err := sentry.NewClient(sentry.ClientOptions{Transport: r})
+		require.NoError(t, err)
+		p := &planner{err: errors.New("disk full"), events: make([]expiration.DelayedEvent, 1)}
+		handler := sentryhttp.New(sentryhttp.Options{}).Handle(newPlanned(p, 1)) // as Dendrite does
+		req := httptest.NewRequest(method, path, nil)
+		req.Header.Set("Authorization", "Bearer token")
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, req.WithContext(sentry.SetHubOnContext(req.Context(), sentry.NewHub(client, sentry.NewScope()))))
+		require.Equal(t, http.StatusInternalServerError, w.Code, path)
+		require.Len(t, r.sent, 1, path)
+		report, err := json.Marshal(r.sent[0])
+		require.NoError(t, err)
+		require.Contains(t, string(report), `"url":"http://example.com/_matrix/client/`)
+		require.NotContains(t, string(report), delayID, path)
+	}
 }
