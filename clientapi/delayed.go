@@ -212,8 +212,14 @@ func (a *API) checkScheduled(
 		return fmt.Errorf("looking up the version of a room: %w", err)
 	}
 	built, err := a.checkSendable(ctx, device, version, to, sent, d.Timestamp)
-	if err != nil || built == nil {
+	if err != nil {
 		return err
+	}
+	if to.eventType == spec.MRoomMember {
+		// When it is due, a membership event of a user who has left is refused (roomserver.Guard), and a joined user cannot knock.
+		if membership, err := built.Membership(); err == nil && membership == spec.Knock {
+			return &requestError{http.StatusForbidden, spec.Forbidden("A knock cannot be delayed: only members of a room can delay events")}
+		}
 	}
 	return checkSize(built, to, d.Expires > 0)
 }

@@ -32,9 +32,19 @@ func state(eventType, key string) target {
 	return target{roomID: "!room:localhost", eventType: eventType, stateKey: &key}
 }
 
-// check makes all checks that precede the scheduling of an event.
+// versioned is a roomserver whose rooms have one version.
+type versioned struct {
+	rooms
+	version gomatrixserverlib.RoomVersion
+}
+
+func (v versioned) QueryRoomVersionForRoom(context.Context, string) (gomatrixserverlib.RoomVersion, error) {
+	return v.version, nil
+}
+
+// check makes all checks of an event that precede its scheduling.
 func check(version gomatrixserverlib.RoomVersion, to target, content string, timestamp time.Time) error {
-	a := &API{dendrite: &config.ClientAPI{}}
+	a := &API{dendrite: &config.ClientAPI{}, rsAPI: versioned{version: version}}
 	err := checkNames(to)
 	if err == nil {
 		err = checkObject([]byte(content), "The content")
@@ -45,11 +55,8 @@ func check(version gomatrixserverlib.RoomVersion, to target, content string, tim
 	if err != nil {
 		return err
 	}
-	built, err := a.checkSendable(context.Background(), &userapi.Device{UserID: alice}, version, to, []byte(content), timestamp)
-	if err == nil && built != nil {
-		err = checkSize(built, to, false)
-	}
-	return err
+	d := expiration.Delayed{Timestamp: timestamp}
+	return a.checkScheduled(context.Background(), &userapi.Device{UserID: alice}, to, d, []byte(content))
 }
 
 // An event that can be sent in some state of a room passes the checks.
@@ -69,11 +76,10 @@ func TestWellFormed(t *testing.T) {
 		"profile":              {state("m.room.member", alice), `{"membership":"join","displayname":"A"}`, 1},
 		"leave":                {state("m.room.member", alice), `{"membership":"leave"}`, 1},
 		"odd but harmless":     {state("m.room.member", alice), `{"membership":"leave","displayname":1}`, 1},
-		"knock":                {state("m.room.member", alice), `{"membership":"knock"}`, 7},
 		"invite":               {state("m.room.member", "@bob:localhost"), `{"membership":"invite"}`, 1},
 		"kick":                 {state("m.room.member", "@bob:localhost"), `{"membership":"leave","reason":"late"}`, 1},
 		"ban":                  {state("m.room.member", "@bob:elsewhere"), `{"membership":"ban"}`, 1},
-		"invite by a token":    {state("m.room.member", "@bob:localhost"), thirdPartyInvite("token"), 1},
+		"invite by a token":    {state("m.room.member", "@bob:localhost"), invite("@bob:localhost", "token", signature), 1},
 		"third-party invite":   {state("m.room.third_party_invite", "token"), `{"display_name":"B","public_keys":[]}`, 1},
 		"power levels":         {state("m.room.power_levels", ""), `{"users":{"@alice:localhost":100,"@bob:localhost":50},"ban":75}`, 1},
 		"alias":                {state("m.room.canonical_alias", ""), `{"alias":"#a:localhost","alt_aliases":["#b:localhost"]}`, 1},
@@ -99,11 +105,19 @@ func TestWellFormed(t *testing.T) {
 			require.NoError(t, err, "%s, version %s", name, version)
 		}
 	}
+	// Only a delayed knock is impossible.
+	a := &API{dendrite: &config.ClientAPI{}, rsAPI: versioned{version: "10"}}
+	content := []byte(`{"membership":"knock","m.will_expire":"running"}`)
+	require.NoError(t, a.checkExpiring(t.Context(), &userapi.Device{UserID: alice}, state("m.room.member", alice), content))
 }
 
-func thirdPartyInvite(token string) string {
-	return `{"membership":"invite","third_party_invite":{"display_name":"B","signed":{"mxid":"@bob:localhost","token":"` + token +
-		`","signatures":{}}}}`
+// signature is one by a key that no room has, but could have.
+const signature = `{"localhost":{"ed25519:0":"x"}}`
+
+// invite returns the content of an invitation by a third party.
+func invite(mxid, token, signatures string) string {
+	return fmt.Sprintf(`{"membership":"invite","third_party_invite":{"display_name":"B","signed":{"mxid":%q,"token":%q,"signatures":%s}}}`,
+		mxid, token, signatures)
 }
 
 // deep returns an object with this many levels.
@@ -115,6 +129,11 @@ func deep(levels int) string {
 func TestNeverSendable(t *testing.T) {
 	message := target{roomID: "!room:localhost", eventType: "m.room.message"}
 	tooLarge := `{"a":"` + strings.Repeat("x", eventsize.Max) + `"}`
+	bob := state("m.room.member", "@bob:localhost")
+	as := func(membership string) string {
+		return strings.Replace(invite("@bob:localhost", "token", signature), `"invite"`, `"`+membership+`"`, 1)
+	}
+	large := strings.Replace(invite("@bob:localhost", "token", signature), `"B"`, tooLarge[len(`{"a":`):eventsize.Max-1200]+`"`, 1)
 	for name, test := range map[string]struct {
 		version gomatrixserverlib.RoomVersion
 		to      target
@@ -153,7 +172,16 @@ func TestNeverSendable(t *testing.T) {
 		"member is no user":      {"10", state("m.room.member", "bob"), `{"membership":"invite"}`, 400, "M_INVALID_PARAM", "must be a user ID"},
 		"joining others":         {"10", state("m.room.member", "@bob:localhost"), `{"membership":"join"}`, 403, "M_FORBIDDEN", ""},
 		"inviting oneself":       {"10", state("m.room.member", alice), `{"membership":"invite"}`, 403, "M_FORBIDDEN", ""},
-		"invite without a token": {"10", state("m.room.member", "@bob:localhost"), thirdPartyInvite(""), 400, "M_BAD_JSON", ""},
+		"invite without a token": {"10", bob, invite("@bob:localhost", "", signature), 400, "M_BAD_JSON", ""},
+		"invite of another":      {"10", bob, invite("@other:localhost", "token", signature), 403, "M_FORBIDDEN", ""},
+		"invite, not signed":     {"10", bob, invite("@bob:localhost", "token", `{"localhost":{}}`), 403, "M_FORBIDDEN", ""},
+		"invite, other key":      {"10", bob, invite("@bob:localhost", "token", `{"localhost":{"rsa:0":"x"}}`), 403, "M_FORBIDDEN", ""},
+		"join by an invite":      {"10", bob, as("join"), 403, "M_FORBIDDEN", ""},
+		"own join by an invite":  {"10", state("m.room.member", alice), as("join"), 403, "M_FORBIDDEN", ""},
+		"word by an invite":      {"10", bob, as("banana"), 403, "M_FORBIDDEN", "membership to be one of"},
+		"invite, too large":      {"10", bob, large, 413, "M_BAD_JSON", "65536 bytes"},
+		"knock":                  {"10", state("m.room.member", alice), `{"membership":"knock"}`, 403, "M_FORBIDDEN", "knock cannot be delayed"},
+		"knock before it was":    {"6", state("m.room.member", alice), `{"membership":"knock"}`, 403, "M_FORBIDDEN", ""},
 		"invite 1":               {"10", state("m.room.member", "@bob:localhost"), `{"membership":"invite","third_party_invite":1}`, 400, "M_BAD_JSON", ""},
 		"mapping 1":              {"10", state("m.room.member", alice), `{"membership":"join","mxid_mapping":1}`, 400, "M_BAD_JSON", ""},
 		"levels of users 1":      {"10", state("m.room.power_levels", ""), `{"users":1}`, 403, "M_FORBIDDEN", "integers in users"},
@@ -190,7 +218,7 @@ func TestNeverSendable(t *testing.T) {
 func FuzzWellFormed(f *testing.F) {
 	for _, content := range []string{
 		`{}`, `{"membership":"join"}`, `{"membership":1}`, `{"users":1}`, `{"users":{"@bob:localhost":50},"events":{"m":"5"}}`,
-		`{"alias":"#a:localhost","alt_aliases":[1]}`, thirdPartyInvite("token"), `{"membership":"join","mxid_mapping":{"user_id":"bob"}}`,
+		`{"alias":"#a:localhost","alt_aliases":[1]}`, invite("@bob:localhost", "token", signature), `{"membership":"join","mxid_mapping":{"user_id":"bob"}}`,
 		`{"a":[1e3,-0,0.5,9007199254740993]}`, `{"m.relates_to":1,"m.will_expire":30}`, `{"redacts":1}`, `{"replacement_room":[]}`,
 	} {
 		for i, eventType := range []string{
@@ -224,7 +252,7 @@ func FuzzWellFormed(f *testing.F) {
 		if err == nil {
 			built, err = a.checkSendable(t.Context(), &userapi.Device{UserID: alice}, roomVersion, to, sent, d.Timestamp)
 		}
-		if err == nil && built != nil {
+		if err == nil {
 			err = checkSize(built, to, true)
 		}
 		if err != nil {
@@ -234,9 +262,6 @@ func FuzzWellFormed(f *testing.F) {
 			answer, err := json.Marshal(res.JSON)
 			require.NoError(t, err)
 			require.NotEmpty(t, gjson.GetBytes(answer, "errcode").Str)
-			return
-		}
-		if built == nil {
 			return
 		}
 		require.LessOrEqual(t, len(built.JSON()), eventsize.Max)

@@ -36,6 +36,10 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 		const long = "/_matrix/client/v3/rooms/"
 		room := long + url.PathEscape(rooms["10"])
 		pseudo := long + url.PathEscape(rooms["org.matrix.msc4014"])
+		thirdParty := func(membership, mxid string) JSON {
+			signed := JSON{"mxid": mxid, "token": "token", "signatures": JSON{"localhost": JSON{"ed25519:0": "x"}}}
+			return JSON{"membership": membership, "third_party_invite": JSON{"display_name": "B", "signed": signed}}
+		}
 		for name, test := range map[string]struct {
 			path    string // the delay is appended to it
 			body    any
@@ -59,6 +63,9 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 			"fraction":        {room + "/state/m/key", JSON{"a": 0.5}, 400, "M_BAD_JSON"},
 			"create":          {room + "/state/m.room.create/", JSON{"room_version": "10"}, 403, "M_FORBIDDEN"},
 			"membership 1":    {room + "/state/m.room.member/" + alice.UserID, JSON{"membership": 1}, 400, "M_BAD_JSON"},
+			"knock":           {room + "/state/m.room.member/" + alice.UserID, JSON{"membership": "knock"}, 403, "M_FORBIDDEN"},
+			"banana":          {room + "/state/m.room.member/@bob:localhost", thirdParty("banana", "@bob:localhost"), 403, "M_FORBIDDEN"},
+			"invite of bob":   {room + "/state/m.room.member/@bob:localhost", thirdParty("invite", "@other:localhost"), 403, "M_FORBIDDEN"},
 			"member of bob":   {room + "/state/m.room.member/bob", JSON{"membership": "invite"}, 400, "M_INVALID_PARAM"},
 			"alias 1":         {room + "/state/m.room.canonical_alias/", JSON{"alias": 1}, 400, "M_BAD_JSON"},
 			"levels 1":        {room + "/state/m.room.power_levels/", JSON{"users": 1}, 403, "M_FORBIDDEN"},
