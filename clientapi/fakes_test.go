@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"net/http"
 	"net/http/httptest"
@@ -127,6 +128,13 @@ func (rooms) QueryCurrentState(_ context.Context, req *api.QueryCurrentStateRequ
 func (rooms) QuerySenderIDForUser(_ context.Context, _ spec.RoomID, userID spec.UserID) (*spec.SenderID, error) {
 	id := spec.SenderID(userID.String())
 	return &id, nil
+}
+
+func (rooms) QueryUserIDForSender(_ context.Context, _ spec.RoomID, id spec.SenderID) (*spec.UserID, error) {
+	if id != "key of bob" {
+		return nil, errors.New("no user's key")
+	}
+	return spec.NewUserID("@bob:localhost", true)
 }
 
 func (rooms) Hooked(req *http.Request, _ *expiration.Hook) (*http.Request, api.ClientRoomserverAPI) {

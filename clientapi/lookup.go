@@ -51,9 +51,9 @@ type result struct {
 	Error   json.RawMessage `json:"error,omitempty"`
 }
 
-func newDelayedEvent(e expiration.DelayedEvent, d dialect) delayedEvent {
+func (a *API) newDelayedEvent(ctx context.Context, e expiration.DelayedEvent, d dialect) delayedEvent {
 	shown := delayedEvent{
-		DelayID: e.DelayID, RoomID: e.Timer.Event.RoomID, Type: e.Timer.Event.Type, StateKey: e.Timer.Event.StateKey,
+		DelayID: e.DelayID, RoomID: e.Timer.Event.RoomID, Type: e.Timer.Event.Type, StateKey: a.givenStateKey(ctx, e.Timer.Event),
 		Content: e.Timer.Delayed.Content, Delay: e.Timer.Duration.Milliseconds(), DelayedSince: e.DelayedSince().UnixMilli(),
 	}
 	if e.Final != nil {
@@ -92,7 +92,7 @@ func (a *API) list(req *http.Request, device *userapi.Device) util.JSONResponse 
 		if query.Has("delay_id") && !slices.Contains(query["delay_id"], e.DelayID) {
 			continue
 		}
-		shown := newDelayedEvent(e, unstable)
+		shown := a.newDelayedEvent(req.Context(), e, unstable)
 		size += len(shown.Content) + len(shown.Type) + len(shown.RoomID) + delayedEventSize
 		page.Events, last = append(page.Events, shown), e.Place
 	}
@@ -107,11 +107,8 @@ func (a *API) look(req *http.Request, device *userapi.Device, d dialect, delayID
 	}
 	defer leave()
 	e, err := a.timers.DelayedEvent(req.Context(), delayID, device.UserID)
-	switch {
-	case errors.Is(err, expiration.ErrNotFound):
-		return noDelayedEvent()
-	case err != nil:
-		return errorResponse(req, err)
+	if err != nil {
+		return delayedResponse(req, err)
 	}
-	return util.JSONResponse{Code: http.StatusOK, JSON: newDelayedEvent(e, d)}
+	return util.JSONResponse{Code: http.StatusOK, JSON: a.newDelayedEvent(req.Context(), e, d)}
 }

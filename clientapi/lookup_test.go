@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/stretchr/testify/require"
 	"github.com/tidwall/gjson"
@@ -52,6 +53,21 @@ func TestPages(t *testing.T) {
 		}
 		require.Len(t, seen, 100)
 		require.Equal(t, "99", seen[99])
+	}
+}
+
+// A state key is shown as the client gave it. In rooms with pseudo IDs, the event has a user's key instead of the user's ID.
+func TestStateKeysInLookups(t *testing.T) {
+	for version, shown := range map[gomatrixserverlib.RoomVersion]map[string]string{
+		"10":      {"key of bob": "key of bob", "": ""},
+		pseudoIDs: {"key of bob": "@bob:localhost", "": ""},
+	} {
+		a := &API{rsAPI: versioned{version: version}}
+		for key, want := range shown {
+			got := a.givenStateKey(t.Context(), expiration.Event{RoomID: "!room:localhost", StateKey: &key})
+			require.Equal(t, want, *got, version)
+		}
+		require.Nil(t, a.givenStateKey(t.Context(), expiration.Event{RoomID: "!room:localhost"}))
 	}
 }
 

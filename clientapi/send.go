@@ -229,6 +229,28 @@ func (a *API) stateKey(ctx context.Context, to target) expiration.StateKey {
 	return s
 }
 
+// givenStateKey undoes what stateKey does: it returns the state key of an event as a client gives it. If a lookup fails, that is the key in
+// the room.
+func (a *API) givenStateKey(ctx context.Context, e expiration.Event) *string {
+	if e.StateKey == nil {
+		return nil
+	}
+	version, err := a.rsAPI.QueryRoomVersionForRoom(ctx, e.RoomID)
+	if err != nil || version != gomatrixserverlib.RoomVersionPseudoIDs {
+		return e.StateKey
+	}
+	roomID, err := spec.NewRoomID(e.RoomID)
+	if err != nil {
+		return e.StateKey
+	}
+	userID, err := a.rsAPI.QueryUserIDForSender(ctx, *roomID, spec.SenderID(*e.StateKey))
+	if err != nil || userID == nil { // no user's key
+		return e.StateKey
+	}
+	key := userID.String()
+	return &key
+}
+
 // restartableState hides current state from Dendrite, except for events with a running timer of the same sender. If a new event has the
 // content of the current state, Dendrite answers with the ID of the current event, and does not check the sender's permission. If that
 // event had no timer, there would be none to restart. If it were another user's, the answer would contain that user's token.

@@ -97,6 +97,10 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 			require.Equal(t, http.StatusBadRequest, res.Code, delay)
 			require.Equal(t, "M_INVALID_PARAM", res.Get("errcode").Str)
 		}
+		// In a room with pseudo IDs a look-up shows the state key that the client gave.
+		own := delayID(t, alice.must(t, http.MethodPut, pseudo+"/state/m/"+alice.UserID+delayParameter+"3600000", JSON{}))
+		require.Equal(t, alice.UserID, alice.delayed(t, own).Get("state_key").Str)
+		alice.acted(t, stableDelayed, own, "cancel")
 		// Events at the limits can be scheduled, looked up and sent.
 		for _, roomID := range rooms {
 			path := long + url.PathEscape(roomID) + "/state/" + strings.Repeat("t", 255) + "/" + strings.Repeat("k", 255)
