@@ -39,54 +39,54 @@ func owner(req *http.Request, userAPI userapi.QueryAcccessTokenAPI) *userapi.Dev
 	return device
 }
 
-// act restarts, sends or cancels a delayed event. If device is not nil, the event must belong to its user, and the action counts among those
-// of the user.
+// act answers an action.
 func (a *API) act(req *http.Request, d dialect, device *userapi.Device, delayID, action string) util.JSONResponse {
 	if !isAction(action) {
 		return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.Unrecognized(badAction)}
 	}
-	owner := ""
+	var err error
 	if device != nil {
-		leave, err := a.enter(req, device, a.actors)
-		if err != nil {
-			return errorResponse(req, err)
-		}
-		defer leave()
-		owner = device.UserID
+		err = a.actAsOwner(req, device, delayID, action)
+	} else {
+		err = a.actByID(req, delayID, action)
 	}
-	known, wait := a.timers.AllowDelayed(delayID)
-	err := a.guesses.mayAsk(req, known, wait)
-	if err != nil {
-		return errorResponse(req, err)
-	}
-	switch ctx := req.Context(); action {
-	case "restart":
-		err = a.timers.RestartDelayed(ctx, delayID, owner)
-	case "send":
-		err = a.timers.SendDelayed(ctx, delayID, owner)
-	case "cancel":
-		err = a.timers.CancelDelayed(ctx, delayID, owner)
-	}
-	var done *expiration.FinalisedError
-	if errors.As(err, &done) {
-		switch {
-		case action == "send" && done.Final.Sent(), action == "cancel" && !done.Final.Sent():
-			err = nil
-		case d == stable:
-			return util.JSONResponse{Code: http.StatusConflict, JSON: spec.Unknown("The delayed event was finalised already")}
-		default:
-			err = expiration.ErrNotFound
-		}
-	}
-	switch {
-	case errors.Is(err, expiration.ErrNotFound):
-		return noDelayedEvent()
-	case err != nil:
-		return errorResponse(req, err)
-	}
-	return util.JSONResponse{Code: http.StatusOK, JSON: struct{}{}}
+	return actionResponse(req, d, action, err)
 }
 
-func noDelayedEvent() util.JSONResponse {
-	return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.NotFound("There is no such delayed event")}
+// actAsOwner acts for a user, to whom the event must belong. The action counts among those of the user.
+func (a *API) actAsOwner(req *http.Request, device *userapi.Device, delayID, action string) error {
+	leave, err := a.enter(req, device, a.actors)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return a.do(req.Context(), delayID, device.UserID, action)
+}
+
+// actByID acts for anybody who has the delay ID. The action counts among those with this ID. With an unknown ID it counts as a guess. The
+// ID of a finalised event is no guess: a service that acts for many users behind one address learns from the answers what has ended. To
+// tell them apart takes a look-up in the database, which is as cheap as the one for an invalid access token.
+func (a *API) actByID(req *http.Request, delayID, action string) error {
+	known, wait := a.timers.AllowDelayed(delayID)
+	if err := limited(wait); err != nil {
+		return err
+	}
+	err := a.do(req.Context(), delayID, "", action)
+	if !known && errors.Is(err, expiration.ErrNotFound) {
+		if tooMany := a.guesses.count(req); tooMany != nil {
+			return tooMany
+		}
+	}
+	return err
+}
+
+// do restarts, sends or cancels a delayed event.
+func (a *API) do(ctx context.Context, delayID, owner, action string) error {
+	switch action {
+	case "restart":
+		return a.timers.RestartDelayed(ctx, delayID, owner)
+	case "send":
+		return a.timers.SendDelayed(ctx, delayID, owner)
+	}
+	return a.timers.CancelDelayed(ctx, delayID, owner)
 }

@@ -101,12 +101,38 @@ func TestActionsOfAUserAreLimited(t *testing.T) {
 	}
 }
 
+// Actions without an access token count by delay ID, or by address if the ID is unknown. Those with one count by user alone. The ID of a
+// finalised event is no guess.
 func TestActionsAreLimited(t *testing.T) {
-	handler := newPlanned(&planner{}, 1)
-	for _, id := range []string{delayID, "guess"} {
+	scheduled, finalised := &planner{}, &planner{err: &expiration.FinalisedError{}}
+	for _, test := range []struct {
+		timers  *planner
+		id      string
+		owner   bool
+		code    int
+		limited bool
+	}{
+		{scheduled, delayID, false, 200, true},
+		{scheduled, delayID, true, 200, false},
+		{scheduled, "guess", false, 404, true},
+		{scheduled, "guess", true, 404, false},
+		{finalised, delayID, false, 404, false},
+		{finalised, delayID, true, 404, false},
+	} {
+		handler := newPlanned(test.timers, 1)
 		for n := range 3 {
-			w := do(handler, "POST", unstablePath+"/delayed_events/"+id+"/restart", "", false)
-			require.Equal(t, n == 2, w.Code == http.StatusTooManyRequests, w.Body)
+			w := do(handler, "POST", unstablePath+"/delayed_events/"+test.id+"/restart", "", test.owner)
+			want := test.code
+			if test.limited && n == 2 {
+				want = http.StatusTooManyRequests
+			}
+			require.Equal(t, want, w.Code, "%+v: %s", test, w.Body)
 		}
 	}
+	// Whoever guesses behind the same proxy makes nobody else wait.
+	handler := newPlanned(finalised, 1)
+	for range 3 {
+		do(handler, "POST", unstablePath+"/delayed_events/guess/restart", "", false)
+	}
+	require.Equal(t, http.StatusNotFound, do(handler, "POST", unstablePath+"/delayed_events/"+delayID+"/restart", "", false).Code)
 }

@@ -260,7 +260,7 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 		untraced(name, func(req *http.Request) util.JSONResponse {
 			vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
 			if err != nil {
-				return noDelayedEvent()
+				return delayedResponse(req, expiration.ErrNotFound)
 			}
 			return a.act(req, unstable, owner(req, userAPI), vars["delayID"], vars["action"])
 		}))
@@ -279,7 +279,7 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 			}
 			vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
 			if err != nil {
-				return noDelayedEvent()
+				return delayedResponse(req, expiration.ErrNotFound)
 			}
 			if !isAction(action.Str) {
 				return errorResponse(req, badRequest(spec.InvalidParam(badAction)))

@@ -24,12 +24,12 @@ type requestError struct {
 	spec.MatrixError
 }
 
-// rateError says that there were too many requests with a token or delay ID, or with unknown ones.
+// rateError says that there were too many requests: with one token or delay ID, with unknown ones from one address, or of one user.
 type rateError struct{ retryAfter time.Duration }
 
 func (e *rateError) Error() string { return "too many requests" }
 
-// errorResponse is the one place where errors become Matrix error codes.
+// errorResponse is the answer to a request that failed. In this file alone, errors become Matrix error codes.
 func errorResponse(req *http.Request, err error) util.JSONResponse {
 	var (
 		request *requestError
@@ -68,6 +68,28 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 	}
 	util.GetLogger(req.Context()).WithError(err).Log(level, "Failed to handle an expiring or delayed event")
 	return util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.Unknown("Internal server error")}
+}
+
+// delayedResponse is errorResponse for a request that names a delayed event.
+func delayedResponse(req *http.Request, err error) util.JSONResponse {
+	if errors.Is(err, expiration.ErrNotFound) {
+		return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.NotFound("There is no such delayed event")}
+	}
+	return errorResponse(req, err)
+}
+
+// actionResponse is the answer to an action on a delayed event. An action that has been done already succeeds once more.
+func actionResponse(req *http.Request, d dialect, action string, err error) util.JSONResponse {
+	var done *expiration.FinalisedError
+	switch finalised := errors.As(err, &done); {
+	case err == nil, finalised && action == "send" && done.Final.Sent(), finalised && action == "cancel" && !done.Final.Sent():
+		return util.JSONResponse{Code: http.StatusOK, JSON: struct{}{}}
+	case finalised && d == stable:
+		return util.JSONResponse{Code: http.StatusConflict, JSON: spec.Unknown("The delayed event was finalised already")}
+	case finalised:
+		err = expiration.ErrNotFound
+	}
+	return delayedResponse(req, err)
 }
 
 // Explain returns the Matrix error that the owner of a delayed event is shown when the event could not be sent. It resembles the answer to

@@ -57,7 +57,7 @@ func (p *planner) Schedule(
 }
 
 func (p *planner) AllowDelayed(id string) (known bool, wait time.Duration) {
-	if id != delayID {
+	if id != delayID || errors.As(p.err, new(*expiration.FinalisedError)) {
 		return false, 0
 	}
 	return true, p.asked.Take(twice, time.Hour)

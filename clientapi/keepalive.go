@@ -124,11 +124,14 @@ func resultOf(err error) string {
 func (k *keepAlive) keep(req *http.Request, token string) error {
 	hash := expiration.HashToken(token)
 	known, wait := k.api.timers.Allow(hash)
-	if err := k.api.guesses.mayAsk(req, known, wait); err != nil {
-		return err
-	}
 	if !known {
+		if err := k.api.guesses.count(req); err != nil {
+			return err
+		}
 		return expiration.ErrNotFound
+	}
+	if err := limited(wait); err != nil {
+		return err
 	}
 	return k.do(req.Context(), hash)
 }

@@ -84,6 +84,27 @@ func testManaging(t *testing.T, alice, bob *user, roomID string) {
 	require.Empty(t, alice.scheduled(t))
 }
 
+// A service that acts for many users behind one address finds finalised events, whoever guesses behind the same address.
+func TestActionsOnFinalisedEventsAreNoGuesses(t *testing.T) {
+	t.Parallel()
+	limits := JSON{"rate_limiting": JSON{
+		"unknown_token": JSON{"threshold": 1, "cooloff_ms": 3600000}, "token": JSON{"threshold": 2, "cooloff_ms": 3600000},
+	}}
+	onEachDatabase(t, limits, func(t *testing.T, s *server) {
+		alice := s.newUser(t)
+		id := alice.delayMessage(t, s.room(t, alice), time.Hour, "x")
+		guess := strings.Repeat("x", tokenLength)
+		alice.acted(t, unstableDelayed, id, "send")
+		require.Equal(t, http.StatusNotFound, alice.actDelayed(t, unstableDelayed, guess, "send").Code)
+		for range 5 {
+			require.Equal(t, http.StatusTooManyRequests, alice.actDelayed(t, unstableDelayed, guess, "send").Code)
+			alice.acted(t, unstableDelayed, id, "send")
+			require.Equal(t, http.StatusNotFound, alice.actDelayed(t, unstableDelayed, id, "restart").Code)
+			require.Equal(t, http.StatusNotFound, alice.actDelayed(t, stableDelayed, guess, "send").Code, "with a token the user counts")
+		}
+	})
+}
+
 // testFinalised checks the answers about events that are finalised already.
 func testFinalised(t *testing.T, alice, bob *user, roomID string) {
 	sent, cancelled := alice.delayMessage(t, roomID, time.Hour, "x"), alice.delayMessage(t, roomID, time.Hour, "x")
