@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -29,7 +30,8 @@ func (dendrite) QueryAccessToken(_ context.Context, req *userapi.QueryAccessToke
 	case "token":
 		res.Device = &userapi.Device{UserID: "@alice:localhost"}
 	case "service":
-		res.Device = &userapi.Device{UserID: "@alice:localhost", AccountType: userapi.AccountTypeAppService}
+		userID := cmp.Or(req.AppServiceUserID, "@alice:localhost")
+		res.Device = &userapi.Device{UserID: userID, AccountType: userapi.AccountTypeAppService}
 	}
 	return nil
 }

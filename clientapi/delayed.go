@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -34,8 +33,8 @@ const (
 	scheduleReadTimeout = 30 * time.Second
 )
 
-// stickyKeys are the query parameters that make an event sticky (MSC4354), stable and unstable. An event that should be sticky must not be
-// sent without that.
+// stickyKeys are the query parameters, stable and unstable, that make an event sticky (MSC4354). Sticky events are not supported. Such a
+// request is refused: sent without stickiness, the event would mean something else.
 var stickyKeys = []string{"sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms"}
 
 // Scheduler schedules delayed events.
@@ -55,11 +54,8 @@ const (
 	unstable dialect = false
 )
 
-// isDelayed reports whether a send has a delay in its query.
-func isDelayed(req *http.Request) bool {
-	query := req.URL.RawQuery // URL.Query drops malformed parts; an event with a malformed delay must not be sent at once
-	return query != "" && (strings.Contains(query, delayKey) || req.URL.Query().Has(delayKey))
-}
+// isDelayed reports whether a send has a delay in its query, which is well-formed (see authenticated).
+func isDelayed(req *http.Request) bool { return req.URL.Query().Has(delayKey) }
 
 // scheduleByQuery answers a send with a delay in its query.
 func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
@@ -191,7 +187,7 @@ func (a *API) parseDelayed(
 	if sent, d.Expires, err = parseContent(content, a.cfg.MaxDuration); err != nil {
 		return d, nil, err
 	}
-	if query.Has("ts") && device.AccountType == userapi.AccountTypeAppService {
+	if query.Get("ts") != "" && device.AccountType == userapi.AccountTypeAppService { // Dendrite ignores an empty one
 		d.Timestamp, err = clientutil.ParseTSParam(req)
 		// Dendrite would send an event with a later time at a different time.
 		if ms := d.Timestamp.UnixMilli(); err != nil || ms < 0 || ms > int64(dendritefix.MaxTimestamp) {

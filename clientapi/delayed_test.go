@@ -96,6 +96,10 @@ func TestSchedule(t *testing.T) {
 		"no power":           {"/_matrix/client/v3/rooms/!powers:localhost/send/m/txn" + ms + "1", `{}`, 403, "M_FORBIDDEN"},
 		"no power for state": {"/_matrix/client/v3/rooms/!powers:localhost/state/m.high/key" + ms + "1", `{}`, 403, "M_FORBIDDEN"},
 		"sticky":             {query + "send/m/txn" + ms + "1&org.matrix.msc4354.sticky_duration_ms=1000", `{}`, 400, "M_INVALID_PARAM"},
+		"malformed":          {query + "send/m/txn?org%2Ematrix.msc4140.delay=%zz", `{}`, 400, "M_INVALID_PARAM"},
+		"malformed state":    {query + "state/m/key?org.matrix.msc4140.delay=1;", `{}`, 400, "M_INVALID_PARAM"},
+		"malformed sticky":   {query + "send/m/txn" + ms + "1&sticky%5Fduration_ms=%zz", `{}`, 400, "M_INVALID_PARAM"},
+		"field malformed":    {field + "?sticky_duration_ms=%zz", `{"delay_ms":5,"content":{}}`, 400, "M_INVALID_PARAM"},
 		"field sticky":       {field + "?sticky_duration_ms=1000", `{"delay_ms":5,"content":{}}`, 400, "M_INVALID_PARAM"},
 		"bad duration":       {query + "send/m/txn" + ms + "1", `{"m.will_expire":0}`, 400, "M_INVALID_PARAM"},
 		"field 0":            {field, `{"delay_ms":0,"content":{}}`, 400, "M_INVALID_PARAM"},
@@ -141,6 +145,19 @@ func TestSchedule(t *testing.T) {
 			} else {
 				require.Equal(t, "M_INVALID_PARAM", errcode(w))
 			}
+		}
+		p := &planner{}
+		w := doWith(newPlanned(p, 1), http.MethodPut, field+"?ts=", `{"delay_ms":5,"content":{}}`, "service")
+		require.Equal(t, http.StatusOK, w.Code, w.Body)
+		require.Zero(t, p.scheduled[0].delayed.Timestamp, "as without ts")
+	})
+	t.Run("a service's user without a server", func(t *testing.T) {
+		for _, path := range []string{query + "send/m/txn" + ms + "1&", query + "send/m/txn?", field + "?"} {
+			p := &planner{}
+			w := doWith(newPlanned(p, 1), http.MethodPut, path+"user_id=alice", `{"delay_ms":5,"content":{}}`, "service")
+			require.Equal(t, http.StatusBadRequest, w.Code, w.Body)
+			require.Equal(t, "M_BAD_JSON", errcode(w))
+			require.Empty(t, p.scheduled)
 		}
 	})
 	t.Run("switched off", func(t *testing.T) {

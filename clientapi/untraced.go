@@ -3,6 +3,7 @@ package clientapi
 import (
 	"fmt"
 	"net/http"
+	"net/url"
 
 	"github.com/getsentry/sentry-go"
 	"github.com/gorilla/mux"
@@ -10,6 +11,7 @@ import (
 	"github.com/matrix-org/dendrite/internal"
 	"github.com/matrix-org/dendrite/internal/httputil"
 	userapi "github.com/matrix-org/dendrite/userapi/api"
+	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
 )
 
@@ -25,8 +27,10 @@ func untraced(name string, f func(*http.Request) util.JSONResponse) http.Handler
 }
 
 // authenticated is untraced for requests with an access token, also of guests. As Dendrite's MakeAuthAPI does, it adds the user to
-// the log, and reports answers of 500 and above to Sentry, but without the answer and without the path, which can contain a delay ID. It
-// passes the decoded parts of the path.
+// the log, and reports answers of 500 and above to Sentry, but without the answer. It passes the decoded parts of the path.
+//
+// A malformed query is refused. Go would drop the malformed parameter, so an event with a malformed delay would be sent at once. A user
+// without a server is refused too: Dendrite lets an application service name one, and its SendEvent panics.
 func (a *API) authenticated(
 	name string, userAPI userapi.QueryAcccessTokenAPI, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse,
 ) http.Handler {
@@ -34,6 +38,12 @@ func (a *API) authenticated(
 		device, refused := auth.VerifyUserFromRequest(req, userAPI)
 		if refused != nil {
 			return *refused
+		}
+		if _, err := url.ParseQuery(req.URL.RawQuery); err != nil {
+			return errorResponse(req, badRequest(spec.InvalidParam("The query is malformed")))
+		}
+		if _, err := spec.NewUserID(device.UserID, true); err != nil {
+			return errorResponse(req, badRequest(spec.BadJSON("user_id must be a user ID")))
 		}
 		vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
 		if err != nil {

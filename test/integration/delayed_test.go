@@ -193,6 +193,8 @@ func testDelayedBadRequests(t *testing.T, alice, bob *user, roomID string) {
 		"bad life time":       {alice, query + "1000", JSON{"m.will_expire": -1}, 400, "M_INVALID_PARAM", ""},
 		"not joined":          {stranger, query + "1000", JSON{}, 403, "M_FORBIDDEN", ""},
 		"malformed":           {alice, query + "%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
+		"malformed, escaped":  {alice, strings.Replace(query, "org.", "org%2E", 1) + "%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
+		"malformed sticky":    {alice, query + "1000&sticky%5Fduration_ms=%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
 		"field: other case":   {alice, dedicated, JSON{"Delay_MS": 1000, "content": JSON{}}, 400, "M_MISSING_PARAM", ""},
 		"field: no delay":     {alice, dedicated, JSON{"content": JSON{}}, 400, "M_MISSING_PARAM", ""},
 		"field: zero":         {alice, dedicated, JSON{"content": JSON{}, "delay_ms": 0}, 400, "M_INVALID_PARAM", ""},

@@ -248,6 +248,15 @@ func TestDelayedEventsOfApplicationServices(t *testing.T) {
 				require.Equal(t, http.StatusBadRequest, res.Code, ts)
 				require.Equal(t, "M_INVALID_PARAM", res.Get("errcode").Str)
 			}
+			before := time.Now().UnixMilli()
+			id = delayID(t, bridge.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"2000&ts=", JSON{}))
+			e := bridge.event(t, roomID, bridge.finalised(t, id).Get("event_id").Str)
+			require.GreaterOrEqual(t, e.Get("origin_server_ts").Int(), before+2000, "an empty ts is ignored")
+			for _, parameter := range []string{delayParameter + "1000&", "?"} {
+				res := bridge.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+parameter+"user_id=bridge", JSON{})
+				require.Equal(t, http.StatusBadRequest, res.Code, res)
+				require.Equal(t, "M_BAD_JSON", res.Get("errcode").Str)
+			}
 			for range 3 {
 				bridge.delayMessage(t, roomID, time.Hour, "x")
 			}
@@ -257,7 +266,7 @@ func TestDelayedEventsOfApplicationServices(t *testing.T) {
 			require.NoError(t, alice.Join(t.Context(), roomID), "the room is public")
 			id = delayID(t, alice.must(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"1&ts=1600000000000",
 				JSON{"body": "new"}))
-			e := alice.event(t, roomID, alice.finalised(t, id).Get("event_id").Str)
+			e = alice.event(t, roomID, alice.finalised(t, id).Get("event_id").Str)
 			require.Greater(t, e.Get("origin_server_ts").Int(), int64(1600000000000), "a user's ts is ignored")
 		})
 	}
