@@ -212,7 +212,7 @@ func (a *API) checkScheduled(
 		return err
 	}
 	if to.eventType == spec.MRoomMember {
-		// When it is due, a membership event of a user who has left is refused (roomserver.Guard), and a joined user cannot knock.
+		// When it is due, an event of a user who has left is refused, and a joined user cannot knock.
 		if membership, err := built.Membership(); err == nil && membership == spec.Knock {
 			return &requestError{http.StatusForbidden, spec.Forbidden("A knock cannot be delayed: only members of a room can delay events")}
 		}

@@ -31,8 +31,8 @@ func NewCheckedOutbox(inner *Outbox, deactivated Deactivated) *CheckedOutbox {
 	return &CheckedOutbox{Outbox: inner, deactivated: deactivated}
 }
 
-// errNotJoined is the refusal of an event whose sender is not in the room.
-var errNotJoined = json.RawMessage(`{"errcode":"M_FORBIDDEN","error":"The sender is no longer in the room"}`)
+// notJoined is the refusal of an event whose sender is not in the room.
+var notJoined = json.RawMessage(`{"errcode":"M_FORBIDDEN","error":"The sender is no longer in the room"}`)
 
 // Send implements expiration.Roomserver. The error is a *expiration.DropError if the account is deactivated.
 func (out *CheckedOutbox) Send(
@@ -84,7 +84,7 @@ func (out *CheckedOutbox) checkAccount(ctx context.Context, e expiration.Event) 
 func (out *CheckedOutbox) checkMember(ctx context.Context, e expiration.Event) error {
 	err := out.checkSender(ctx, e)
 	if dropped := (*expiration.DropError)(nil); errors.As(err, &dropped) && dropped.Reason == expiration.SenderGone {
-		return &expiration.RefusedError{Code: http.StatusForbidden, Response: errNotJoined}
+		return &expiration.RefusedError{Code: http.StatusForbidden, Response: notJoined}
 	}
 	return err
 }
