@@ -27,8 +27,5 @@ func mayRequest(users *limits.Limiter[string], device *userapi.Device) error {
 	if device.AccountType == userapi.AccountTypeAppService {
 		return nil
 	}
-	if wait := users.Wait(device.UserID, time.Now()); wait > 0 {
-		return &rateError{retryAfter: wait}
-	}
-	return nil
+	return limited(users.Wait(device.UserID, time.Now()))
 }
