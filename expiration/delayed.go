@@ -116,6 +116,11 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 			if err = t.countDue(tm); err != nil {
 				return err
 			}
+			defer func() { // also after a panic
+				if row.Claim == nil {
+					t.uncountDue(tm)
+				}
+			}()
 		}
 		if row.Delayed.Expires > 0 {
 			e := Event{ID: b.EventID, RoomID: b.RoomID, Type: b.Type, StateKey: b.StateKey, Sender: row.Event.Sender}
@@ -141,8 +146,10 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 	})
 	sent = err == nil
 	if err == nil && row.Claim == nil { // the room already has the same state, so no event was built
-		row.Claim = &Claim{Outcome: o, Event: SignedEvent{EventID: eventID}}
-		err = t.claim(ctx, tm, due, *row.Claim)
+		c := Claim{Outcome: o, Event: SignedEvent{EventID: eventID}}
+		if err = t.claim(ctx, tm, due, c); err == nil {
+			row.Claim = &c
+		}
 	}
 	if o == Expired { // nobody waits for the answer
 		if errors.Is(err, ErrTooLarge) || errors.As(err, new(*LimitError)) || errors.As(err, new(*RefusedError)) {
@@ -163,6 +170,15 @@ func (t *Timers) countDue(tm *index.Timer) error {
 	}
 	t.due[tm.Sender()] = sent
 	return nil
+}
+
+// uncountDue undoes countDue for an event that was not claimed. The event counts when it is sent, however many attempts that takes.
+func (t *Timers) uncountDue(tm *index.Timer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sent := t.due[tm.Sender()]
+	sent.Return(t.cfg.DueLimit)
+	t.due[tm.Sender()] = sent
 }
 
 // DelayedEvent returns a delayed event, scheduled or finalised, or ErrNotFound. An owner of "" matches every sender.

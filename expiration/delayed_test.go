@@ -2,6 +2,7 @@ package expiration
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -252,5 +253,57 @@ func TestLimitOfDueEvents(t *testing.T) {
 		time.Sleep(pruneInterval)
 		synctest.Wait()
 		require.Empty(t, w.due)
+	})
+}
+
+// An event counts when it is sent, and once: neither attempts that fail nor a restart in between use up the sender's limit.
+func TestFailedAttemptsDoNotCountAsDue(t *testing.T) {
+	limit := RateLimit{Threshold: 100, Cooloff: 1000 * time.Hour}
+	for _, fault := range []string{"read", "claim", "build", "input"} {
+		inWorld(t, Config{DueLimit: limit, MaxScheduledPerUser: 200}, func(t *testing.T, w *world) {
+			for i := range limit.Threshold - 1 {
+				w.schedule(later(fmt.Sprintf("!room%d", i%10)), "x", 10*time.Second)
+			}
+			restarted := w.schedule(later("!room"), "restarted", 10*time.Second)
+			w.setFault(fault, false)
+			time.Sleep(time.Minute)
+			require.Empty(t, w.roomserver.sent())
+			if fault != "input" { // then it is claimed
+				require.NoError(t, w.RestartDelayed(t.Context(), restarted, alice))
+			}
+			w.setFault("", false)
+			time.Sleep(2 * time.Minute)
+			synctest.Wait()
+			require.Len(t, w.roomserver.sent(), limit.Threshold)
+			w.wantFinal(restarted, Final.Sent)
+			tooMany := w.schedule(later("!room"), "one more", time.Second)
+			time.Sleep(time.Second)
+			synctest.Wait()
+			w.wantFinal(tooMany, failed)
+		})
+	}
+}
+
+// A claim that fails in memory, because a write to the row hangs, is not a claim.
+func TestDelayedStateThatTheRoomHasAndThatCannotBeClaimed(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.schedule(leave("key"), "same", time.Second)
+		time.Sleep(time.Second)
+		w.wantSent("same")
+		delayID := w.schedule(leave("key"), "same", time.Second)
+		tm, err := w.delayedTimer(delayID, alice)
+		require.NoError(t, err)
+		var unlock func()
+		w.roomserver.set(hooks{beforeClaim: func(Event) error {
+			unlock, err = w.lockRow(t.Context(), tm)
+			return err
+		}})
+		time.Sleep(time.Second + attemptTimeout)
+		synctest.Wait()
+		require.Zero(t, tm.Unanswered)
+		w.roomserver.set(hooks{})
+		unlock()
+		time.Sleep(time.Minute)
+		w.wantFinal(delayID, Final.Sent)
 	})
 }

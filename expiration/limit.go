@@ -25,3 +25,10 @@ func (b *Bucket) Take(l RateLimit, now time.Duration) (wait time.Duration) {
 	*b = Bucket(after)
 	return 0
 }
+
+// Return undoes a Take that allowed a request, because the request was not carried out.
+func (b *Bucket) Return(l RateLimit) {
+	if l.Threshold > 0 {
+		*b -= Bucket(l.Cooloff / time.Duration(l.Threshold))
+	}
+}

@@ -191,21 +191,13 @@ func TestPassingFaultsOfDelayedEvents(t *testing.T) {
 				t.Run(fmt.Sprintf("%s written=%t now=%t", fault, written, now), func(t *testing.T) {
 					inWorld(t, Config{}, func(t *testing.T, w *world) {
 						delayID := w.schedule(leave("key"), "left", 10*time.Second)
-						switch fault {
-						case "build":
-							w.roomserver.set(hooks{beforeClaim: fails})
-						case "input":
-							w.roomserver.set(hooks{afterClaim: fails})
-						default:
-							w.store.set(written, failing(fault))
-						}
+						w.setFault(fault, written)
 						if now {
 							require.ErrorIs(t, w.SendDelayed(t.Context(), delayID, alice), errFault)
 						}
 						time.Sleep(5 * time.Minute)
 						synctest.Wait()
-						w.store.set(false, nil)
-						w.roomserver.set(hooks{})
+						w.setFault("", false)
 						time.Sleep(time.Minute)
 						w.wantSent("left")
 						require.Equal(t, w.roomserver.sent()[0].eventID, w.final(delayID).EventID)

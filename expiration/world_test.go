@@ -240,6 +240,20 @@ func (w *world) set(e Event, sender string) {
 	w.StateSent(s, e.ID)
 }
 
+// setFault makes one operation of the roomserver ("build", "input") or of the store fail in passing, or none for "". written is as for
+// memoryStore.set.
+func (w *world) setFault(fault string, written bool) {
+	var h hooks
+	w.store.set(written, failing(fault))
+	switch fault {
+	case "build":
+		h.beforeClaim = fails
+	case "input":
+		h.afterClaim = fails
+	}
+	w.roomserver.set(h)
+}
+
 // lists reads all of Alice's scheduled events, and returns the first error.
 func (w *world) lists(ctx context.Context) error {
 	for _, err := range w.DelayedEvents(ctx, alice, "") {
