@@ -44,7 +44,7 @@ func (f Final) Cancelled() bool { return f.EventID == "" && f.Error == nil }
 type DelayedEvent struct {
 	DelayID string
 	Timer   Timer
-	// Final is nil while the event is scheduled.
+	// Final is nil while the event is scheduled. It is nil too while the event is on its way into its room: that can still fail.
 	Final *Final
 	// Place is the position of the event in its owner's list, or "" if the event was not listed.
 	Place string
@@ -53,7 +53,8 @@ type DelayedEvent struct {
 // DelayedSince returns when the delay began: when the event was scheduled or last restarted.
 func (d DelayedEvent) DelayedSince() time.Time { return d.Timer.Deadline.Add(-d.Timer.Duration) }
 
-// FinalisedError is the error of RestartDelayed, SendDelayed and CancelDelayed for an event that is no longer scheduled.
+// FinalisedError is the error of RestartDelayed, SendDelayed and CancelDelayed for an event that is finalised. An event that is on its way
+// into its room counts as sent, because it can be taken back no more.
 type FinalisedError struct{ Final Final }
 
 func (e *FinalisedError) Error() string { return "the delayed event is already finalised" }
@@ -73,15 +74,16 @@ func (t *Timers) AllowDelayed(delayID string) (known bool, wait time.Duration) {
 }
 
 // RestartDelayed restarts the delay of a scheduled event. The owner is "" if the delay ID alone is sufficient authority. The error is
-// ErrNotFound if the owner has no such event, and a *FinalisedError if the event is no longer scheduled.
+// ErrNotFound if the owner has no such event, and a *FinalisedError if the event is on its way or finalised.
 func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) error {
 	return t.onDelayed(ctx, delayID, owner, func(tm *index.Timer) error { return t.refresh(ctx, tm, 0) })
 }
 
 // SendDelayed sends a scheduled event now. It returns an error of RestartDelayed, or one of these:
 //
-//   - a *RefusedError if the event was refused, or a passing fault: the event stays scheduled;
-//   - a *DropError if the event was given to its room and did not enter it, or if it can never be sent.
+//   - a *RefusedError or an *UnsendableError if the event could not be sent, or a passing fault: the event stays scheduled, or, if it was
+//     claimed, is tried again;
+//   - a *DropError if the event will never be sent, because its sender or its room is gone.
 func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
 	return t.onDelayed(ctx, delayID, owner, func(tm *index.Timer) error { return t.endNow(ctx, tm) })
 }
@@ -187,12 +189,8 @@ func (t *Timers) DelayedEvent(ctx context.Context, delayID, owner string) (Delay
 	if err == nil {
 		row, _, err := t.load(ctx, tm)
 		switch {
-		case err == nil && row.Claim == nil:
-			return DelayedEvent{DelayID: delayID, Timer: row}, nil
 		case err == nil:
-			return DelayedEvent{DelayID: delayID, Timer: row, Final: &Final{
-				At: t.clock.stored(t.clock.now()), EventID: row.Claim.Event.EventID,
-			}}, nil
+			return DelayedEvent{DelayID: delayID, Timer: row}, nil
 		case !errors.Is(err, ErrNotFound):
 			return DelayedEvent{}, err
 		}

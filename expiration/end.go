@@ -59,9 +59,10 @@ func (t *Timers) endNow(ctx context.Context, tm *index.Timer) error {
 	defer cancel()
 	defer t.removeRow(ctx, tm)
 	for {
-		// An unsendable event is attempted again at once, so that the caller need not come back: after maxUnsendable attempts the error is
-		// final. A panic is the exception, because its cause may lie elsewhere in the server.
-		if err := t.attempt(ctx, tm, Ended, nil); !isUnsendable(err) || errors.As(err, new(*panicError)) {
+		// An unsendable closing event is attempted again at once, so that the caller need not come back: after maxUnsendable attempts the
+		// error is final. There are two exceptions: a panic, because its cause may lie elsewhere in the server, and a delayed event, because
+		// it stays scheduled.
+		if err := t.attempt(ctx, tm, Ended, nil); !isUnsendable(err) || errors.As(err, new(*panicError)) || tm.Delayed() {
 			return err
 		}
 	}

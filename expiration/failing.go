@@ -52,13 +52,17 @@ func recovered(err *error) {
 
 func isUnsendable(err error) bool { return errors.As(err, new(*UnsendableError)) }
 
-// countUnsendable counts the attempts to send an unsendable event. It returns the error, or a *DropError after the last attempt.
-func (t *Timers) countUnsendable(tm *index.Timer, e Event, err error) error {
+// countUnsendable counts the attempts to send an unsendable event. It returns the error, or a *DropError after the last attempt. A request
+// to send a delayed event does not count, because the event stays scheduled.
+func (t *Timers) countUnsendable(tm *index.Timer, row Timer, o Outcome, err error) error {
 	if panicked := (*panicError)(nil); errors.As(err, &panicked) {
 		t.metrics.errors.WithLabelValues("panic").Inc()
 		t.log.WithFields(logrus.Fields{
-			"timer_nid": tm.NID(), "event_id": e.ID, "room_id": e.RoomID, "panic": panicked.value, "stack": string(panicked.stack),
+			"timer_nid": tm.NID(), "event_id": row.Event.ID, "room_id": row.Event.RoomID, "panic": panicked.value, "stack": string(panicked.stack),
 		}).Error("Sending an event panicked")
+	}
+	if row.Delayed != nil && o == Ended {
+		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -46,11 +46,6 @@ func TestUnsendableEventsAreGivenUp(t *testing.T) {
 				require.ErrorAs(t, w.End(t.Context(), w.hash(e)), &dropped)
 				require.Equal(t, Unsendable, dropped.Reason)
 				require.ErrorIs(t, w.End(t.Context(), w.hash(e)), ErrNotFound)
-				delayID := w.schedule(later("!room"), "b", time.Hour)
-				for range times - 1 {
-					require.ErrorAs(t, w.SendDelayed(t.Context(), delayID, ""), new(*UnsendableError))
-				}
-				require.ErrorAs(t, w.SendDelayed(t.Context(), delayID, ""), &dropped)
 			})
 		})
 	}
@@ -61,6 +56,48 @@ func TestUnsendableEventsAreGivenUp(t *testing.T) {
 		w.roomserver.set(hooks{})
 		time.Sleep(lastPause)
 		w.wantClosings(e)
+	})
+}
+
+// A request to send an unsendable delayed event gets the error at once, and the event stays scheduled. If it was given to its room, it is on
+// its way, and is tried again.
+func TestUnsendableDelayedEventsStayScheduled(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		var attempts atomic.Int32
+		counted := func(e Event) error { attempts.Add(1); return unsendable(e) }
+		send := func(delayID string) {
+			t.Helper()
+			attempts.Store(0)
+			require.ErrorAs(t, w.SendDelayed(t.Context(), delayID, alice), new(*UnsendableError))
+			require.EqualValues(t, 1, attempts.Load())
+			require.Nil(t, w.final(delayID))
+		}
+		first, second := w.schedule(later("!room"), "first", time.Hour), w.schedule(later("!room"), "second", time.Hour)
+		w.roomserver.set(hooks{beforeClaim: counted})
+		for range 2 * maxUnsendable {
+			send(first)
+		}
+		w.roomserver.set(hooks{})
+		require.NoError(t, w.RestartDelayed(t.Context(), first, alice))
+		require.NoError(t, w.SendDelayed(t.Context(), first, alice))
+
+		w.roomserver.set(hooks{afterClaim: counted})
+		for range 2 * maxUnsendable {
+			send(second)
+		}
+		wantFinalised(t, w.RestartDelayed(t.Context(), second, alice), Final.Sent)
+		wantFinalised(t, w.CancelDelayed(t.Context(), second, alice), Final.Sent)
+		require.Len(t, w.list(alice, ""), 1)
+		w.roomserver.set(hooks{})
+		time.Sleep(lastPause)
+		w.wantSent("first", "second")
+
+		third := w.schedule(later("!room"), "third", time.Hour)
+		w.roomserver.set(hooks{afterClaim: counted})
+		send(third)
+		time.Sleep(maxUnsendable * lastPause)
+		w.wantFinal(third, failed)
+		w.wantSent("first", "second")
 	})
 }
 

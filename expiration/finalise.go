@@ -14,7 +14,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// onDelayed acts on a delayed event. It replaces ErrNotFound and a *DropError by a *FinalisedError if the event is finalised.
+// onDelayed acts on a delayed event. It replaces ErrNotFound and a *DropError by a *FinalisedError if the event is on its way or finalised.
 func (t *Timers) onDelayed(ctx context.Context, delayID, owner string, act func(*index.Timer) error) error {
 	tm, err := t.delayedTimer(delayID, owner)
 	if err == nil {
@@ -28,10 +28,12 @@ func (t *Timers) onDelayed(ctx context.Context, delayID, owner string, act func(
 	switch {
 	case err != nil:
 		return err
-	case d.Final == nil:
-		return ErrNotFound
+	case d.Final != nil:
+		return &FinalisedError{*d.Final}
+	case d.Timer.Claim != nil: // it is on its way
+		return &FinalisedError{Final{EventID: d.Timer.Claim.Event.EventID}}
 	}
-	return &FinalisedError{*d.Final}
+	return ErrNotFound
 }
 
 // finalise writes the result of a delayed event, and ends its timer when that is written. If running is set, a claimed event is left alone,

@@ -11,14 +11,15 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
 
-// DelayedEvents yields the events that a user has scheduled, in the order of their deadlines. The list begins after the place given, or at
-// its start for "". Each row is read when its turn comes. The sequence ends with the first error.
+// DelayedEvents yields the events that a user has scheduled, with those that are on their way into their rooms, in the order of their
+// deadlines. The list begins after the place given, or at its start for "". Each row is read when its turn comes. The sequence ends with
+// the first error.
 func (t *Timers) DelayedEvents(ctx context.Context, owner, after string) iter.Seq2[DelayedEvent, error] {
 	return func(yield func(DelayedEvent, error) bool) {
 		for _, l := range t.listOf(owner, after) {
 			row, _, err := t.load(ctx, l.timer)
 			switch {
-			case errors.Is(err, ErrNotFound) || err == nil && row.Claim != nil:
+			case errors.Is(err, ErrNotFound):
 				continue
 			case err != nil:
 				yield(DelayedEvent{}, err)
@@ -42,7 +43,7 @@ func (t *Timers) listOf(owner, after string) (list []listed) {
 	sender := t.tokens.names.hash(owner)
 	t.mu.Lock()
 	t.index.OfSender(sender, func(tm *index.Timer) {
-		if !tm.Delayed() || !tm.Running() {
+		if !tm.Delayed() {
 			return
 		}
 		// The token tells events with the same deadline apart.

@@ -21,7 +21,7 @@ func (t *Timers) settle(ctx context.Context, tm *index.Timer, row Timer, o Outco
 	case isAwaited(err):
 		err = t.countAwaited(ctx, tm, row.Event, o, err)
 	case isUnsendable(err):
-		err = t.countUnsendable(tm, row.Event, err)
+		err = t.countUnsendable(tm, row, o, err)
 	case row.Claim != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.Is(err, lanes.ErrTurnBefore):
 		err = t.countUnanswered(tm, row.Event, err)
 	}
