@@ -13,9 +13,12 @@ import (
 // cancelPatience is how long CancelAll waits, in total, for events that are being sent.
 const cancelPatience = 5 * time.Second
 
-// CancelAll cancels the delayed events that a user has scheduled, in all rooms. It waits, up to cancelPatience, for those that are being
-// sent: they are in their rooms when it returns nil. After an error some may still be scheduled, and CancelAll may be called again. An
-// event that is scheduled after CancelAll has collected the timers is not cancelled, so the Roomserver must refuse to send it.
+// CancelAll cancels the delayed events that a user has scheduled, in all rooms, and deletes what is stored of the user's finalised ones. An
+// event that is claimed cannot be cancelled. CancelAll waits, up to cancelPatience, for the attempts to send such events that are under
+// way; an event whose attempt fails or takes longer comes into its room later, or is given up.
+//
+// After an error some events may still be scheduled, and CancelAll may be called again. An event that is scheduled after CancelAll has
+// collected the timers is not cancelled, so the Roomserver must refuse to send it.
 func (t *Timers) CancelAll(ctx context.Context, owner string) error {
 	var timers []*index.Timer
 	sender := t.tokens.names.hash(owner)
@@ -32,7 +35,17 @@ func (t *Timers) CancelAll(ctx context.Context, owner string) error {
 	for _, tm := range timers {
 		t.awaitAttempt(waiting, tm)
 	}
-	return failed
+	return errors.Join(failed, t.erase(ctx, owner))
+}
+
+// erase deletes a user's finalised events, with their content. Nobody can look them up when the account is deactivated.
+func (t *Timers) erase(ctx context.Context, owner string) error {
+	ctx, cancel := context.WithTimeout(ctx, batch.Timeout)
+	defer cancel()
+	if err := t.store.Erase(ctx, owner); err != nil {
+		return fmt.Errorf("deleting finalised events: %w", err)
+	}
+	return nil
 }
 
 // CancelState cancels the delayed events that a user scheduled for a piece of state before a time. It does not touch one that is being
@@ -66,7 +79,7 @@ func (t *Timers) cancelEach(ctx context.Context, timers []*index.Timer) error {
 	return nil
 }
 
-// awaitAttempt waits for the attempt to send an event that is claimed, if one is under way.
+// awaitAttempt waits for the attempt to send an event that is claimed, if one is under way, or until ctx is done.
 func (t *Timers) awaitAttempt(ctx context.Context, tm *index.Timer) {
 	t.mu.Lock()
 	claimed := tm.Phase() == index.Claimed
@@ -74,7 +87,7 @@ func (t *Timers) awaitAttempt(ctx context.Context, tm *index.Timer) {
 	if !claimed {
 		return
 	}
-	if unlock, err := t.closings.Lock(ctx, tm.NID()); err == nil {
+	if unlock, err := t.lockTimer(ctx, tm); err == nil {
 		unlock()
 	}
 }

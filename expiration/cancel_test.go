@@ -24,9 +24,7 @@ func TestCancelAll(t *testing.T) {
 		w.store.set(false, nil)
 		require.NoError(t, w.CancelAll(t.Context(), alice))
 		require.NoError(t, w.CancelAll(t.Context(), alice), "a second call has nothing to cancel")
-		for _, delayID := range cancelled {
-			w.wantFinal(delayID, Final.Cancelled)
-		}
+		w.wantErased(cancelled...)
 		require.NoError(t, w.RestartDelayed(t.Context(), bobsID, bob), "another user's event")
 		require.True(t, w.Running(expiring.ID, expiring.Sender), "the event is in the room")
 		w.restart(time.Second)
@@ -62,6 +60,42 @@ func TestCancelAllWaitsForWhatIsBeingSent(t *testing.T) {
 	}
 }
 
+// The attempt can also be that of a send of the same state, which first finishes what is claimed.
+func TestCancelAllWaitsForASendThatFinishesAnEvent(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		w.schedule(leave("key"), "being sent", time.Second)
+		w.roomserver.set(hooks{afterClaim: fails})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.roomserver.set(hooks{afterClaim: takes(2 * time.Second)})
+		s, _ := leave("key").State()
+		go func() {
+			if unlock, err := w.LockState(t.Context(), s); err == nil {
+				unlock()
+			}
+		}()
+		synctest.Wait()
+		require.NoError(t, w.CancelAll(t.Context(), alice))
+		w.wantSent("being sent")
+	})
+}
+
+// What was finalised before is deleted too. If that fails, CancelAll says so.
+func TestCancelAllDeletesFinalisedEvents(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		sent, cancelled := w.schedule(later("!room"), "sent", time.Second), w.schedule(later("!room"), "cancelled", time.Hour)
+		require.NoError(t, w.CancelDelayed(t.Context(), cancelled, alice))
+		time.Sleep(time.Second)
+		w.wantSent("sent")
+		w.store.set(false, failing("erase"))
+		require.ErrorIs(t, w.CancelAll(t.Context(), alice), errFault)
+		w.store.set(false, nil)
+		require.NoError(t, w.CancelAll(t.Context(), alice))
+		w.wantErased(sent, cancelled)
+		require.Empty(t, w.store.finalised)
+	})
+}
+
 // An event that is being built while it is cancelled is not sent.
 func TestCancelAllWhileAnEventIsBuilt(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
@@ -69,7 +103,7 @@ func TestCancelAllWhileAnEventIsBuilt(t *testing.T) {
 		w.roomserver.set(hooks{beforeClaim: takes(2 * time.Second)})
 		time.Sleep(2 * time.Second)
 		require.NoError(t, w.CancelAll(t.Context(), alice))
-		w.wantFinal(delayID, Final.Cancelled)
+		w.wantErased(delayID)
 		time.Sleep(time.Hour)
 		w.wantSent()
 	})
@@ -108,8 +142,9 @@ func TestDelayedEventOfADeactivatedAccount(t *testing.T) {
 		w.roomserver.set(hooks{beforeClaim: func(Event) error { return &DropError{Reason: Deactivated} }})
 		time.Sleep(time.Second)
 		synctest.Wait()
-		w.wantFinal(due, Final.Cancelled)
-		wantFinalised(t, w.SendDelayed(t.Context(), asked, ""), Final.Cancelled)
+		w.wantErased(due)
+		require.ErrorIs(t, w.SendDelayed(t.Context(), asked, ""), ErrNotFound)
+		w.wantErased(asked)
 		w.wantSent()
 	})
 }
@@ -117,15 +152,19 @@ func TestDelayedEventOfADeactivatedAccount(t *testing.T) {
 // An event that is being stored while its sender's events are cancelled is cancelled once it is stored.
 func TestCancelWhileAnEventIsStored(t *testing.T) {
 	s, _ := leave("key").State()
-	for name, cancel := range map[string]func(w *world) error{
-		"all":   func(w *world) error { return w.CancelAll(w.t.Context(), alice) },
-		"state": func(w *world) error { return w.CancelState(w.t.Context(), s, alice, time.Now().Add(time.Hour)) },
+	for name, cancel := range map[string]func(w *world, done <-chan scheduling){
+		"all": func(w *world, done <-chan scheduling) {
+			require.NoError(t, w.CancelAll(w.t.Context(), alice))
+			w.wantErased((<-done).delayID)
+		},
+		"state": func(w *world, done <-chan scheduling) {
+			require.NoError(t, w.CancelState(w.t.Context(), s, alice, time.Now().Add(time.Hour)))
+			w.wantFinal((<-done).delayID, Final.Cancelled)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			whilePending(t, func(t *testing.T, w *world) {
-				done := w.scheduleBehind(leave("key"), "left", time.Hour)
-				require.NoError(t, cancel(w))
-				w.wantFinal((<-done).delayID, Final.Cancelled)
+				cancel(w, w.scheduleBehind(leave("key"), "left", time.Hour))
 			})
 		})
 	}

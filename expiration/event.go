@@ -147,8 +147,9 @@ type Store interface {
 	FinalisedSenders(ctx context.Context) ([]string, error)
 	// Requested returns the ID of the row that a request created, finalised or not, or ErrNotFound.
 	Requested(ctx context.Context, h RequestHash) (rowID string, err error)
-	// Prune deletes the events that were finalised before a time.
+	// Prune deletes the events that were finalised before a time, and Erase all finalised events of a sender.
 	Prune(ctx context.Context, before time.Time) error
+	Erase(ctx context.Context, sender string) error
 	// Read returns the timers, and nil for each that does not exist.
 	Read(ctx context.Context, nids []int64) ([]*Timer, error)
 	// Index calls f for every timer, in any order. It stops at the first error of f, and returns that.

@@ -281,6 +281,12 @@ func (s *memoryStore) Prune(_ context.Context, before time.Time) error {
 	})
 }
 
+func (s *memoryStore) Erase(_ context.Context, sender string) error {
+	return s.do("erase", func() {
+		s.finalised = slices.DeleteFunc(s.finalised, func(d DelayedEvent) bool { return d.Timer.Event.Sender == sender })
+	})
+}
+
 func (s *memoryStore) Read(_ context.Context, nids []int64) ([]*Timer, error) {
 	rows := make([]*Timer, len(nids))
 	err := s.do("read", func() {

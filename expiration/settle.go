@@ -122,6 +122,11 @@ func (t *Timers) abandon(ctx context.Context, tm *index.Timer, row Timer, o Outc
 			t.retryLater(tm, row.Event, err)
 			return err
 		}
+		if dropped.Reason == Deactivated { // CancelAll has missed the event
+			if err := t.erase(ctx, row.Event.Sender); err != nil {
+				t.log.WithError(err).WithField("user_id", row.Event.Sender).Error("Failed to delete what a deactivated account has scheduled")
+			}
+		}
 		return dropped
 	}
 	t.mu.Lock()

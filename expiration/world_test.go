@@ -219,6 +219,15 @@ func (w *world) wantFinal(delayID string, is func(Final) bool) {
 	require.True(w.t, is(*f), "%+v", f)
 }
 
+// wantErased requires that nothing is known of Alice's delayed events.
+func (w *world) wantErased(delayIDs ...string) {
+	w.t.Helper()
+	for _, delayID := range delayIDs {
+		_, err := w.DelayedEvent(w.t.Context(), delayID, alice)
+		require.ErrorIs(w.t, err, ErrNotFound)
+	}
+}
+
 // wantFinalised requires an error that contains the result of a delayed event.
 func wantFinalised(t *testing.T, err error, is func(Final) bool) {
 	t.Helper()

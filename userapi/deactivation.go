@@ -40,10 +40,10 @@ func (a *API) PerformAccountDeactivation(
 	if err := a.UserInternalAPI.PerformAccountDeactivation(ctx, req, res); err != nil {
 		return err
 	}
-	// A request whose access token was checked earlier can have scheduled more events. They would not be sent. Cancelling them deletes
-	// their content now.
+	// A request whose access token was checked earlier can have scheduled more events. They would not be sent, but their content would stay
+	// until then. The user cannot log in any more to repeat the request, so an error does not fail it.
 	if err := a.cancelAll(ctx, userID); err != nil {
-		logrus.WithError(err).WithField("user_id", userID).Warn("Failed to cancel what a deactivated account has scheduled, will do so when it is due")
+		logrus.WithError(err).WithField("user_id", userID).Error("Failed to cancel what a deactivated account has scheduled, will do so when it is due")
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package storage_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -29,6 +30,7 @@ var delayedTests = []test{
 	{"ListsSendersOfSentEvents", listsSenders},
 	{"FindsRequests", findsRequests},
 	{"Prunes", prunes},
+	{"Erases", erases},
 }
 
 // newDelayed returns the timer of a delayed event, with the names, hashes and times of newTimer(n).
@@ -338,6 +340,24 @@ func findsRequests(t *testing.T, open func() expiration.Store) {
 	require.NoError(t, store.Prune(t.Context(), newFinal(1).At.Add(time.Millisecond)))
 	want(1, "")
 	want(2, "row2")
+}
+
+func erases(t *testing.T, open func() expiration.Store) {
+	store := open()
+	for n := range 4 {
+		timer := newDelayed(n)
+		timer.Event.Sender = []string{"@a", "@b"}[n%2]
+		insert(t, store, timer)
+	}
+	for n := range 3 {
+		finalise(t, store, n, newFinal(n), true, true)
+	}
+	require.NoError(t, store.Erase(t.Context(), "@a"))
+	for n := range 3 {
+		_, err := open().Finalised(t.Context(), newDelayed(n).TokenHash)
+		require.Equal(t, n != 1, errors.Is(err, expiration.ErrNotFound))
+	}
+	require.Equal(t, []string{"row3"}, list(t, store))
 }
 
 func prunes(t *testing.T, open func() expiration.Store) {

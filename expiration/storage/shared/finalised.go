@@ -28,6 +28,7 @@ const (
 	selectRequestSQL     = "SELECT event_id FROM expiration_timers WHERE request_hash = $1 AND content IS NOT NULL" +
 		" UNION ALL SELECT row_id FROM expiration_finalised WHERE request_hash = $2 LIMIT 1"
 	pruneSQL = "DELETE FROM expiration_finalised WHERE finalised_ms < $1"
+	eraseSQL = "DELETE FROM expiration_finalised WHERE sender = $1"
 )
 
 // Commit calls f and commits the transaction. If f fails or panics, it rolls the transaction back.
@@ -131,8 +132,17 @@ func (s *Store) Requested(ctx context.Context, h expiration.RequestHash) (rowID 
 }
 
 func (s *Store) Prune(ctx context.Context, before time.Time) error {
+	return s.write(ctx, pruneSQL, before.UnixMilli())
+}
+
+func (s *Store) Erase(ctx context.Context, sender string) error {
+	return s.write(ctx, eraseSQL, sender)
+}
+
+// write makes one statement durable.
+func (s *Store) write(ctx context.Context, statement string, args ...any) error {
 	return s.database.Transaction(ctx, func(txn *sql.Tx) error {
-		_, err := txn.ExecContext(ctx, pruneSQL, before.UnixMilli())
+		_, err := txn.ExecContext(ctx, statement, args...)
 		return err
 	})
 }

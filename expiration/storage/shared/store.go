@@ -159,10 +159,7 @@ func each(ctx context.Context, rows *sql.Rows, f func() error) error {
 }
 
 func (s *Store) Doubt(ctx context.Context, nids []int64) error {
-	return s.database.Transaction(ctx, func(txn *sql.Tx) error {
-		_, err := txn.ExecContext(ctx, doubtTimersSQL+s.database.Among("timer_nid", "$1"), s.database.Values(nids))
-		return err
-	})
+	return s.write(ctx, doubtTimersSQL+s.database.Among("timer_nid", "$1"), s.database.Values(nids))
 }
 
 func (s *Store) Drop(ctx context.Context, nids []int64) error {
