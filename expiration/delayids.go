@@ -3,6 +3,7 @@ package expiration
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 )
@@ -24,7 +25,31 @@ func (t *Timers) noteInFlight(tm *index.Timer, row Timer) {
 	t.inFlight[row.Claim.Event.EventID] = inFlight{tm, row.Event.Sender, row.Event.ID}
 }
 
-// AnySent reports whether any user has delayed events that were sent and can still be looked up.
+// readSenders reads which users have finalised events that were sent, and forgets those who have none any more. A user who sends one
+// meanwhile is not forgotten.
+func (t *Timers) readSenders(ctx context.Context) error {
+	t.mu.Lock()
+	t.round++
+	t.mu.Unlock()
+	userIDs, err := t.store.FinalisedSenders(ctx)
+	if err != nil {
+		return err
+	}
+	senders := make([]uint64, len(userIDs))
+	for i, userID := range userIDs {
+		senders[i] = t.tokens.names.hash(userID)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, sender := range senders {
+		t.senders[sender] = t.round
+	}
+	maps.DeleteFunc(t.senders, func(_ uint64, round int) bool { return round < t.round })
+	return nil
+}
+
+// AnySent reports whether any user has delayed events that were sent and can still be looked up. It may be true for up to pruneInterval
+// after the last of them was forgotten.
 func (t *Timers) AnySent() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -85,7 +85,7 @@ func (t *Timers) finaliseUnderRow(ctx context.Context, tm *index.Timer, f Final,
 	}
 	t.metrics.finalised.WithLabelValues(f.result()).Inc()
 	if f.Sent() {
-		t.senders[tm.Sender()] = struct{}{}
+		t.senders[tm.Sender()] = t.round
 	}
 	t.forgetInFlightWithMu(tm)
 	t.index.Stop(tm)
@@ -143,8 +143,7 @@ func (t *Timers) finalOf(dropped *DropError) (f Final) {
 	return f
 }
 
-// pruneInterval is how often finalised events that are older than Config.KeepFinalised are deleted, and senders forgotten who have sent
-// nothing lately.
+// pruneInterval is how often finalised events that are older than Config.KeepFinalised are deleted, and users forgotten who have none left.
 const pruneInterval = time.Hour
 
 // prune deletes old finalised events, at the start and at each pruneInterval.
@@ -156,6 +155,9 @@ func (t *Timers) prune() {
 		maps.DeleteFunc(t.due, func(_ uint64, full Bucket) bool { return time.Duration(full) <= t.clock.now() })
 		t.mu.Unlock()
 		err := t.store.Prune(t.ctx, t.clock.stored(t.clock.now()).Add(-t.cfg.KeepFinalised))
+		if err == nil {
+			err = t.readSenders(t.ctx)
+		}
 		if err != nil && t.ctx.Err() == nil {
 			t.metrics.errors.WithLabelValues("prune").Inc()
 			t.log.WithError(err).Error("Failed to delete old finalised events")

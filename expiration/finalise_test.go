@@ -103,13 +103,34 @@ func TestFinalisedEventsAreForgotten(t *testing.T) {
 		w.wantSent("left")
 		time.Sleep(24 * time.Hour)
 		w.wantFinal(delayID, Final.Sent)
+		require.True(t, w.HasSent(alice))
+		w.store.set(false, failing("senders"))
 		time.Sleep(pruneInterval)
 		synctest.Wait()
+		require.True(t, w.HasSent(alice), "that nothing is left is not known")
+		w.store.set(false, nil)
+		time.Sleep(pruneInterval)
+		synctest.Wait()
+		require.False(t, w.AnySent())
 		_, err := w.DelayedEvent(t.Context(), delayID, alice)
 		require.ErrorIs(t, err, ErrNotFound)
 		require.ErrorIs(t, w.SendDelayed(t.Context(), delayID, alice), ErrNotFound)
-		again := w.schedule(requested(leave("key"), 1), "left", time.Hour)
+		again := w.schedule(requested(leave("key"), 1), "left", 10*time.Hour)
 		require.NotEqual(t, delayID, again)
+
+		// A user who sends an event while the users are read is not forgotten.
+		w.store.set(false, func(operation string) error {
+			if operation == "senders" {
+				w.mu.Lock()
+				w.senders[w.tokens.names.hash(alice)] = w.round
+				w.mu.Unlock()
+			}
+			return nil
+		})
+		time.Sleep(pruneInterval)
+		synctest.Wait()
+		require.True(t, w.HasSent(alice))
+		w.store.set(false, nil)
 
 		var ids []string
 		for range 3 {

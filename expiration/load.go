@@ -29,7 +29,7 @@ func (t *Timers) loadAll(ctx context.Context) (u inherited, err error) {
 	if expiring+delayed >= manyTimers {
 		debug.FreeOSMemory() // give back what the rows took; the index takes less
 	}
-	return u, t.loadSenders(ctx)
+	return u, t.readSenders(ctx)
 }
 
 // loadTimers loads all timers. It reads the whole row if the timer is claimed, if its digest is under another key, or if it has no digest,
@@ -97,21 +97,6 @@ func (t *Timers) loadTimerWithMu(row Indexed, now time.Duration) *index.Timer {
 		tm.Presence = index.Unsent
 	}
 	return tm
-}
-
-// loadSenders reads which users have delayed events that were sent. No event may be finalised meanwhile.
-func (t *Timers) loadSenders(ctx context.Context) error {
-	userIDs, err := t.store.FinalisedSenders(ctx)
-	if err != nil {
-		return err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.senders = make(map[uint64]struct{}, len(userIDs))
-	for _, userID := range userIDs {
-		t.senders[t.tokens.names.hash(userID)] = struct{}{}
-	}
-	return nil
 }
 
 // finishClaimed finishes what an earlier process claimed, and the overdue timers that come before that in the same room. A room's timers

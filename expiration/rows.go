@@ -52,7 +52,7 @@ func (t *Timers) loadUnderRow(ctx context.Context, tm *index.Timer) (row Timer, 
 	}
 	if found == nil {
 		if tm.Delayed() && tm.Phase() == index.Claimed { // it was finalised, although the write returned an error
-			t.senders[tm.Sender()] = struct{}{}
+			t.senders[tm.Sender()] = t.round
 			t.forgetInFlightWithMu(tm)
 		}
 		t.index.Stop(tm)

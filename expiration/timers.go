@@ -115,8 +115,10 @@ type Timers struct {
 	swept    []*index.Timer      // closed events whose rows sweep deletes; sweep is scheduled unless this is empty
 	forgotAt time.Duration       // when ForgetRequests was last called
 	inFlight map[string]inFlight // delayed events that are claimed and not finalised, by event ID
-	senders  map[uint64]struct{} // hashes of the users who have finalised events that were sent
-	due      map[uint64]Bucket   // the state of DueLimit by the hashes of users; prune removes what is full again
+	// senders has the hashes of the users who have finalised events that were sent, and the round of readSenders that saw each last.
+	senders map[uint64]int
+	round   int
+	due     map[uint64]Bucket // the state of DueLimit by the hashes of users; prune removes what is full again
 }
 
 // New returns an engine. It does nothing before Start.
@@ -139,7 +141,7 @@ func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers
 		index:     index.New(),
 		attempts:  map[uint64]struct{}{},
 		inFlight:  map[string]inFlight{},
-		senders:   map[uint64]struct{}{},
+		senders:   map[uint64]int{},
 		due:       map[uint64]Bucket{},
 		lanes:     lanes.New(lanes.EarlyEvery),
 	}
