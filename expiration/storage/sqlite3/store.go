@@ -4,6 +4,7 @@ package sqlite3
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -84,21 +85,22 @@ func newConnection(db *sql.DB, writer sqlutil.Writer) *connection {
 // errClosed is the error of writes after Close.
 var errClosed = errors.New("the database of the timers is closed")
 
-// use calls f with the connection, which it opens if necessary. Only one f runs at a time. After an error the connection is closed.
+// use calls f with the connection, which it opens if necessary. Only one f runs at a time. After an error the connection is closed, because a
+// transaction may be open on it. sql.ErrNoRows is no such error.
 func (c *connection) use(ctx context.Context, f func(*sql.Conn) error) error {
-	return c.writer.Do(nil, nil, func(*sql.Tx) (err error) {
+	return c.writer.Do(nil, nil, func(*sql.Tx) error {
 		if c.closed {
 			return errClosed
 		}
-		if c.conn == nil {
-			if err = c.open(ctx); err != nil {
-				return err
-			}
-		}
+		err := errPanicked
 		// A panic must not end the process: writer runs this function in a goroutine of its own.
-		err = errPanicked
-		guard.Run("writing timers", func() { err = f(c.conn) })
-		if err != nil {
+		guard.Run("writing timers", func() {
+			if err = c.open(ctx); err == nil {
+				err = errPanicked
+				err = f(c.conn)
+			}
+		})
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			c.close()
 		}
 		return err
@@ -261,17 +263,15 @@ func (c *connection) Claim(ctx context.Context, claims []expiration.ConditionalC
 	})
 }
 
-// open opens a connection whose commits survive a power failure. With a write-ahead log a commit needs one sync instead of two, but the
-// driver's default is then not to sync at all. A refresh is prepared, because it can run a thousand times a second.
+// open opens a connection whose commits survive a power failure, if none is open. With a write-ahead log a commit needs one sync instead of
+// two, but the driver's default is then not to sync at all. A refresh is prepared, because it can run a thousand times a second.
 func (c *connection) open(ctx context.Context) (err error) {
+	if c.refresh != nil {
+		return nil
+	}
 	if c.conn, err = c.db.Conn(ctx); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			c.close()
-		}
-	}()
 	err = set(ctx, c.conn, writeAhead, "synchronous = FULL", fmt.Sprintf("wal_autocheckpoint = %d", checkpointPages))
 	if err != nil {
 		return err
@@ -340,10 +340,13 @@ func (c *connection) Close() error {
 	})
 }
 
+// close closes the connection, if there is one. sql.Conn.Close would return it to the pool, with whatever state the error has left it in.
 func (c *connection) close() {
 	if c.refresh != nil {
 		_ = c.refresh.Close()
 	}
-	_ = c.conn.Close()
+	if c.conn != nil {
+		_ = c.conn.Raw(func(any) error { return driver.ErrBadConn })
+	}
 	c.conn, c.refresh = nil, nil
 }

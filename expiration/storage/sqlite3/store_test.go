@@ -3,6 +3,7 @@ package sqlite3
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -155,4 +156,34 @@ func timersIn(t *testing.T, name string) (n int) {
 		return -1
 	}
 	return n
+}
+
+// A connection on which an error has left a transaction open is closed, and not used again. One that a write was rolled back on, because
+// its condition did not hold, is kept.
+func TestConnectionAfterAnError(t *testing.T) {
+	db, writer := openDatabase(t)
+	require.NoError(t, shared.CreateSchema(t.Context(), db, tablesSQL, shared.SchemaSQL))
+	c := newConnection(db, writer)
+	failed := errors.New("rolling back failed")
+	fail := func(err error) error {
+		return c.use(t.Context(), func(conn *sql.Conn) error {
+			_, begun := conn.ExecContext(t.Context(), "BEGIN IMMEDIATE")
+			require.NoError(t, begun)
+			return err
+		})
+	}
+	require.ErrorIs(t, fail(failed), failed)
+	require.Zero(t, db.Stats().InUse)
+	require.NoError(t, c.Ping(t.Context()), "a transaction is open")
+	conn := c.conn
+	require.ErrorIs(t, fail(sql.ErrNoRows), sql.ErrNoRows)
+	require.Same(t, conn, c.conn)
+	require.Error(t, c.Ping(t.Context()))
+	require.NoError(t, c.Ping(t.Context()))
+}
+
+// A panic while the connection is opened is the error of that write.
+func TestPanicWhileOpening(t *testing.T) {
+	c := newConnection(nil, sqlutil.NewExclusiveWriter())
+	require.ErrorIs(t, c.Ping(t.Context()), errPanicked)
 }
