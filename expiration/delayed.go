@@ -30,6 +30,8 @@ type Delayed struct {
 type Final struct {
 	At      time.Time // in whole milliseconds
 	EventID string
+	// Existed says that the room had the same state already, as event EventID. That event was not sent as a delayed event.
+	Existed bool
 	// Error is the Matrix error with which the event was refused.
 	Error json.RawMessage
 }

@@ -122,7 +122,7 @@ func TestDelayedEventsOfARoomComeInOrder(t *testing.T) {
 // State that the room has already is not sent, but the delayed event is finalised as sent.
 func TestDelayedStateThatTheRoomHas(t *testing.T) {
 	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		w.schedule(leave("key"), "left", time.Second)
+		first := w.schedule(leave("key"), "left", time.Second)
 		time.Sleep(time.Second)
 		w.wantSent("left")
 		due, now := w.schedule(leave("key"), "left", 10*time.Second), w.schedule(leave("key"), "left", time.Minute)
@@ -140,6 +140,9 @@ func TestDelayedStateThatTheRoomHas(t *testing.T) {
 		for _, delayID := range []string{due, now} {
 			require.Equal(t, "$delayed1", w.final(delayID).EventID)
 		}
+		delayIDs, err := w.DelayIDs(t.Context(), alice, []string{"$delayed1"})
+		require.NoError(t, err)
+		require.Equal(t, map[string]string{"$delayed1": first}, delayIDs)
 		require.Zero(t, w.store.len())
 	})
 }

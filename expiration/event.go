@@ -141,7 +141,8 @@ type Store interface {
 	Finalise(ctx context.Context, nid int64, f Final, running bool, keep int) (bool, error)
 	// Finalised returns a delayed event by the hash of its delay ID, or ErrNotFound.
 	Finalised(ctx context.Context, h TokenHash) (DelayedEvent, error)
-	// FinalisedAs returns, by event ID, the row IDs of those events that the sender sent as delayed events.
+	// FinalisedAs returns, by event ID, the row IDs of those events that the sender sent as delayed events. If several rows have one event,
+	// that is the row that was finalised first.
 	FinalisedAs(ctx context.Context, sender string, eventIDs []string) (map[string]string, error)
 	// FinalisedSenders returns the users who have finalised events that were sent.
 	FinalisedSenders(ctx context.Context) ([]string, error)

@@ -100,9 +100,10 @@ func (t *Timers) forgetInFlightWithMu(tm *index.Timer) {
 
 // finaliseSent finalises a delayed event that is in its room.
 func (t *Timers) finaliseSent(ctx context.Context, tm *index.Timer, row Timer) error {
-	err := t.finalise(ctx, tm, Final{EventID: row.Claim.Event.EventID}, false)
+	existed := row.Claim.Event.PDU == nil
+	err := t.finalise(ctx, tm, Final{EventID: row.Claim.Event.EventID, Existed: existed}, false)
 	if err != nil {
-		if row.Claim.Event.PDU == nil { // the row knows nothing of the claim, and the next attempt must not either
+		if existed { // the row knows nothing of the claim, and the next attempt must not either
 			t.mu.Lock()
 			t.index.Unclaim(tm)
 			t.mu.Unlock()

@@ -234,8 +234,8 @@ func (s *memoryStore) Finalised(_ context.Context, h TokenHash) (DelayedEvent, e
 func (s *memoryStore) FinalisedAs(_ context.Context, sender string, eventIDs []string) (map[string]string, error) {
 	rowIDs := map[string]string{}
 	err := s.do("finalised as", func() {
-		for _, d := range s.finalised {
-			if d.Timer.Event.Sender == sender && slices.Contains(eventIDs, d.Final.EventID) {
+		for _, d := range slices.Backward(s.finalised) {
+			if d.Timer.Event.Sender == sender && slices.Contains(eventIDs, d.Final.EventID) && !d.Final.Existed {
 				rowIDs[d.Final.EventID] = d.Timer.Event.ID
 			}
 		}

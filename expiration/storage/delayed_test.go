@@ -289,6 +289,16 @@ func findsSentEvents(t *testing.T, open func() expiration.Store) {
 	finalise(t, store, 2, newFinal(2), true, true)
 	finalise(t, store, 2000, newFinal(2000), true, true)
 	finalise(t, store, 3, cancelled, true, true)
+	// What existed before is no delayed event, and of two rows with one event the first counts.
+	for n, f := range map[int]expiration.Final{
+		10: {At: start, EventID: "$sent10", Existed: true}, 11: {At: start, EventID: newFinal(0).EventID},
+	} {
+		timer := newDelayed(n)
+		timer.Event.Request = nil
+		insert(t, store, timer)
+		finalise(t, store, n, f, true, true)
+		wantFinalised(t, store, n, f)
+	}
 	got, err := open().FinalisedAs(t.Context(), "@alice:example.org", asked)
 	require.NoError(t, err)
 	require.Equal(t, want, got)

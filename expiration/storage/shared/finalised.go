@@ -14,16 +14,18 @@ import (
 // The statements on finalised delayed events.
 const (
 	insertFinalisedSQL = "INSERT INTO expiration_finalised (row_id, room_id, event_type, state_key, sender, token_hash," +
-		" duration_ms, received_ms, deadline_ms, request_hash, content, finalised_ms, event_id, error)" +
+		" duration_ms, received_ms, deadline_ms, request_hash, content, finalised_ms, event_id, error, existed)" +
 		" SELECT t.event_id, t.room_id, t.event_type, t.state_key, t.sender, t.token_hash, d.duration_ms, t.received_ms," +
-		" d.deadline_ms, t.request_hash, t.content, $1, $2, $3" + fromTimersSQL + " WHERE t.timer_nid = $4 AND t.content IS NOT NULL" +
+		" d.deadline_ms, t.request_hash, t.content, $1, $2, $3, $4" + fromTimersSQL + " WHERE t.timer_nid = $5 AND t.content IS NOT NULL" +
 		" RETURNING sender"
 	// The offset is the number of rows that are kept. The row at the offset is the newest that is deleted, with all older rows.
 	limitFinalisedSQL = "DELETE FROM expiration_finalised WHERE sender = $1 AND finalised_nid <=" +
 		" (SELECT finalised_nid FROM expiration_finalised WHERE sender = $2 ORDER BY finalised_nid DESC LIMIT 1 OFFSET $3)"
 	selectFinalisedSQL = "SELECT row_id, room_id, event_type, state_key, sender, duration_ms, received_ms, deadline_ms, content," +
-		" finalised_ms, event_id, error FROM expiration_finalised WHERE token_hash = $1"
-	selectFinalisedAsSQL = "SELECT event_id, row_id FROM expiration_finalised WHERE sender = $1 AND "
+		" finalised_ms, event_id, error, existed FROM expiration_finalised WHERE token_hash = $1"
+	// Equal messages that are built at once are one event. It belongs to the row that was finalised first, which is read last.
+	selectFinalisedAsSQL = "SELECT event_id, row_id FROM expiration_finalised WHERE sender = $1 AND NOT existed AND "
+	firstFinalisedSQL    = " ORDER BY finalised_nid DESC"
 	selectSendersSQL     = "SELECT DISTINCT sender FROM expiration_finalised WHERE event_id IS NOT NULL"
 	selectRequestSQL     = "SELECT event_id FROM expiration_timers WHERE request_hash = $1 AND content IS NOT NULL" +
 		" UNION ALL SELECT row_id FROM expiration_finalised WHERE request_hash = $2 LIMIT 1"
@@ -51,7 +53,7 @@ func (s *Store) Finalise(ctx context.Context, nid int64, f expiration.Final, run
 	}
 	err := s.database.Transaction(ctx, func(txn *sql.Tx) error {
 		var sender string
-		if err := txn.QueryRowContext(ctx, insertFinalisedSQL, f.At.UnixMilli(), eventID, failure, nid).Scan(&sender); err != nil {
+		if err := txn.QueryRowContext(ctx, insertFinalisedSQL, f.At.UnixMilli(), eventID, failure, f.Existed, nid).Scan(&sender); err != nil {
 			return err
 		}
 		// If the timer is claimed and only a running timer may be removed, the error rolls back the insertion.
@@ -71,11 +73,12 @@ func (s *Store) Finalised(ctx context.Context, h expiration.TokenHash) (expirati
 	var (
 		stateKey, eventID, failure              sql.NullString
 		duration, received, deadline, finalised int64
+		existed                                 bool
 		t                                       = expiration.Timer{TokenHash: h, Delayed: &expiration.Delayed{}}
 	)
 	err := s.db.QueryRowContext(ctx, selectFinalisedSQL, h[:]).Scan(
 		&t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &duration, &received, &deadline,
-		&t.Delayed.Content, &finalised, &eventID, &failure,
+		&t.Delayed.Content, &finalised, &eventID, &failure, &existed,
 	)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
@@ -88,7 +91,7 @@ func (s *Store) Finalised(ctx context.Context, h expiration.TokenHash) (expirati
 	}
 	t.Duration = time.Duration(duration) * time.Millisecond
 	t.Received, t.Deadline = time.UnixMilli(received).UTC(), time.UnixMilli(deadline).UTC()
-	f := &expiration.Final{At: time.UnixMilli(finalised).UTC(), EventID: eventID.String}
+	f := &expiration.Final{At: time.UnixMilli(finalised).UTC(), EventID: eventID.String, Existed: existed}
 	if failure.Valid {
 		f.Error = json.RawMessage(failure.String)
 	}
@@ -96,7 +99,8 @@ func (s *Store) Finalised(ctx context.Context, h expiration.TokenHash) (expirati
 }
 
 func (s *Store) FinalisedAs(ctx context.Context, sender string, eventIDs []string) (map[string]string, error) {
-	rows, err := s.db.QueryContext(ctx, selectFinalisedAsSQL+s.database.Among("event_id", "$2"), sender, s.database.Values(eventIDs))
+	query := selectFinalisedAsSQL + s.database.Among("event_id", "$2") + firstFinalisedSQL
+	rows, err := s.db.QueryContext(ctx, query, sender, s.database.Values(eventIDs))
 	if err != nil {
 		return nil, err
 	}

@@ -89,7 +89,9 @@ CREATE TABLE IF NOT EXISTS expiration_finalised (
 	-- NULL unless the event was sent
 	event_id TEXT,
 	-- NULL unless the event was refused
-	error TEXT
+	error TEXT,
+	-- the room had the event already
+	existed BOOLEAN NOT NULL
 );
 CREATE INDEX IF NOT EXISTS expiration_finalised_sender ON expiration_finalised (sender, finalised_nid);
 CREATE INDEX IF NOT EXISTS expiration_finalised_request ON expiration_finalised (request_hash) WHERE request_hash IS NOT NULL;
