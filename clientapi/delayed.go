@@ -41,7 +41,7 @@ var stickyKeys = []string{"sticky_duration_ms", "org.matrix.msc4354.sticky_durat
 type Scheduler interface {
 	Scheduled(ctx context.Context, request expiration.RequestHash) (delayID string, err error)
 	Schedule(
-		ctx context.Context, e expiration.Event, d expiration.Delayed, delay time.Duration, exempt bool,
+		ctx context.Context, e expiration.Event, d expiration.Delayed, delay time.Duration, service bool,
 	) (delayID string, err error)
 }
 

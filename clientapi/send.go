@@ -31,7 +31,7 @@ type Sender interface {
 	LockState(ctx context.Context, s expiration.StateKey) (unlock func(), err error)
 	LockRequest(ctx context.Context, request expiration.RequestHash) (unlock func(), err error)
 	Sent(ctx context.Context, request expiration.RequestHash) (eventID string, err error)
-	Begin(ctx context.Context, e expiration.Event, duration time.Duration, exempt bool) (*expiration.Pending, error)
+	Begin(ctx context.Context, e expiration.Event, duration time.Duration, service bool) (*expiration.Pending, error)
 	Restart(ctx context.Context, eventID string, duration time.Duration) error
 	Running(eventID, sender string) bool
 	Token(eventID string) string

@@ -3,6 +3,7 @@ package expiration
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
@@ -17,12 +18,13 @@ type Pending struct {
 }
 
 // Begin stores the timer of an event that is about to be given to the roomserver. The deadline is the given duration, which must be
-// positive, from now. The error is a *LimitError if the sender has reached the limit of running timers; exempt users have no limit.
+// positive, from now. The error is a *LimitError if the sender has reached the limit of running timers. service says that an application
+// service sends the event; it has no limit.
 //
 // Two kinds of timers do not count: the one that the new event replaces and, up to unsentFactor times the limit, those whose event the
 // roomserver failed to take or does not know. Most likely these never run.
-func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exempt bool) (*Pending, error) {
-	tm, existed, err := t.insert(ctx, Timer{Event: e, Duration: duration}, exempt)
+func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, service bool) (*Pending, error) {
+	tm, existed, err := t.insert(ctx, Timer{Event: e, Duration: duration}, service)
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +33,7 @@ func (t *Timers) Begin(ctx context.Context, e Event, duration time.Duration, exe
 
 // insert adds a timer to the index and stores its row. The deadline counts from now, and the scheduler does not look at the timer yet.
 // existed is true if the timer exists already: equal messages, built in the same millisecond upon the same prev events, are one event.
-func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (tm *index.Timer, existed bool, err error) {
+func (t *Timers) insert(ctx context.Context, row Timer, service bool) (tm *index.Timer, existed bool, err error) {
 	now := t.clock.now()
 	due := now + row.Duration
 	row.TokenHash = HashToken(t.tokens.Token(row.Event.ID))
@@ -53,7 +55,7 @@ func (t *Timers) insert(ctx context.Context, row Timer, exempt bool) (tm *index.
 			return same, true, nil
 		}
 	}
-	if err = t.overLimitWithMu(row.Delayed != nil, exempt, digest, now); err != nil {
+	if err = t.overLimitWithMu(digest.kind(), service, digest, now); err != nil {
 		t.mu.Unlock()
 		return nil, false, err
 	}
@@ -92,42 +94,38 @@ func (t *Timers) write(ctx context.Context, tm *index.Timer, row Timer, d Digest
 	return nil
 }
 
-// overLimitWithMu returns a *LimitError if the sender may not have another timer of this kind. A sender of an application service may have
-// any number of running timers, and has a limit of its own for delayed events.
-func (t *Timers) overLimitWithMu(delayed, service bool, d Digest, now time.Duration) error {
-	var (
-		state         uint64
-		count, unsent int
-		first         time.Duration
-	)
-	limit := t.cfg.MaxScheduledPerUser
+// overLimitWithMu returns a *LimitError if the sender may not have another timer of this kind. An application service may have any number of
+// expiring events running for a user. What it schedules for the user has a limit of its own.
+func (t *Timers) overLimitWithMu(kind index.Kind, service bool, d Digest, now time.Duration) error {
+	sender := d.get(digestSender)
 	switch {
-	case delayed && service:
-		limit = t.cfg.MaxScheduledPerServiceUser
-	case service:
+	case kind == index.Delayed && t.index.Count(sender, kind) < t.cfg.MaxScheduledPerUser,
+		kind == index.ServiceDelayed && t.index.Count(sender, kind) < t.cfg.MaxScheduledPerServiceUser,
+		kind == index.Expiring && (service || t.mayRunWithMu(sender, d.get(digestState))):
 		return nil
-	case !delayed:
-		limit, state = t.cfg.MaxRunningPerUser, d.get(digestState)
 	}
-	t.index.OfSender(d.get(digestSender), func(tm *index.Timer) {
-		if tm.Delayed() != delayed || tm.Has(index.Superseded) {
-			return
+	first := time.Duration(math.MaxInt64)
+	t.index.OfSender(sender, kind, func(tm *index.Timer) {
+		if wake, _ := tm.Wake(); !tm.Has(index.Superseded) {
+			first = min(first, max(tm.Due, wake))
 		}
-		wake, _ := tm.Wake()
-		if end := max(tm.Due, wake); count+unsent == 0 || end < first {
-			first = end
-		}
+	})
+	return &LimitError{RetryAfter: max(first-now, 0)}
+}
+
+// mayRunWithMu reports whether a sender may have another expiring event running, of a piece of state or, for 0, a message.
+func (t *Timers) mayRunWithMu(sender, state uint64) bool {
+	count, unsent := 0, 0
+	t.index.OfSender(sender, index.Expiring, func(tm *index.Timer) {
 		switch {
+		case tm.Has(index.Superseded):
 		case tm.Presence == index.Unsent:
 			unsent++
 		case state == 0 || tm.State() != state:
 			count++
 		}
 	})
-	if count < limit && unsent < unsentFactor*limit {
-		return nil
-	}
-	return &LimitError{RetryAfter: max(first-now, 0)}
+	return count < t.cfg.MaxRunningPerUser && unsent < unsentFactor*t.cfg.MaxRunningPerUser
 }
 
 // Activate makes the timer run. It is called when the roomserver has answered, whatever the answer was. If the event did not reach its

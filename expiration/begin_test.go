@@ -22,10 +22,10 @@ func TestLimitPerUser(t *testing.T) {
 		_, err = w.Begin(t.Context(), Event{ID: "$bob", Sender: "@bob:example.org"}, time.Second, false)
 		require.NoError(t, err, "another user's limit")
 		_, err = w.Begin(t.Context(), Event{ID: "$bridge", Sender: "@alice:example.org"}, time.Second, true)
-		require.NoError(t, err, "exempt")
+		require.NoError(t, err, "an application service has no limit")
 		w.DropEvent(t.Context(), first.ID, Redacted)
 		_, err = w.Begin(t.Context(), another, time.Second, false)
-		require.Error(t, err, "the exempt user's timer counts")
+		require.Error(t, err, "the service's timer counts")
 	})
 	inWorld(t, Config{MaxRunningPerUser: 2}, func(t *testing.T, w *world) {
 		w.state("key", 10*time.Second)

@@ -23,11 +23,7 @@ func (t *Timers) CancelAll(ctx context.Context, owner string) error {
 	var timers []*index.Timer
 	sender := t.tokens.names.hash(owner)
 	t.mu.Lock()
-	t.index.OfSender(sender, func(tm *index.Timer) {
-		if tm.Delayed() {
-			timers = append(timers, tm)
-		}
-	})
+	t.index.DelayedOf(sender, func(tm *index.Timer) { timers = append(timers, tm) })
 	t.mu.Unlock()
 	failed := t.cancelEach(ctx, timers)
 	waiting, cancel := context.WithTimeout(ctx, cancelPatience)

@@ -22,8 +22,8 @@ type Delayed struct {
 	// Timestamp is the origin_server_ts that an application service asked for, or zero. It has whole milliseconds and is not before 1970.
 	// The first moment of 1970 is a valid time, and not zero.
 	Timestamp time.Time
-	// Exempt says that the sender belongs to an application service, and has no limit of running timers or of sends. Schedule sets it.
-	Exempt bool
+	// Service says that an application service has scheduled the event. It has no limit of running timers or of sends. Schedule sets it.
+	Service bool
 }
 
 // Final is the result of a delayed event. At most one of EventID and Error is set; neither is set if the event was cancelled.
@@ -116,7 +116,7 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 		}
 	}()
 	eventID, err := t.roomserver.Send(ctx, *row, o, func(ctx context.Context, b Built) (err error) {
-		if o == Expired && !row.Delayed.Exempt {
+		if o == Expired && !row.Delayed.Service {
 			if err = t.countDue(tm); err != nil {
 				return err
 			}
@@ -131,7 +131,7 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 			if !b.Closable {
 				return ErrTooLarge
 			}
-			if pending, err = t.Begin(ctx, e, row.Delayed.Expires, row.Delayed.Exempt); err != nil {
+			if pending, err = t.Begin(ctx, e, row.Delayed.Expires, row.Delayed.Service); err != nil {
 				return err
 			}
 		}

@@ -217,13 +217,13 @@ func TestDelayedEventThatExpires(t *testing.T) {
 	})
 }
 
-// An application service's delayed event that expires once it is sent is exempt from the limit of running events, also after a restart.
-func TestExemptDelayedEventThatExpires(t *testing.T) {
+// An application service's delayed event that expires once it is sent has no limit of running events, also after a restart.
+func TestServicesDelayedEventThatExpires(t *testing.T) {
 	inWorld(t, Config{MaxRunningPerUser: 1}, func(t *testing.T, w *world) {
 		w.message("!room", time.Hour)
-		for _, exempt := range []bool{true, false} {
+		for _, service := range []bool{true, false} {
 			d := Delayed{Content: []byte("here"), Expires: time.Hour}
-			_, err := w.Schedule(t.Context(), later("!room"), d, 10*time.Second, exempt)
+			_, err := w.Schedule(t.Context(), later("!room"), d, 10*time.Second, service)
 			require.NoError(t, err)
 		}
 		w.restart(0)

@@ -22,11 +22,13 @@ const (
 	digestState    = digestSender + 8
 	digestRequest  = digestState + 8
 	digestReceived = digestRequest + 8 // in milliseconds since 1970
-	digestDelayed  = digestReceived + 8
-	digestSize     = digestDelayed + 1
+	digestKind     = digestReceived + 8
+	digestSize     = digestKind + 1
 )
 
 func (d *Digest) get(at int) uint64 { return binary.BigEndian.Uint64(d[at:]) }
+
+func (d *Digest) kind() index.Kind { return index.Kind(d[digestKind]) }
 
 func (d *Digest) set(at int, n uint64) { binary.BigEndian.PutUint64(d[at:], n) }
 
@@ -46,7 +48,7 @@ func (i Indexed) row() index.Row {
 		NID: i.NID, Token: [index.TokenSize]byte(i.Digest[digestToken:]),
 		Room: i.Digest.get(digestRoom), Sender: i.Digest.get(digestSender),
 		State: i.Digest.get(digestState), Request: i.Digest.get(digestRequest),
-		Received: int64(i.Digest.get(digestReceived)), Delayed: i.Digest[digestDelayed] != 0, Claimed: i.Claimed,
+		Received: int64(i.Digest.get(digestReceived)), Kind: i.Digest.kind(), Claimed: i.Claimed,
 		Duration: i.Duration, Deadline: i.Deadline.UnixMilli(),
 	}
 }
@@ -93,7 +95,10 @@ func (n names) digest(row Timer) (d Digest) {
 	d.set(digestReceived, uint64(row.Received.UnixMilli()))
 	switch {
 	case row.Delayed != nil: // the database finds these by their request
-		d[digestDelayed] = 1
+		d[digestKind] = byte(index.Delayed)
+		if row.Delayed.Service {
+			d[digestKind] = byte(index.ServiceDelayed)
+		}
 	case row.Event.Request != nil:
 		d.set(digestRequest, n.request(row.Event.Request.Hash))
 	}

@@ -29,8 +29,8 @@ func (t *Timers) DropSender(ctx context.Context, roomID, userID string, before t
 	var timers []*index.Timer
 	room, sender := t.tokens.names.hash(roomID), t.tokens.names.hash(userID)
 	t.mu.Lock()
-	t.index.OfSender(sender, func(tm *index.Timer) {
-		if !tm.Delayed() && tm.Room() == room && tm.Received().Before(before) {
+	t.index.OfSender(sender, index.Expiring, func(tm *index.Timer) {
+		if tm.Room() == room && tm.Received().Before(before) {
 			timers = append(timers, tm)
 		}
 	})

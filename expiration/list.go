@@ -42,10 +42,7 @@ type listed struct {
 func (t *Timers) listOf(owner, after string) (list []listed) {
 	sender := t.tokens.names.hash(owner)
 	t.mu.Lock()
-	t.index.OfSender(sender, func(tm *index.Timer) {
-		if !tm.Delayed() {
-			return
-		}
+	t.index.DelayedOf(sender, func(tm *index.Timer) {
 		// The token tells events with the same deadline apart.
 		if place := fmt.Sprintf("%016x%x", tm.Deadline, tm.Token()); place > after {
 			list = append(list, listed{tm, place})

@@ -84,7 +84,7 @@ func (t *Timers) loadTimerWithMu(row Indexed, now time.Duration) *index.Timer {
 	due := t.clock.moment(row.Deadline)
 	overdue := due <= now
 	grace := t.cfg.RestartGrace
-	if row.Digest[digestDelayed] != 0 {
+	if row.Digest.kind() != index.Expiring {
 		grace = min(grace, maxDelayedGrace)
 	}
 	if grace > 0 {

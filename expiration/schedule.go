@@ -16,7 +16,7 @@ var errLeftOver = errors.New("the request failed before, and its row cannot be d
 
 // Schedule stores an event that is sent after a delay, which must be positive, and returns its delay ID. A repeated request gets the first
 // one's delay ID, whatever has become of that event. The error is a *LimitError if the user has reached the limit of scheduled events.
-// Users of an application service have a limit of their own.
+// What an application service schedules for the user counts apart, and has a limit of its own.
 func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Duration, service bool) (delayID string, err error) {
 	if e.Request != nil {
 		unlock, err := t.LockRequest(ctx, e.Request.Hash)
@@ -28,7 +28,7 @@ func (t *Timers) Schedule(ctx context.Context, e Event, d Delayed, delay time.Du
 			return delayID, err
 		}
 	}
-	d.Exempt = service
+	d.Service = service
 	var id [32]byte
 	_, _ = rand.Read(id[:]) // never fails
 	e.ID = base64.RawURLEncoding.EncodeToString(id[:])

@@ -40,7 +40,7 @@ func newDelayed(n int) expiration.Timer {
 	t.Event.Request.Signed = expiration.SignedEvent{EventID: t.Event.ID} // the event is not built yet
 	t.Delayed = &expiration.Delayed{
 		Content: fmt.Appendf(nil, `{ "n":%d, "\u0000":"ü" }`, n), Expires: time.Duration(n+1) * time.Minute,
-		Timestamp: start.Add(-time.Hour), Exempt: n%2 == 1,
+		Timestamp: start.Add(-time.Hour), Service: n%2 == 1,
 	}
 	return t
 }

@@ -45,8 +45,8 @@ type Index struct {
 	delayed  int // the number of live timers of delayed events
 
 	byToken  map[uint64]*Timer // by tokenKey
-	byState  map[uint64]*Timer // the first timer of each list
-	bySender map[uint64]*Timer // likewise
+	byState  lists
+	bySender [kinds]lists
 	wakes    wakeHeap
 	left     map[*Timer]struct{}      // the timers that have ended and still have their rows
 	refused  map[*Timer]time.Duration // until when the tokens of timers that have ended are answered
@@ -66,8 +66,8 @@ type Index struct {
 func New() *Index {
 	return &Index{
 		byToken:  map[uint64]*Timer{},
-		byState:  map[uint64]*Timer{},
-		bySender: map[uint64]*Timer{},
+		byState:  newLists(func(tm *Timer) *links { return &tm.ofState }),
+		bySender: [kinds]lists{newLists(ofSender), newLists(ofSender), newLists(ofSender)},
 		left:     map[*Timer]struct{}{},
 		refused:  map[*Timer]time.Duration{},
 
@@ -84,7 +84,7 @@ func (x *Index) NextNID() int64 { return x.lastNID + 1 }
 
 // ByToken returns the timer of a token or a delay ID, or nil.
 func (x *Index) ByToken(token [TokenSize]byte, delayed bool) *Timer {
-	if tm := x.byToken[tokenKey(token)]; tm != nil && tm.token == token && tm.delayed == delayed {
+	if tm := x.byToken[tokenKey(token)]; tm != nil && tm.token == token && tm.Delayed() == delayed {
 		return tm
 	}
 	return nil
@@ -94,27 +94,26 @@ func (x *Index) ByToken(token [TokenSize]byte, delayed bool) *Timer {
 func tokenKey(token [TokenSize]byte) uint64 { return binary.BigEndian.Uint64(token[:]) }
 
 // OfState calls f for each live timer of a piece of state. f may stop that timer.
-func (x *Index) OfState(state uint64, f func(*Timer)) {
-	for tm := x.byState[state]; tm != nil; {
-		next := tm.nextOfState
-		f(tm)
-		tm = next
-	}
+func (x *Index) OfState(state uint64, f func(*Timer)) { x.byState.each(state, f) }
+
+// OfSender calls f for each live timer of one kind of a user. f may stop that timer.
+func (x *Index) OfSender(sender uint64, kind Kind, f func(*Timer)) { x.bySender[kind].each(sender, f) }
+
+// DelayedOf calls f for each live timer of a delayed event of a user. f may stop that timer.
+func (x *Index) DelayedOf(sender uint64, f func(*Timer)) {
+	x.OfSender(sender, Delayed, f)
+	x.OfSender(sender, ServiceDelayed, f)
 }
 
-// OfSender calls f for each live timer of a user. f may stop that timer.
-func (x *Index) OfSender(sender uint64, f func(*Timer)) {
-	for tm := x.bySender[sender]; tm != nil; {
-		next := tm.nextOfSender
-		f(tm)
-		tm = next
-	}
-}
+// Count returns the number of live timers of one kind of a user.
+func (x *Index) Count(sender uint64, kind Kind) int { return int(x.bySender[kind].of[sender].n) }
 
 // Live calls f for each live timer. f may stop that timer.
 func (x *Index) Live(f func(*Timer)) {
-	for sender := range x.bySender {
-		x.OfSender(sender, f)
+	for _, bySender := range x.bySender {
+		for sender := range bySender.of {
+			bySender.each(sender, f)
+		}
 	}
 }
 
@@ -151,18 +150,11 @@ func (x *Index) addToken(tm *Timer) { x.byToken[tokenKey(tm.token)] = tm }
 
 func (x *Index) addToState(tm *Timer) {
 	if tm.state != 0 {
-		tm.nextOfState = x.byState[tm.state]
-		x.byState[tm.state] = tm
+		x.byState.add(tm.state, tm)
 	}
 }
 
-func (x *Index) addToSender(tm *Timer) {
-	if next := x.bySender[tm.sender]; next != nil {
-		tm.nextOfSender = next
-		next.previousOfSender = tm
-	}
-	x.bySender[tm.sender] = tm
-}
+func (x *Index) addToSender(tm *Timer) { x.bySender[tm.kind].add(tm.sender, tm) }
 
 // Activate makes a pending timer Running, and schedules it for wake.
 func (x *Index) Activate(tm *Timer, wake time.Duration) bool {
@@ -208,9 +200,9 @@ func (x *Index) Stop(tm *Timer) bool {
 	x.unschedule(tm)
 	x.forgetToken(tm)
 	if tm.state != 0 {
-		x.removeFromState(tm)
+		x.byState.remove(tm.state, tm)
 	}
-	x.removeFromSender(tm)
+	x.bySender[tm.kind].remove(tm.sender, tm)
 	if x.byRequest[tm.request] == tm {
 		delete(x.byRequest, tm.request)
 	}
@@ -272,43 +264,11 @@ func (x *Index) release(tm *Timer) {
 }
 
 func (x *Index) count(tm *Timer, n int) {
-	if tm.delayed {
+	if tm.Delayed() {
 		x.delayed += n
 	} else {
 		x.expiring += n
 	}
-}
-
-// removeFromState removes a timer from the list of its state. The list is short, because replaced events' timers end.
-func (x *Index) removeFromState(tm *Timer) {
-	before := x.byState[tm.state]
-	switch {
-	case before != tm:
-		for before.nextOfState != tm {
-			before = before.nextOfState
-		}
-		before.nextOfState = tm.nextOfState
-	case tm.nextOfState != nil:
-		x.byState[tm.state] = tm.nextOfState
-	default:
-		delete(x.byState, tm.state)
-	}
-	tm.nextOfState = nil
-}
-
-func (x *Index) removeFromSender(tm *Timer) {
-	if tm.nextOfSender != nil {
-		tm.nextOfSender.previousOfSender = tm.previousOfSender
-	}
-	switch {
-	case tm.previousOfSender != nil:
-		tm.previousOfSender.nextOfSender = tm.nextOfSender
-	case tm.nextOfSender != nil:
-		x.bySender[tm.sender] = tm.nextOfSender
-	default:
-		delete(x.bySender, tm.sender)
-	}
-	tm.nextOfSender, tm.previousOfSender = nil, nil
 }
 
 // Repeatable makes a live timer findable by its request.
@@ -369,7 +329,7 @@ func (x *Index) Returned(tm *Timer) { tm.attempts-- }
 
 // Empty reports whether the index contains nothing, not even timers that have ended.
 func (x *Index) Empty() bool {
-	return len(x.byToken)+len(x.byState)+len(x.bySender)+len(x.wakes)+len(x.left)+len(x.refused)+len(x.byRequest) == 0
+	return x.expiring+x.delayed+len(x.byToken)+len(x.wakes)+len(x.left)+len(x.refused)+len(x.byRequest) == 0
 }
 
 func (x *Index) unschedule(tm *Timer) {

@@ -22,7 +22,7 @@ func drawRow(t *rapid.T, x *Index) Row {
 	nid := x.NextNID()
 	row := Row{
 		NID: nid, Token: token(nid), Room: draw("room", 1), Sender: draw("sender", 1), State: draw("state", 0),
-		Delayed: rapid.Bool().Draw(t, "delayed"),
+		Kind: rapid.SampledFrom([]Kind{Expiring, Delayed, ServiceDelayed}).Draw(t, "kind"),
 	}
 	if rapid.Bool().Draw(t, "with a transaction ID") {
 		row.Request = 1000 + uint64(nid)
@@ -124,13 +124,13 @@ func checkFound(t *rapid.T, x *Index, live map[*Timer]bool) {
 			t.Fatalf("%s is not found in its room", tm)
 		}
 		for name, by := range map[string]func(func(*Timer)){
-			"sender": func(f func(*Timer)) { x.OfSender(tm.Sender(), f) },
+			"sender": func(f func(*Timer)) { x.OfSender(tm.Sender(), tm.kind, f) },
 			"state":  func(f func(*Timer)) { x.OfState(tm.State(), f) },
 		} {
 			found := name == "state" && tm.State() == 0
 			by(func(other *Timer) {
 				found = found || other == tm
-				if !live[other] || name == "sender" && other.Sender() != tm.Sender() || name == "state" && other.State() != tm.State() {
+				if !live[other] || name == "sender" && (other.Sender() != tm.Sender() || other.kind != tm.kind) || name == "state" && other.State() != tm.State() {
 					t.Fatalf("%s is found by the %s of %s", other, name, tm)
 				}
 			})
@@ -242,4 +242,19 @@ func heapInUse() uint64 {
 	runtime.GC()
 	runtime.ReadMemStats(&stats)
 	return stats.HeapAlloc
+}
+
+// A timer is removed without a walk through the others of its state and sender: that holds a lock for which every request waits.
+func TestStopDoesNotSearch(t *testing.T) {
+	x := New()
+	first := x.Add(Row{NID: 1, Token: token(1), Sender: 1, State: 1}, 0)
+	second := x.Add(Row{NID: 2, Token: token(2), Sender: 1, State: 1}, 0)
+	third := x.Add(Row{NID: 3, Token: token(3), Sender: 1, State: 1}, 0)
+	x.Add(Row{NID: 4, Token: token(4), Sender: 1, State: 1}, 0)
+	third.ofState.next, third.ofSender.next = nil, nil // who walks does not come to the first
+	x.Stop(second)
+	require.Equal(t, links{previous: third}, first.ofState)
+	require.Equal(t, links{previous: third}, first.ofSender)
+	require.Equal(t, 3, x.Count(1, Expiring))
+	require.Zero(t, x.Count(1, Delayed))
 }

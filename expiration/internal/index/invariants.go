@@ -13,13 +13,13 @@ func (x *Index) Invariants() error {
 			wrong = append(wrong, fmt.Errorf("%s: %s", tm, what))
 		}
 	}
-	expiring, delayed, states, senders, tokens, scheduled := 0, 0, 0, 0, 0, 0
+	expiring, delayed, states, tokens, scheduled := 0, 0, 0, 0, 0
 	for tm := range x.all() {
 		found := map[*Timer]bool{}
 		x.OfState(tm.state, func(other *Timer) { found[other] = true })
 		check(found[tm] == (tm.Live() && tm.state != 0), tm, "the list of its state disagrees with its phase")
 		clear(found)
-		x.OfSender(tm.sender, func(other *Timer) { found[other] = true })
+		x.OfSender(tm.sender, tm.kind, func(other *Timer) { found[other] = true })
 		check(found[tm] == tm.Live(), tm, "the list of its sender disagrees with its phase")
 		check(!tm.Live() || x.byToken[tokenKey(tm.token)] == tm, tm, "not found by its token")
 		check(tm.nid <= x.lastNID, tm, "wrong NID")
@@ -43,27 +43,33 @@ func (x *Index) Invariants() error {
 		switch {
 		case !tm.Live():
 			continue
-		case tm.delayed:
+		case tm.Delayed():
 			delayed++
 		default:
 			expiring++
 		}
-		if tm.state != 0 && x.byState[tm.state] == tm {
+		if tm.state != 0 {
 			states++
-		}
-		if x.bySender[tm.sender] == tm {
-			senders++
 		}
 	}
 	for _, tm := range x.byRequest {
 		check(tm.Live(), tm, "ended, and found by its request")
 	}
+	senders := x.bySender[Expiring].len() + x.bySender[Delayed].len() + x.bySender[ServiceDelayed].len()
 	if expiring != x.expiring || delayed != x.delayed || scheduled != len(x.wakes) ||
-		tokens != len(x.byToken) || states != len(x.byState) || senders != len(x.bySender) {
+		tokens != len(x.byToken) || states != x.byState.len() || expiring+delayed != senders {
 		wrong = append(wrong, fmt.Errorf("the counts are off by: %d expiring, %d delayed, %d scheduled, %d tokens, %d states, %d senders",
-			expiring-x.expiring, delayed-x.delayed, scheduled-len(x.wakes), tokens-len(x.byToken), states-len(x.byState), senders-len(x.bySender)))
+			expiring-x.expiring, delayed-x.delayed, scheduled-len(x.wakes), tokens-len(x.byToken), states-x.byState.len(), expiring+delayed-senders))
 	}
 	return errors.Join(wrong...)
+}
+
+// len returns the number of timers in all lists.
+func (l lists) len() (n int) {
+	for _, list := range l.of {
+		n += int(list.n)
+	}
+	return n
 }
 
 // all returns the timers that anything leads to.
@@ -71,10 +77,11 @@ func (x *Index) all() map[*Timer]bool {
 	all := map[*Timer]bool{}
 	add := func(tm *Timer) { all[tm] = true }
 	x.Live(add)
-	for _, timers := range []map[uint64]*Timer{x.byState, x.byRequest} {
-		for _, tm := range timers {
-			add(tm)
-		}
+	for state := range x.byState.of {
+		x.OfState(state, add)
+	}
+	for _, tm := range x.byRequest {
+		add(tm)
 	}
 	for _, tm := range x.byToken {
 		add(tm)

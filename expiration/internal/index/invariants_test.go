@@ -11,8 +11,8 @@ func TestInvariants(t *testing.T) {
 	for name, breaks := range map[string]func(x *Index, tm *Timer){
 		"forgotten":           func(x *Index, tm *Timer) { x.unschedule(tm) },
 		"not by token":        func(x *Index, tm *Timer) { delete(x.byToken, tokenKey(tm.Token())) },
-		"not by state":        func(x *Index, tm *Timer) { x.removeFromState(tm) },
-		"not by sender":       func(x *Index, tm *Timer) { x.removeFromSender(tm) },
+		"not by state":        func(x *Index, tm *Timer) { x.byState.remove(tm.state, tm) },
+		"not by sender":       func(x *Index, tm *Timer) { x.bySender[tm.kind].remove(tm.sender, tm) },
 		"the count":           func(x *Index, tm *Timer) { x.expiring++ },
 		"a wrong phase":       func(x *Index, tm *Timer) { tm.phase = Stopped },
 		"pending":             func(x *Index, tm *Timer) { tm.phase = Pending },

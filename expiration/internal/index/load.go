@@ -10,9 +10,9 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/guard"
 )
 
-// loadChunk is how many timers are allocated at once while they are loaded. So many fill 8 KiB, which Go allocates without waste. The memory
-// of a chunk is freed when all its timers have ended.
-const loadChunk = 56
+// loadChunk is how many timers are allocated at once while loading: 53 timers fill 8 KiB, which Go allocates without waste. The memory of a
+// chunk is freed when all its timers have ended.
+const loadChunk = 53
 
 // Load adds the timer of a row that an earlier process wrote. If the row is claimed, the timer is Claimed, and nobody looks at it before it
 // is handed over or scheduled. Otherwise it is Running, and scheduled for when it is due. It cannot be found until Link is called.

@@ -19,12 +19,25 @@ type Row struct {
 	// Request is the request that sent the event, or 0 if the request has no transaction ID.
 	Request  uint64
 	Received int64 // in milliseconds of the wall clock
-	// Delayed is set for the timer of a delayed event.
-	Delayed  bool
+	Kind     Kind
 	Claimed  bool
 	Duration time.Duration
 	Deadline int64 // in milliseconds of the wall clock
 }
+
+// Kind tells apart the timers whose numbers have limits of their own for each user.
+type Kind uint8
+
+const (
+	// Expiring: the timer of an expiring event.
+	Expiring Kind = iota
+	// Delayed: the timer of a delayed event that the user has scheduled.
+	Delayed
+	// ServiceDelayed: the timer of a delayed event that an application service has scheduled for the user.
+	ServiceDelayed
+
+	kinds
+)
 
 // Phase is where a timer is in its life. See the table in the package comment.
 type Phase uint8
@@ -89,8 +102,7 @@ type Timer struct {
 	// Asked is the rate limit of requests with the token.
 	Asked time.Duration
 
-	// The neighbours in the lists of timers of the same state, and of the same sender.
-	nextOfState, nextOfSender, previousOfSender *Timer
+	ofState, ofSender links // the lists of timers of the same state, and of the same kind and sender
 
 	wake  time.Duration // when the scheduler looks at the timer, if place is not -1
 	place int32         // the position in the heap, or -1
@@ -106,7 +118,7 @@ type Timer struct {
 	// Unsendable counts the attempts that failed because the event cannot be sent, and Unanswered those that the roomserver did not answer.
 	Unsendable, Unanswered uint8
 
-	delayed bool // never changes
+	kind    Kind // never changes
 	refused bool // the timer has ended, and its token is still answered otherwise than an unknown one
 	phase   Phase
 	doubts  Doubts
@@ -117,7 +129,7 @@ type Timer struct {
 func (tm *Timer) init(row Row, due time.Duration) {
 	*tm = Timer{
 		nid: row.NID, token: row.Token, room: row.Room, sender: row.Sender, state: row.State, request: row.Request,
-		received: row.Received, delayed: row.Delayed, Duration: row.Duration, Deadline: row.Deadline, Due: due, place: -1,
+		received: row.Received, kind: row.Kind, Duration: row.Duration, Deadline: row.Deadline, Due: due, place: -1,
 	}
 }
 
@@ -134,7 +146,7 @@ func (tm *Timer) Token() [TokenSize]byte { return tm.token }
 func (tm *Timer) Received() time.Time { return time.UnixMilli(tm.received) }
 
 // Delayed reports whether the timer is that of a delayed event. nil is not.
-func (tm *Timer) Delayed() bool { return tm != nil && tm.delayed }
+func (tm *Timer) Delayed() bool { return tm != nil && tm.kind != Expiring }
 
 // Phase returns the phase. It is Gone for nil.
 func (tm *Timer) Phase() Phase {
@@ -181,5 +193,7 @@ func (tm *Timer) Resolve(d Doubts) {
 
 // Wake returns when the scheduler looks at the timer, and false if it does not.
 func (tm *Timer) Wake() (wake time.Duration, scheduled bool) { return tm.wake, tm.place >= 0 }
+
+func ofSender(tm *Timer) *links { return &tm.ofSender }
 
 func (tm *Timer) String() string { return fmt.Sprintf("timer %d (%s)", tm.nid, tm.phase) }

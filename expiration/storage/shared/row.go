@@ -11,7 +11,7 @@ import (
 // columns are the columns of a timer, from expiration_timers as t and expiration_deadlines as d.
 const columns = "t.timer_nid, t.event_id, t.room_id, t.event_type, t.state_key, t.sender, t.token_hash, d.duration_ms," +
 	" t.received_ms, d.deadline_ms, t.request_hash, t.room_version, t.pdu, d.outcome," +
-	" t.content, t.expires_ms, t.origin_server_ts, t.exempt"
+	" t.content, t.expires_ms, t.origin_server_ts, t.service"
 
 // readTimer returns the timer of a row. If the timer is claimed, its claim has only the outcome, see addClaims.
 func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
@@ -20,12 +20,12 @@ func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
 		hash, request                                    sql.RawBytes
 		pdu, content                                     []byte
 		duration, received, deadline, expires, timestamp int64 // milliseconds
-		exempt                                           bool
+		service                                          bool
 	)
 	if err = rows.Scan(
 		&t.NID, &t.Event.ID, &t.Event.RoomID, &t.Event.Type, &stateKey, &t.Event.Sender, &hash, &duration,
 		&received, &deadline, &request, &roomVersion, &pdu, &outcome,
-		&content, &expires, &timestamp, &exempt,
+		&content, &expires, &timestamp, &service,
 	); err != nil {
 		return t, err
 	}
@@ -50,7 +50,7 @@ func readTimer(rows *sql.Rows) (t expiration.Timer, err error) {
 	if content != nil {
 		t.Delayed = &expiration.Delayed{
 			Content: content, Expires: time.Duration(expires) * time.Millisecond, Timestamp: readTimestamp(timestamp),
-			Exempt: exempt,
+			Service: service,
 		}
 	}
 	return t, nil

@@ -47,7 +47,7 @@ CREATE TABLE IF NOT EXISTS expiration_timers (
 	content BLOB,
 	expires_ms INTEGER NOT NULL DEFAULT 0,
 	origin_server_ts INTEGER NOT NULL DEFAULT 0,
-	exempt BOOLEAN NOT NULL DEFAULT FALSE
+	service BOOLEAN NOT NULL DEFAULT FALSE
 );
 CREATE UNIQUE INDEX IF NOT EXISTS expiration_timers_request ON expiration_timers (request_hash) WHERE content IS NOT NULL;
 

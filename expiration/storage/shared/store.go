@@ -30,7 +30,7 @@ import (
 const (
 	InsertTimerSQL = "INSERT INTO expiration_timers" +
 		" (timer_nid, event_id, room_id, event_type, state_key, sender, token_hash, received_ms," +
-		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, exempt)" +
+		" request_hash, room_version, pdu, content, expires_ms, origin_server_ts, service)" +
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
 	readTimersSQL = "SELECT " + columns + fromTimersSQL + " WHERE "
 	readClaimsSQL = "SELECT timer_nid, event_id, room_version, pdu FROM expiration_claims WHERE "
@@ -103,7 +103,7 @@ func (s *Store) Insert(ctx context.Context, t expiration.Timer, d expiration.Dig
 	return s.database.Insert(ctx, []any{
 		t.NID, t.Event.ID, t.Event.RoomID, t.Event.Type, t.Event.StateKey, t.Event.Sender, t.TokenHash[:], t.Received.UnixMilli(),
 		nullable(request), roomVersion, nullable(pdu), nullable(delayed.Content), delayed.Expires.Milliseconds(),
-		storedTimestamp(delayed.Timestamp), delayed.Exempt,
+		storedTimestamp(delayed.Timestamp), delayed.Service,
 	}, d, t.Duration.Milliseconds(), t.Deadline.UnixMilli())
 }
 
