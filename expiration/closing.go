@@ -61,7 +61,7 @@ var errLocked = errors.New("waiting for another attempt, or a send")
 // lockTimer takes the locks that an attempt needs: that of the timer, and that of its piece of state.
 func (t *Timers) lockTimer(ctx context.Context, tm *index.Timer) (unlock func(), err error) {
 	state := tm.State()
-	unlockAttempts, err := t.closings.Lock(ctx, tm.NID())
+	unlockAttempts, err := t.attempting.Lock(ctx, tm.NID())
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errLocked, err)
 	}
@@ -74,11 +74,11 @@ func (t *Timers) lockTimer(ctx context.Context, tm *index.Timer) (unlock func(),
 		return nil, fmt.Errorf("%w: %w", errLocked, err)
 	}
 	t.mu.Lock()
-	t.attempts[state] = struct{}{}
+	t.heldStates[state] = struct{}{}
 	t.mu.Unlock()
 	return func() {
 		t.mu.Lock()
-		delete(t.attempts, state)
+		delete(t.heldStates, state)
 		t.mu.Unlock()
 		unlockState()
 		unlockAttempts()
@@ -112,7 +112,7 @@ func (t *Timers) attemptUnguarded(ctx context.Context, tm *index.Timer, o Outcom
 		t.mu.Unlock()
 	}
 	err = t.try(ctx, tm, &row, o, due, w)
-	return t.settle(ctx, tm, row, o, due, err)
+	return t.conclude(ctx, tm, row, o, due, err)
 }
 
 // try makes an attempt without acting on its result, and notes a claim in the row. The content comes from a client and passes through
@@ -147,7 +147,7 @@ func (t *Timers) try(ctx context.Context, tm *index.Timer, row *Timer, o Outcome
 			return err
 		}
 		row.Claim = &c
-		return follow(ctx, w, closing, !row.Event.decides())
+		return follow(ctx, w, closing, !row.Event.affectsAuth())
 	}
 	return t.roomserver.Close(ctx, row.Event, o, t.closingTimestamp(o, due), t.isLost(tm), claim)
 }

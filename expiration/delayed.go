@@ -146,7 +146,7 @@ func (t *Timers) sendDelayed(ctx context.Context, tm *index.Timer, row *Timer, o
 		}
 		row.Claim = &c
 		t.noteInFlight(tm, *row)
-		return follow(ctx, w, c.Event, !row.Event.decides())
+		return follow(ctx, w, c.Event, !row.Event.affectsAuth())
 	})
 	sent = err == nil
 	if err == nil && row.Claim == nil { // the room already has the same state, so no event was built

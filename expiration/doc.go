@@ -64,7 +64,7 @@
 // Locks are taken in this order. Any of them may be left out, and none is taken while a later one is held:
 //
 //  1. Timers.requests, by request: requests with one transaction ID are handled one by one, see [Timers.LockRequest].
-//  2. Timers.closings, by timer: one attempt at a time.
+//  2. Timers.attempting, by timer: one attempt at a time.
 //  3. Timers.states, by (room, type, state key), see [Timers.LockState]. Under it the roomserver adapter takes its own lock for
 //     the sends of one user in one room.
 //  4. Timers.rows, by timer: one write to a row at a time, and memory says what was written last. Under it a read or a write waits for

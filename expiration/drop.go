@@ -54,7 +54,7 @@ func (t *Timers) drop(ctx context.Context, tm *index.Timer, reason DropReason) {
 		return
 	}
 	unlock, err := t.lockRow(ctx, tm)
-	if err != nil { // the caller asks again, or the attempt at the deadline finds out; see Settle
+	if err != nil { // the caller asks again, or the attempt at the deadline finds out; see DeleteStopped
 		t.log.WithError(err).WithFields(logrus.Fields{"timer_nid": tm.NID(), "reason": reason}).Warn("Failed to drop a timer")
 		return
 	}

@@ -48,8 +48,8 @@ func (e Event) State() (StateKey, bool) {
 	return StateKey{RoomID: e.RoomID, Type: e.Type, Key: *e.StateKey}, true
 }
 
-// decides reports whether an event may influence whether other events are allowed: a state event of the room itself, or a redaction.
-func (e Event) decides() bool {
+// affectsAuth reports whether an event may influence whether other events are allowed: a state event of the room itself, or a redaction.
+func (e Event) affectsAuth() bool {
 	return strings.HasPrefix(e.Type, "m.room.") && (e.StateKey != nil || e.Type == "m.room.redaction")
 }
 

@@ -186,8 +186,8 @@ func TestDroppedWhileTheDatabaseHangs(t *testing.T) {
 		go func() { refresh <- w.Refresh(t.Context(), w.hash(e)) }() // holds the row's lock
 		synctest.Wait()
 		ctx, giveUp := context.WithCancel(t.Context())
-		c.call(func() error { w.DropEvent(ctx, e.ID, Redacted); return w.Settle(ctx) })
-		c.call(func() error { w.DropEvent(ctx, other.ID, Redacted); return w.Settle(ctx) })
+		c.call(func() error { w.DropEvent(ctx, e.ID, Redacted); return w.DeleteStopped(ctx) })
+		c.call(func() error { w.DropEvent(ctx, other.ID, Redacted); return w.DeleteStopped(ctx) })
 		time.Sleep(time.Second)
 		c.wantWaiting(t, 2)
 		giveUp()
@@ -201,7 +201,7 @@ func TestDroppedWhileTheDatabaseHangs(t *testing.T) {
 			w.DropEvent(t.Context(), e.ID, Redacted)
 		}
 		time.Sleep(lastPause)
-		require.NoError(t, w.Settle(t.Context()))
+		require.NoError(t, w.DeleteStopped(t.Context()))
 		w.wantNoRows()
 		w.restart(0)
 		require.False(t, w.known(w.hash(e)))

@@ -55,7 +55,7 @@ func TestScheduledWhileSomebodyLooks(t *testing.T) {
 		"send state":    func(w *world) error { w.StateSent(s, "$other"); return nil },
 		"drop a sender": func(w *world) error {
 			w.DropSender(w.t.Context(), "!room", bob, time.Now())
-			return w.Settle(w.t.Context())
+			return w.DeleteStopped(w.t.Context())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -169,7 +169,7 @@ func TestDroppedWhileBeginning(t *testing.T) {
 				e, done := w.beginBehind("key", 10*time.Second)
 				drop(w)
 				require.NoError(t, <-done)
-				require.NoError(t, w.Settle(t.Context()))
+				require.NoError(t, w.DeleteStopped(t.Context()))
 				require.ErrorIs(t, w.Refresh(t.Context(), w.hash(e)), ErrNotFound)
 				w.wantNoRows()
 				w.restart(0)
@@ -261,7 +261,7 @@ func TestHangsUpWhileScheduling(t *testing.T) {
 		_, err := w.Schedule(ctx, leave("key"), Delayed{Content: []byte("left")}, time.Hour, false)
 		require.ErrorIs(t, err, errFault)
 		time.Sleep(lastPause)
-		require.NoError(t, w.Settle(t.Context()))
+		require.NoError(t, w.DeleteStopped(t.Context()))
 		w.wantNoRows()
 	})
 }

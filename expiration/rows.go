@@ -77,7 +77,7 @@ func (t *Timers) removeRow(ctx context.Context, tm *index.Timer) {
 	unlock, err := t.lockRow(ctx, tm)
 	if err != nil {
 		t.mu.Lock()
-		left := tm.HasRow()
+		left := tm.IsLeft()
 		t.mu.Unlock()
 		if left {
 			t.scheduleRetry(tm)
@@ -91,7 +91,7 @@ func (t *Timers) removeRow(ctx context.Context, tm *index.Timer) {
 // removeRowUnderRow is removeRow under the row's lock.
 func (t *Timers) removeRowUnderRow(ctx context.Context, tm *index.Timer) {
 	t.mu.Lock()
-	left := tm.HasRow()
+	left := tm.IsLeft()
 	remove := t.drops
 	if tm.Phase() == index.Finished || tm.Has(index.RowUnsure) {
 		remove = t.deletes
@@ -166,9 +166,9 @@ func (t *Timers) noteRemoved(err error, timers ...*index.Timer) {
 	}
 }
 
-// Settle deletes the rows of stopped timers that could not be deleted earlier. Until it has returned nil, a crash could bring a stopped
+// DeleteStopped deletes the rows of stopped timers that could not be deleted earlier. Until it has returned nil, a crash could bring a stopped
 // timer back.
-func (t *Timers) Settle(ctx context.Context) error {
+func (t *Timers) DeleteStopped(ctx context.Context) error {
 	for _, tm := range t.stoppedWithRow() {
 		t.removeRow(ctx, tm)
 	}

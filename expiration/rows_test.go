@@ -24,19 +24,19 @@ func TestRowsThatCouldNotBeDeleted(t *testing.T) {
 		require.ErrorIs(t, w.Refresh(t.Context(), w.hash(dropped)), ErrNotFound)
 		require.Equal(t, 2, w.store.len())
 		time.Sleep(time.Minute)
-		require.Error(t, w.Settle(t.Context()), "a crash could bring the dropped timer back")
+		require.Error(t, w.DeleteStopped(t.Context()), "a crash could bring the dropped timer back")
 		w.store.set(false, func(operation string) error {
 			if operation == "delete" {
 				return errFault
 			}
 			return nil
 		})
-		require.NoError(t, w.Settle(t.Context()), "the closed event stays closed")
+		require.NoError(t, w.DeleteStopped(t.Context()), "the closed event stays closed")
 		require.Equal(t, 1, w.store.len())
 		w.store.set(false, nil)
 		time.Sleep(time.Minute)
 		require.Zero(t, w.store.len())
-		require.NoError(t, w.Settle(t.Context()))
+		require.NoError(t, w.DeleteStopped(t.Context()))
 		w.wantClosings(closed)
 		require.EqualValues(t, 1, testutil.ToFloat64(w.metrics.closings.WithLabelValues("ended")))
 	})

@@ -22,7 +22,7 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 		case err == nil:
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
-		case !decidesWhoMay(s.Type) && t.attemptHasClaimed(state):
+		case !orderedByPower(s.Type) && t.attemptHasClaimed(state):
 			time.Sleep(2 * time.Millisecond) // so that the send bears a later time
 			return func() {}, nil
 		}
@@ -39,8 +39,8 @@ func (t *Timers) LockState(ctx context.Context, s StateKey) (unlock func(), err 
 	return unlock, nil
 }
 
-// decidesWhoMay reports whether state resolution orders events of a type by their senders' power instead of by time.
-func decidesWhoMay(eventType string) bool {
+// orderedByPower reports whether state resolution orders events of a type by their senders' power instead of by time.
+func orderedByPower(eventType string) bool {
 	switch eventType {
 	case "m.room.power_levels", "m.room.join_rules", "m.room.member":
 		return true
@@ -60,7 +60,7 @@ func (t *Timers) lockSoon(ctx context.Context, state uint64) (unlock func(), err
 func (t *Timers) attemptHasClaimed(state uint64) (claimed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, ok := t.attempts[state]; !ok {
+	if _, ok := t.heldStates[state]; !ok {
 		return false
 	}
 	t.index.OfState(state, func(tm *index.Timer) { claimed = claimed || tm.Phase() == index.Claimed })

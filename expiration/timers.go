@@ -96,11 +96,11 @@ type Timers struct {
 	deletes   *batch.Batches[int64, struct{}]
 	doubts    *batch.Batches[int64, struct{}]
 
-	closings *keylock.Locks[int64]  // by the timers' NIDs
-	states   *keylock.Locks[uint64] // by the hashes of the pieces of state
-	requests *keylock.Locks[RequestHash]
-	rows     *keylock.Locks[int64] // by the timers' NIDs
-	lanes    *lanes.Lanes
+	attempting *keylock.Locks[int64]  // by the timers' NIDs
+	states     *keylock.Locks[uint64] // by the hashes of the pieces of state
+	requests   *keylock.Locks[RequestHash]
+	rows       *keylock.Locks[int64] // by the timers' NIDs
+	lanes      *lanes.Lanes
 
 	wakeup  chan struct{} // has capacity 1; signals that the first wake has come nearer
 	ctx     context.Context
@@ -110,11 +110,11 @@ type Timers struct {
 	mu         sync.Mutex // guards the fields below
 	index      *index.Index
 	lastAnswer time.Duration // when the roomserver last finished an event; 0 before the first
-	// attempts contains the pieces of state whose locks are held by attempts.
-	attempts map[uint64]struct{}
-	swept    []*index.Timer      // closed events whose rows sweep deletes; sweep is scheduled unless this is empty
-	forgotAt time.Duration       // when ForgetRequests was last called
-	inFlight map[string]inFlight // delayed events that are claimed and not finalised, by event ID
+	// heldStates contains the pieces of state whose locks are held by attempts.
+	heldStates map[uint64]struct{}
+	swept      []*index.Timer      // closed events whose rows sweep deletes; sweep is scheduled unless this is empty
+	forgotAt   time.Duration       // when ForgetRequests was last called
+	inFlight   map[string]inFlight // delayed events that are claimed and not finalised, by event ID
 	// senders has the hashes of the users who have finalised events that were sent, and the round of readSenders that saw each last.
 	senders map[uint64]int
 	round   int
@@ -125,25 +125,25 @@ type Timers struct {
 func New(cfg Config, store Store, roomserver Roomserver, tokens *Tokens) *Timers {
 	t := &Timers{
 		cfg: cfg, store: store, roomserver: roomserver, tokens: tokens,
-		log:       logrus.WithField("component", "expiration"),
-		clock:     newClock(),
-		reads:     batch.New(store.Read),
-		refreshes: batch.New(store.Refresh),
-		claims:    batch.New(store.Claim),
-		drops:     batch.New(batch.WithoutAnswers(store.Drop)),
-		deletes:   batch.New(batch.WithoutAnswers(store.Delete)),
-		doubts:    batch.New(batch.WithoutAnswers(store.Doubt)),
-		closings:  keylock.New[int64](),
-		states:    keylock.New[uint64](),
-		requests:  keylock.New[RequestHash](),
-		rows:      keylock.New[int64](),
-		wakeup:    make(chan struct{}, 1),
-		index:     index.New(),
-		attempts:  map[uint64]struct{}{},
-		inFlight:  map[string]inFlight{},
-		senders:   map[uint64]int{},
-		due:       map[uint64]Bucket{},
-		lanes:     lanes.New(lanes.EarlyEvery),
+		log:        logrus.WithField("component", "expiration"),
+		clock:      newClock(),
+		reads:      batch.New(store.Read),
+		refreshes:  batch.New(store.Refresh),
+		claims:     batch.New(store.Claim),
+		drops:      batch.New(batch.WithoutAnswers(store.Drop)),
+		deletes:    batch.New(batch.WithoutAnswers(store.Delete)),
+		doubts:     batch.New(batch.WithoutAnswers(store.Doubt)),
+		attempting: keylock.New[int64](),
+		states:     keylock.New[uint64](),
+		requests:   keylock.New[RequestHash](),
+		rows:       keylock.New[int64](),
+		wakeup:     make(chan struct{}, 1),
+		index:      index.New(),
+		heldStates: map[uint64]struct{}{},
+		inFlight:   map[string]inFlight{},
+		senders:    map[uint64]int{},
+		due:        map[uint64]Bucket{},
+		lanes:      lanes.New(lanes.EarlyEvery),
 	}
 	count := func() (expiring, delayed int) {
 		t.mu.Lock()

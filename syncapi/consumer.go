@@ -49,7 +49,7 @@ type Timers interface {
 	CancelState(ctx context.Context, s expiration.StateKey, owner string, before time.Time) error
 	DropRoom(ctx context.Context, roomID string)
 	RoomChanged(ctx context.Context, roomID string) error
-	Settle(ctx context.Context) error
+	DeleteStopped(ctx context.Context) error
 }
 
 // Roomserver is the part of the roomserver that the consumer queries.
@@ -112,7 +112,7 @@ func (c *Consumer) onMessages(ctx context.Context, msgs []*nats.Msg) bool {
 			})
 		}
 	}
-	if err := errors.Join(failed, c.timers.Settle(ctx)); err != nil {
+	if err := errors.Join(failed, c.timers.DeleteStopped(ctx)); err != nil {
 		logrus.WithError(err).Warn("expiration consumer: cannot go on for the moment")
 		select {
 		case <-ctx.Done():

@@ -211,7 +211,7 @@ func (x *Index) Stop(tm *Timer) bool {
 
 // Forget notes that the row of an ended timer is deleted.
 func (x *Index) Forget(tm *Timer) bool {
-	if !tm.HasRow() {
+	if !tm.IsLeft() {
 		return false
 	}
 	tm.phase = Gone

@@ -31,7 +31,7 @@ func (x *Index) Invariants() error {
 		check(!tm.Has(Superseded) || tm.Has(MaybeReplaced), tm, "superseded, and not maybe replaced")
 		check(tm.place < 0 || x.wakes[tm.place] == tm, tm, "wrong place in the heap")
 		_, left := x.left[tm]
-		check(left == tm.HasRow(), tm, "left disagrees with its phase")
+		check(left == tm.IsLeft(), tm, "left disagrees with its phase")
 		_, refused := x.refused[tm]
 		check(refused == tm.refused, tm, "refused, and no time for it")
 		if tm.place >= 0 {

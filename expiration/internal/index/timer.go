@@ -162,8 +162,8 @@ func (tm *Timer) Live() bool { return tm.Phase() <= Claimed }
 // Running reports whether the timer is neither ended nor claimed. Its token is valid then.
 func (tm *Timer) Running() bool { return tm.Phase() <= Running }
 
-// HasRow reports whether the timer has ended and its row is not deleted yet.
-func (tm *Timer) HasRow() bool { return tm.Phase() == Stopped || tm.Phase() == Finished }
+// IsLeft reports whether the timer has ended and its row is not deleted yet.
+func (tm *Timer) IsLeft() bool { return tm.Phase() == Stopped || tm.Phase() == Finished }
 
 // Refused reports whether the timer has ended and its token is answered with a refusal.
 func (tm *Timer) Refused() bool { return tm != nil && tm.refused }

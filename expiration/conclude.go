@@ -13,8 +13,8 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
 
-// settle acts on the result of an attempt.
-func (t *Timers) settle(ctx context.Context, tm *index.Timer, row Timer, o Outcome, due time.Duration, err error) error {
+// conclude acts on the result of an attempt.
+func (t *Timers) conclude(ctx context.Context, tm *index.Timer, row Timer, o Outcome, due time.Duration, err error) error {
 	switch {
 	case err == nil:
 		return t.succeeded(ctx, tm, row, o)
