@@ -113,7 +113,7 @@ func (t *Timers) abandon(ctx context.Context, tm *index.Timer, row Timer, o Outc
 		return err
 	}
 	defer unlock()
-	if o == Expired && row.Claim == nil && dropped.isOfMoment() && t.isRefreshed(tm, due) {
+	if o == Expired && row.Claim == nil && reasons[dropped.Reason].mayPass && t.isRefreshed(tm, due) {
 		t.retryLater(tm, row.Event, errNotDue)
 		return errNotDue
 	}

@@ -27,7 +27,7 @@ func (t *Timers) End(ctx context.Context, h TokenHash) error {
 	case t.takeRefusal(tm): // the output stream was faster
 		return &DropError{Reason: SenderGone}
 	case errors.As(err, &dropped):
-		if dropped.isRefusal() {
+		if reasons[dropped.Reason].refusal {
 			return err
 		}
 		return ErrNotFound

@@ -210,6 +210,23 @@ const (
 	Deactivated DropReason = "deactivated"
 )
 
+// reasons says what follows from each reason, beyond that nothing is sent.
+var reasons = map[DropReason]struct {
+	refusal bool // the caller of End or SendDelayed is told that the event may not be sent
+	mayPass bool // the reason may no longer hold at a later deadline
+	cancels bool // a delayed event ends as cancelled, and not with an error
+}{
+	Replaced:    {},
+	Redacted:    {},
+	SenderGone:  {refusal: true},
+	Forbidden:   {refusal: true, mayPass: true},
+	RoomGone:    {},
+	NeverSent:   {},
+	Unsendable:  {refusal: true, mayPass: true},
+	Unanswered:  {},
+	Deactivated: {cancels: true},
+}
+
 // DropError says for good that no event is sent, and why.
 type DropError struct {
 	Reason DropReason
@@ -225,14 +242,6 @@ func (e *DropError) Error() string {
 }
 
 func (e *DropError) Unwrap() error { return e.Cause }
-
-// isRefusal reports whether the caller is told that the event may not be sent. e may be nil.
-func (e *DropError) isRefusal() bool {
-	return e != nil && (e.Reason == Forbidden || e.Reason == SenderGone || e.Reason == Unsendable)
-}
-
-// isOfMoment reports whether the reason may no longer hold at a later deadline.
-func (e *DropError) isOfMoment() bool { return e.Reason == Forbidden || e.Reason == Unsendable }
 
 // LimitError is the error of Begin and Schedule for a user who has reached the limit of running timers or scheduled events. A delayed event
 // that is due has it as its cause if too many of the user's events were due lately.

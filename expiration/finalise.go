@@ -21,7 +21,7 @@ func (t *Timers) onDelayed(ctx context.Context, delayID, owner string, act func(
 		err = act(tm)
 	}
 	var dropped *DropError
-	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) || dropped.isRefusal() {
+	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) || dropped != nil && reasons[dropped.Reason].refusal {
 		return err
 	}
 	d, err := t.DelayedEvent(ctx, delayID, owner)
@@ -137,10 +137,9 @@ func (f Final) result() string {
 
 // finalOf returns the result of a delayed event that will never be sent.
 func (t *Timers) finalOf(dropped *DropError) (f Final) {
-	if dropped.Reason == Deactivated { // this cancels the event
-		return f
+	if !reasons[dropped.Reason].cancels {
+		f.Error = t.cfg.Explain(dropped)
 	}
-	f.Error = t.cfg.Explain(dropped)
 	return f
 }
 
