@@ -160,7 +160,7 @@ func TestDocumentedMetrics(t *testing.T) {
 
 // The table in docs/operations.md has every reason why an event is dropped, and no other.
 func TestDocumentedDropReasons(t *testing.T) {
-	source, err := parser.ParseFile(token.NewFileSet(), filepath.Join("expiration", "event.go"), nil, 0)
+	source, err := parser.ParseFile(token.NewFileSet(), filepath.Join("expiration", "errors.go"), nil, 0)
 	require.NoError(t, err)
 	var reasons []string
 	ast.Inspect(source, func(n ast.Node) bool {

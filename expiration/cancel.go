@@ -13,6 +13,18 @@ import (
 // cancelPatience is how long CancelAll waits, in total, for events that are being sent.
 const cancelPatience = 5 * time.Second
 
+// cancel cancels a scheduled event. The caller can give up until the write begins, and not after that.
+func (t *Timers) cancel(ctx context.Context, tm *index.Timer) error {
+	unlock, err := t.lockRow(ctx, tm)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
+	defer cancel()
+	return t.finaliseUnderRow(ctx, tm, Final{}, true)
+}
+
 // CancelAll cancels the delayed events that a user has scheduled, in all rooms, and deletes what is stored of the user's finalised ones. An
 // event that is claimed cannot be cancelled. CancelAll waits, up to cancelPatience, for the attempts to send such events that are under
 // way; an event whose attempt fails or takes longer comes into its room later, or is given up.

@@ -95,6 +95,28 @@ func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error
 	return t.onDelayed(ctx, delayID, owner, func(tm *index.Timer) error { return t.cancel(ctx, tm) })
 }
 
+// onDelayed acts on a delayed event. It replaces ErrNotFound and a *DropError by a *FinalisedError if the event is on its way or finalised.
+func (t *Timers) onDelayed(ctx context.Context, delayID, owner string, act func(*index.Timer) error) error {
+	tm, err := t.delayedTimer(delayID, owner)
+	if err == nil {
+		err = act(tm)
+	}
+	var dropped *DropError
+	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) || dropped != nil && reasons[dropped.Reason].refusal {
+		return err
+	}
+	d, err := t.DelayedEvent(ctx, delayID, owner)
+	switch {
+	case err != nil:
+		return err
+	case d.Final != nil:
+		return &FinalisedError{*d.Final}
+	case d.Timer.Claim != nil: // it is on its way
+		return &FinalisedError{Final{EventID: d.Timer.Claim.Event.EventID}}
+	}
+	return ErrNotFound
+}
+
 // delayedTimer returns the timer of a delayed event that is scheduled or being sent. An owner of "" matches every sender.
 func (t *Timers) delayedTimer(delayID, owner string) (*index.Timer, error) {
 	tm, sender := t.find(HashToken(delayID), true), t.tokens.names.hash(owner)

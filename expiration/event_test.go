@@ -1,8 +1,6 @@
 package expiration
 
 import (
-	"errors"
-	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -21,12 +19,4 @@ func TestIsUpon(t *testing.T) {
 	} {
 		require.Equal(t, want, SignedEvent{PDU: []byte(pdu)}.isUpon("$before"), pdu)
 	}
-}
-
-func TestDropErrorSaysWhy(t *testing.T) {
-	err := fmt.Errorf("closing: %w", &DropError{Reason: Forbidden, Cause: errFault})
-	require.ErrorIs(t, err, errFault)
-	require.Contains(t, err.Error(), "forbidden")
-	require.True(t, isFinal(err))
-	require.False(t, isFinal(errors.New("x")))
 }

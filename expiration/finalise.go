@@ -2,39 +2,14 @@ package expiration
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"time"
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/batch"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/internal/index"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 )
-
-// onDelayed acts on a delayed event. It replaces ErrNotFound and a *DropError by a *FinalisedError if the event is on its way or finalised.
-func (t *Timers) onDelayed(ctx context.Context, delayID, owner string, act func(*index.Timer) error) error {
-	tm, err := t.delayedTimer(delayID, owner)
-	if err == nil {
-		err = act(tm)
-	}
-	var dropped *DropError
-	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) || dropped != nil && reasons[dropped.Reason].refusal {
-		return err
-	}
-	d, err := t.DelayedEvent(ctx, delayID, owner)
-	switch {
-	case err != nil:
-		return err
-	case d.Final != nil:
-		return &FinalisedError{*d.Final}
-	case d.Timer.Claim != nil: // it is on its way
-		return &FinalisedError{Final{EventID: d.Timer.Claim.Event.EventID}}
-	}
-	return ErrNotFound
-}
 
 // finalise writes the result of a delayed event, and ends its timer when that is written. If running is set, a claimed event is left alone,
 // and the error is ErrNotFound. After any other error the timer stays, and its next attempt reads the row.
@@ -45,18 +20,6 @@ func (t *Timers) finalise(ctx context.Context, tm *index.Timer, f Final, running
 	}
 	defer unlock()
 	return t.finaliseUnderRow(ctx, tm, f, running)
-}
-
-// cancel cancels a scheduled event. The caller can give up until the write begins, and not after that.
-func (t *Timers) cancel(ctx context.Context, tm *index.Timer) error {
-	unlock, err := t.lockRow(ctx, tm)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), batch.Timeout)
-	defer cancel()
-	return t.finaliseUnderRow(ctx, tm, Final{}, true)
 }
 
 // finaliseUnderRow is finalise under the row's lock.
@@ -141,31 +104,4 @@ func (t *Timers) finalOf(dropped *DropError) (f Final) {
 		f.Error = t.cfg.Explain(dropped)
 	}
 	return f
-}
-
-// pruneInterval is how often finalised events that are older than Config.KeepFinalised are deleted, and users forgotten who have none left.
-const pruneInterval = time.Hour
-
-// prune deletes old finalised events, at the start and at each pruneInterval.
-func (t *Timers) prune() {
-	ticker := time.NewTicker(pruneInterval)
-	defer ticker.Stop()
-	for {
-		t.mu.Lock()
-		maps.DeleteFunc(t.due, func(_ uint64, full Bucket) bool { return time.Duration(full) <= t.clock.now() })
-		t.mu.Unlock()
-		err := t.store.Prune(t.ctx, t.clock.stored(t.clock.now()).Add(-t.cfg.KeepFinalised))
-		if err == nil {
-			err = t.readSenders(t.ctx)
-		}
-		if err != nil && t.ctx.Err() == nil {
-			t.metrics.errors.WithLabelValues("prune").Inc()
-			t.log.WithError(err).Error("Failed to delete old finalised events")
-		}
-		select {
-		case <-t.ctx.Done():
-			return
-		case <-ticker.C:
-		}
-	}
 }

@@ -1,6 +1,8 @@
 package expiration
 
 import (
+	"errors"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -11,7 +13,7 @@ import (
 
 // The table says of each reason what follows from it.
 func TestReasons(t *testing.T) {
-	source, err := parser.ParseFile(token.NewFileSet(), "event.go", nil, 0)
+	source, err := parser.ParseFile(token.NewFileSet(), "errors.go", nil, 0)
 	require.NoError(t, err)
 	n := 0
 	ast.Inspect(source, func(node ast.Node) bool {
@@ -23,4 +25,12 @@ func TestReasons(t *testing.T) {
 		return true
 	})
 	require.Len(t, reasons, n)
+}
+
+func TestDropErrorSaysWhy(t *testing.T) {
+	err := fmt.Errorf("closing: %w", &DropError{Reason: Forbidden, Cause: errFault})
+	require.ErrorIs(t, err, errFault)
+	require.Contains(t, err.Error(), "forbidden")
+	require.True(t, isFinal(err))
+	require.False(t, isFinal(errors.New("x")))
 }
