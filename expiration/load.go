@@ -23,12 +23,6 @@ func (t *Timers) loadAll(ctx context.Context) (u inherited, err error) {
 	if err != nil {
 		return u, err
 	}
-	t.mu.Lock()
-	expiring, delayed := t.index.Len()
-	t.mu.Unlock()
-	if expiring+delayed >= manyTimers {
-		debug.FreeOSMemory() // give back what the rows took; the index takes less
-	}
 	return u, t.readSenders(ctx)
 }
 

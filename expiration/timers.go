@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -188,6 +189,12 @@ func (t *Timers) run(ctx context.Context, u inherited) {
 	t.finishClaimed(u.claimed)
 	t.watcher.Go(func() { guard.KeepGoing(t.ctx, "watching the deadlines", t.watch) })
 	t.watcher.Go(func() { guard.KeepGoing(t.ctx, "pruning", t.prune) })
+	t.mu.Lock()
+	expiring, delayed := t.index.Len()
+	t.mu.Unlock()
+	if expiring+delayed >= manyTimers {
+		t.watcher.Go(debug.FreeOSMemory) // what loading took and the index does not; the server need not wait for that
+	}
 }
 
 // Stop waits for attempts in progress, within stopPatience and while the context of Start lasts, and ends all goroutines. The next Start
