@@ -78,6 +78,9 @@ func (a *API) checkSendable(
 	if to.eventType == spec.MRoomCreate { // Dendrite cannot build one here
 		return nil, &requestError{http.StatusForbidden, spec.Forbidden(neverSendable[spec.MRoomCreate])}
 	}
+	if to.eventType == spec.MRoomRedaction && !dendritefix.RedactsInContent(version) { // SendEvent sets no redacts beside the content
+		return nil, &requestError{http.StatusForbidden, spec.Forbidden(neverSendable[spec.MRoomRedaction])}
+	}
 	if err = checkShape(version, to, content); err != nil {
 		return nil, err
 	}

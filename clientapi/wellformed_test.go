@@ -87,7 +87,6 @@ func TestWellFormed(t *testing.T) {
 		"alternatives alone":   {state("m.room.canonical_alias", ""), `{"alt_aliases":["#b:localhost"]}`, 1},
 		"join rules":           {state("m.room.join_rules", ""), `{"join_rule":"invite"}`, 1},
 		"history visibility":   {state("m.room.history_visibility", ""), `{"history_visibility":"joined"}`, 1},
-		"redaction":            {target{roomID: "!room:localhost", eventType: "m.room.redaction"}, `{"redacts":"$x"}`, 3},
 		"tombstone":            {state("m.room.tombstone", ""), `{"body":"moved","replacement_room":"!new:localhost"}`, 1},
 		"other server's state": {state("m.room.topic", "key"), `{"topic":"x"}`, 1},
 	} {
@@ -197,6 +196,7 @@ func TestNeverSendable(t *testing.T) {
 		"aliases":                {"10", state("m.room.aliases", "elsewhere"), `{}`, 403, "M_FORBIDDEN", "server's name"},
 		"aliases, no state":      {"10", target{roomID: "!room:localhost", eventType: "m.room.aliases"}, `{}`, 400, "M_BAD_JSON", "server's name"},
 		"somebody else's key":    {"10", state("m.call.member", "@bob:localhost"), `{}`, 403, "M_FORBIDDEN", ""},
+		"redaction":              {"10", target{roomID: "!room:localhost", eventType: "m.room.redaction"}, `{"redacts":"$x"}`, 403, "M_FORBIDDEN", "this version"},
 		"redaction of old":       {"1", target{roomID: "!room:localhost", eventType: "m.room.redaction"}, `{"redacts":"$x:y"}`, 403, "M_FORBIDDEN", ""},
 		"tombstone of itself":    {"10", state("m.room.tombstone", ""), `{"replacement_room":"!room:localhost"}`, 400, "M_INVALID_PARAM", "replacement_room"},
 	} {
@@ -211,6 +211,7 @@ func TestNeverSendable(t *testing.T) {
 		})
 	}
 	require.NoError(t, check("10", message, `{}`, time.UnixMilli(0)))
+	require.NoError(t, check("11", target{roomID: "!room:localhost", eventType: "m.room.redaction"}, `{"redacts":"$x"}`, time.Time{}))
 }
 
 // FuzzWellFormed checks that every event is either accepted or refused with a Matrix error of status 4xx, never 5xx. Of an accepted event,
