@@ -13,7 +13,8 @@ const (
 	// that a token bucket counts.
 	maxPerUser   = 1_000_000
 	maxThreshold = 1_000_000
-	// maxMaxFinalised is less, because a look-up without an ID reads all of them.
+	// maxMaxFinalised is less, because each event that is finalised makes the database step over as many rows of its sender
+	// (limitFinalisedSQL).
 	maxMaxFinalised = 10_000
 	minKeep         = time.Minute
 	maxMaxDuration  = 365 * 24 * time.Hour

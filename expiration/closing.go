@@ -85,7 +85,8 @@ func (t *Timers) lockTimer(ctx context.Context, tm *index.Timer) (unlock func(),
 	}, nil
 }
 
-// attempt is close under the locks of lockTimer. A panic schedules the next attempt.
+// attempt is close under the lock of the timer's state, or under Timers.attempting if it has none. LockState holds only the former. A panic
+// schedules the next attempt.
 func (t *Timers) attempt(ctx context.Context, tm *index.Timer, o Outcome, w *lanes.Turn) error {
 	t.mu.Lock()
 	t.index.Attempt(tm)

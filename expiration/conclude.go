@@ -177,8 +177,8 @@ func (t *Timers) retryLater(tm *index.Timer, e Event, err error) {
 		"timer_nid": tm.NID(), "event_id": e.ID, "room_id": e.RoomID, "failures": failures,
 	})
 	if isAwaited(err) || errors.Is(err, errClaimFailed) {
-		log.Debug("Failed to close an expiring event, will try again")
+		log.Debug("An attempt failed, will try again")
 		return
 	}
-	log.Warn("Failed to close an expiring event, will try again")
+	log.Warn("An attempt failed, will try again")
 }

@@ -43,8 +43,8 @@
 //     attempt that the roomserver did not answer is repeated as a retry, after the first attempts.
 //   - Isolation. Rooms do not wait for one another, and a sender whose attempts hang takes a bounded share. See package lanes.
 //   - Hostile content. A panic in an attempt is an error of that attempt. An event that can never be sent is given up after
-//     maxUnsendable attempts, one that the roomserver does not answer after givenUpAfter. Each attempt ends after seconds. Another
-//     user's send waits for sendPatience at most.
+//     maxUnsendable attempts, one that the roomserver does not answer after givenUpAfter. Each attempt ends after a minute at
+//     most, once the database answers. Another user's send waits for sendPatience at most.
 //
 // # Memory
 //
@@ -54,8 +54,9 @@
 // # Concurrency
 //
 // All methods of [Timers] may be called from any goroutine. [Timers.Start] starts two goroutines: one watches the deadlines, one prunes.
-// Each attempt has its own goroutine, at most two in a room and 168 in all. [Timers.Stop] ends them all and waits for them. A panic in any
-// of them is logged with its stack and ends nothing else.
+// Before that it has one for each room with claimed timers, at most lanes.Places at a time, and waits for them. Each attempt has its own
+// goroutine, at most two in a room and 168 in all. [Timers.Stop] ends them all and waits for them. A panic in any of them is logged with its
+// stack and ends nothing else.
 //
 // A caller can give up until the database is asked; then certainly nothing was written (batch.ErrNotAsked). After that the caller waits for
 // the answer, because a write that may still happen must not be overtaken. When clients hang up and retry while the database hangs, only

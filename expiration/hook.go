@@ -20,7 +20,8 @@ func (b Built) Signed() SignedEvent {
 }
 
 // Hook sees one event after Dendrite has built it and before the roomserver gets it. Dendrite's SendEvent builds and sends in one call, so
-// the hook is called by the roomserver API that SendEvent gets as a parameter, see roomserver.API.Hooked.
+// the hook is called by the roomserver API that SendEvent gets as a parameter, see roomserver.API.Hooked. Hook is in this package because
+// clientapi makes hooks and roomserver calls them, and neither imports the other.
 type Hook struct {
 	// Before is called with the event. If it fails, the event does not reach the roomserver, and Err is set.
 	Before func(ctx context.Context, b Built) error

@@ -161,13 +161,13 @@ func (t *Timers) noteRemoved(err error, timers ...*index.Timer) {
 	}
 	for _, tm := range timers {
 		t.metrics.errors.WithLabelValues("delete").Inc()
-		t.log.WithError(err).WithField("timer_nid", tm.NID()).Error("Failed to delete the timer of an expiring event")
+		t.log.WithError(err).WithField("timer_nid", tm.NID()).Error("Failed to delete a timer's row")
 		t.scheduleRetry(tm)
 	}
 }
 
-// DeleteStopped deletes the rows of stopped timers that could not be deleted earlier. Until it has returned nil, a crash could bring a stopped
-// timer back.
+// DeleteStopped deletes the rows of stopped timers that could not be deleted earlier. Until it has returned nil, a crash could bring a
+// stopped timer back.
 func (t *Timers) DeleteStopped(ctx context.Context) error {
 	for _, tm := range t.stoppedWithRow() {
 		t.removeRow(ctx, tm)

@@ -166,7 +166,7 @@ func (t *Timers) Collectors() []prometheus.Collector { return t.metrics.collecto
 func (t *Timers) Start(ctx context.Context) error {
 	inherited, err := t.loadAll(ctx)
 	if err != nil {
-		return fmt.Errorf("loading the timers of expiring events: %w", err)
+		return fmt.Errorf("loading the timers: %w", err)
 	}
 	failpoint.Pass(failpoint.AfterLoad)
 	t.run(ctx, inherited)
@@ -197,8 +197,9 @@ func (t *Timers) run(ctx context.Context, u inherited) {
 	}
 }
 
-// Stop waits for attempts in progress, within stopPatience and while the context of Start lasts, and ends all goroutines. The next Start
-// takes up the rest. Stop may be called more than once.
+// Stop waits for attempts in progress. After stopPatience, or when the context of Start ends, it cancels them. A write that the database has
+// begun is waited for, up to batch.Timeout. Then all goroutines have ended. The next Start takes up the rest. Stop may be called more than
+// once.
 func (t *Timers) Stop() {
 	if t.stop == nil {
 		return

@@ -18,18 +18,13 @@ const pause = time.Second
 func Run(what string, f func()) (ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
-			Log(what, p)
+			logrus.WithFields(logrus.Fields{
+				"component": "expiration", "doing": what, "panic": p, "stack": string(debug.Stack()),
+			}).Error("Recovered from a panic")
 		}
 	}()
 	f()
 	return true
-}
-
-// Log logs a panic with its stack, at error level. It is called by the deferred function that recovered the panic.
-func Log(what string, p any) {
-	logrus.WithFields(logrus.Fields{
-		"component": "expiration", "doing": what, "panic": p, "stack": string(debug.Stack()),
-	}).Error("Recovered from a panic")
 }
 
 // KeepGoing calls f until it returns without a panic or ctx is done. It pauses after each panic.

@@ -130,7 +130,8 @@ func checkFound(t *rapid.T, x *Index, live map[*Timer]bool) {
 			found := name == "state" && tm.State() == 0
 			by(func(other *Timer) {
 				found = found || other == tm
-				if !live[other] || name == "sender" && (other.Sender() != tm.Sender() || other.kind != tm.kind) || name == "state" && other.State() != tm.State() {
+				if !live[other] || name == "sender" && (other.Sender() != tm.Sender() || other.kind != tm.kind) ||
+					name == "state" && other.State() != tm.State() {
 					t.Fatalf("%s is found by the %s of %s", other, name, tm)
 				}
 			})

@@ -95,7 +95,8 @@ type Timer struct {
 	room, sender, state, request uint64
 	received                     int64
 
-	// Duration and Deadline agree with the row. Due is the same moment as Deadline, by the monotonic clock.
+	// Duration and Deadline agree with the row. Due is the same moment as Deadline by the monotonic clock, or a later
+	// one: after a start with a grace period.
 	Duration time.Duration
 	Deadline int64
 	Due      time.Duration
