@@ -42,11 +42,12 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 			t.index.Schedule(tm, tm.Due)
 			continue
 		}
-		if tm.Refused() && t.index.RefusedUntil(tm) <= now {
+		until, refused := t.index.Refused(tm)
+		if refused && until <= now {
 			t.index.ForgetToken(tm)
 		}
 		if tm.Phase() == index.Gone { // only its token is, or was, still in the index
-			t.index.Schedule(tm, t.index.RefusedUntil(tm))
+			t.index.Schedule(tm, until)
 			continue
 		}
 		t.index.HandOver(tm)

@@ -217,21 +217,24 @@ func (x *Index) Forget(tm *Timer) bool {
 	tm.phase = Gone
 	delete(x.left, tm)
 	x.release(tm)
-	if tm.Refused() {
-		x.Schedule(tm, x.refused[tm])
+	if until, refused := x.Refused(tm); refused {
+		x.Schedule(tm, until)
 	}
 	return true
 }
 
-// RefusedUntil returns until when the token of a refused timer is answered. See Refuse.
-func (x *Index) RefusedUntil(tm *Timer) time.Duration { return x.refused[tm] }
+// Refused reports whether the token of an ended timer is answered with a refusal, and until when. See Refuse.
+func (x *Index) Refused(tm *Timer) (until time.Duration, refused bool) {
+	until, refused = x.refused[tm]
+	return until, refused
+}
 
 // Refuse keeps the token of an ended timer in the index until ForgetToken is called, and schedules the timer for then.
 func (x *Index) Refuse(tm *Timer, until time.Duration) bool {
 	if tm.Live() || tm.Phase() == Gone {
 		return false
 	}
-	tm.refused, x.refused[tm] = true, until
+	x.refused[tm] = until
 	x.byToken[tokenKey(tm.token)] = tm
 	x.Schedule(tm, until)
 	return true
@@ -239,10 +242,9 @@ func (x *Index) Refuse(tm *Timer, until time.Duration) bool {
 
 // ForgetToken undoes Refuse.
 func (x *Index) ForgetToken(tm *Timer) bool {
-	if !tm.Refused() {
+	if _, refused := x.Refused(tm); !refused {
 		return false
 	}
-	tm.refused = false
 	delete(x.refused, tm)
 	x.forgetToken(tm)
 	x.release(tm)
@@ -258,7 +260,7 @@ func (x *Index) forgetToken(tm *Timer) {
 
 // release removes a timer that is no longer needed.
 func (x *Index) release(tm *Timer) {
-	if tm.phase == Gone && !tm.Refused() {
+	if _, refused := x.Refused(tm); tm.phase == Gone && !refused {
 		x.unschedule(tm)
 	}
 }
@@ -304,7 +306,7 @@ func (x *Index) First() *Timer {
 
 // Schedule makes the scheduler look at a timer at wake. A Pending timer is refused, because Activate schedules it.
 func (x *Index) Schedule(tm *Timer, wake time.Duration) bool {
-	if tm.Phase() == Pending || tm.Phase() == Gone && !tm.Refused() {
+	if _, refused := x.Refused(tm); tm.Phase() == Pending || tm.Phase() == Gone && !refused {
 		return false
 	}
 	tm.wake = wake

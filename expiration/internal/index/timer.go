@@ -119,11 +119,10 @@ type Timer struct {
 	// Unsendable counts the attempts that failed because the event cannot be sent, and Unanswered those that the roomserver did not answer.
 	Unsendable, Unanswered uint8
 
-	kind    Kind // never changes
-	refused bool // the timer has ended, and its token is still answered otherwise than an unknown one
-	phase   Phase
-	doubts  Doubts
-	raised  uint8 // counts the calls of Doubt, and wraps around
+	kind   Kind // never changes
+	phase  Phase
+	doubts Doubts
+	raised uint8 // counts the calls of Doubt, and wraps around
 }
 
 // init makes it the timer of a row, which is Pending.
@@ -165,9 +164,6 @@ func (tm *Timer) Running() bool { return tm.Phase() <= Running }
 
 // IsLeft reports whether the timer has ended and its row is not deleted yet.
 func (tm *Timer) IsLeft() bool { return tm.Phase() == Stopped || tm.Phase() == Finished }
-
-// Refused reports whether the timer has ended and its token is answered with a refusal.
-func (tm *Timer) Refused() bool { return tm != nil && tm.refused }
 
 // Raised returns a number that changes each time a doubt is added.
 func (tm *Timer) Raised() uint8 { return tm.raised }
