@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/matrix-org/dendrite/userapi/api"
+	"github.com/sirupsen/logrus"
+	logtest "github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/require"
 )
 
@@ -61,12 +63,15 @@ func TestDeactivation(t *testing.T) {
 			s := &steps{t: t, accounts: accounts, failedAt: test.failedAt, failed: test.failed}
 			hungUp, cancel := context.WithCancel(t.Context())
 			cancel()
+			logged := logtest.NewGlobal()
+			defer logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{})
 			var res api.PerformAccountDeactivationResponse
 			err := New(s, accounts, s.CancelAll).PerformAccountDeactivation(hungUp, &api.PerformAccountDeactivationRequest{Localpart: "alice"}, &res)
 			require.ErrorIs(t, err, test.err)
 			require.Equal(t, test.err == nil, res.AccountDeactivated)
 			require.Equal(t, test.want, s.calls)
 			require.Empty(t, accounts.ending)
+			require.Equal(t, test.failedAt == 2, logged.LastEntry() != nil, "a failure that the answer does not tell is logged")
 		})
 	}
 }
