@@ -265,7 +265,10 @@ func TestCrashInADeactivation(t *testing.T) {
 			require.NoError(t, s.Start(t.Context()))
 			require.True(t, alice.finalised(t, mark).Get("event_id").Exists())
 			for _, u := range gone {
-				u.cancelled(t, delayIDs[u])
+				eventually(t, "nothing is left of the event", func() bool {
+					res, err := u.Do(t.Context(), http.MethodGet, stableDelayed+"/"+delayIDs[u], nil)
+					return err == nil && res.Code == http.StatusNotFound
+				})
 			}
 			for _, e := range alice.timeline(t, roomID) {
 				require.NotEqual(t, "speaks", e.Get("content.body").Str, e)
