@@ -66,9 +66,11 @@ func refusesOtherTables(t *testing.T, db *sql.DB, open func() (expiration.Store,
 	dropAll()
 	opened()
 
-	exec("UPDATE expiration_schema SET version = 2")
-	refused("its tables have version 2, and this server needs version 1")
 	exec("UPDATE expiration_schema SET version = 1")
+	refused(before)
+	exec("UPDATE expiration_schema SET version = 3")
+	refused("its tables have version 3, and this server needs version 2")
+	exec("UPDATE expiration_schema SET version = 2")
 	dropAll() // keeps expiration_schema, which an operator may forget to drop
 	opened()
 }

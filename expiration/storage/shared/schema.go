@@ -7,8 +7,9 @@ import (
 	"fmt"
 )
 
-// schemaVersion is the version of the tables. A release that changes a table must raise it, and migrate tables of earlier versions.
-const schemaVersion = 1
+// schemaVersion is the version of the tables. A release that changes a table must raise it, and migrate tables of earlier versions. No release
+// has had version 1.
+const schemaVersion = 2
 
 // allTables is the number of tables, with that of the version.
 const allTables = 6
@@ -20,8 +21,8 @@ const (
 	insertVersionSQL = "INSERT INTO expiration_schema (version) VALUES ($1)"
 )
 
-// errNoVersion is the error for tables without a version. Only servers from before the first release made such tables.
-var errNoVersion = errors.New("its tables were made by a version from before the first release, which this version cannot read:" +
+// errUnreleased is the error for tables without a version. Only servers from before the first release made such tables.
+var errUnreleased = errors.New("its tables were made by a version from before the first release, which this version cannot read:" +
 	" go on with that version, or give up its timers and drop all tables whose names begin with expiration_ (SQLite: delete the file)")
 
 // SchemaSQL makes the missing tables, with the types of SQLite.
@@ -115,8 +116,8 @@ func CreateSchema(ctx context.Context, db *sql.DB, tablesSQL, schemaSQL string) 
 		}
 		err := txn.QueryRowContext(ctx, selectVersionSQL).Scan(&version)
 		switch {
-		case errors.Is(err, sql.ErrNoRows) && tables > 0:
-			return errNoVersion
+		case errors.Is(err, sql.ErrNoRows) && tables > 0, err == nil && version < schemaVersion:
+			return errUnreleased
 		case err == nil && version != schemaVersion:
 			return fmt.Errorf("its tables have version %d, and this server needs version %d: start the server that made them",
 				version, schemaVersion)
