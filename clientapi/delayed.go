@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -59,7 +60,8 @@ func isDelayed(req *http.Request) bool { return req.URL.Query().Has(delayKey) }
 
 // scheduleByQuery answers a send with a delay in its query.
 func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
-	delay, err := a.parseDelay(delayKey, req.URL.Query().Get(delayKey), queryForm)
+	// Several delays are as bad as one that is no number.
+	delay, err := a.parseDelay(delayKey, strings.Join(req.URL.Query()[delayKey], ","), queryForm)
 	if err != nil {
 		return errorResponse(req, err)
 	}

@@ -84,6 +84,7 @@ func TestSchedule(t *testing.T) {
 		"negative delay":     {query + "send/m/txn" + ms + "-1", `{}`, 400, "M_INVALID_PARAM"},
 		"no delay":           {query + "send/m/txn" + ms, `{}`, 400, "M_INVALID_PARAM"},
 		"fraction":           {query + "send/m/txn" + ms + "1.5", `{}`, 400, "M_INVALID_PARAM"},
+		"two delays":         {query + "send/m/txn" + ms + "1&org%2Ematrix.msc4140.delay=2", `{}`, 400, "M_INVALID_PARAM"},
 		"word":               {query + "state/m/key" + ms + "soon", `{}`, 400, "M_INVALID_PARAM"},
 		"too long":           {query + "state/m/key" + ms + "86400001", `{}`, 400, "M_UNKNOWN"},
 		"no JSON":            {query + "state/m/key" + ms + "1", `{`, 400, "M_NOT_JSON"},

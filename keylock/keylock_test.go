@@ -2,6 +2,7 @@ package keylock
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,19 +65,19 @@ func TestManyWait(t *testing.T) {
 // As many callers hold a lock as it has places.
 func TestPlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, got := WithPlaces[int](2), 0
+		l, got := WithPlaces[int](2), atomic.Int64{}
 		for range 5 {
 			go func() {
 				unlock, err := l.Lock(t.Context(), 0)
 				require.NoError(t, err)
-				got++
+				got.Add(1)
 				time.Sleep(time.Second)
 				unlock()
 			}()
 		}
-		for _, want := range []int{2, 4, 5} {
+		for _, want := range []int64{2, 4, 5} {
 			synctest.Wait()
-			require.Equal(t, want, got)
+			require.Equal(t, want, got.Load())
 			time.Sleep(time.Second)
 		}
 		synctest.Wait()
