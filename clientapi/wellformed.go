@@ -165,6 +165,15 @@ func checkSize(built gomatrixserverlib.PDU, to target, closed bool) error {
 func checkShape(version gomatrixserverlib.RoomVersion, to target, content []byte) error {
 	switch to.eventType {
 	case spec.MRoomMember:
+		var member gomatrixserverlib.MemberContent
+		switch pseudo := version == gomatrixserverlib.RoomVersionPseudoIDs; {
+		case json.Unmarshal(content, &member) != nil:
+			return badRequest(spec.BadJSON(neverSendable[spec.MRoomMember]))
+		case pseudo && member.MXIDMapping != nil:
+			return badRequest(spec.BadJSON("In this room the server sets mxid_mapping"))
+		case pseudo && member.Membership == spec.Invite:
+			return &requestError{http.StatusForbidden, spec.Forbidden("In this room an invitation cannot be sent as state")}
+		}
 		// In rooms with pseudo IDs the state key may be a user's key. A user ID is translated to such a key.
 		if to.stateKey == nil || version == gomatrixserverlib.RoomVersionPseudoIDs && !strings.HasPrefix(*to.stateKey, "@") {
 			return nil

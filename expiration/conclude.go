@@ -22,8 +22,8 @@ func (t *Timers) conclude(ctx context.Context, tm *index.Timer, row Timer, o Out
 		err = t.countAwaited(ctx, tm, row.Event, o, err)
 	case isUnsendable(err):
 		err = t.countUnsendable(tm, row, o, err)
-	case row.Claim != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.Is(err, lanes.ErrTurnBefore):
-		err = t.countUnanswered(tm, row.Event, err)
+	case row.Claim != nil && !errors.Is(err, lanes.ErrTurnBefore):
+		err = t.countUnanswered(ctx, tm, row.Event, err)
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
 		err = t.abandon(ctx, tm, row, o, due, dropped)

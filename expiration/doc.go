@@ -43,7 +43,7 @@
 //     attempt that the roomserver did not answer is repeated as a retry, after the first attempts.
 //   - Isolation. Rooms do not wait for one another, and a sender whose attempts hang takes a bounded share. See package lanes.
 //   - Hostile content. A panic in an attempt is an error of that attempt. An event that can never be sent is given up after
-//     maxUnsendable attempts, one that the roomserver does not answer after givenUpAfter. Each attempt ends after a minute at
+//     maxUnsendable attempts, one that the roomserver does not take after givenUpAfter. Each attempt ends after a minute at
 //     most, once the database answers. Another user's send waits for sendPatience at most.
 //
 // # Memory

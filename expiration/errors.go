@@ -24,7 +24,7 @@ const (
 	NeverSent DropReason = "never_sent"
 	// Unsendable: every attempt to send the event failed in the same way, see UnsendableError.
 	Unsendable DropReason = "unsendable"
-	// Unanswered: the roomserver got the event, and did not answer for more than an hour while it answered others.
+	// Unanswered: the roomserver got the event, and did not take it for more than an hour while it took others.
 	Unanswered DropReason = "unanswered"
 	// Deactivated: the sender's account is deactivated. Only a delayed event is dropped for this reason.
 	Deactivated DropReason = "deactivated"

@@ -73,17 +73,20 @@ func (t *Timers) countUnsendable(tm *index.Timer, row Timer, o Outcome, err erro
 	return &DropError{Reason: Unsendable, Cause: errors.New(err.Error())}
 }
 
-// countUnanswered counts the attempts in which the roomserver got an event and did not answer in time, although it answers otherwise. It
-// returns the error, or a *DropError after too many of them. Asking the roomserver with Wake also makes the room's worker go on.
-func (t *Timers) countUnanswered(tm *index.Timer, e Event, err error) error {
-	ctx, cancel := context.WithTimeout(t.ctx, wakeTimeout)
-	defer cancel()
-	answers := t.roomserver.Wake(ctx, e.RoomID) == nil
+// countUnanswered counts the attempts in which the roomserver got an event and did not take it, although it works otherwise. It returns the
+// error, or a *DropError after too many of them. If the attempt took all its time, an answer to Wake shows that the roomserver works; asking
+// also makes the room's worker go on. An answer to Wake takes no database, so after an error it shows nothing.
+func (t *Timers) countUnanswered(attempt context.Context, tm *index.Timer, e Event, err error) error {
+	works := false
+	if errors.Is(attempt.Err(), context.DeadlineExceeded) {
+		ctx, cancel := context.WithTimeout(t.ctx, wakeTimeout)
+		defer cancel()
+		works = t.roomserver.Wake(ctx, e.RoomID) == nil
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	// Wake itself may be slow because of this room, so a recent answer for any other room counts too.
-	answers = answers || t.clock.now()-t.lastAnswer < lastAttemptTimeout && t.lastAnswer > 0
-	if answers {
+	// Wake itself may be slow because of this room. That another event was taken lately shows that the roomserver works, too.
+	if works || t.clock.now()-t.lastAnswer < lastAttemptTimeout && t.lastAnswer > 0 {
 		tm.Unanswered = min(tm.Unanswered+1, givenUpAfter+1)
 	}
 	if tm.Unanswered > givenUpAfter {

@@ -138,3 +138,27 @@ func TestUnansweredEventsAreGivenUp(t *testing.T) {
 		require.Zero(t, w.store.len())
 	})
 }
+
+// An event that the roomserver refuses to take with a passing error is eventually given up, but not while it takes no event at all.
+func TestEventsThatAreNeverTakenAreGivenUp(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		var all atomic.Bool
+		all.Store(true)
+		delayID := w.schedule(later("!room"), "bad", 10*time.Second)
+		w.roomserver.set(hooks{afterClaim: func(e Event) error {
+			if all.Load() || e.RoomID == "!room" {
+				return errFault
+			}
+			return nil
+		}})
+		time.Sleep(24 * time.Hour)
+		require.Nil(t, w.final(delayID))
+		all.Store(false)
+		for range 150 {
+			w.schedule(later("!other"), "good", time.Second)
+			time.Sleep(40 * time.Second)
+		}
+		require.Contains(t, string(w.final(delayID).Error), string(Unanswered))
+		require.Zero(t, w.store.len())
+	})
+}

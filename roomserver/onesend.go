@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/matrix-org/dendrite/roomserver/api"
@@ -55,11 +56,15 @@ func (s *oneSend) InputRoomEvents(ctx context.Context, req *api.InputRoomEventsR
 	}
 }
 
-// rejected reports whether the auth rules do not allow an event, or the wrapper refused it. The roomserver's answer is only a text, and its
-// prefix alone distinguishes a rejection from a fault of the database.
+// rejected reports whether the auth rules do not allow an event, the wrapper refused it, or the roomserver cannot decode it. The roomserver's
+// answer is only a text, and that alone distinguishes a rejection from a fault of the database.
 func rejected(res *api.InputRoomEventsResponse) bool {
-	return dendritefix.Refused(res.ErrMsg) || strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error())
+	return dendritefix.Refused(res.ErrMsg) || strings.HasPrefix(res.ErrMsg, (&gomatrixserverlib.NotAllowed{}).Error()) ||
+		slices.ContainsFunc(undecodable, func(text string) bool { return strings.Contains(res.ErrMsg, text) })
 }
+
+// undecodable are texts in the errors of Go's decoders.
+var undecodable = []string{"json: cannot unmarshal", "illegal base64 data"}
 
 // verdict returns the error that an unsuccessful answer of SendEvent means:
 //

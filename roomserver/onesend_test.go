@@ -8,6 +8,7 @@ import (
 	"github.com/matrix-org/util"
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/roomserver/api"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
@@ -45,4 +46,19 @@ func TestVerdict(t *testing.T) {
 	limited := oneSend{hook: &expiration.Hook{}}
 	err := limited.verdict(util.JSONResponse{Code: 429})
 	require.False(t, errors.As(err, refused) || errors.As(err, unsendable), "a limit passes")
+}
+
+// An event that the roomserver cannot decode is rejected for good. A fault of the database is not.
+func TestRejected(t *testing.T) {
+	for text, want := range map[string]bool{
+		"":                          false,
+		"pq: could not write block": false,
+		"database is locked":        false,
+		"context deadline exceeded": false,
+		"eventauth: not allowed":    true,
+		"membership: json: cannot unmarshal number into Go struct field MemberContent.displayname of type string": true,
+		"illegal base64 data at input byte 4": true,
+	} {
+		require.Equal(t, want, rejected(&api.InputRoomEventsResponse{ErrMsg: text}), text)
+	}
 }

@@ -70,6 +70,10 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 			"alias 1":         {room + "/state/m.room.canonical_alias/", JSON{"alias": 1}, 400, "M_BAD_JSON"},
 			"levels 1":        {room + "/state/m.room.power_levels/", JSON{"users": 1}, 403, "M_FORBIDDEN"},
 			"pseudo levels 1": {pseudo + "/state/m.room.power_levels/", JSON{"users": 1}, 400, "M_BAD_JSON"},
+			"name 5":          {room + "/state/m.room.member/" + alice.UserID, JSON{"membership": "join", "displayname": 5}, 400, "M_BAD_JSON"},
+			"pseudo name 5":   {pseudo + "/state/m.room.member/" + alice.UserID, JSON{"membership": "join", "displayname": 5}, 400, "M_BAD_JSON"},
+			"pseudo mapping":  {pseudo + "/state/m.room.member/" + alice.UserID, JSON{"membership": "join", "mxid_mapping": JSON{}}, 400, "M_BAD_JSON"},
+			"pseudo invite":   {pseudo + "/state/m.room.member/@bob:localhost", JSON{"membership": "invite"}, 403, "M_FORBIDDEN"},
 			"pseudo bad key":  {pseudo + "/state/m/@bob", JSON{}, 400, "M_BAD_JSON"},
 		} {
 			for _, expiring := range []bool{false, true} {
