@@ -67,7 +67,7 @@ func New() *Index {
 	return &Index{
 		byToken:  map[uint64]*Timer{},
 		byState:  newLists(func(tm *Timer) *links { return &tm.ofState }),
-		bySender: [kinds]lists{newLists(ofSender), newLists(ofSender), newLists(ofSender)},
+		bySender: [kinds]lists{Expiring: newLists(ofSender), Delayed: newCountedLists(ofSender), ServiceDelayed: newCountedLists(ofSender)},
 		left:     map[*Timer]struct{}{},
 		refused:  map[*Timer]time.Duration{},
 
@@ -105,13 +105,13 @@ func (x *Index) DelayedOf(sender uint64, f func(*Timer)) {
 	x.OfSender(sender, ServiceDelayed, f)
 }
 
-// Count returns the number of live timers of one kind of a user.
-func (x *Index) Count(sender uint64, kind Kind) int { return int(x.bySender[kind].of[sender].n) }
+// Count returns the number of live timers of delayed events of one kind of a user.
+func (x *Index) Count(sender uint64, kind Kind) int { return x.bySender[kind].count[sender] }
 
 // Live calls f for each live timer. f may stop that timer.
 func (x *Index) Live(f func(*Timer)) {
 	for _, bySender := range x.bySender {
-		for sender := range bySender.of {
+		for sender := range bySender.first {
 			bySender.each(sender, f)
 		}
 	}

@@ -256,6 +256,10 @@ func TestStopDoesNotSearch(t *testing.T) {
 	x.Stop(second)
 	require.Equal(t, links{previous: third}, first.ofState)
 	require.Equal(t, links{previous: third}, first.ofSender)
-	require.Equal(t, 3, x.Count(1, Expiring))
+	scheduled := x.Add(Row{NID: 5, Token: token(5), Sender: 1, Kind: Delayed}, 0)
+	require.Equal(t, 1, x.Count(1, Delayed))
+	require.Zero(t, x.Count(1, ServiceDelayed))
+	x.Stop(scheduled)
 	require.Zero(t, x.Count(1, Delayed))
+	require.Empty(t, x.bySender[Delayed].count)
 }

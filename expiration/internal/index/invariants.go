@@ -63,12 +63,20 @@ func (x *Index) Invariants() error {
 	return errors.Join(wrong...)
 }
 
-// len returns the number of timers in all lists.
-func (l lists) len() (n int) {
-	for _, list := range l.of {
-		n += int(list.n)
+// len returns the number of timers in all lists, or -1 if a list is counted wrongly.
+func (l lists) len() (all int) {
+	for key := range l.first {
+		n := 0
+		l.each(key, func(*Timer) { n++ })
+		if l.count != nil && l.count[key] != n {
+			return -1
+		}
+		all += n
 	}
-	return n
+	if l.count != nil && len(l.count) != len(l.first) {
+		return -1
+	}
+	return all
 }
 
 // all returns the timers that anything leads to.
@@ -76,7 +84,7 @@ func (x *Index) all() map[*Timer]bool {
 	all := map[*Timer]bool{}
 	add := func(tm *Timer) { all[tm] = true }
 	x.Live(add)
-	for state := range x.byState.of {
+	for state := range x.byState.first {
 		x.OfState(state, add)
 	}
 	for _, tm := range x.byRequest {
