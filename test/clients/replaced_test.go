@@ -71,11 +71,13 @@ func TestAnotherUsersState(t *testing.T) {
 func testAnotherUsersState(t *testing.T, cancels bool) {
 	var (
 		p     *proxy
-		users call // before anyone is in it
+		users call           // before anyone is in it
+		ready sync.WaitGroup // for p and users
 		once  sync.Once
 	)
+	ready.Add(2)
 	// The first time is after her leave event was scheduled, and before her membership is sent.
-	s := setting{before: func(c call) { users = c }, joins: usualJoin}
+	s := setting{before: func(c call) { users = c; ready.Done() }, joins: usualJoin}
 	if cancels {
 		s.joins = []string{"schedule 200", "join 200", "restart 404", "schedule 200", "restart 200"}
 	}
@@ -86,6 +88,7 @@ func testAnotherUsersState(t *testing.T, cancels bool) {
 				return
 			}
 			once.Do(func() {
+				ready.Wait()
 				key, err := url.PathUnescape(stateKey)
 				if err == nil {
 					err = users.replace(t.Context(), p, key, homeserver.JSON{}, cancels)
@@ -95,6 +98,7 @@ func testAnotherUsersState(t *testing.T, cancels bool) {
 				}
 			})
 		})
+		ready.Done()
 		return p.url
 	}
 	c := begin(t, s)
