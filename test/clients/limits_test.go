@@ -87,7 +87,7 @@ func TestTooManyScheduled(t *testing.T) {
 func TestRestartsTooOften(t *testing.T) {
 	limit := homeserver.JSON{"threshold": 1, "cooloff_ms": 3000}
 	c := begin(t, setting{
-		server:  limited(homeserver.JSON{"rate_limiting": homeserver.JSON{"token": limit}}),
+		server:  limited(homeserver.JSON{"rate_limiting": homeserver.JSON{"user": limit}}),
 		restart: 500 * time.Millisecond,
 	})
 	for began, refused := time.Now(), 0; time.Since(began) < c.delay || refused < 2; {
