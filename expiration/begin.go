@@ -110,7 +110,7 @@ func (t *Timers) overLimitWithMu(kind index.Kind, service bool, d Digest, now ti
 			first = min(first, max(tm.Due, wake))
 		}
 	})
-	return &LimitError{RetryAfter: max(first-now, 0)}
+	return &LimitError{RetryAfter: max(first-now, 0) + usualAttempt}
 }
 
 // mayRunWithMu reports whether a sender may have another expiring event running, of a piece of state or, for 0, a message.

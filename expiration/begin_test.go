@@ -18,7 +18,7 @@ func TestLimitPerUser(t *testing.T) {
 		_, err := w.Begin(t.Context(), another, time.Second, false)
 		var limit *LimitError
 		require.ErrorAs(t, err, &limit)
-		require.Equal(t, 6*time.Second, limit.RetryAfter)
+		require.Equal(t, 6*time.Second+usualAttempt, limit.RetryAfter)
 		_, err = w.Begin(t.Context(), Event{ID: "$bob", Sender: "@bob:example.org"}, time.Second, false)
 		require.NoError(t, err, "another user's limit")
 		_, err = w.Begin(t.Context(), Event{ID: "$bridge", Sender: "@alice:example.org"}, time.Second, true)
@@ -95,7 +95,7 @@ func TestRoomserverFailsToTakeEvents(t *testing.T) {
 		w.restart(time.Minute)
 		synctest.Wait()
 		require.ErrorAs(t, refused(100), &limit)
-		require.Equal(t, firstPause, limit.RetryAfter, "when the first of them is attempted again")
+		require.Equal(t, firstPause+usualAttempt, limit.RetryAfter, "when the first of them is attempted again")
 		eventID, err := w.Sent(t.Context(), RequestHash{0})
 		require.NoError(t, err)
 		require.Equal(t, "$event0", eventID)

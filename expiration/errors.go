@@ -66,8 +66,8 @@ func (e *DropError) Unwrap() error { return e.Cause }
 // LimitError is the error of Begin and Schedule for a user who has reached the limit of running timers or scheduled events. A delayed event
 // that is due has it as its cause if too many of the user's events were due lately.
 type LimitError struct {
-	// RetryAfter is the time until the first of the user's timers expires, or, if that is overdue, until its next attempt. For an event that
-	// is due it is the time until the next one would be allowed.
+	// RetryAfter is the time until the first of the user's timers has probably ended: until it expires, or, if that is overdue, until its next
+	// attempt, and as long as an attempt takes. For an event that is due it is the time until the next one would be allowed.
 	RetryAfter time.Duration
 }
 

@@ -64,6 +64,8 @@ const (
 	loadingGCPercent = 400
 	// maxFailures is the limit up to which failures are counted.
 	maxFailures = 16
+	// usualAttempt is how long an attempt takes at most if nothing is wrong. Until it is over, the timer counts against its sender's limits.
+	usualAttempt = 500 * time.Millisecond
 	// refusedFor is how long the token of a sender who has left is answered with a refusal at `end`, instead of as an unknown token.
 	refusedFor = 5 * time.Minute
 	// retriedFor is the least time for which a request is remembered after its timer has ended. Dendrite remembers successful requests for

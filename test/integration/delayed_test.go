@@ -260,7 +260,7 @@ func TestDelayedLimits(t *testing.T) {
 		require.Equal(t, "M_LIMIT_EXCEEDED", res.Get("errcode").Str)
 		after, err := strconv.Atoi(res.Header.Get("Retry-After"))
 		require.NoError(t, err)
-		require.InDelta(t, 45, after, 15.9, "until the next one is due")
+		require.InDelta(t, 45, after, 16.5, "until the next one is sent")
 		require.InDelta(t, 1000*after, res.Get("retry_after_ms").Int(), 1000)
 		bob.delayMessage(t, roomID, time.Minute, "bob's")
 		alice.acted(t, unstableDelayed, short, "cancel")
