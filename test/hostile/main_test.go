@@ -32,7 +32,7 @@ var (
 	onlyFlag     = flag.Uint64("only", 0, "run the input of this `index` alone, if it is not 0")
 	keepFlag     = flag.Bool("keep", false, "write the inputs of findings into testdata/seeds")
 	databaseFlag = flag.String("database", "", "test on this `database` only: SQLite or PostgreSQL")
-	attackFlag   = flag.Duration("attack", 4*time.Second, "how long each attack of TestHostileUsers goes on")
+	attackFlag   = flag.Duration("attack", 3*time.Second, "how long each attack of TestHostileUsers goes on")
 )
 
 // JSON is a JSON object.
