@@ -130,11 +130,13 @@ func (b *comparison) live(ctx context.Context, servers [3]*server, tokens [3][]s
 		}
 		defer s.Kill()
 		l.started[i] = s.started
+	}
+	<-time.After(*idle / 2) // until what loading took is given back to the operating system
+	for i, s := range servers {
 		if l.after[i], err = s.memory(); err != nil {
 			return l, err
 		}
 	}
-	<-time.After(*idle / 2) // until garbage from the start is collected
 	if l.cpu, err = cpuOf(servers, *idle); err != nil {
 		return l, err
 	}
