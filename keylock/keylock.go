@@ -1,5 +1,5 @@
 // Package keylock provides a lock per key, and uses memory only for keys in use. Waiting for a lock obeys a context, which sync.Mutex does
-// not. The order in which waiters get a lock is undefined. A lock may also have several places, as a semaphore does.
+// not. The order in which waiters get a lock is undefined.
 package keylock
 
 import (
@@ -9,24 +9,17 @@ import (
 
 // Locks is a set of locks, one per key.
 type Locks[K comparable] struct {
-	places int // how many callers may hold one lock at a time
-
 	mu    sync.Mutex // guards the fields below, and the users of each lock; a leaf
 	locks map[K]*lock
 }
 
 type lock struct {
 	users int           // holders and waiters; at 0 the lock is removed
-	held  chan struct{} // has an element for each holder, and room for as many as may hold it
+	held  chan struct{} // has capacity 1; full while the lock is held
 }
 
-// New returns locks that one caller holds at a time.
-func New[K comparable]() *Locks[K] { return WithPlaces[K](1) }
-
-// WithPlaces returns locks, each of which several callers may hold at a time.
-func WithPlaces[K comparable](places int) *Locks[K] {
-	return &Locks[K]{places: places, locks: map[K]*lock{}}
-}
+// New returns locks, of which none is held.
+func New[K comparable]() *Locks[K] { return &Locks[K]{locks: map[K]*lock{}} }
 
 // Lock waits for the lock of key, and returns the function that gives it back. The error is the context's.
 func (l *Locks[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
@@ -45,7 +38,7 @@ func (l *Locks[K]) join(key K) *lock {
 	defer l.mu.Unlock()
 	own := l.locks[key]
 	if own == nil {
-		own = &lock{held: make(chan struct{}, l.places)}
+		own = &lock{held: make(chan struct{}, 1)}
 		l.locks[key] = own
 	}
 	own.users++

@@ -10,21 +10,17 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/keylock"
 )
 
-const (
-	// placesOfUser is how many costly requests of a user run at a time.
-	placesOfUser = 2
-	// placeTime is how long a request keeps its place. One that takes longer may hang, and must not keep the user's other requests waiting.
-	placeTime = 3 * time.Second
-)
+// placeTime is how long a request keeps its place. One that takes longer may hang, and must not keep the user's other requests waiting.
+const placeTime = 3 * time.Second
 
-// Places limits how many costly requests of a user run at a time. The others wait. Without such a limit, the requests of a few users on many
-// connections take the CPU time and the database connections that closing events need, although each request is within its rate.
+// Places gives each user one place, so that the costly requests of a user run one after the other. Otherwise the requests of a few users on
+// many connections take the CPU time and the database connections that closing events need, although each request is within its rate.
 type Places struct{ locks *keylock.Locks[string] } // by user ID
 
 // NewPlaces returns places that nobody has taken.
-func NewPlaces() *Places { return &Places{keylock.WithPlaces[string](placesOfUser)} }
+func NewPlaces() *Places { return &Places{keylock.New[string]()} }
 
-// Enter waits for one of the user's places. It must be called before the request's body is read, so that waiting requests need little memory.
+// Enter waits for the user's place. It must be called before the request's body is read, so that waiting requests need little memory.
 // Requests of application services do not wait. leave may be called more than once. The error is the context's.
 func (p *Places) Enter(ctx context.Context, device *userapi.Device) (leave func(), err error) {
 	if device.AccountType == userapi.AccountTypeAppService {
