@@ -50,10 +50,25 @@ var errSoftFailed = errors.New("the state of the room changed while the event wa
 
 // allows reports whether a room's state allows an event.
 func (out *Outbox) allows(ctx context.Context, state []*types.HeaderedEvent, pdu gomatrixserverlib.PDU) bool {
-	auth := gomatrixserverlib.NewAuthEvents(gomatrixserverlib.ToPDUs(state))
-	return gomatrixserverlib.Allowed(pdu, &auth, func(roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error) {
+	provider := authEvents(gomatrixserverlib.NewAuthEvents(gomatrixserverlib.ToPDUs(state)))
+	return provider != nil && gomatrixserverlib.Allowed(pdu, provider, func(roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error) {
 		return out.rsAPI.QueryUserIDForSender(ctx, roomID, senderID)
 	}) == nil
+}
+
+// authEvents returns the result of NewAuthEvents in either form: the maintained line of Dendrite has a newer gomatrixserverlib, in which it
+// is a pointer and an error. The result is nil after an error.
+func authEvents(auth any, errs ...error) gomatrixserverlib.AuthEventProvider {
+	for _, err := range errs {
+		if err != nil {
+			return nil
+		}
+	}
+	if older, ok := auth.(gomatrixserverlib.AuthEvents); ok {
+		return &older
+	}
+	provider, _ := auth.(gomatrixserverlib.AuthEventProvider)
+	return provider
 }
 
 // isIn reports whether an event is among a room's forward extremities or their nearest ancestors. A soft-failed event is not, because new
