@@ -23,7 +23,7 @@ func (t *Timers) conclude(ctx context.Context, tm *index.Timer, row Timer, o Out
 	case isUnsendable(err):
 		err = t.countUnsendable(tm, row, o, err)
 	case row.Claim != nil && !errors.Is(err, lanes.ErrTurnBefore):
-		err = t.countUnanswered(ctx, tm, row.Event, err)
+		err = t.countUntaken(ctx, tm, row.Event, o, err)
 	}
 	if dropped := (*DropError)(nil); errors.As(err, &dropped) {
 		err = t.abandon(ctx, tm, row, o, due, dropped)

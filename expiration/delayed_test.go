@@ -303,7 +303,7 @@ func TestDelayedStateThatTheRoomHasAndThatCannotBeClaimed(t *testing.T) {
 		}})
 		time.Sleep(time.Second + attemptTimeout)
 		synctest.Wait()
-		require.Zero(t, tm.Unanswered)
+		require.False(t, tm.Unanswered)
 		w.roomserver.set(hooks{})
 		unlock()
 		time.Sleep(time.Minute)

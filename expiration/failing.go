@@ -73,12 +73,25 @@ func (t *Timers) countUnsendable(tm *index.Timer, row Timer, o Outcome, err erro
 	return &DropError{Reason: Unsendable, Cause: errors.New(err.Error())}
 }
 
-// countUnanswered counts the attempts in which the roomserver got an event and did not take it, although it works otherwise. It returns the
-// error, or a *DropError after too many of them. If the attempt took all its time, an answer to Wake shows that the roomserver works; asking
-// also makes the room's worker go on. An answer to Wake takes no database, so after an error it shows nothing.
-func (t *Timers) countUnanswered(attempt context.Context, tm *index.Timer, e Event, err error) error {
+// NotTakenError says that the roomserver got an event that was claimed earlier, and returned an error that may pass.
+type NotTakenError struct{ Cause error }
+
+func (e *NotTakenError) Error() string { return "the roomserver did not take the event: " + e.Cause.Error() }
+
+func (e *NotTakenError) Unwrap() error { return e.Cause }
+
+// countUntaken counts the attempts in which the roomserver got an event and did not take it, although it works otherwise. It returns the
+// error, or a *DropError after too many of them. Requests do not count, because clients repeat them as often as they like.
+//
+// If the attempt took all its time, an answer to Wake shows that the roomserver works; asking also makes the room's worker go on. An answer
+// to Wake takes no database, so after an error it shows nothing.
+func (t *Timers) countUntaken(attempt context.Context, tm *index.Timer, e Event, o Outcome, err error) error {
+	unanswered := errors.Is(attempt.Err(), context.DeadlineExceeded)
+	if !unanswered && !errors.As(err, new(*NotTakenError)) {
+		return err
+	}
 	works := false
-	if errors.Is(attempt.Err(), context.DeadlineExceeded) {
+	if unanswered {
 		ctx, cancel := context.WithTimeout(t.ctx, wakeTimeout)
 		defer cancel()
 		works = t.roomserver.Wake(ctx, e.RoomID) == nil
@@ -86,10 +99,14 @@ func (t *Timers) countUnanswered(attempt context.Context, tm *index.Timer, e Eve
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	// Wake itself may be slow because of this room. That another event was taken lately shows that the roomserver works, too.
-	if works || t.clock.now()-t.lastAnswer < lastAttemptTimeout && t.lastAnswer > 0 {
-		tm.Unanswered = min(tm.Unanswered+1, givenUpAfter+1)
+	if !works && (t.lastAnswer == 0 || t.clock.now()-t.lastAnswer >= lastAttemptTimeout) {
+		return err
 	}
-	if tm.Unanswered > givenUpAfter {
+	tm.Unanswered = tm.Unanswered || unanswered
+	if o != Expired {
+		return err
+	}
+	if tm.Untaken = min(tm.Untaken+1, givenUpAfter+1); tm.Untaken > givenUpAfter {
 		return &DropError{Reason: Unanswered, Cause: err}
 	}
 	return err

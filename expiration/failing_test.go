@@ -162,3 +162,22 @@ func TestEventsThatAreNeverTakenAreGivenUp(t *testing.T) {
 		require.Zero(t, w.store.len())
 	})
 }
+
+// Requests do not make the engine give up an event, however often they are repeated during a short fault.
+func TestRepeatedRequestsGiveNothingUp(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		e, delayID := w.state("key", time.Hour), w.schedule(later("!room"), "c", time.Hour)
+		w.schedule(later("!other"), "good", time.Second)
+		time.Sleep(2 * time.Second)
+		w.roomserver.set(hooks{afterClaim: fails})
+		for range 2 * givenUpAfter {
+			require.ErrorIs(t, w.End(t.Context(), w.hash(e)), errFault)
+			require.Error(t, w.SendDelayed(t.Context(), delayID, alice))
+			time.Sleep(50 * time.Millisecond)
+		}
+		w.roomserver.set(hooks{})
+		time.Sleep(lastPause)
+		w.wantClosings(e)
+		w.wantSent("good", "c")
+	})
+}

@@ -158,7 +158,9 @@ func (r *fakeRoomserver) input(ctx context.Context, e Event, c SignedEvent) erro
 	if err := r.answers(ctx, e.RoomID); err != nil {
 		return err
 	}
-	if err := r.call(func(h hooks) func(Event) error { return h.afterClaim }, e); err != nil {
+	if err := r.call(func(h hooks) func(Event) error { return h.afterClaim }, e); errors.Is(err, errFault) {
+		return &NotTakenError{err}
+	} else if err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -248,7 +250,9 @@ func (r *fakeRoomserver) inputDelayed(ctx context.Context, e Event, signed Signe
 	if err := r.answers(ctx, e.RoomID); err != nil {
 		return err
 	}
-	if err := r.call(func(h hooks) func(Event) error { return h.afterClaim }, e); err != nil {
+	if err := r.call(func(h hooks) func(Event) error { return h.afterClaim }, e); errors.Is(err, errFault) {
+		return &NotTakenError{err}
+	} else if err != nil {
 		return err
 	}
 	r.mu.Lock()

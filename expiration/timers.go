@@ -266,7 +266,7 @@ func (t *Timers) halfClosed(state uint64) (timers []*index.Timer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.index.OfState(state, func(tm *index.Timer) {
-		if tm.Phase() == index.Claimed && tm.Unanswered == 0 {
+		if tm.Phase() == index.Claimed && !tm.Unanswered {
 			timers = append(timers, tm)
 		}
 	})

@@ -53,7 +53,7 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 		t.index.HandOver(tm)
 		// A timer whose attempt failed at once keeps its place in its room's order. A retry is one that the roomserver did not answer.
 		attempt := func(w *lanes.Turn) bool { return t.closeDue(tm, w) }
-		t.lanes.Add(lanes.Job{Sender: tm.Sender(), Due: tm.Due, Attempt: attempt}, tm.Room(), tm.Unanswered > 0)
+		t.lanes.Add(lanes.Job{Sender: tm.Sender(), Due: tm.Due, Attempt: attempt}, tm.Room(), tm.Unanswered)
 	}
 	return pollInterval
 }

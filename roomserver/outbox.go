@@ -75,5 +75,8 @@ func (out *Outbox) input(ctx context.Context, e expiration.Event, pdu gomatrixse
 	if rejected(&res) {
 		return &expiration.UnsendableError{Cause: res.Err()}
 	}
-	return res.Err()
+	if err = res.Err(); err != nil {
+		return &expiration.NotTakenError{Cause: err}
+	}
+	return nil
 }

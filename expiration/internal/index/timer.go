@@ -116,8 +116,10 @@ type Timer struct {
 	Failures uint8
 	// Awaited counts how many times in a row the roomserver had not caught up after a crash.
 	Awaited uint8
-	// Unsendable counts the attempts that failed because the event cannot be sent, and Unanswered those that the roomserver did not answer.
-	Unsendable, Unanswered uint8
+	// Unsendable counts the attempts that failed because the event cannot be sent, and Untaken those in which the roomserver did not take it.
+	Unsendable, Untaken uint8
+	// Unanswered: an attempt has taken all its time, although the roomserver worked otherwise.
+	Unanswered bool
 
 	kind   Kind // never changes
 	phase  Phase
