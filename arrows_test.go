@@ -35,7 +35,7 @@ var arrows = map[string]struct {
 	worlds world
 }{
 	"": {[]string{ // the root package joins everything
-		"around", "clientapi", "config", "dendritefix", "expiration", "expiration/storage", "inputqueue", "limits", "roomserver", "rtc", "summary",
+		"around", "clientapi", "config", "dendritefix", "expiration", "expiration/storage", "inputqueue", "roomserver", "rtc", "summary",
 		"syncapi", "syncapi/delayid", "syncapi/stateafter", "userapi",
 	}, dendrite | web},
 

@@ -131,7 +131,7 @@ func hasAnchor(t *testing.T, path, anchor string) bool {
 // The table in docs/operations.md has every metric with its labels, and no other.
 func TestDocumentedMetrics(t *testing.T) {
 	timers := expiration.New(expiration.Config{}, struct{ expiration.Store }{}, nil, nil)
-	collectors := append(timers.Collectors(), clientapi.New(clientapi.Config{}, nil, nil, clientapi.Timers{}, nil).Collectors()...)
+	collectors := append(timers.Collectors(), clientapi.New(clientapi.Config{}, nil, nil, clientapi.Timers{}).Collectors()...)
 	var metrics []string
 	for _, collector := range collectors {
 		descriptions := make(chan *prometheus.Desc, 1) // each of them has one

@@ -40,7 +40,6 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration/storage"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/roomserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/summary"
@@ -106,10 +105,9 @@ func New(
 	componentCfg.Explain = clientapi.Explain
 	timers := expiration.New(componentCfg, store, intake.Settling(outbox), tokens)
 	wrapper.Watch(timers)
-	places := limits.NewPlaces()
 	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, clientapi.Timers{
 		Keeper: timers, Sender: timers, Scheduler: timers, Actor: timers, Finder: timers,
-	}, places)
+	})
 	if enableMetrics {
 		prometheus.MustRegister(append(timers.Collectors(), client.Collectors()...)...)
 	}
@@ -122,7 +120,7 @@ func New(
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
 		cfg:      cfg,
-		rooms:    summary.New(summary.Config{Limit: clientCfg.UnknownTokens, RealIPHeader: clientCfg.RealIPHeader}, &dendriteCfg.ClientAPI, wrapper, places),
+		rooms:    summary.New(summary.Config{Limit: clientCfg.UnknownTokens, RealIPHeader: clientCfg.RealIPHeader}, &dendriteCfg.ClientAPI, wrapper),
 	}, nil
 }
 

@@ -53,21 +53,30 @@ func (a *API) act(req *http.Request, d dialect, device *userapi.Device, delayID,
 	return actionResponse(req, d, action, err)
 }
 
-// actAsOwner acts for a user, to whom the event must belong. The action counts among those of the user.
+// actAsOwner acts for a user, to whom the event must belong. The action counts among those of the user. Only a send is costly: a restart must
+// not wait for requests that hang.
 func (a *API) actAsOwner(req *http.Request, device *userapi.Device, delayID, action string) error {
-	leave, err := a.enter(req, device, a.actors)
-	if err != nil {
+	if err := mayRequest(a.actors, device); err != nil {
 		return err
 	}
-	defer leave()
+	if action == "send" {
+		leave, err := a.place(req, device)
+		if err != nil {
+			return err
+		}
+		defer leave()
+	}
 	return a.do(req.Context(), delayID, device.UserID, action)
 }
 
 // actByID acts for anybody who has the delay ID. The action counts among those with this ID. With an unknown ID it counts as a guess. The
 // ID of a finalised event is no guess: a service that acts for many users behind one address learns from the answers what has ended. To
-// tell them apart takes a look-up in the database, which is as cheap as the one for an invalid access token.
+// tell them apart takes a look-up in the database. How many there are with the same ID is limited, too.
 func (a *API) actByID(req *http.Request, delayID, action string) error {
 	known, wait := a.timers.AllowDelayed(delayID)
+	if !known {
+		wait = a.ended.Wait(expiration.HashToken(delayID), time.Now())
+	}
 	if err := limited(wait); err != nil {
 		return err
 	}

@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 // The stable and unstable paths answer differently where the merged text of MSC4140 and today's clients disagree.
@@ -91,7 +90,7 @@ func TestTokensOfUnstableActions(t *testing.T) {
 // Actions with an access token count among the user's requests, those of an application service do not.
 func TestActionsOfAUserAreLimited(t *testing.T) {
 	for token, limited := range map[string]bool{"": false, "token": true, "service": false} {
-		a := New(Config{UserRequests: expiration.RateLimit{Threshold: 1, Cooloff: time.Hour}}, &config.ClientAPI{}, rooms{}, (&planner{}).timers(), limits.NewPlaces())
+		a := New(Config{UserRequests: expiration.RateLimit{Threshold: 1, Cooloff: time.Hour}}, &config.ClientAPI{}, rooms{}, (&planner{}).timers())
 		routers := httputil.NewRouters()
 		a.AddRoutes(routers.Client, dendrite{})
 		for n := range 2 {
@@ -135,4 +134,18 @@ func TestActionsAreLimited(t *testing.T) {
 		do(handler, "POST", unstablePath+"/delayed_events/guess/restart", "", false)
 	}
 	require.Equal(t, http.StatusNotFound, do(handler, "POST", unstablePath+"/delayed_events/"+delayID+"/restart", "", false).Code)
+}
+
+// Requests without an access token that have the same delay ID are limited, also if its event is finalised.
+func TestRequestsWithOneDelayIDAreLimited(t *testing.T) {
+	p := &planner{err: &expiration.FinalisedError{}}
+	a := New(Config{DelayIDs: expiration.RateLimit{Threshold: 1, Cooloff: time.Hour}}, &config.ClientAPI{}, rooms{}, p.timers())
+	routers := httputil.NewRouters()
+	a.AddRoutes(routers.Client, dendrite{})
+	cancel := func(id string) int {
+		return do(routers.Client, "POST", unstablePath+"/delayed_events/"+id+"/cancel", "", false).Code
+	}
+	require.Equal(t, http.StatusNotFound, cancel("one"))
+	require.Equal(t, http.StatusTooManyRequests, cancel("one"))
+	require.Equal(t, http.StatusNotFound, cancel("another"))
 }

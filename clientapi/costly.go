@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"errors"
 	"net/http"
 	"time"
 
@@ -9,17 +10,22 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
-// enter admits a request that costs the server more than the client. The request waits for one of its user's places, and is then refused
-// with a *rateError if it is above the limit. leave may be called more than once.
+// enter admits a request that costs the server more than the client, if it is within the limit of its user's requests. It waits for the
+// user's place. The body must have been read. leave may be called more than once. The error is a *rateError or the context's.
 func (a *API) enter(req *http.Request, device *userapi.Device, limit *limits.Limiter[string]) (leave func(), err error) {
-	if leave, err = a.places.Enter(req.Context(), device); err != nil {
-		return nil, err
-	}
 	if err = mayRequest(limit, device); err != nil {
-		leave()
 		return nil, err
 	}
-	return leave, nil
+	return a.place(req, device)
+}
+
+// place is enter for requests whose rate is not limited.
+func (a *API) place(req *http.Request, device *userapi.Device) (leave func(), err error) {
+	leave, err = a.places.Enter(req.Context(), device)
+	if errors.Is(err, limits.ErrCrowded) {
+		return nil, &rateError{retryAfter: time.Second}
+	}
+	return leave, err
 }
 
 // mayRequest counts a request of a user, and returns a *rateError if it is above the limit. Application services are exempt.

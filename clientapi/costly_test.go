@@ -16,12 +16,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 // All costly requests of a user share one limit. Requests of an application service do not count.
 func TestRequestsOfAUserAreLimited(t *testing.T) {
-	a := New(Config{MaxDelay: time.Hour, UserRequests: twice}, &config.ClientAPI{}, rooms{}, Timers{}, limits.NewPlaces())
+	a := New(Config{MaxDelay: time.Hour, UserRequests: twice}, &config.ClientAPI{}, rooms{}, Timers{})
 	alice, bob := &userapi.Device{UserID: "@alice:localhost"}, &userapi.Device{UserID: "@bob:localhost"}
 	service := &userapi.Device{UserID: "@alice:localhost", AccountType: userapi.AccountTypeAppService}
 	for _, device := range []*userapi.Device{alice, alice, bob, service} {
@@ -56,7 +55,7 @@ func (h *hanging) LockState(ctx context.Context, _ expiration.StateKey) (func(),
 // The sends of expiring events of a user run one after the other. One that hangs does not hold up the next one for ever.
 func TestSendsOfExpiringEventsTakePlaces(t *testing.T) {
 	h := &hanging{}
-	a := New(Config{MaxDuration: time.Hour}, &config.ClientAPI{}, rooms{}, Timers{Sender: h}, limits.NewPlaces()) // has an endless goroutine
+	a := New(Config{MaxDuration: time.Hour}, &config.ClientAPI{}, rooms{}, Timers{Sender: h}) // has an endless goroutine
 	synctest.Test(t, func(t *testing.T) {
 		alice, bob := &userapi.Device{UserID: "@alice:localhost"}, &userapi.Device{UserID: "@bob:localhost"}
 		service := &userapi.Device{UserID: "@alice:localhost", AccountType: userapi.AccountTypeAppService}
@@ -73,35 +72,59 @@ func TestSendsOfExpiringEventsTakePlaces(t *testing.T) {
 		send(ctx, alice, expiring)
 		send(t.Context(), alice, expiring)
 		require.EqualValues(t, 2, h.begun.Load(), "the second expiring one of the user waits")
+		send(t.Context(), alice, plain)
+		require.EqualValues(t, 3, h.begun.Load(), "a plain one does not")
 		send(t.Context(), bob, expiring)
-		require.EqualValues(t, 3, h.begun.Load(), "another user's does not")
+		require.EqualValues(t, 4, h.begun.Load(), "nor does another user's")
 		send(t.Context(), service, expiring)
-		require.EqualValues(t, 4, h.begun.Load(), "nor does an application service's")
+		require.EqualValues(t, 5, h.begun.Load(), "nor an application service's")
 		giveUp()
 		synctest.Wait()
-		require.EqualValues(t, 5, h.begun.Load(), "the first send is over")
+		require.EqualValues(t, 6, h.begun.Load(), "the first send is over")
 		send(t.Context(), alice, expiring)
-		require.EqualValues(t, 5, h.begun.Load())
+		require.EqualValues(t, 6, h.begun.Load())
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
-		require.EqualValues(t, 6, h.begun.Load(), "the second send hangs")
+		require.EqualValues(t, 7, h.begun.Load(), "the second send hangs")
 	})
 }
 
-// The requests of a user wait before their bodies are read.
-func TestWaitingRequestsKeepNoBodies(t *testing.T) {
-	a := New(Config{MaxDelay: time.Hour, MaxScheduled: 1}, &config.ClientAPI{}, rooms{}, Timers{}, limits.NewPlaces()) // has an endless goroutine
+// A request whose body does not arrive keeps no place, so it does not hold up the user's other requests.
+func TestSlowBodiesKeepNoPlace(t *testing.T) {
+	a := New(Config{MaxDelay: time.Hour, MaxScheduled: 1}, &config.ClientAPI{}, rooms{}, Timers{}) // has an endless goroutine
 	synctest.Test(t, func(t *testing.T) {
-		alice, read := &userapi.Device{UserID: "@alice:localhost"}, atomic.Int64{}
+		alice := &userapi.Device{UserID: "@alice:localhost"}
 		ctx, giveUp := context.WithCancel(t.Context())
 		defer giveUp()
-		for range 3 {
-			body := readerFunc(func([]byte) (int, error) { read.Add(1); <-ctx.Done(); return 0, ctx.Err() })
-			req := httptest.NewRequestWithContext(ctx, http.MethodPut, "/?org.matrix.msc4140.delay=1", body)
-			go a.send(req, alice, target{roomID: "!room:localhost", eventType: "m"})
+		for _, query := range []string{"?org.matrix.msc4140.delay=1", ""} {
+			body := readerFunc(func([]byte) (int, error) { <-ctx.Done(); return 0, ctx.Err() })
+			go a.send(httptest.NewRequest(http.MethodPut, "/"+query, body), alice, target{roomID: "!room:localhost", eventType: "m"})
 		}
 		synctest.Wait()
-		require.EqualValues(t, 1, read.Load())
+		began := time.Now()
+		leave, err := a.place(httptest.NewRequest(http.MethodPut, "/", nil), alice)
+		require.NoError(t, err)
+		require.Zero(t, time.Since(began))
+		leave()
+	})
+}
+
+// A user's requests that would wait behind fifteen others are refused. Restarts do not wait.
+func TestFewRequestsWait(t *testing.T) {
+	a := New(Config{}, &config.ClientAPI{}, rooms{}, (&planner{}).timers()) // has an endless goroutine
+	synctest.Test(t, func(t *testing.T) {
+		alice := &userapi.Device{UserID: "@alice:localhost"}
+		ctx, giveUp := context.WithCancel(t.Context())
+		defer giveUp()
+		req := httptest.NewRequestWithContext(ctx, http.MethodPost, "/", nil)
+		for range 16 {
+			go a.place(req, alice)
+		}
+		synctest.Wait()
+		res := a.act(req, stable, alice, "id", "send")
+		require.Equal(t, http.StatusTooManyRequests, res.Code)
+		require.Equal(t, "1", res.Headers["Retry-After"])
+		require.Equal(t, http.StatusNotFound, a.act(req, stable, alice, "id", "restart").Code)
 	})
 }
 

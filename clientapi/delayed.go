@@ -74,11 +74,6 @@ func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to targ
 
 // scheduleByField answers the dedicated endpoint, whose requests have delay, content and state key in their body.
 func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to target, f form) util.JSONResponse {
-	leave, err := a.places.Enter(req.Context(), device)
-	if err != nil {
-		return errorResponse(req, err)
-	}
-	defer leave()
 	body, err := readBody(req.Body)
 	if err != nil {
 		return errorResponse(req, err)
@@ -117,9 +112,11 @@ func (a *API) schedule(
 	if err := checkNames(to); err != nil {
 		return errorResponse(req, err)
 	}
-	if err := mayRequest(a.users, device); err != nil {
+	leave, err := a.enter(req, device, a.users)
+	if err != nil {
 		return errorResponse(req, err)
 	}
+	defer leave()
 	var request *expiration.Request
 	if to.txnID != nil {
 		to.delayed = true

@@ -18,7 +18,6 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 const (
@@ -157,7 +156,7 @@ func newPlanned(p *planner, maxScheduled int) http.Handler {
 	a := New(Config{
 		MaxDuration: time.Hour, MaxDelay: 24 * time.Hour, MaxScheduled: maxScheduled, MaxScheduledOfService: 7,
 		UnknownTokens: twice,
-	}, &config.ClientAPI{}, rooms{}, p.timers(), limits.NewPlaces())
+	}, &config.ClientAPI{}, rooms{}, p.timers())
 	routers := httputil.NewRouters()
 	a.AddRoutes(routers.Client, dendrite{})
 	return routers.Client

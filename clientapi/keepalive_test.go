@@ -21,7 +21,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
 // atOnce is a fake Keeper that knows one token. It calls do for every action.
@@ -37,7 +36,7 @@ const knownToken = "k0QmcyYpC3XbGkEvTqPIxvCZ5Vd1m2VZJxXkq2y7S_A"
 
 // newEndpoint returns the endpoint in two forms: as Dendrite's routers serve it, and behind KeepAlivesFirst.
 func newEndpoint(do func() error) (a *API, routed, first http.Handler) {
-	a = New(Config{}, &config.ClientAPI{}, nil, Timers{Keeper: atOnce{do: do}}, limits.NewPlaces())
+	a = New(Config{}, &config.ClientAPI{}, nil, Timers{Keeper: atOnce{do: do}})
 	routers := httputil.NewRouters()
 	a.AddRoutes(routers.Client, nil)
 	return a, routers.Client, a.KeepAlivesFirst(routers.Client)

@@ -40,6 +40,8 @@ type Timers struct {
 type Config struct {
 	// MaxDuration is the longest duration that a client may ask for, in whole seconds.
 	MaxDuration time.Duration
+	// DelayIDs limits the requests without an access token that have the same delay ID. The engine counts those whose event is scheduled.
+	DelayIDs expiration.RateLimit
 	// UnknownTokens limits the requests with unknown tokens and delay IDs from one address. RealIPHeader is the header in which a trusted
 	// reverse proxy names that address, or "" if there is none.
 	UnknownTokens expiration.RateLimit
@@ -71,21 +73,23 @@ type API struct {
 	timers       Timers
 	transactions *transactions.Cache
 	guesses      *guesses
-	users        *limits.Limiter[string] // by user ID; requests that schedule or look up
-	actors       *limits.Limiter[string] // by user ID; see act
-	places       *limits.Places
+	users        *limits.Limiter[string]               // by user ID; requests that schedule or look up
+	ended        *limits.Limiter[expiration.TokenHash] // by delay ID; requests whose event is not scheduled
+	actors       *limits.Limiter[string]               // by user ID; see act
+	places       *limits.Places                        // for sends of expiring and delayed events, and for requests that schedule or look up
 	metrics      *metrics
 }
 
-// New returns the routes. They take places for requests that cost the server more than the client.
-func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Timers, places *limits.Places) *API {
+// New returns the routes.
+func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, timers Timers) *API {
 	return &API{
 		cfg: cfg, dendrite: dendrite, rsAPI: rsAPI, timers: timers,
 		transactions: transactions.New(),
 		guesses:      newGuesses(cfg.UnknownTokens, cfg.RealIPHeader),
 		users:        limits.New[string](cfg.UserRequests),
+		ended:        limits.New[expiration.TokenHash](cfg.DelayIDs),
 		actors:       limits.New[string](cfg.UserRequests),
-		places:       places,
+		places:       limits.NewPlaces(),
 		metrics:      newMetrics(),
 	}
 }

@@ -61,11 +61,6 @@ type sentExpiringEvent struct {
 // send sends an event, expiring or not, or schedules it if the query has a delay. State is sent under the lock of its state key, so that no
 // closing event is built meanwhile. The lock is taken after the whole request has arrived, so that a slow client does not hold it.
 func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JSONResponse {
-	leave, err := a.places.Enter(req.Context(), device)
-	if err != nil {
-		return errorResponse(req, err)
-	}
-	defer leave()
 	if isDelayed(req) {
 		return a.scheduleByQuery(req, device, to)
 	}
@@ -75,13 +70,14 @@ func (a *API) send(req *http.Request, device *userapi.Device, to target) util.JS
 		err = checkContent(body)
 	}
 	if err == nil && readErr == nil && duration > 0 {
-		err = a.checkExpiring(req.Context(), device, to, content)
+		var leave func()
+		if leave, err = a.place(req, device); err == nil {
+			defer leave()
+			err = a.checkExpiring(req.Context(), device, to, content)
+		}
 	}
 	if err != nil && readErr == nil {
 		return errorResponse(req, err)
-	}
-	if duration == 0 {
-		leave() // plain sends run as they do in stock Dendrite
 	}
 	if to.stateKey != nil {
 		unlock, err := a.timers.LockState(req.Context(), a.stateKey(req.Context(), to))

@@ -116,6 +116,7 @@ func (c *Config) Components() (expiration.Config, clientapi.Config) {
 		clientapi.Config{
 			MaxDuration: time.Duration(c.MaxDuration), MaxDelay: time.Duration(c.DelayedEvents.MaxDelay),
 			MaxScheduled: c.DelayedEvents.MaxScheduledPerUser, MaxScheduledOfService: c.DelayedEvents.MaxScheduledPerServiceUser,
+			DelayIDs:      limit(c.RateLimiting.Token),
 			UnknownTokens: limit(c.RateLimiting.UnknownToken), RealIPHeader: c.RateLimiting.RealIPHeader,
 			UserRequests: limit(c.RateLimiting.User),
 		}

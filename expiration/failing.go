@@ -76,7 +76,9 @@ func (t *Timers) countUnsendable(tm *index.Timer, row Timer, o Outcome, err erro
 // NotTakenError says that the roomserver got an event that was claimed earlier, and returned an error that may pass.
 type NotTakenError struct{ Cause error }
 
-func (e *NotTakenError) Error() string { return "the roomserver did not take the event: " + e.Cause.Error() }
+func (e *NotTakenError) Error() string {
+	return "the roomserver did not take the event: " + e.Cause.Error()
+}
 
 func (e *NotTakenError) Unwrap() error { return e.Cause }
 

@@ -4,11 +4,14 @@ package keylock
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
 
 // Locks is a set of locks, one per key.
 type Locks[K comparable] struct {
+	most int // how many callers may hold or wait for one lock; 0 is any number
+
 	mu    sync.Mutex // guards the fields below, and the users of each lock; a leaf
 	locks map[K]*lock
 }
@@ -18,12 +21,21 @@ type lock struct {
 	held  chan struct{} // has capacity 1; full while the lock is held
 }
 
-// New returns locks, of which none is held.
-func New[K comparable]() *Locks[K] { return &Locks[K]{locks: map[K]*lock{}} }
+// ErrCrowded: as many callers as allowed hold the lock or wait for it.
+var ErrCrowded = errors.New("too many callers wait for the lock")
 
-// Lock waits for the lock of key, and returns the function that gives it back. The error is the context's.
+// New returns locks for which any number of callers may wait.
+func New[K comparable]() *Locks[K] { return Bounded[K](0) }
+
+// Bounded returns locks. At the same time, each of them may be held or waited for by as many callers as most says.
+func Bounded[K comparable](most int) *Locks[K] { return &Locks[K]{most: most, locks: map[K]*lock{}} }
+
+// Lock waits for the lock of key, and returns the function that gives it back. The error is ErrCrowded or the context's.
 func (l *Locks[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
 	own := l.join(key)
+	if own == nil {
+		return nil, ErrCrowded
+	}
 	select {
 	case own.held <- struct{}{}:
 		return func() { <-own.held; l.leave(key, own) }, nil
@@ -33,13 +45,17 @@ func (l *Locks[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
 	}
 }
 
+// join returns nil if the lock is crowded.
 func (l *Locks[K]) join(key K) *lock {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	own := l.locks[key]
-	if own == nil {
+	switch {
+	case own == nil:
 		own = &lock{held: make(chan struct{}, 1)}
 		l.locks[key] = own
+	case own.users == l.most: // never with most = 0, because a lock in use has users
+		return nil
 	}
 	own.users++
 	return own

@@ -9,10 +9,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// One caller holds a lock at a time. Waiting ends with the context, and does not concern other keys. Unused locks are removed.
+// One caller holds a lock at a time. Waiting ends with the context, and does not concern other keys. Bounds hold, and unused locks are
+// removed.
 func TestLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := New[string]()
+		l := Bounded[string](2)
 		lock := func(key string, patience time.Duration) (func(), error) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
@@ -27,6 +28,8 @@ func TestLocks(t *testing.T) {
 		other()
 		go func() {
 			time.Sleep(time.Second)
+			_, err := lock("a", time.Minute)
+			require.ErrorIs(t, err, ErrCrowded)
 			first()
 		}()
 		began := time.Now()

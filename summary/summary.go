@@ -3,6 +3,7 @@ package summary
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -67,10 +68,10 @@ const (
 	notFoundStep = 50 * time.Millisecond
 )
 
-// New returns the routes, which AddRoutes registers. The requests of users take places.
-func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI, places *limits.Places) *Summaries {
+// New returns the routes, which AddRoutes registers.
+func New(cfg Config, dendrite *config.ClientAPI, rsAPI RoomserverAPI) *Summaries {
 	return &Summaries{
-		dendrite: dendrite, rsAPI: rsAPI, cfg: cfg, places: places,
+		dendrite: dendrite, rsAPI: rsAPI, cfg: cfg, places: limits.NewPlaces(),
 		users: limits.New[string](cfg.Limit), addresses: limits.New[netip.Prefix](cfg.Limit),
 	}
 }
@@ -125,6 +126,10 @@ func (s *Summaries) answer(req *http.Request, userAPI userapi.QueryAcccessTokenA
 			return nil, failed
 		}
 		leave, err := s.places.Enter(req.Context(), device)
+		if errors.Is(err, limits.ErrCrowded) {
+			crowded := limits.Exceeded("Too many requests", time.Second)
+			return nil, &crowded
+		}
 		if err != nil {
 			return nil, &util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.InternalServerError{}} // the client hung up
 		}

@@ -75,7 +75,7 @@ func newRoutes(rsAPI RoomserverAPI, limit limits.Rate) http.Handler {
 	routers := httputil.NewRouters()
 	dendrite := &config.ClientAPI{Matrix: &config.Global{}}
 	dendrite.Matrix.ServerName = "localhost"
-	New(Config{Limit: limit, RealIPHeader: "X-Real-IP"}, dendrite, rsAPI, limits.NewPlaces()).AddRoutes(routers.Client, logins{})
+	New(Config{Limit: limit, RealIPHeader: "X-Real-IP"}, dendrite, rsAPI).AddRoutes(routers.Client, logins{})
 	return routers.Client
 }
 
