@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -32,6 +33,8 @@ func (dendrite) QueryAccessToken(_ context.Context, req *userapi.QueryAccessToke
 	case "service":
 		userID := cmp.Or(req.AppServiceUserID, "@alice:localhost")
 		res.Device = &userapi.Device{UserID: userID, AccountType: userapi.AccountTypeAppService}
+	case "away":
+		return errors.New("the database is away")
 	}
 	return nil
 }

@@ -37,6 +37,9 @@ func (a *API) authenticated(
 	return untraced(name, func(req *http.Request) util.JSONResponse {
 		device, refused := auth.VerifyUserFromRequest(req, userAPI)
 		if refused != nil {
+			if refused.Code == http.StatusInternalServerError { // Dendrite's own answer has no errcode
+				refused.JSON = spec.Unknown("Internal server error")
+			}
 			return *refused
 		}
 		if _, err := url.ParseQuery(req.URL.RawQuery); err != nil {

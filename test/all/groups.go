@@ -69,7 +69,7 @@ var groups = []group{
 		tests("-run=^(TestManyReplacedAtExpiry|TestManyEndWhileTheSenderLeaves)$", integration),
 	}},
 	{name: "abuse", what: "what strangers do to the open endpoint, what times give away, and the same answers as stock Dendrite", steps: []step{
-		tests("-run=^(TestAbuse|TestDelayedAbuse|TestKeepAlivesThatHangUp|TestRealIPHeader|TestSameAsStock|TestSummaryTiming)$", integration),
+		tests("-run=^(TestAbuse|TestDelayedAbuse|TestKeepAlivesThatHangUp|TestRealIPHeader|TestSameAsStock|TestSlowBodiesOfDelayedEvents|TestSummaryTiming)$", integration),
 	}},
 	{name: "patches", what: "the component in a Dendrite source tree", steps: []step{{do: runPatches}, {do: runLines}}},
 	{name: "clients", what: "matrix-js-sdk and mautrix-go, as they are published (Node.js 18, npm)", steps: []step{tests("-race", "./test/clients")}},

@@ -253,6 +253,7 @@ func testPurged(t *testing.T, s *server) {
 	admin := &user{client, s}
 	roomID := s.room(t, admin)
 	message, state := admin.sendMessage(t, roomID, 600), admin.sendState(t, roomID, "x", 600, nil)
+	delayed := admin.delayMessage(t, roomID, time.Hour, "delayed")
 	admin.must(t, http.MethodPost, "/_dendrite/admin/purgeRoom/"+url.PathEscape(roomID), nil)
 	for _, sent := range []sent{message, state} {
 		eventually(t, "the token is refused", func() bool {
@@ -260,6 +261,7 @@ func testPurged(t *testing.T, s *server) {
 			return code == http.StatusNotFound
 		})
 	}
+	require.Equal(t, "M_NOT_FOUND", admin.finalised(t, delayed).Get("error.errcode").Str)
 }
 
 // These room versions differ from the default. In the oldest, event IDs have another form. In the one with pseudo IDs, an event's sender

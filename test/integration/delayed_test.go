@@ -36,6 +36,8 @@ func TestDelayedEvents(t *testing.T) {
 		for name, test := range map[string]func(t *testing.T, alice, bob *user, roomID string){
 			"Forms":              testDelayedForms,
 			"BadRequests":        testDelayedBadRequests,
+			"BadDedicated":       testDedicatedBadRequests,
+			"BadActions":         testBadActions,
 			"Repeated":           testDelayedRepeated,
 			"Managing":           testManaging,
 			"Finalised":          testFinalised,
@@ -167,11 +169,10 @@ func testDelayedForms(t *testing.T, alice, _ *user, roomID string) {
 	}
 }
 
-func testDelayedBadRequests(t *testing.T, alice, bob *user, roomID string) {
+func testDelayedBadRequests(t *testing.T, alice, _ *user, roomID string) {
 	const day = 24 * 60 * 60 * 1000
 	query := homeserver.StatePath(roomID, memberType, "bad") + delayParameter
-	dedicated := "/_matrix/client/v3/rooms/" + url.PathEscape(roomID) + "/delayed_event/" + memberType + "/bad"
-	stranger := alice.s.newUser(t)
+	stranger, nobody := alice.s.newUser(t), &user{alice.s.Anonymous(), alice.s}
 	for name, test := range map[string]struct {
 		u          *user
 		path       string
@@ -180,49 +181,34 @@ func testDelayedBadRequests(t *testing.T, alice, bob *user, roomID string) {
 		errcode    string
 		additional string
 	}{
-		"no delay":            {alice, query, JSON{}, 400, "M_INVALID_PARAM", ""},
-		"zero":                {alice, query + "0", JSON{}, 400, "M_INVALID_PARAM", ""},
-		"negative":            {alice, query + "-1", JSON{}, 400, "M_INVALID_PARAM", ""},
-		"no integer":          {alice, query + "1.5", JSON{}, 400, "M_INVALID_PARAM", ""},
-		"beyond all numbers":  {alice, query + "99999999999999999999", JSON{}, 400, "M_UNKNOWN", "M_MAX_DELAY_EXCEEDED"},
-		"too long":            {alice, query + strconv.Itoa(day+1), JSON{}, 400, "M_UNKNOWN", "M_MAX_DELAY_EXCEEDED"},
-		"not JSON":            {alice, query + "1000", []byte("{"), 400, "M_NOT_JSON", ""},
-		"no object":           {alice, query + "1000", []byte("[]"), 400, "M_BAD_JSON", ""},
-		"too large":           {alice, query + "1000", JSON{"x": strings.Repeat("x", 70_000)}, 413, "M_TOO_LARGE", ""},
-		"without end":         {alice, query + "1000", JSON{"x": strings.Repeat("x", 300_000)}, 413, "M_TOO_LARGE", ""},
-		"bad life time":       {alice, query + "1000", JSON{"m.will_expire": -1}, 400, "M_INVALID_PARAM", ""},
-		"not joined":          {stranger, query + "1000", JSON{}, 403, "M_FORBIDDEN", ""},
-		"malformed":           {alice, query + "%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
-		"malformed, escaped":  {alice, strings.Replace(query, "org.", "org%2E", 1) + "%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
-		"malformed sticky":    {alice, query + "1000&sticky%5Fduration_ms=%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
-		"field: other case":   {alice, dedicated, JSON{"Delay_MS": 1000, "content": JSON{}}, 400, "M_MISSING_PARAM", ""},
-		"field: no delay":     {alice, dedicated, JSON{"content": JSON{}}, 400, "M_MISSING_PARAM", ""},
-		"field: zero":         {alice, dedicated, JSON{"content": JSON{}, "delay_ms": 0}, 400, "M_INVALID_PARAM", ""},
-		"field: text":         {alice, dedicated, JSON{"content": JSON{}, "delay_ms": "1000"}, 400, "M_INVALID_PARAM", ""},
-		"field: too long":     {alice, dedicated, JSON{"content": JSON{}, "delay_ms": day + 1}, 400, "M_DELAY_TOO_LARGE", ""},
-		"field: no power":     {bob, strings.Replace(dedicated, memberType, "m.room.name", 1), JSON{"delay_ms": 1000, "content": JSON{}, "state_key": ""}, 403, "M_FORBIDDEN", ""},
-		"field: sticky":       {alice, dedicated + "?org.matrix.msc4354.sticky_duration_ms=1000", JSON{"delay_ms": 1000, "content": JSON{}}, 400, "M_INVALID_PARAM", ""},
-		"field: no content":   {alice, dedicated, JSON{"delay_ms": 1000}, 400, "M_MISSING_PARAM", ""},
-		"field: content text": {alice, dedicated, JSON{"delay_ms": 1000, "content": "x"}, 400, "M_BAD_JSON", ""},
-		"field: bad key":      {alice, dedicated, JSON{"delay_ms": 1000, "content": JSON{}, "state_key": 1}, 400, "M_BAD_JSON", ""},
-		"field: not joined":   {stranger, dedicated, JSON{"delay_ms": 1000, "content": JSON{}}, 403, "M_FORBIDDEN", ""},
+		"no token":           {nobody, query + "1000", JSON{}, 401, "M_MISSING_TOKEN", ""},
+		"no delay":           {alice, query, JSON{}, 400, "M_INVALID_PARAM", ""},
+		"two delays":         {alice, query + "1000&" + delayParameter[1:] + "1000", JSON{}, 400, "M_INVALID_PARAM", ""},
+		"zero":               {alice, query + "0", JSON{}, 400, "M_INVALID_PARAM", ""},
+		"negative":           {alice, query + "-1", JSON{}, 400, "M_INVALID_PARAM", ""},
+		"no integer":         {alice, query + "1.5", JSON{}, 400, "M_INVALID_PARAM", ""},
+		"beyond all numbers": {alice, query + "99999999999999999999", JSON{}, 400, "M_UNKNOWN", "M_MAX_DELAY_EXCEEDED"},
+		"too long":           {alice, query + strconv.Itoa(day+1), JSON{}, 400, "M_UNKNOWN", "M_MAX_DELAY_EXCEEDED"},
+		"no body":            {alice, query + "1000", nil, 400, "M_NOT_JSON", ""},
+		"not JSON":           {alice, query + "1000", []byte("{"), 400, "M_NOT_JSON", ""},
+		"no object":          {alice, query + "1000", []byte("[]"), 400, "M_BAD_JSON", ""},
+		"too large":          {alice, query + "1000", JSON{"x": strings.Repeat("x", 70_000)}, 413, "M_TOO_LARGE", ""},
+		"without end":        {alice, query + "1000", JSON{"x": strings.Repeat("x", 300_000)}, 413, "M_TOO_LARGE", ""},
+		"bad life time":      {alice, query + "1000", JSON{"m.will_expire": -1}, 400, "M_INVALID_PARAM", ""},
+		"not joined":         {stranger, query + "1000", JSON{}, 403, "M_FORBIDDEN", ""},
+		"malformed":          {alice, query + "%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
+		"malformed, escaped": {alice, strings.Replace(query, "org.", "org%2E", 1) + "%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
+		"malformed sticky":   {alice, query + "1000&sticky%5Fduration_ms=%zz", JSON{}, 400, "M_INVALID_PARAM", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			res := test.u.do(t, http.MethodPut, test.path, test.body)
-			require.Equal(t, test.code, res.Code, res)
-			require.Equal(t, test.errcode, res.Get("errcode").Str, res)
-			require.NotEmpty(t, res.Get("error").Str)
+			requireError(t, res, test.code, test.errcode)
 			require.Equal(t, test.additional, res.Get(`org\.matrix\.msc4140\.errcode`).Str)
-			if strings.HasPrefix(test.errcode, "ORG.") || test.additional != "" {
+			if test.additional != "" {
 				require.EqualValues(t, day, res.Get(`org\.matrix\.msc4140\.max_delay`).Int())
 			}
 		})
 	}
-	unstable := strings.Replace(dedicated, "v3", "unstable/org.matrix.msc4140", 1)
-	res := alice.do(t, http.MethodPut, unstable, JSON{"content": JSON{}, "delay_ms": day + 1})
-	require.Equal(t, http.StatusBadRequest, res.Code, res)
-	require.Equal(t, "ORG.MATRIX.MSC4140_DELAY_TOO_LARGE", res.Get("errcode").Str)
-	require.EqualValues(t, day, res.Get(`org\.matrix\.msc4140\.max_delay`).Int())
 	require.Empty(t, alice.scheduled(t), "nothing came of any of them")
 	alice.acted(t, unstableDelayed, alice.delayState(t, roomID, "bad", 24*time.Hour, JSON{}), "cancel") // the longest delay that is allowed
 }
@@ -247,26 +233,37 @@ func testDelayedRepeated(t *testing.T, alice, bob *user, roomID string) {
 
 func TestDelayedLimits(t *testing.T) {
 	t.Parallel()
-	onEachDatabase(t, delayedLimits(JSON{
-		"max_scheduled_per_user": 2, "max_delay": "1h", "max_finalised_per_user": 3, "keep_finalised": "1h",
-	}), func(t *testing.T, s *server) {
+	limits := delayedLimits(JSON{"max_scheduled_per_user": 2, "max_delay": "1h", "max_finalised_per_user": 3, "keep_finalised": "1h"})
+	limits["max_running_per_user"] = 1
+	onEachDatabase(t, limits, func(t *testing.T, s *server) {
 		alice, bob := s.newUser(t), s.newUser(t)
 		roomID := s.room(t, alice, bob)
 		short := alice.delayMessage(t, roomID, time.Minute, "short")
 		alice.delayMessage(t, roomID, time.Hour, "long")
 		alice.sendMessage(t, roomID, 600) // running events do not count as scheduled
-		res := alice.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"1000", JSON{})
-		require.Equal(t, http.StatusTooManyRequests, res.Code, res)
-		require.Equal(t, "M_LIMIT_EXCEEDED", res.Get("errcode").Str)
-		after, err := strconv.Atoi(res.Header.Get("Retry-After"))
-		require.NoError(t, err)
-		require.InDelta(t, 45, after, 16.5, "until the next one is sent")
-		require.InDelta(t, 1000*after, res.Get("retry_after_ms").Int(), 1000)
+		for form, r := range schedulings(roomID, time.Second) {
+			res := alice.try(t, r)
+			requireLimited(t, res, form)
+			require.InDelta(t, 45_000, res.Get("retry_after_ms").Int(), 15_500, "until the next one is sent")
+		}
 		bob.delayMessage(t, roomID, time.Minute, "bob's")
 		alice.acted(t, unstableDelayed, short, "cancel")
+
+		// An event that expires once it is sent is refused then, because its sender has too many running.
+		expiring := func(delay time.Duration) string {
+			path := homeserver.SendPath(roomID, "m.room.message") + delayParameter + ms(delay)
+			return delayID(t, alice.must(t, http.MethodPut, path, JSON{"m.will_expire": 60}))
+		}
+		require.Equal(t, "M_LIMIT_EXCEEDED", alice.finalised(t, expiring(time.Millisecond)).Get("error.errcode").Str)
+		id := expiring(time.Hour)
+		for what, r := range actions(id, "send") {
+			requireLimited(t, alice.try(t, r), what)
+		}
+		require.Contains(t, alice.scheduled(t), id, "it stays scheduled")
+		alice.acted(t, unstableDelayed, id, "cancel")
 		alice.delayMessage(t, roomID, time.Minute, "another")
 
-		res = alice.do(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "x")+delayParameter+"3600001", JSON{})
+		res := alice.do(t, http.MethodPut, homeserver.StatePath(roomID, memberType, "x")+delayParameter+"3600001", JSON{})
 		require.EqualValues(t, 3600000, res.Get(`org\.matrix\.msc4140\.max_delay`).Int(), res)
 
 		// A user who schedules and cancels repeatedly leaves only as many finalised events as may be kept.
@@ -301,33 +298,25 @@ func TestDelayedRates(t *testing.T) {
 		follower.await(t, "another user's", withBody("bob's"))
 		final := alice.delayed(t, last).Get("finalised") // because bob's was due later
 		require.Equal(t, "M_LIMIT_EXCEEDED", final.Get("error.errcode").Str, final)
-		for _, res := range []homeserver.Response{
-			alice.do(t, http.MethodGet, stableDelayed+"/"+last, nil), alice.do(t, http.MethodGet, unstableDelayed, nil),
-			alice.do(t, http.MethodPut, homeserver.SendPath(roomID, "m.room.message")+delayParameter+"1000", JSON{}),
-			alice.actDelayed(t, stableDelayed, last, "send"),
-		} {
-			for range 6 { // the look-ups above have used a part of the allowance
-				if res.Code != http.StatusTooManyRequests {
-					res = alice.do(t, http.MethodGet, stableDelayed+"/"+last, nil)
+		// Scheduling and looking up share one allowance, and actions with an access token have another.
+		exhaust := func(r clientRequest) {
+			eventually(t, "the limit is reached", func() bool { return alice.try(t, r).Code == http.StatusTooManyRequests })
+		}
+		exhaust(lookups(last)["list"])
+		for _, requests := range []map[string]clientRequest{lookups(last), schedulings(roomID, time.Second)} {
+			for what, r := range requests {
+				requireLimited(t, alice.try(t, r), what)
+			}
+		}
+		exhaust(actions(last, "cancel")["cancel stable"])
+		for _, action := range []string{"restart", "send", "cancel"} {
+			for what, r := range actions(last, action) {
+				if !r.anonymous {
+					requireLimited(t, alice.try(t, r), what)
 				}
 			}
-			require.Equal(t, http.StatusTooManyRequests, res.Code, res)
-			require.Equal(t, "M_LIMIT_EXCEEDED", res.Get("errcode").Str)
-			require.NotEmpty(t, res.Header.Get("Retry-After"))
-			require.Positive(t, res.Get("retry_after_ms").Int())
 		}
 	})
-}
-
-func TestDelayedEventsSwitchedOff(t *testing.T) {
-	t.Parallel()
-	s := start(t, homeserver.Config{Expiration: delayedLimits(JSON{"max_scheduled_per_user": 0})})
-	alice := s.newUser(t)
-	res := alice.do(t, http.MethodPut, homeserver.SendPath(s.room(t, alice), "m.room.message")+delayParameter+"1000", JSON{})
-	require.Equal(t, http.StatusForbidden, res.Code, res)
-	require.Equal(t, "M_FORBIDDEN", res.Get("errcode").Str)
-	features := alice.must(t, http.MethodGet, "/_matrix/client/versions", nil).Get("unstable_features")
-	require.False(t, features.Get(`org\.matrix\.msc4140`).Exists(), "clients are told")
 }
 
 // Scheduled events survive the process. Events that were due while it was down are sent in the order of their deadlines.

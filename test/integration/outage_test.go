@@ -265,6 +265,7 @@ func TestDatabaseOutage(t *testing.T) {
 		return res
 	}
 	require.Equal(t, http.StatusOK, health().Code)
+	due, kept := alice.delayMessage(t, roomID, 3*time.Second, "due"), alice.delayMessage(t, roomID, time.Hour, "kept")
 	expiring, held := alice.sendState(t, roomID, "expiring", 3, nil), alice.sendState(t, roomID, "held", 600, nil)
 	// Dendrite's own consumers panic if the database fails while they write, so the test waits for them.
 	alice.event(t, roomID, held.eventID)
@@ -277,6 +278,8 @@ func TestDatabaseOutage(t *testing.T) {
 		code, _ := s.keepAlive(t, method, held.token)
 		require.GreaterOrEqual(t, code, 500, "a false promise")
 	}
+	f := &faulty{user: alice}
+	f.fails(t, actions(kept, "restart"), actions(kept, "send"), actions(kept, "cancel"), lookups(kept), schedulings(roomID, time.Millisecond))
 	<-time.After(4 * time.Second) // the deadline passes during the outage
 	require.NoError(t, cluster.Resume(t.Context()))
 
@@ -286,4 +289,6 @@ func TestDatabaseOutage(t *testing.T) {
 	require.Len(t, alice.closings(t, roomID, expiring.eventID), 1)
 	code, errcode := s.keepAlive(t, "end", held.token)
 	require.Equal(t, http.StatusOK, code, errcode)
+	require.NotEmpty(t, alice.finalised(t, due).Get("event_id").Str)
+	require.Equal(t, []string{kept}, alice.scheduled(t))
 }

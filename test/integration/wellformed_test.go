@@ -2,13 +2,16 @@ package integration
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -21,6 +24,36 @@ import (
 // deep returns a JSON object with the given depth.
 func deep(levels int) []byte {
 	return []byte(strings.Repeat(`{"a":`, levels-1) + `{}` + strings.Repeat(`}`, levels-1))
+}
+
+// thatExpires returns a body of a send with m.will_expire.
+func thatExpires(body any) any {
+	if data, ok := body.([]byte); ok {
+		return []byte(`{"m.will_expire":30,` + string(data[1:]))
+	}
+	content := maps.Clone(body.(JSON))
+	content["m.will_expire"] = 30
+	return content
+}
+
+// inDedicatedForm turns a send into a request of the dedicated form. The path is "" if the body cannot have the state key.
+func inDedicatedForm(rooms, path string, body any) (string, any) {
+	content, ok := body.([]byte)
+	if !ok {
+		content, _ = json.Marshal(body) // never fails
+	}
+	path = strings.Replace(path, stableRooms, rooms, 1)
+	room, state, isState := strings.Cut(path, "/state/")
+	if !isState {
+		return strings.Replace(path, "/send/", "/delayed_event/", 1), fmt.Appendf(nil, `{"delay_ms":3600000,"content":%s}`, content)
+	}
+	eventType, key, _ := strings.Cut(state, "/")
+	key, err := url.PathUnescape(key)
+	if err != nil || !utf8.ValidString(key) || len(key) > 100_000 {
+		return "", nil
+	}
+	quoted, _ := json.Marshal(key) // never fails
+	return room + "/delayed_event/" + eventType + "/txn", fmt.Appendf(nil, `{"delay_ms":3600000,"content":%s,"state_key":%s}`, content, quoted)
 }
 
 func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
@@ -74,20 +107,28 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 			"pseudo name 5":   {pseudo + "/state/m.room.member/" + alice.UserID, JSON{"membership": "join", "displayname": 5}, 400, "M_BAD_JSON"},
 			"pseudo mapping":  {pseudo + "/state/m.room.member/" + alice.UserID, JSON{"membership": "join", "mxid_mapping": JSON{}}, 400, "M_BAD_JSON"},
 			"pseudo invite":   {pseudo + "/state/m.room.member/@bob:localhost", JSON{"membership": "invite"}, 403, "M_FORBIDDEN"},
+			"levels 2":        {room + "/state/m.room.power_levels/", JSON{"users": JSON{"bob": 1}}, 403, "M_FORBIDDEN"},
+			"alias of nobody": {room + "/state/m.room.canonical_alias/", JSON{"alias": "nobody"}, 400, "M_INVALID_PARAM"},
+			"aliases":         {room + "/state/m.room.aliases/elsewhere", JSON{"aliases": []string{}}, 403, "M_FORBIDDEN"},
+			"tombstone":       {room + "/state/m.room.tombstone/", JSON{"replacement_room": rooms["10"]}, 400, "M_INVALID_PARAM"},
+			"key of bob":      {room + "/state/m/@bob:localhost", JSON{}, 403, "M_FORBIDDEN"},
+			"redaction":       {room + "/send/m.room.redaction/txn4", JSON{"redacts": "$x"}, 403, "M_FORBIDDEN"},
+			"too large":       {room + "/state/m/key", JSON{"x": strings.Repeat("x", 65_400)}, 413, "M_BAD_JSON"},
+			"join of bob":     {room + "/state/m.room.member/@bob:localhost", JSON{"membership": "join"}, 403, "M_FORBIDDEN"},
+			"no token":        {room + "/state/m.room.member/@bob:localhost", JSON{"membership": "invite", "third_party_invite": JSON{}}, 400, "M_BAD_JSON"},
 			"pseudo bad key":  {pseudo + "/state/m/@bob", JSON{}, 400, "M_BAD_JSON"},
 		} {
-			for _, expiring := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s, expiring %v", name, expiring), func(t *testing.T) {
-					path, body := test.path+delayParameter+"3600000", test.body
-					if expiring {
-						path = test.path
-						switch b := test.body.(type) {
-						case JSON:
-							b["m.will_expire"] = 30
-						case []byte:
-							body = []byte(`{"m.will_expire":30,` + string(b[1:]))
-						}
-					}
+			for how, written := range map[string]func(path string, body any) (string, any){
+				"delayed":            func(path string, body any) (string, any) { return path + delayParameter + "3600000", body },
+				"dedicated":          func(path string, body any) (string, any) { return inDedicatedForm(stableRooms, path, body) },
+				"dedicated unstable": func(path string, body any) (string, any) { return inDedicatedForm(unstableRooms, path, body) },
+				"expiring":           func(path string, body any) (string, any) { return path, thatExpires(body) },
+			} {
+				path, body := written(test.path, test.body)
+				if path == "" {
+					continue
+				}
+				t.Run(name+", "+how, func(t *testing.T) {
 					res := alice.do(t, http.MethodPut, path, body)
 					require.Equal(t, test.code, res.Code, res)
 					require.Equal(t, test.errcode, res.Get("errcode").Str, res)
