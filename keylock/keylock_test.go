@@ -2,6 +2,7 @@ package keylock
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,7 +14,7 @@ import (
 // removed.
 func TestLocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := Bounded[string](2)
+		l := WithPlaces[string](1, 2)
 		lock := func(key string, patience time.Duration) (func(), error) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
@@ -60,6 +61,29 @@ func TestManyWait(t *testing.T) {
 		unlock()
 		synctest.Wait()
 		require.Equal(t, 1000, got)
+		require.Zero(t, l.Len())
+	})
+}
+
+// As many callers hold a lock as it has places.
+func TestPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, got := WithPlaces[int](2, 0), atomic.Int64{}
+		for range 5 {
+			go func() {
+				unlock, err := l.Lock(t.Context(), 0)
+				require.NoError(t, err)
+				got.Add(1)
+				time.Sleep(time.Second)
+				unlock()
+			}()
+		}
+		for _, want := range []int64{2, 4, 5} {
+			synctest.Wait()
+			require.Equal(t, want, got.Load())
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
 		require.Zero(t, l.Len())
 	})
 }
