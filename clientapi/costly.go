@@ -10,13 +10,18 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
 )
 
-// enter admits a request that costs the server more than the client, if it is within the limit of its user's requests. It waits for one
-// of the user's places. The body must have been read. leave may be called more than once. The error is a *rateError or the context's.
+// enter admits a request that costs the server more than the client. It waits for one of the user's places, and is then refused if it is
+// above the limit: refused at once, a hostile client would ask again at once. The body must have been read. leave may be called more than
+// once. The error is a *rateError or the context's.
 func (a *API) enter(req *http.Request, device *userapi.Device, limit *limits.Limiter[string]) (leave func(), err error) {
-	if err = mayRequest(limit, device); err != nil {
+	if leave, err = a.place(req, device); err != nil {
 		return nil, err
 	}
-	return a.place(req, device)
+	if err = mayRequest(limit, device); err != nil {
+		leave()
+		return nil, err
+	}
+	return leave, nil
 }
 
 // place is enter for requests whose rate is not limited.

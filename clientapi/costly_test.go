@@ -110,7 +110,7 @@ func TestSlowBodiesKeepNoPlace(t *testing.T) {
 	})
 }
 
-// A user's requests that would wait behind fourteen others are refused. Restarts do not wait.
+// A user's requests that would wait behind sixty-two others are refused. Restarts do not wait.
 func TestFewRequestsWait(t *testing.T) {
 	a := New(Config{}, &config.ClientAPI{}, rooms{}, (&planner{}).timers()) // has an endless goroutine
 	synctest.Test(t, func(t *testing.T) {
@@ -118,7 +118,7 @@ func TestFewRequestsWait(t *testing.T) {
 		ctx, giveUp := context.WithCancel(t.Context())
 		defer giveUp()
 		req := httptest.NewRequestWithContext(ctx, http.MethodPost, "/", nil)
-		for range 16 {
+		for range 64 {
 			go a.place(req, alice)
 		}
 		synctest.Wait()

@@ -17,7 +17,7 @@ const (
 	// placeTime is how long a request keeps its place. One that takes longer may hang, and must not keep the user's other requests waiting.
 	placeTime = 3 * time.Second
 	// maxWaiting is how many requests of a user may have a place or wait for one. Those that wait keep their bodies.
-	maxWaiting = 16
+	maxWaiting = 64
 )
 
 // ErrCrowded: as many requests of the user as may wait do so.
