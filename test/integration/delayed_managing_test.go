@@ -64,7 +64,7 @@ func testManaging(t *testing.T, alice, bob *user, roomID string) {
 }
 
 // A service that acts for many users behind one address finds finalised events, whoever guesses behind the same address. With one delay ID
-// too there is a limit. An action with an access token counts as its user's.
+// too there is a limit, also when its event is finalised. An action with an access token counts as its user's.
 func TestActionsWithoutATokenAreLimited(t *testing.T) {
 	t.Parallel()
 	limits := JSON{"rate_limiting": JSON{
@@ -73,9 +73,8 @@ func TestActionsWithoutATokenAreLimited(t *testing.T) {
 	onEachDatabase(t, limits, func(t *testing.T, s *server) {
 		alice := s.newUser(t)
 		roomID := s.room(t, alice)
-		id, busy := alice.delayMessage(t, roomID, time.Hour, "x"), alice.delayMessage(t, roomID, time.Hour, "busy")
+		busy := alice.delayMessage(t, roomID, time.Hour, "busy")
 		guess := strings.Repeat("x", tokenLength)
-		alice.acted(t, unstableDelayed, id, "send")
 		require.Equal(t, http.StatusNotFound, alice.actDelayed(t, unstableDelayed, guess, "send").Code)
 		for range 2 {
 			alice.acted(t, unstableDelayed, busy, "restart")
@@ -88,8 +87,12 @@ func TestActionsWithoutATokenAreLimited(t *testing.T) {
 					}
 				}
 			}
-			alice.acted(t, unstableDelayed, id, "send")
+			id := alice.delayMessage(t, roomID, time.Hour, "x")
+			for range 2 {
+				alice.acted(t, unstableDelayed, id, "send")
+			}
 			require.Equal(t, http.StatusNotFound, alice.actDelayed(t, unstableDelayed, id, "restart").Code)
+			requireLimited(t, alice.actDelayed(t, unstableDelayed, id, "restart"), "finalised")
 			require.Equal(t, http.StatusNotFound, alice.actDelayed(t, stableDelayed, guess, "send").Code, "with a token the user counts")
 		}
 		alice.acted(t, stableDelayed, busy, "send")

@@ -256,7 +256,7 @@ func requireLife(t *testing.T, since time.Time, seconds int) {
 // This is TestPostgreSQLIsAway step by step. It checks each answer while the database is down.
 func TestDatabaseOutage(t *testing.T) {
 	cluster, dsn := ownCluster(t)
-	s := start(t, homeserver.Config{Postgres: dsn})
+	s := start(t, homeserver.Config{Postgres: dsn, Expiration: unlimited})
 	alice := s.newUser(t)
 	roomID := s.room(t, alice)
 	health := func() homeserver.Response {
