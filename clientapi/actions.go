@@ -29,14 +29,17 @@ func isAction(action string) bool {
 	return action == "restart" || action == "send" || action == "cancel"
 }
 
-// owner returns whose access token a request has, or nil if it has no valid one. An unstable action needs none, because the delay ID is the
-// authority.
-func owner(req *http.Request, userAPI userapi.QueryAcccessTokenAPI) *userapi.Device {
-	if req.Header.Get("Authorization") == "" && !req.URL.Query().Has("access_token") {
-		return nil
+// actUnstable answers an action on the unstable paths. It needs no access token, because the delay ID is the authority, so an invalid token
+// counts as none. An application service that names a user for whom it may not act is refused.
+func (a *API) actUnstable(req *http.Request, userAPI userapi.QueryAcccessTokenAPI, delayID, action string) util.JSONResponse {
+	var device *userapi.Device
+	if req.Header.Get("Authorization") != "" || req.URL.Query().Has("access_token") {
+		var refused *util.JSONResponse
+		if device, refused = auth.VerifyUserFromRequest(req, userAPI); refused != nil && refused.Code == http.StatusForbidden {
+			return *refused
+		}
 	}
-	device, _ := auth.VerifyUserFromRequest(req, userAPI)
-	return device
+	return a.act(req, unstable, device, delayID, action)
 }
 
 // act answers an action.

@@ -83,6 +83,11 @@ func TestTokensOfUnstableActions(t *testing.T) {
 			w := doWith(newPlanned(p, 1), "POST", unstablePath+"/delayed_events/"+delayID+path, body, token)
 			require.Equal(t, http.StatusOK, w.Code, token)
 			require.Equal(t, []string{"restart " + owner}, p.acts, token)
+
+			w = doWith(newPlanned(p, 1), "POST", unstablePath+"/delayed_events/"+delayID+path+"?user_id=@foreign:localhost", body, "service")
+			require.Equal(t, http.StatusForbidden, w.Code, "an application service that may not act for the user")
+			require.Contains(t, w.Body.String(), "M_FORBIDDEN")
+			require.Len(t, p.acts, 1)
 		}
 	}
 }

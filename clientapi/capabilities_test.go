@@ -32,6 +32,10 @@ func (dendrite) QueryAccessToken(_ context.Context, req *userapi.QueryAccessToke
 		res.Device = &userapi.Device{UserID: "@alice:localhost"}
 	case "service":
 		userID := cmp.Or(req.AppServiceUserID, "@alice:localhost")
+		if userID == "@foreign:localhost" {
+			res.Err = "forbidden: appservice has not registered this user" // as Dendrite words it
+			return nil
+		}
 		res.Device = &userapi.Device{UserID: userID, AccountType: userapi.AccountTypeAppService}
 	case "away":
 		return errors.New("the database is away")

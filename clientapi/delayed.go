@@ -257,7 +257,7 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 			if err != nil {
 				return delayedResponse(req, expiration.ErrNotFound)
 			}
-			return a.act(req, unstable, owner(req, userAPI), vars["delayID"], vars["action"])
+			return a.actUnstable(req, userAPI, vars["delayID"], vars["action"])
 		}))
 	act("/unstable/org.matrix.msc4140/delayed_events/{delayID}",
 		untraced(name, func(req *http.Request) util.JSONResponse {
@@ -268,7 +268,7 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 			if err != nil {
 				return errorResponse(req, err)
 			}
-			action := gjson.GetBytes(body, "action")
+			action := lastField(body, "action")
 			if action.Type != gjson.String {
 				return errorResponse(req, badRequest(spec.MissingParam("action must be a string")))
 			}
@@ -279,6 +279,6 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 			if !isAction(action.Str) {
 				return errorResponse(req, badRequest(spec.InvalidParam(badAction)))
 			}
-			return a.act(req, unstable, owner(req, userAPI), vars["delayID"], action.Str)
+			return a.actUnstable(req, userAPI, vars["delayID"], action.Str)
 		}))
 }

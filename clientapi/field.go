@@ -8,6 +8,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/tidwall/gjson"
+
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 )
 
@@ -57,4 +59,16 @@ func parseContent(content []byte, maxDuration time.Duration) ([]byte, time.Durat
 		return nil, 0, err
 	}
 	return content, time.Duration(seconds) * time.Second, nil
+}
+
+// lastField returns a field of a JSON object. If the key is repeated, the last value counts, as in Dendrite, which decodes into maps and
+// structs.
+func lastField(object []byte, key string) (last gjson.Result) {
+	gjson.ParseBytes(object).ForEach(func(k, value gjson.Result) bool {
+		if k.Str == key {
+			last = value
+		}
+		return true
+	})
+	return last
 }

@@ -145,18 +145,12 @@ func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
 	return parseToken(body)
 }
 
-// parseToken returns the token in the body of a request. If the field is repeated, the last value counts, as in Dendrite.
+// parseToken returns the token in the body of a request.
 func parseToken(body []byte) (string, error) {
 	if err := checkObject(body, "The body"); err != nil {
 		return "", err
 	}
-	var token gjson.Result
-	gjson.ParseBytes(body).ForEach(func(key, value gjson.Result) bool {
-		if key.Str == tokenKey {
-			token = value
-		}
-		return true
-	})
+	token := lastField(body, tokenKey)
 	switch {
 	case !token.Exists():
 		return "", badRequest(spec.MissingParam(tokenKey + " is missing"))

@@ -173,16 +173,13 @@ func checkShape(version gomatrixserverlib.RoomVersion, to target, content []byte
 			return badRequest(spec.BadJSON("In this room the server sets mxid_mapping"))
 		case pseudo && member.Membership == spec.Invite:
 			return &requestError{http.StatusForbidden, spec.Forbidden("In this room an invitation cannot be sent as state")}
-		}
-		// In rooms with pseudo IDs the state key may be a user's key. A user ID is translated to such a key.
-		if to.stateKey == nil || version == gomatrixserverlib.RoomVersionPseudoIDs && !strings.HasPrefix(*to.stateKey, "@") {
-			return nil
-		}
-		if _, err := spec.NewUserID(*to.stateKey, true); err != nil {
-			return badRequest(spec.InvalidParam("The state key of m.room.member must be a user ID"))
+		case pseudo && to.stateKey != nil && strings.HasPrefix(*to.stateKey, "@"): // it is translated to the user's key in the room
+			if _, err := spec.NewUserID(*to.stateKey, true); err != nil {
+				return badRequest(spec.InvalidParam("The state key of m.room.member must be a user ID"))
+			}
 		}
 	case "m.room.tombstone":
-		if gjson.GetBytes(content, "replacement_room").Str == to.roomID {
+		if lastField(content, "replacement_room").Str == to.roomID {
 			return badRequest(spec.InvalidParam("replacement_room must not be the room itself"))
 		}
 	}

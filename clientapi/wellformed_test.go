@@ -168,7 +168,7 @@ func TestNeverSendable(t *testing.T) {
 		"no membership":          {"10", state("m.room.member", alice), `{}`, 403, "M_FORBIDDEN", "membership to be one of"},
 		"unknown membership":     {"10", state("m.room.member", alice), `{"membership":"here"}`, 403, "M_FORBIDDEN", "membership to be one of"},
 		"member is no state":     {"10", target{roomID: "!room:localhost", eventType: "m.room.member"}, `{"membership":"join"}`, 403, "M_FORBIDDEN", ""},
-		"member is no user":      {"10", state("m.room.member", "bob"), `{"membership":"invite"}`, 400, "M_INVALID_PARAM", "must be a user ID"},
+		"pseudo IDs, no user ID": {pseudoIDs, state("m.room.member", "@bob"), `{"membership":"leave"}`, 400, "M_INVALID_PARAM", "must be a user ID"},
 		"joining others":         {"10", state("m.room.member", "@bob:localhost"), `{"membership":"join"}`, 403, "M_FORBIDDEN", ""},
 		"inviting oneself":       {"10", state("m.room.member", alice), `{"membership":"invite"}`, 403, "M_FORBIDDEN", ""},
 		"invite without a token": {"10", bob, invite("@bob:localhost", "", signature), 400, "M_BAD_JSON", ""},
@@ -204,6 +204,7 @@ func TestNeverSendable(t *testing.T) {
 		"redaction":              {"10", target{roomID: "!room:localhost", eventType: "m.room.redaction"}, `{"redacts":"$x"}`, 403, "M_FORBIDDEN", "this version"},
 		"redaction of old":       {"1", target{roomID: "!room:localhost", eventType: "m.room.redaction"}, `{"redacts":"$x:y"}`, 403, "M_FORBIDDEN", ""},
 		"tombstone of itself":    {"10", state("m.room.tombstone", ""), `{"replacement_room":"!room:localhost"}`, 400, "M_INVALID_PARAM", "replacement_room"},
+		"tombstone with two":     {"10", state("m.room.tombstone", ""), `{"replacement_room":"!x:y","replacement_room":"!room:localhost"}`, 400, "M_INVALID_PARAM", "replacement_room"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := check(test.version, test.to, test.content, time.Time{})
@@ -216,6 +217,15 @@ func TestNeverSendable(t *testing.T) {
 		})
 	}
 	require.NoError(t, check("10", message, `{}`, time.UnixMilli(0)))
+	require.NoError(t, check("10", state("m.room.tombstone", ""), `{"replacement_room":"!room:localhost","replacement_room":"!x:y"}`, time.Time{}))
+	// Dendrite takes members with any state key. Some are user IDs that older versions of the specification allow.
+	for _, key := range []string{"bob", "@bob", "@é1:localhost", "@a b:localhost", "@:localhost", "@x:a_b"} {
+		for _, version := range []gomatrixserverlib.RoomVersion{"1", "6", "10", "11"} {
+			for _, membership := range []string{"ban", "leave", "invite"} {
+				require.NoError(t, check(version, state("m.room.member", key), `{"membership":"`+membership+`"}`, time.Time{}), key)
+			}
+		}
+	}
 	require.NoError(t, check("11", target{roomID: "!room:localhost", eventType: "m.room.redaction"}, `{"redacts":"$x"}`, time.Time{}))
 }
 

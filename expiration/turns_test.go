@@ -83,8 +83,9 @@ func TestTurnsBuiltUponOneAnother(t *testing.T) {
 	const n = 2 * lanes.EarlyEvery * lanes.EarlyEvery
 	for name, add := range map[string]func(w *world, in time.Duration){
 		"closing events": func(w *world, in time.Duration) { w.message("!room", in) },
-		"delayed events": func(w *world, in time.Duration) {
-			w.schedule(Event{RoomID: "!room", Type: "m.room.message", Sender: alice}, in.String(), in)
+		"delayed state": func(w *world, in time.Duration) {
+			key := in.String()
+			w.schedule(Event{RoomID: "!room", Type: "m.call.member", StateKey: &key, Sender: alice}, key, in)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -113,31 +114,35 @@ func TestTurnsBuiltUponOneAnother(t *testing.T) {
 	}
 }
 
-// Delayed events and closing events take turns in the same lane.
+// Delayed state and closing events take turns in the same lane. Delayed messages also do, but overlap nothing: each is built when the
+// event before it is in the room, and the event after it is built when it is itself in the room.
 func TestTurnsOfDelayedEvents(t *testing.T) {
-	inWorld(t, Config{}, func(t *testing.T, w *world) {
-		w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
-		start := time.Now()
-		first := w.message("!room", 10*time.Second)
-		for i := range 2 {
-			delay := 10*time.Second + time.Duration(i+1)*time.Millisecond
-			w.schedule(Event{RoomID: "!room", Type: "m.room.message", Sender: alice}, fmt.Sprint(i), delay)
-		}
-		last := w.message("!room", 10*time.Second+3*time.Millisecond)
-		time.Sleep(time.Minute)
-		w.wantClosings(first, last)
-		w.wantSent("0", "1")
-		var at []time.Duration
-		for _, c := range w.roomserver.closings() {
-			at = append(at, c.at.Sub(start))
-		}
-		for _, e := range w.roomserver.sent() {
-			at = append(at, e.at.Sub(start))
-		}
-		require.Equal(t, []time.Duration{
-			11600 * time.Millisecond, 14600 * time.Millisecond, 12600 * time.Millisecond, 13600 * time.Millisecond,
-		}, at)
-	})
+	for _, test := range []struct {
+		state bool
+		each  time.Duration // how long each event takes, but for the first
+	}{{true, time.Second}, {false, 1600 * time.Millisecond}} {
+		inWorld(t, Config{}, func(t *testing.T, w *world) {
+			w.roomserver.set(hooks{beforeClaim: takes(600 * time.Millisecond), afterClaim: takes(time.Second)})
+			start := time.Now()
+			first := w.message("!room", 10*time.Second)
+			for i := range 2 {
+				e, name := Event{RoomID: "!room", Type: "m.call.member", Sender: alice}, fmt.Sprint(i)
+				if test.state {
+					e.StateKey = &name
+				}
+				w.schedule(e, name, 10*time.Second+time.Duration(i+1)*time.Millisecond)
+			}
+			last := w.message("!room", 10*time.Second+3*time.Millisecond)
+			time.Sleep(time.Minute)
+			w.wantClosings(first, last)
+			w.wantSent("0", "1")
+			const begin = 11600 * time.Millisecond
+			closings, sent := w.roomserver.closings(), w.roomserver.sent()
+			for i, at := range []time.Time{closings[0].at, sent[0].at, sent[1].at, closings[1].at} {
+				require.Equal(t, begin+time.Duration(i)*test.each, at.Sub(start), i)
+			}
+		})
+	}
 }
 
 // A timer that becomes due while its room's queue is empty, but an event is with the roomserver, is sent after that event.

@@ -51,9 +51,13 @@ func (t *Timers) dispatch(now time.Duration) time.Duration {
 			continue
 		}
 		t.index.HandOver(tm)
+		// Clients show messages in the order of the event graph. A fork would let them see delayed messages in another order.
+		job := lanes.Job{
+			Sender: tm.Sender(), Due: tm.Due, Sequential: tm.Delayed() && tm.State() == 0,
+			Attempt: func(w *lanes.Turn) bool { return t.closeDue(tm, w) },
+		}
 		// A timer whose attempt failed at once keeps its place in its room's order. A retry is one that the roomserver did not answer.
-		attempt := func(w *lanes.Turn) bool { return t.closeDue(tm, w) }
-		t.lanes.Add(lanes.Job{Sender: tm.Sender(), Due: tm.Due, Attempt: attempt}, tm.Room(), tm.Unanswered)
+		t.lanes.Add(job, tm.Room(), tm.Unanswered)
 	}
 	return pollInterval
 }

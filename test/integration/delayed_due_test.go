@@ -16,12 +16,12 @@ import (
 
 // What comes of a delayed event when it is due.
 
-func testDelayedOrder(t *testing.T, alice, _ *user, roomID string) {
+func testDelayedOrder(t *testing.T, alice, bob *user, roomID string) {
 	follower := alice.follow(t, roomID)
-	const n = 10
+	const n = 20
 	var want []string
 	for i := range n {
-		alice.delayMessage(t, roomID, 1500*time.Millisecond, fmt.Sprint("order", i))
+		[]*user{alice, bob}[i%2].delayMessage(t, roomID, 1500*time.Millisecond, fmt.Sprint("order", i))
 		want = append(want, fmt.Sprint("order", i))
 	}
 	first := alice.delayState(t, roomID, "order", 1500*time.Millisecond, JSON{"body": "first"})

@@ -99,7 +99,7 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 			"knock":           {room + "/state/m.room.member/" + alice.UserID, JSON{"membership": "knock"}, 403, "M_FORBIDDEN"},
 			"banana":          {room + "/state/m.room.member/@bob:localhost", thirdParty("banana", "@bob:localhost"), 403, "M_FORBIDDEN"},
 			"invite of bob":   {room + "/state/m.room.member/@bob:localhost", thirdParty("invite", "@other:localhost"), 403, "M_FORBIDDEN"},
-			"member of bob":   {room + "/state/m.room.member/bob", JSON{"membership": "invite"}, 400, "M_INVALID_PARAM"},
+			"pseudo bob":      {pseudo + "/state/m.room.member/@bob", JSON{"membership": "leave"}, 400, "M_INVALID_PARAM"},
 			"alias 1":         {room + "/state/m.room.canonical_alias/", JSON{"alias": 1}, 400, "M_BAD_JSON"},
 			"levels 1":        {room + "/state/m.room.power_levels/", JSON{"users": 1}, 403, "M_FORBIDDEN"},
 			"pseudo levels 1": {pseudo + "/state/m.room.power_levels/", JSON{"users": 1}, 400, "M_BAD_JSON"},
@@ -146,6 +146,14 @@ func TestNothingIsScheduledThatCannotBeSent(t *testing.T) {
 		own := delayID(t, alice.must(t, http.MethodPut, pseudo+"/state/m/"+alice.UserID+delayParameter+"3600000", JSON{}))
 		require.Equal(t, alice.UserID, alice.delayed(t, own).Get("state_key").Str)
 		alice.acted(t, stableDelayed, own, "cancel")
+		// Any state key that a plain send takes can be that of a member.
+		for _, key := range []string{"bob", "@é1:localhost", "@a b:localhost", "@x:a_b"} {
+			path := room + "/state/m.room.member/" + url.PathEscape(key)
+			id := delayID(t, alice.must(t, http.MethodPut, path+delayParameter+"3600000", JSON{"membership": "ban"}))
+			alice.acted(t, stableDelayed, id, "send")
+			require.Equal(t, "ban", alice.must(t, http.MethodGet, path, nil).Get("membership").Str, key)
+			alice.must(t, http.MethodPut, room+"/state/m.room.name/", JSON{"name": key}) // the room goes on
+		}
 		// Events at the limits can be scheduled, looked up and sent.
 		for _, roomID := range rooms {
 			path := long + url.PathEscape(roomID) + "/state/" + strings.Repeat("t", 255) + "/" + strings.Repeat("k", 255)

@@ -2,7 +2,8 @@
 //
 // It guarantees:
 //
-//   - Order. The first attempts of one room run in the order of their deadlines. At most two of them overlap, see [Turn.Follow].
+//   - Order. The first attempts of one room run in the order of their deadlines. At most two of them overlap, see [Turn.Follow], and a
+//     sequential one overlaps none.
 //   - Isolation. An attempt that hangs takes little from others: there are bounds on what each class of attempts, each sender and each room
 //     has in progress at the same time. The bounds are constants in places.go.
 //   - Progress. A job that was added is attempted unless [Lanes.Stop] was called first. A panic in an attempt ends only its turn.
@@ -97,6 +98,9 @@ type Job struct {
 	Sender uint64 // the hash of the user ID
 	// Due is the deadline at the time when the timer became due. It does not change, because heaps are ordered by it.
 	Due time.Duration
+	// Sequential: the turn is not early, and neither is the next one. So the job's event is built upon all events before it, and all events
+	// after it are built upon it.
+	Sequential bool
 	// Attempt makes the attempt, and reports whether it failed and is to be repeated.
 	Attempt func(*Turn) (failed bool)
 }
@@ -142,7 +146,7 @@ type Turn struct {
 var ErrTurnBefore = errors.New("waiting for the previous event in the room")
 
 // Follow is called when the turn's event is built, and waits until the previous turn is over. If early is set and the lane allows it, the
-// room's next turn begins then; otherwise it begins when this turn is over. isUpon reports whether another event is among this event's prev
+// room's next turn begins then, unless one of the two is sequential; otherwise it begins when this turn is over. isUpon reports whether another event is among this event's prev
 // events. The error is ErrTurnBefore if ctx ends first.
 func (w *Turn) Follow(ctx context.Context, eventID string, isUpon func(eventID string) bool, early bool) error {
 	if w == nil {
@@ -159,7 +163,7 @@ func (w *Turn) Follow(ctx context.Context, eventID string, isUpon func(eventID s
 		w.room.alone = 0
 	}
 	w.room.eventID = eventID
-	if early && w.room.alone+1 >= w.lanes.spacing(len(w.room.first.waiting)) {
+	if early && !w.job.Sequential && w.room.alone+1 >= w.lanes.spacing(len(w.room.first.waiting)) {
 		w.release()
 		w.lanes.arrange(w.room)
 	}
@@ -221,7 +225,7 @@ func (l *Lanes) arrange(room *lane) {
 	case l.stopped:
 	case len(room.turns) > 0:
 		// A room that has overrun gets no early turn, because it has no place to give back.
-		if first && !room.busy && len(room.turns) < turnsPerRoom && room.placed && room.class == &l.first {
+		if first && !room.first.waiting[0].Sequential && !room.busy && len(room.turns) < turnsPerRoom && room.placed && room.class == &l.first {
 			l.begin(&room.first)
 		}
 	case first || retry:
