@@ -58,6 +58,7 @@ var arrows = map[string]struct {
 	// Other MSCs, and fixes for Dendrite, have nothing to do with timers.
 	"syncapi/stateafter": {[]string{"around"}, everything},
 	"rtc":                {[]string{"around"}, everything},
+	"rtc/livekit":        {nil, matrix | web}, // of Matrix only canonical JSON
 	"summary":            {[]string{"limits"}, everything},
 	"dendritefix":        {[]string{"guard", "inputqueue", "jsondepth"}, everything},
 

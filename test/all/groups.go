@@ -48,6 +48,7 @@ var groups = []group{
 		fuzz("./clientapi", "FuzzParseContent", "30000x"), fuzz("./clientapi", "FuzzReadToken", "30000x"),
 		fuzz("./clientapi", "FuzzWellFormed", "10000x"), fuzz("./syncapi/delayid", "FuzzAddDelayIDs", "30000x"),
 		fuzz("./jsondepth", "FuzzDepth", "30000x"), fuzz("./dendritefix", "FuzzDepth", "30000x"),
+		fuzz("./rtc/livekit", "FuzzNames", "30000x"),
 	}},
 	{name: "races", what: "much at once, with the race detector in tests and server", steps: []step{
 		tests("-race", "-run=^(TestOneWinner|TestDelayedEvents|TestFederationRaces|TestClockIsSet)$", integration),
