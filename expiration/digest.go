@@ -37,7 +37,9 @@ type Indexed struct {
 	NID    int64
 	Digest Digest // zero if the row has none
 	// Claimed says that the row is claimed, so the timer no longer runs.
-	Claimed  bool
+	Claimed bool
+	// Kept says that the timer has a delegation.
+	Kept     bool
 	Duration time.Duration
 	Deadline time.Time
 }
@@ -53,7 +55,7 @@ func (i Indexed) row() index.Row {
 	}
 }
 
-// newIndexed returns what a start would read of a row.
+// newIndexed returns what a start would read of a row without a delegation.
 func newIndexed(row Timer, d Digest) Indexed {
 	return Indexed{NID: row.NID, Digest: d, Claimed: row.Claim != nil, Duration: row.Duration, Deadline: row.Deadline}
 }

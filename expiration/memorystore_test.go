@@ -16,6 +16,8 @@ type memoryStore struct {
 	rows      map[int64]Timer
 	digests   map[int64]Digest
 	finalised []DelayedEvent
+	// delegations are those of rows, by the rows' numbers.
+	delegations map[int64]Delegation
 	// fail is called before each operation, and its error is the operation's. If after is set, the operation is done nevertheless.
 	fail  func(operation string) error
 	after bool
@@ -103,7 +105,7 @@ func (s *memoryStore) setDeleteTakes(d time.Duration) {
 }
 
 func newMemoryStore() *memoryStore {
-	return &memoryStore{rows: map[int64]Timer{}, digests: map[int64]Digest{}}
+	return &memoryStore{rows: map[int64]Timer{}, digests: map[int64]Digest{}, delegations: map[int64]Delegation{}}
 }
 
 func (s *memoryStore) do(operation string, f func()) error {
@@ -174,7 +176,7 @@ func (s *memoryStore) Drop(_ context.Context, nids []int64) error {
 	return s.do("drop", func() {
 		for _, nid := range nids {
 			if s.rows[nid].Claim == nil {
-				delete(s.rows, nid)
+				s.removeUnderMu(nid)
 			}
 		}
 	})
@@ -187,9 +189,15 @@ func (s *memoryStore) Delete(_ context.Context, nids []int64) error {
 	time.Sleep(takes)
 	return s.do("delete", func() {
 		for _, nid := range nids {
-			delete(s.rows, nid)
+			s.removeUnderMu(nid)
 		}
 	})
+}
+
+// removeUnderMu removes a row and its delegation.
+func (s *memoryStore) removeUnderMu(nid int64) {
+	delete(s.rows, nid)
+	delete(s.delegations, nid)
 }
 
 func (s *memoryStore) Finalise(_ context.Context, nid int64, f Final, running bool, keep int) (done bool, err error) {
@@ -198,7 +206,7 @@ func (s *memoryStore) Finalise(_ context.Context, nid int64, f Final, running bo
 		if done = ok && row.Delayed != nil && (row.Claim == nil || !running); !done {
 			return
 		}
-		delete(s.rows, nid)
+		s.removeUnderMu(nid)
 		s.finalised = append(s.finalised, DelayedEvent{Timer: row, Final: &f})
 		extra := -keep
 		for _, d := range s.finalised {
@@ -303,8 +311,9 @@ func (s *memoryStore) Index(_ context.Context, f func(Indexed) error) error {
 	var rows []Indexed
 	if err := s.do("index", func() {
 		for nid, row := range s.rows {
+			_, kept := s.delegations[nid]
 			rows = append(rows, Indexed{
-				NID: nid, Digest: s.digests[nid], Claimed: row.Claim != nil, Duration: row.Duration, Deadline: row.Deadline,
+				NID: nid, Digest: s.digests[nid], Claimed: row.Claim != nil, Kept: kept, Duration: row.Duration, Deadline: row.Deadline,
 			})
 		}
 	}); err != nil {

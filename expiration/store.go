@@ -53,7 +53,7 @@ type Store interface {
 	Claim(ctx context.Context, claims []ConditionalClaim) ([]bool, error)
 	// Doubt removes the digests of timers. The next start asks, for each timer without a digest, whether its event was replaced.
 	Doubt(ctx context.Context, nids []int64) error
-	// Drop removes those of the timers that are not claimed.
+	// Drop removes those of the timers that are not claimed. A timer that is removed, by Drop, Delete or Finalise, takes its delegation along.
 	Drop(ctx context.Context, nids []int64) error
 	// Delete removes timers, claimed or not.
 	Delete(ctx context.Context, nids []int64) error
@@ -72,6 +72,14 @@ type Store interface {
 	// Prune deletes the events that were finalised before a time, and Erase all finalised events of a sender.
 	Prune(ctx context.Context, before time.Time) error
 	Erase(ctx context.Context, sender string) error
+	// Delegate stores the delegation of a running timer, in place of an earlier one of the same timer, and deletes that of another timer with
+	// the same member key. It reports whether the timer was running; otherwise it changes nothing. Nobody else may write to the timer
+	// meanwhile. UserID, RoomID, Duration and Hash are not stored, because they are in the timer's row.
+	Delegate(ctx context.Context, d Delegation) (bool, error)
+	// NoteSessions changes delegations in one commit. A timer without one is left out.
+	NoteSessions(ctx context.Context, notes []SessionNote) error
+	// Delegations returns the delegations of running timers, in any order.
+	Delegations(ctx context.Context) ([]Delegation, error)
 	// Read returns the timers, and nil for each that does not exist.
 	Read(ctx context.Context, nids []int64) ([]*Timer, error)
 	// Index calls f for every timer, in any order. It stops at the first error of f, and returns that.

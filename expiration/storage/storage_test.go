@@ -27,7 +27,7 @@ func newSQLite(t testing.TB) (dsn string) {
 
 // conforms runs the suite. newDatabase makes an empty database.
 func conforms(t *testing.T, newDatabase func(testing.TB) (dsn string)) {
-	for _, test := range slices.Concat(expiringTests, delayedTests) {
+	for _, test := range slices.Concat(expiringTests, delayedTests, delegationTests, participantTests) {
 		t.Run(test.name, func(t *testing.T) {
 			dsn := newDatabase(t)
 			test.run(t, func() expiration.Store {
@@ -41,6 +41,10 @@ func conforms(t *testing.T, newDatabase func(testing.TB) (dsn string)) {
 	t.Run("RefusesOtherTables", func(t *testing.T) {
 		db, open := connect(t, newDatabase(t))
 		refusesOtherTables(t, db, open)
+	})
+	t.Run("NumbersAreUsedAgain", func(t *testing.T) {
+		db, open := connect(t, newDatabase(t))
+		numbersAreUsedAgain(t, db, open)
 	})
 }
 

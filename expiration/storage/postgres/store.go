@@ -45,7 +45,8 @@ const (
 	removeSQL = " FOR UPDATE)," +
 		" timers AS (DELETE FROM expiration_timers AS t USING gone WHERE t.timer_nid = gone.timer_nid)," +
 		" digests AS (DELETE FROM expiration_digests AS g USING gone WHERE g.timer_nid = gone.timer_nid)," +
-		" claims AS (DELETE FROM expiration_claims AS c USING gone WHERE c.timer_nid = gone.timer_nid)" +
+		" claims AS (DELETE FROM expiration_claims AS c USING gone WHERE c.timer_nid = gone.timer_nid)," +
+		" delegations AS (DELETE FROM expiration_delegations AS k USING gone WHERE k.timer_nid = gone.timer_nid)" +
 		" DELETE FROM expiration_deadlines AS d USING gone WHERE d.timer_nid = gone.timer_nid"
 
 	// A refresh changes no indexed column, so that PostgreSQL need not update an index.

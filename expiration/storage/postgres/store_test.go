@@ -35,7 +35,7 @@ func TestOpenLocksNothing(t *testing.T) {
 	txn, err := db.BeginTx(t.Context(), nil)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, txn.Rollback()) }()
-	for _, table := range []string{"timers", "deadlines", "digests", "claims", "finalised"} {
+	for _, table := range []string{"timers", "deadlines", "digests", "claims", "finalised", "delegations", "participants"} {
 		_, err = txn.ExecContext(t.Context(), "LOCK TABLE expiration_"+table+" IN ROW EXCLUSIVE MODE")
 		require.NoError(t, err)
 	}

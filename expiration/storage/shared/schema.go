@@ -8,11 +8,11 @@ import (
 )
 
 // schemaVersion is the version of the tables. A release that changes a table must raise it, and migrate tables of earlier versions. No release
-// has had version 1.
-const schemaVersion = 2
+// has had version 1 or 2.
+const schemaVersion = 3
 
 // allTables is the number of tables, with that of the version.
-const allTables = 6
+const allTables = 8
 
 // The version is stored in a table of its own, which has one row.
 const (
@@ -97,7 +97,36 @@ CREATE TABLE IF NOT EXISTS expiration_finalised (
 CREATE INDEX IF NOT EXISTS expiration_finalised_sender ON expiration_finalised (sender, finalised_nid);
 CREATE INDEX IF NOT EXISTS expiration_finalised_request ON expiration_finalised (request_hash) WHERE request_hash IS NOT NULL;
 CREATE INDEX IF NOT EXISTS expiration_finalised_event ON expiration_finalised (event_id) WHERE event_id IS NOT NULL;
-CREATE INDEX IF NOT EXISTS expiration_finalised_time ON expiration_finalised (finalised_ms)`
+CREATE INDEX IF NOT EXISTS expiration_finalised_time ON expiration_finalised (finalised_ms);
+
+CREATE TABLE IF NOT EXISTS expiration_delegations (
+	timer_nid INTEGER NOT NULL PRIMARY KEY,
+	-- that of the timer, because after a restart numbers of deleted timers are used again
+	token_hash BLOB NOT NULL,
+	-- NULL if the timer alone identifies the delegation
+	member_key BLOB UNIQUE,
+	-- the participant at the SFU
+	sfu_room TEXT NOT NULL,
+	identity TEXT NOT NULL,
+	taken_ms INTEGER NOT NULL,
+	-- 0 if the participant was never seen
+	seen_ms INTEGER NOT NULL,
+	room_sid TEXT NOT NULL,
+	phase TEXT NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS expiration_participants (
+	sfu_room TEXT NOT NULL,
+	identity TEXT NOT NULL,
+	room_id TEXT NOT NULL,
+	user_id TEXT NOT NULL,
+	made_ms INTEGER NOT NULL,
+	-- the user has left the room, and the SFU has not been told yet
+	leaving BOOLEAN NOT NULL DEFAULT FALSE,
+	PRIMARY KEY (sfu_room, identity)
+);
+CREATE INDEX IF NOT EXISTS expiration_participants_member ON expiration_participants (room_id, user_id);
+CREATE INDEX IF NOT EXISTS expiration_participants_leaving ON expiration_participants (leaving) WHERE leaving`
 
 // CreateSchema makes the tables in one transaction, if they are missing. It refuses tables of another version and leaves them unchanged. tablesSQL
 // counts the existing tables whose names begin with expiration_, and schemaSQL makes the tables.

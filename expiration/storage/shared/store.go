@@ -10,6 +10,9 @@
 // A timer exists while it has a row in expiration_deadlines, and runs while the outcome in that row is NULL. A timer without a digest is in
 // doubt: its event may have been replaced. A claim sets the outcome, and writes the event that will be sent into expiration_claims.
 // Finalised delayed events are in expiration_finalised.
+//
+// A timer that the SFU keeps alive has a row in expiration_delegations too. The participants of the SFU are in expiration_participants, and
+// have nothing to do with timers.
 package shared
 
 import (
@@ -34,10 +37,11 @@ const (
 		" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
 	readTimersSQL = "SELECT " + columns + fromTimersSQL + " WHERE "
 	readClaimsSQL = "SELECT timer_nid, event_id, room_version, pdu FROM expiration_claims WHERE "
-	// The range is given for both tables, because PostgreSQL does not infer the range of one table from that of the other.
-	selectIndexSQL = "SELECT d.timer_nid, g.digest, d.outcome IS NOT NULL, d.duration_ms, d.deadline_ms" +
+	// The range is given for each table, because PostgreSQL does not infer the range of one table from that of another.
+	selectIndexSQL = "SELECT d.timer_nid, g.digest, d.outcome IS NOT NULL, k.timer_nid IS NOT NULL, d.duration_ms, d.deadline_ms" +
 		" FROM expiration_deadlines AS d LEFT JOIN expiration_digests AS g" +
-		" ON g.timer_nid = d.timer_nid AND g.timer_nid BETWEEN $1 AND $2 WHERE d.timer_nid BETWEEN $1 AND $2"
+		" ON g.timer_nid = d.timer_nid AND g.timer_nid BETWEEN $1 AND $2 LEFT JOIN expiration_delegations AS k" +
+		" ON k.timer_nid = d.timer_nid AND k.timer_nid BETWEEN $1 AND $2 WHERE d.timer_nid BETWEEN $1 AND $2"
 	fromTimersSQL  = " FROM expiration_timers AS t JOIN expiration_deadlines AS d ON d.timer_nid = t.timer_nid"
 	selectRangeSQL = "SELECT COALESCE(MIN(timer_nid), 1), COALESCE(MAX(timer_nid), 0) FROM expiration_deadlines"
 	doubtTimersSQL = "DELETE FROM expiration_digests WHERE "
@@ -266,7 +270,7 @@ func (s *Store) indexRange(ctx context.Context, first, last int64, f func([]expi
 	)
 	if err = each(ctx, rows, func() error {
 		var t expiration.Indexed
-		err := rows.Scan(&t.NID, &digest, &t.Claimed, &duration, &deadline)
+		err := rows.Scan(&t.NID, &digest, &t.Claimed, &t.Kept, &duration, &deadline)
 		copy(t.Digest[:], digest)
 		t.Duration, t.Deadline = time.Duration(duration)*time.Millisecond, time.UnixMilli(deadline).UTC()
 		if batch = append(batch, t); err == nil && len(batch) == cap(batch) {

@@ -168,7 +168,7 @@ func (c *connection) Remove(ctx context.Context, txn *sql.Tx, nids []int64, runn
 	if err != nil {
 		return 0, err
 	}
-	for _, table := range []string{"expiration_timers", "expiration_digests", "expiration_claims"} {
+	for _, table := range []string{"expiration_timers", "expiration_digests", "expiration_claims", "expiration_delegations"} {
 		if _, err = txn.ExecContext(ctx, fmt.Sprintf(deleteRestSQL, table), values); err != nil {
 			return 0, err
 		}
