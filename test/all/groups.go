@@ -32,6 +32,11 @@ func tests(flagsAndPackages ...string) step {
 	return step{args: append([]string{"go", "test", "-json", "-count=1", "-tags=all", "-timeout=" + limit}, flagsAndPackages...)}
 }
 
+// testsOf returns the step that runs the tests of a module of its own, which is in a folder.
+func testsOf(folder string) step {
+	return step{args: append([]string{"go", "-C", folder}, tests("./...").args[1:]...)}
+}
+
 func command(args ...string) step { return step{args: args} }
 
 func fuzz(pkg, name, inputs string) step {
@@ -76,6 +81,9 @@ var groups = []group{
 	{name: "clients", what: "matrix-js-sdk and mautrix-go, as they are published (Node.js 18, npm)", steps: []step{tests("-race", "./test/clients")}},
 	{name: "install", what: "the files of docs/install, with both proxies and systemd (caddy, nginx, systemd-analyze, PostgreSQL)", steps: []step{tests("-race", "./test/install")}},
 	{name: "hostile", what: "hostile users, beside a bystander whose lateness is measured", steps: []step{tests("./test/hostile")}},
+	{name: "livekit", what: "names, tokens, API and webhooks with the real LiveKit, and with its own library", steps: []step{
+		command("go", "-C", "./test/livekit", "vet", "-tags=all", "./..."), testsOf("./test/livekit"),
+	}},
 	{name: "elementcall", what: "calls with Element Call in Chromium, over LiveKit (chromium, caddy, Node.js, npm)", steps: []step{
 		command("go", "-C", "test/elementcall/livekit", "vet", "./..."), tests("./test/elementcall"),
 	}},
