@@ -78,7 +78,7 @@ func (t *Timers) AllowDelayed(delayID string) (known bool, wait time.Duration) {
 // RestartDelayed restarts the delay of a scheduled event. The owner is "" if the delay ID alone is sufficient authority. The error is
 // ErrNotFound if the owner has no such event, and a *FinalisedError if the event is on its way or finalised.
 func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) error {
-	return t.onDelayed(ctx, delayID, owner, func(tm *index.Timer) error { return t.refresh(ctx, tm, 0) })
+	return t.onDelayed(ctx, HashToken(delayID), owner, func(tm *index.Timer) error { return t.refresh(ctx, tm, 0) })
 }
 
 // SendDelayed sends a scheduled event now. It returns an error of RestartDelayed, or one of these:
@@ -87,17 +87,22 @@ func (t *Timers) RestartDelayed(ctx context.Context, delayID, owner string) erro
 //     claimed, is tried again;
 //   - a *DropError if the event will never be sent, because its sender or its room is gone.
 func (t *Timers) SendDelayed(ctx context.Context, delayID, owner string) error {
-	return t.onDelayed(ctx, delayID, owner, func(tm *index.Timer) error { return t.endNow(ctx, tm) })
+	return t.sendNow(ctx, HashToken(delayID), owner)
+}
+
+// sendNow is SendDelayed by the hash of the delay ID.
+func (t *Timers) sendNow(ctx context.Context, h TokenHash, owner string) error {
+	return t.onDelayed(ctx, h, owner, func(tm *index.Timer) error { return t.endNow(ctx, tm) })
 }
 
 // CancelDelayed cancels a scheduled event. Its errors are those of RestartDelayed.
 func (t *Timers) CancelDelayed(ctx context.Context, delayID, owner string) error {
-	return t.onDelayed(ctx, delayID, owner, func(tm *index.Timer) error { return t.cancel(ctx, tm) })
+	return t.onDelayed(ctx, HashToken(delayID), owner, func(tm *index.Timer) error { return t.cancel(ctx, tm) })
 }
 
 // onDelayed acts on a delayed event. It replaces ErrNotFound and a *DropError by a *FinalisedError if the event is on its way or finalised.
-func (t *Timers) onDelayed(ctx context.Context, delayID, owner string, act func(*index.Timer) error) error {
-	tm, err := t.delayedTimer(delayID, owner)
+func (t *Timers) onDelayed(ctx context.Context, h TokenHash, owner string, act func(*index.Timer) error) error {
+	tm, err := t.delayedTimer(h, owner)
 	if err == nil {
 		err = act(tm)
 	}
@@ -105,7 +110,7 @@ func (t *Timers) onDelayed(ctx context.Context, delayID, owner string, act func(
 	if !errors.Is(err, ErrNotFound) && !errors.As(err, &dropped) || dropped != nil && reasons[dropped.Reason].refusal {
 		return err
 	}
-	d, err := t.DelayedEvent(ctx, delayID, owner)
+	d, err := t.delayedEvent(ctx, h, owner)
 	switch {
 	case err != nil:
 		return err
@@ -118,8 +123,8 @@ func (t *Timers) onDelayed(ctx context.Context, delayID, owner string, act func(
 }
 
 // delayedTimer returns the timer of a delayed event that is scheduled or being sent. An owner of "" matches every sender.
-func (t *Timers) delayedTimer(delayID, owner string) (*index.Timer, error) {
-	tm, sender := t.find(HashToken(delayID), true), t.tokens.names.hash(owner)
+func (t *Timers) delayedTimer(h TokenHash, owner string) (*index.Timer, error) {
+	tm, sender := t.find(h, true), t.tokens.names.hash(owner)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if tm == nil || owner != "" && tm.Sender() != sender {
@@ -209,23 +214,31 @@ func (t *Timers) uncountDue(tm *index.Timer) {
 
 // DelayedEvent returns a delayed event, scheduled or finalised, or ErrNotFound. An owner of "" matches every sender.
 func (t *Timers) DelayedEvent(ctx context.Context, delayID, owner string) (DelayedEvent, error) {
-	tm, err := t.delayedTimer(delayID, owner)
+	d, err := t.delayedEvent(ctx, HashToken(delayID), owner)
+	if err == nil {
+		d.DelayID = delayID
+	}
+	return d, err
+}
+
+// delayedEvent is DelayedEvent by the hash of the delay ID, without the delay ID in the result.
+func (t *Timers) delayedEvent(ctx context.Context, h TokenHash, owner string) (DelayedEvent, error) {
+	tm, err := t.delayedTimer(h, owner)
 	if err == nil {
 		row, _, err := t.load(ctx, tm)
 		switch {
 		case err == nil:
-			return DelayedEvent{DelayID: delayID, Timer: row}, nil
+			return DelayedEvent{Timer: row}, nil
 		case !errors.Is(err, ErrNotFound):
 			return DelayedEvent{}, err
 		}
 	}
-	d, err := t.store.Finalised(ctx, HashToken(delayID))
+	d, err := t.store.Finalised(ctx, h)
 	switch {
 	case errors.Is(err, ErrNotFound) || err == nil && owner != "" && owner != d.Timer.Event.Sender:
 		return DelayedEvent{}, ErrNotFound
 	case err != nil:
 		return DelayedEvent{}, fmt.Errorf("looking up a finalised event: %w", err)
 	}
-	d.DelayID = delayID
 	return d, nil
 }

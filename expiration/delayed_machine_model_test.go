@@ -110,6 +110,7 @@ func (m *delayedMachine) finish() {
 	if n := m.w.store.len(); n > 0 {
 		m.problem("%d rows are left", n)
 	}
+	m.checkIndex()
 	if !m.w.index.Empty() || len(m.w.inFlight) > 0 {
 		m.problem("memory is not empty")
 	}
@@ -142,5 +143,8 @@ func (m *delayedMachine) checkOver() {
 func (m *delayedMachine) checkIndex() {
 	if err := m.w.invariants(); err != nil {
 		m.problem("the index: %s", err)
+	}
+	for _, wrong := range m.w.store.wrongDelegations() {
+		m.problem("%s", wrong)
 	}
 }

@@ -1,6 +1,7 @@
 package expiration
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -139,13 +140,21 @@ func (m *delayedMachine) actOn(a action, l *delayedLife) {
 		m.broken["slow build"] = a
 		m.setFaults()
 		time.Sleep(time.Until(l.earliest.Add(time.Millisecond)))
-		m.restart(l)
+		m.restart(l, m.w.RestartDelayed)
 	case "restart":
-		m.restart(l)
-	case "send":
+		m.restart(l, m.w.RestartDelayed)
+	case "keep alive":
+		m.restart(l, m.keepAlive)
+	case "delegate":
+		m.delegate(l, byte(a.which))
+	case "send", "finish":
 		l.sendAsked = true
+		send := func() error { return m.w.SendDelayed(ctx, l.delayID, alice) }
+		if a.do == "finish" {
+			send = func() error { return m.w.Finish(ctx, keptDelayed(l.delayID)) }
+		}
 		m.sends.Go(func() {
-			err := m.w.SendDelayed(ctx, l.delayID, alice)
+			err := send()
 			if err == nil && m.sentAs(l) == "" {
 				m.problem("%s was sent, and is not in its room", l.content)
 			}
@@ -225,9 +234,9 @@ func (m *delayedMachine) purge() {
 	}
 }
 
-func (m *delayedMachine) restart(l *delayedLife) {
+func (m *delayedMachine) restart(l *delayedLife, restart func(ctx context.Context, delayID, owner string) error) {
 	sent, due := m.sentAs(l), time.Now().Add(l.delay)
-	err := m.w.RestartDelayed(m.w.t.Context(), l.delayID, alice)
+	err := restart(m.w.t.Context(), l.delayID, alice)
 	m.mu.Lock()
 	final := l.final
 	m.mu.Unlock()
@@ -306,6 +315,7 @@ func (m *delayedMachine) crash(down time.Duration) {
 	m.w.Stop()
 	m.sends.Wait()
 	time.Sleep(down)
+	m.keptLonger()
 	m.w.store.set(false, nil) // a process that cannot load its timers does not start
 	m.w.loaded = m.setFaults
 	m.w.start(m.w.cfg)

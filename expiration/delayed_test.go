@@ -294,7 +294,7 @@ func TestDelayedStateThatTheRoomHasAndThatCannotBeClaimed(t *testing.T) {
 		time.Sleep(time.Second)
 		w.wantSent("same")
 		delayID := w.schedule(leave("key"), "same", time.Second)
-		tm, err := w.delayedTimer(delayID, alice)
+		tm, err := w.delayedTimer(HashToken(delayID), alice)
 		require.NoError(t, err)
 		var unlock func()
 		w.roomserver.set(hooks{beforeClaim: func(Event) error {

@@ -11,6 +11,7 @@
 //	step      expiring event                              delayed event
 //	begin     Begin, before the event goes to the room    Schedule
 //	go on     Refresh, Restart: a new deadline            RestartDelayed: a new deadline
+//	delegate  Delegate, then KeepAlive or Finish          the same
 //	act       the deadline passes, or End                 the deadline passes, or SendDelayed
 //	stop      replaced, redacted, sender gone, room gone  CancelDelayed, deactivated, refused, room gone
 //	after     the row is deleted                          the row is finalised, and pruned later
@@ -20,12 +21,17 @@
 //
 // Package index lists the phases of a timer in memory, and the methods that change them.
 //
+// A [Delegation] says that a participant's connection to an SFU keeps a timer alive. The engine stores delegations and does not watch the
+// SFU. The package that watches it calls KeepAlive and Finish.
+//
 // # Guarantees
 //
 // docs/guarantees.md says what users are promised, and which test shows it. In short:
 //
-//   - Durability. Begin, Schedule, Refresh, Restart and RestartDelayed return after their change is committed. A timer can be found while
+//   - Durability. Begin, Schedule, Refresh, Restart, RestartDelayed, KeepAlive, Delegate and NoteSession return after their change is committed. A timer can be found while
 //     its row is being written; a caller that finds it waits for the write.
+//   - Delegations. A member has one delegation, the newest, and a delegation goes with its timer. After a start the engine does not act for
+//     keptGrace on a timer with a delegation, so that the SFU can be asked first.
 //   - After a crash. A claimed event is given to the roomserver again, with the same ID, and the roomserver ignores an event that it has.
 //     An event that the roomserver had not finished is given to it again before anything is concluded from the room. An expiring event
 //     that never reached its room is unknown to the roomserver when its deadline passes; its timer is dropped after an hour of asking.
@@ -69,7 +75,7 @@
 //  3. Timers.states, by (room, type, state key), see [Timers.LockState]. Under it the roomserver adapter takes its own lock for
 //     the sends of one user in one room.
 //  4. Timers.rows, by timer: one write to a row at a time, and memory says what was written last. Under it a read or a write waits for
-//     its batch. A new timer's lock is taken under Timers.mu; the lock of a new number is always free.
+//     the database. A new timer's lock is taken under Timers.mu; the lock of a new number is always free.
 //  5. Timers.mu: the index. Nothing is waited for while it is held, except that [Timers.Start] reads the database.
 //  6. Leaves: Lanes.mu, the mutex of each batch.Batches, and the locks inside keylock.Locks.
 //

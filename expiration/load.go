@@ -34,12 +34,15 @@ func (t *Timers) loadTimers(ctx context.Context) (u inherited, err error) {
 	now, key := t.clock.now(), t.tokens.names.id()
 	t.forgotAt = now
 	var whole []int64
-	doubted := map[int64]bool{}
+	doubted, kept := map[int64]bool{}, map[int64]bool{}
 	if err = t.store.Index(ctx, func(row Indexed) error {
 		if row.Claimed || row.Digest.get(digestKey) != key {
 			whole = append(whole, row.NID)
 			if row.Digest == (Digest{}) {
 				doubted[row.NID] = true
+			}
+			if row.Kept {
+				kept[row.NID] = true
 			}
 			return nil
 		}
@@ -57,7 +60,9 @@ func (t *Timers) loadTimers(ctx context.Context) (u inherited, err error) {
 			if row == nil {
 				continue
 			}
-			tm := t.loadTimerWithMu(newIndexed(*row, t.tokens.Digest(*row)), now)
+			indexed := newIndexed(*row, t.tokens.Digest(*row))
+			indexed.Kept = kept[row.NID]
+			tm := t.loadTimerWithMu(indexed, now)
 			switch {
 			case row.Claim == nil:
 				if row.Delayed == nil && row.Event.StateKey != nil && doubted[row.NID] {
@@ -80,6 +85,9 @@ func (t *Timers) loadTimerWithMu(row Indexed, now time.Duration) *index.Timer {
 	grace := t.cfg.RestartGrace
 	if row.Digest.kind() != index.Expiring {
 		grace = min(grace, maxDelayedGrace)
+	}
+	if row.Kept && !row.Claimed { // a claimed event is sent, whatever the SFU says
+		grace = max(grace, keptGrace)
 	}
 	if grace > 0 {
 		due = max(due, now+grace)

@@ -177,6 +177,7 @@ func (m *machine) finish() {
 	if n := m.w.store.len(); n > 0 {
 		m.problem("%d rows are left", n)
 	}
+	m.checkIndex()
 	if !m.w.index.Empty() {
 		m.problem("the index is not empty")
 	}
@@ -196,9 +197,12 @@ func (m *machine) checkOver() {
 	}
 }
 
-// checkIndex checks the invariants of the index.
+// checkIndex checks the invariants of the index, and of the delegations.
 func (m *machine) checkIndex() {
 	if err := m.w.invariants(); err != nil {
 		m.problem("the index: %s", err)
+	}
+	for _, wrong := range m.w.store.wrongDelegations() {
+		m.problem("%s", wrong)
 	}
 }

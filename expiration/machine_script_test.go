@@ -44,13 +44,13 @@ func (a action) String() string {
 }
 
 // faults are what can fail: operations of the store, and steps of the roomserver.
-var faults = []string{"insert", "refresh", "claim", "read", "drop", "delete", "doubt", "build", "input", "slow build", "slow input"}
+var faults = []string{"insert", "refresh", "claim", "read", "drop", "delete", "doubt", "delegate", "build", "input", "slow build", "slow input"}
 
 // actions draws the actions of a script.
 func actions(calm bool) *rapid.Generator[action] {
 	todo := []string{
 		"send", "send", "refresh", "refresh", "sleep", "sleep", "end", "repeat", "replace", "replace remotely", "tell", "redact", "leave",
-		"purge", "change",
+		"purge", "change", "delegate", "delegate", "keep alive", "finish",
 	}
 	if !calm {
 		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "lose", "store",
@@ -81,10 +81,11 @@ func actionsOf(todo, faults []string) *rapid.Generator[action] {
 func delayedActions(calm bool) *rapid.Generator[action] {
 	todo := []string{
 		"schedule", "schedule", "restart", "restart", "sleep", "sleep", "send", "cancel", "repeat", "refuse", "accept",
-		"set", "set silently", "list", "change", "purge", "leave", "redact",
+		"set", "set silently", "list", "change", "purge", "leave", "redact", "delegate", "delegate", "keep alive", "finish",
 	}
 	operations := []string{
-		"insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "build", "input", "slow build", "slow input",
+		"insert", "refresh", "claim", "read", "drop", "finalise", "finalised", "requested", "delegate", "build", "input", "slow build",
+		"slow input",
 	}
 	if !calm {
 		todo = append(todo, "faults", "faults", "slow insert", "slow insert", "slow insert", "heal", "crash", "overtake", "overtake")

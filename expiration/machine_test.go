@@ -134,7 +134,13 @@ func (m *machine) actOn(a action, l *life) {
 	case "repeat":
 		m.repeat(l, a.long)
 	case "end":
-		m.ends.Go(func() { m.end(l) })
+		m.ends.Go(func() { m.end(l, func() error { return m.w.End(ctx, l.hash) }) })
+	case "delegate":
+		m.delegate(l, byte(a.which))
+	case "keep alive":
+		m.refreshed(l, l.duration, m.w.KeepAlive(ctx, Kept{Hash: l.hash}))
+	case "finish":
+		m.ends.Go(func() { m.end(l, func() error { return m.w.Finish(ctx, Kept{Hash: l.hash}) }) })
 	case "redact":
 		m.stop(Redacted, func(other *life) bool { return other == l })
 		m.w.DropEvent(ctx, l.event.ID, Redacted)
@@ -268,10 +274,10 @@ func (m *machine) repeat(l *life, d time.Duration) {
 }
 
 // end ends an event.
-func (m *machine) end(l *life) {
+func (m *machine) end(l *life, end func() error) {
 	before := m.now(l)
 	invalid := before.stopped || before.refused
-	err := m.w.End(m.w.t.Context(), l.hash)
+	err := end()
 	var dropped *DropError
 	switch {
 	case err == nil:
@@ -335,6 +341,7 @@ func (m *machine) crash(down time.Duration) {
 	}
 	m.mu.Unlock()
 	time.Sleep(down)
+	m.keptLonger()
 	m.w.store.set(false, nil) // a process that cannot load its timers does not start
 	m.w.loaded = m.setFaults
 	m.w.start(m.w.cfg)

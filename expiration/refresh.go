@@ -29,11 +29,7 @@ func (t *Timers) allow(h TokenHash, delayed bool) (known bool, wait time.Duratio
 // Refresh restarts the timer of a token with its stored duration. When it returns nil, the new deadline is durable. The error is
 // ErrNotFound if no such timer runs. After any other error the timer has either its old or its new deadline.
 func (t *Timers) Refresh(ctx context.Context, h TokenHash) error {
-	tm := t.find(h, false)
-	if tm == nil {
-		return ErrNotFound
-	}
-	return t.refresh(ctx, tm, 0)
+	return t.KeepAlive(ctx, Kept{Hash: h})
 }
 
 // Restart gives the running timer of an event a new duration, counted from now: a state event was sent again with identical content

@@ -35,6 +35,10 @@ func TestReplacedHere(t *testing.T) {
 		"end": func(t *testing.T, w *world, old Event) {
 			require.ErrorIs(t, w.End(t.Context(), w.hash(old)), ErrNotFound)
 		},
+		"delegate": func(t *testing.T, w *world, old Event) {
+			_, err := w.Find(t.Context(), w.keptOf(old), "", "")
+			require.ErrorIs(t, err, ErrNotFound)
+		},
 		"send": func(t *testing.T, w *world, old Event) { w.message("!room", 20*time.Second) },
 		"hear": func(t *testing.T, w *world, old Event) {
 			require.NoError(t, w.StateRemoved(t.Context(), old.ID))

@@ -30,7 +30,8 @@ type Config struct {
 	KeepFinalised       time.Duration
 	MaxFinalisedPerUser int
 	// RestartGrace is the least time for which every timer runs after Start, so that live clients can refresh first. With 0, a timer that
-	// expired while the server was down fires at once. Delayed events wait maxDelayedGrace at most.
+	// expired while the server was down fires at once. Delayed events wait maxDelayedGrace at most. A timer with a delegation waits keptGrace at
+	// least.
 	RestartGrace time.Duration
 	// TokenLimit limits the requests with one token or one delay ID.
 	TokenLimit RateLimit

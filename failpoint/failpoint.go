@@ -32,6 +32,11 @@ const (
 	// BeforeRefresh and AfterRefresh: a new deadline is written.
 	BeforeRefresh Point = "before-refresh"
 	AfterRefresh  Point = "after-refresh"
+	// BeforeDelegation and AfterDelegation: the delegation of a timer is written.
+	BeforeDelegation Point = "before-delegation"
+	AfterDelegation  Point = "after-delegation"
+	// BeforeSession: what was seen of a participant is written.
+	BeforeSession Point = "before-session"
 	// BeforeDrop: the timer is stopped in memory, and its row is still there.
 	BeforeDrop Point = "before-drop"
 	// BeforeClaim and AfterClaim: outcome and event are written.
