@@ -59,6 +59,7 @@ var arrows = map[string]struct {
 	"syncapi/stateafter": {[]string{"around"}, everything},
 	"rtc":                {[]string{"around"}, everything},
 	"rtc/livekit":        {nil, matrix | web}, // of Matrix only canonical JSON
+	"rtc/keeper":         {[]string{"expiration", "failpoint", "guard", "keylock", "rtc/livekit"}, 0},
 	"summary":            {[]string{"limits"}, everything},
 	"dendritefix":        {[]string{"guard", "inputqueue", "jsondepth"}, everything},
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/clientapi"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc/keeper"
 )
 
 // Every test that docs/guarantees.md names must exist. Otherwise a guarantee has no test.
@@ -132,6 +133,7 @@ func hasAnchor(t *testing.T, path, anchor string) bool {
 func TestDocumentedMetrics(t *testing.T) {
 	timers := expiration.New(expiration.Config{}, struct{ expiration.Store }{}, nil, nil)
 	collectors := append(timers.Collectors(), clientapi.New(clientapi.Config{}, nil, nil, clientapi.Timers{}).Collectors()...)
+	collectors = append(collectors, keeper.New(nil, nil, nil, nil).Collectors()...)
 	var metrics []string
 	for _, collector := range collectors {
 		descriptions := make(chan *prometheus.Desc, 1) // each of them has one
