@@ -45,7 +45,7 @@ var arrows = map[string]struct {
 	"expiration/storage": {[]string{"expiration", "expiration/storage/...", "guard"}, dendrite},
 
 	// The adapters connect the engine to Dendrite, and do not import one another.
-	"clientapi":  {[]string{"dendritefix", "eventsize", "expiration", "failpoint", "jsondepth", "limits"}, everything},
+	"clientapi":  {[]string{"dendritefix", "eventsize", "expiration", "failpoint", "jsondepth", "limits", "webapi"}, everything},
 	"roomserver": {[]string{"dendritefix", "eventsize", "expiration", "failpoint", "inputqueue", "keylock"}, everything},
 	"syncapi":    {[]string{"dendritefix", "expiration", "failpoint", "guard"}, dendrite | matrix},
 	"userapi":    {nil, dendrite | matrix},
@@ -74,6 +74,7 @@ var arrows = map[string]struct {
 	"keylock":     {nil, 0},
 	// Request limits use the token bucket of the engine, expiration.RateLimit.
 	"limits": {[]string{"expiration", "keylock"}, everything},
+	"webapi": {[]string{"limits"}, everything},
 }
 
 // matrixInEngine are the exceptions to the rule that the engine has no HTTP status and no Matrix JSON. The first is how an

@@ -12,6 +12,7 @@ import (
 	"github.com/matrix-org/util"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
 // Actor acts upon delayed events, which it finds by their delay IDs. If owner is not "", the event must belong to that user.
@@ -59,7 +60,7 @@ func (a *API) act(req *http.Request, d dialect, device *userapi.Device, delayID,
 // actAsOwner acts for a user, to whom the event must belong. The action counts among those of the user. Only a send is costly: a restart must
 // not wait for requests that hang.
 func (a *API) actAsOwner(req *http.Request, device *userapi.Device, delayID, action string) error {
-	if err := mayRequest(a.actors, device); err != nil {
+	if err := webapi.MayRequest(a.actors, device); err != nil {
 		return err
 	}
 	if action == "send" {
@@ -80,7 +81,7 @@ func (a *API) actByID(req *http.Request, delayID, action string) error {
 	if !known {
 		wait = a.ended.Wait(expiration.HashToken(delayID), time.Now())
 	}
-	if err := limited(wait); err != nil {
+	if err := webapi.Limited(wait); err != nil {
 		return err
 	}
 	err := a.do(req.Context(), delayID, "", action)

@@ -8,16 +8,17 @@ import (
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
 // enter admits a request that costs the server more than the client. It waits for one of the user's places, and is then refused if it is
 // above the limit: refused at once, a hostile client would ask again at once. The body must have been read. leave may be called more than
-// once. The error is a *rateError or the context's.
+// once. The error is a *webapi.RateError or the context's.
 func (a *API) enter(req *http.Request, device *userapi.Device, limit *limits.Limiter[string]) (leave func(), err error) {
 	if leave, err = a.place(req, device); err != nil {
 		return nil, err
 	}
-	if err = mayRequest(limit, device); err != nil {
+	if err = webapi.MayRequest(limit, device); err != nil {
 		leave()
 		return nil, err
 	}
@@ -28,15 +29,7 @@ func (a *API) enter(req *http.Request, device *userapi.Device, limit *limits.Lim
 func (a *API) place(req *http.Request, device *userapi.Device) (leave func(), err error) {
 	leave, err = a.places.Enter(req.Context(), device)
 	if errors.Is(err, limits.ErrCrowded) {
-		return nil, &rateError{retryAfter: time.Second}
+		return nil, &webapi.RateError{RetryAfter: time.Second}
 	}
 	return leave, err
-}
-
-// mayRequest counts a request of a user, and returns a *rateError if it is above the limit. Application services are exempt.
-func mayRequest(users *limits.Limiter[string], device *userapi.Device) error {
-	if device.AccountType == userapi.AccountTypeAppService {
-		return nil
-	}
-	return limited(users.Wait(device.UserID, time.Now()))
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
 const (
@@ -55,7 +56,7 @@ const (
 	unstable dialect = false
 )
 
-// isDelayed reports whether a send has a delay in its query, which is well-formed (see authenticated).
+// isDelayed reports whether a send has a delay in its query, which is well-formed (see webapi.Authenticated).
 func isDelayed(req *http.Request) bool { return req.URL.Query().Has(delayKey) }
 
 // scheduleByQuery answers a send with a delay in its query.
@@ -65,7 +66,7 @@ func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to targ
 	if err != nil {
 		return errorResponse(req, err)
 	}
-	content, err := readBody(http.MaxBytesReader(nil, req.Body, maxScheduleSize))
+	content, err := webapi.ReadBody(http.MaxBytesReader(nil, req.Body, maxScheduleSize))
 	if err != nil {
 		return errorResponse(req, err)
 	}
@@ -74,20 +75,20 @@ func (a *API) scheduleByQuery(req *http.Request, device *userapi.Device, to targ
 
 // scheduleByField answers the dedicated endpoint, whose requests have delay, content and state key in their body.
 func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to target, f form) util.JSONResponse {
-	body, err := readBody(req.Body)
+	body, err := webapi.ReadBody(req.Body)
 	if err != nil {
 		return errorResponse(req, err)
 	}
-	if err = checkObject(body, "The body"); err != nil {
+	if err = webapi.CheckObject(body, "The body"); err != nil {
 		return errorResponse(req, err)
 	}
 	var fields map[string]json.RawMessage
 	if err = json.Unmarshal(body, &fields); err != nil {
-		return errorResponse(req, badRequest(spec.BadJSON("The body must be a JSON object")))
+		return errorResponse(req, webapi.BadRequest(spec.BadJSON("The body must be a JSON object")))
 	}
 	for _, required := range []string{delayField, "content"} {
 		if _, ok := fields[required]; !ok {
-			return errorResponse(req, badRequest(spec.MissingParam(required+" is missing")))
+			return errorResponse(req, webapi.BadRequest(spec.MissingParam(required+" is missing")))
 		}
 	}
 	delay, err := a.parseDelay(delayField, string(fields[delayField]), f)
@@ -97,7 +98,7 @@ func (a *API) scheduleByField(req *http.Request, device *userapi.Device, to targ
 	if stateKey, ok := fields["state_key"]; ok {
 		var key *string
 		if json.Unmarshal(stateKey, &key) != nil || key == nil {
-			return errorResponse(req, badRequest(spec.BadJSON("state_key must be a string")))
+			return errorResponse(req, webapi.BadRequest(spec.BadJSON("state_key must be a string")))
 		}
 		to.stateKey = key
 	}
@@ -131,7 +132,7 @@ func (a *API) schedule(
 	}
 	d, sent, err := a.parseDelayed(req, device, content)
 	if err == nil && a.cfg.MaxScheduled == 0 {
-		err = &requestError{http.StatusForbidden, spec.Forbidden("Delayed events are switched off")}
+		err = webapi.Refuse(http.StatusForbidden, spec.Forbidden("Delayed events are switched off"))
 	}
 	if err == nil {
 		err = a.checkJoined(req, device, to.roomID)
@@ -170,16 +171,16 @@ func (a *API) parseDelayed(
 	query := req.URL.Query()
 	for _, key := range stickyKeys {
 		if query.Has(key) {
-			return d, nil, badRequest(spec.InvalidParam(key + " is not supported"))
+			return d, nil, webapi.BadRequest(spec.InvalidParam(key + " is not supported"))
 		}
 	}
 	if len(content) > maxContentSize {
-		return d, nil, tooLarge("The content must be at most 65536 bytes")
+		return d, nil, webapi.TooLarge("The content must be at most 65536 bytes")
 	}
 	if err = checkContent(content); err != nil {
 		return d, nil, err
 	}
-	if err = checkObject(content, "The content"); err != nil {
+	if err = webapi.CheckObject(content, "The content"); err != nil {
 		return d, nil, err
 	}
 	d.Content = content
@@ -190,7 +191,7 @@ func (a *API) parseDelayed(
 		d.Timestamp, err = clientutil.ParseTSParam(req)
 		// Dendrite would send an event with a later time at a different time.
 		if ms := d.Timestamp.UnixMilli(); err != nil || ms < 0 || ms > int64(dendritefix.MaxTimestamp) {
-			return d, nil, badRequest(spec.InvalidParam(fmt.Sprintf(
+			return d, nil, webapi.BadRequest(spec.InvalidParam(fmt.Sprintf(
 				"ts must be a whole number of milliseconds from 0 to %d", dendritefix.MaxTimestamp,
 			)))
 		}
@@ -213,7 +214,7 @@ func (a *API) checkScheduled(
 	if to.eventType == spec.MRoomMember {
 		// When it is due, an event of a user who has left is refused, and a joined user cannot knock.
 		if membership, err := built.Membership(); err == nil && membership == spec.Knock {
-			return &requestError{http.StatusForbidden, spec.Forbidden("A knock cannot be delayed: only members of a room can delay events")}
+			return webapi.Refuse(http.StatusForbidden, spec.Forbidden("A knock cannot be delayed: only members of a room can delay events"))
 		}
 	}
 	return checkSize(built, to, d.Expires > 0)
@@ -225,34 +226,34 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 	for path, f := range map[string]form{
 		"/{apiversion:(?:r0|v3)}": dedicatedForm, "/unstable/org.matrix.msc4140": dedicatedUnstableForm,
 	} {
-		schedule := a.authenticated(name, userAPI,
+		schedule := webapi.Authenticated(name, userAPI,
 			func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 				txnID := vars["txnID"]
 				return a.scheduleByField(req, device, target{roomID: vars["roomID"], eventType: vars["eventType"], txnID: &txnID}, f)
 			})
-		router.Handle(path+"/rooms/{roomID}/delayed_event/{eventType}/{txnID}", bounded(maxScheduleSize, scheduleReadTimeout, schedule)).
+		router.Handle(path+"/rooms/{roomID}/delayed_event/{eventType}/{txnID}", webapi.Bounded(maxScheduleSize, scheduleReadTimeout, schedule)).
 			Methods(http.MethodPut, http.MethodOptions)
 	}
-	router.Handle("/unstable/org.matrix.msc4140/delayed_events", hidden(a.authenticated(name, userAPI,
+	router.Handle("/unstable/org.matrix.msc4140/delayed_events", hidden(webapi.Authenticated(name, userAPI,
 		func(req *http.Request, device *userapi.Device, _ map[string]string) util.JSONResponse {
 			return a.list(req, device)
 		}))).Methods(http.MethodGet, http.MethodOptions)
 	for path, d := range map[string]dialect{"/v1": stable, "/unstable/org.matrix.msc4140": unstable} {
-		router.Handle(path+"/delayed_events/{delayID}", hidden(a.authenticated(name, userAPI,
+		router.Handle(path+"/delayed_events/{delayID}", hidden(webapi.Authenticated(name, userAPI,
 			func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 				return a.look(req, device, d, vars["delayID"])
 			}))).Methods(http.MethodGet, http.MethodOptions)
 	}
 	act := func(path string, handler http.Handler) {
-		router.Handle(path, hidden(bounded(maxKeepAliveSize, keepAliveReadTimeout, handler))).
+		router.Handle(path, hidden(webapi.Bounded(maxKeepAliveSize, keepAliveReadTimeout, handler))).
 			Methods(http.MethodPost, http.MethodOptions)
 	}
-	act("/v1/delayed_events/{delayID}/{action}", a.authenticated(name, userAPI,
+	act("/v1/delayed_events/{delayID}/{action}", webapi.Authenticated(name, userAPI,
 		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {
 			return a.act(req, stable, device, vars["delayID"], vars["action"])
 		}))
 	act("/unstable/org.matrix.msc4140/delayed_events/{delayID}/{action}",
-		untraced(name, func(req *http.Request) util.JSONResponse {
+		webapi.Untraced(name, func(req *http.Request) util.JSONResponse {
 			vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
 			if err != nil {
 				return delayedResponse(req, expiration.ErrNotFound)
@@ -260,24 +261,24 @@ func (a *API) addDelayed(router *mux.Router, userAPI userapi.QueryAcccessTokenAP
 			return a.actUnstable(req, userAPI, vars["delayID"], vars["action"])
 		}))
 	act("/unstable/org.matrix.msc4140/delayed_events/{delayID}",
-		untraced(name, func(req *http.Request) util.JSONResponse {
-			body, err := readBody(req.Body)
+		webapi.Untraced(name, func(req *http.Request) util.JSONResponse {
+			body, err := webapi.ReadBody(req.Body)
 			if err == nil {
-				err = checkObject(body, "The body")
+				err = webapi.CheckObject(body, "The body")
 			}
 			if err != nil {
 				return errorResponse(req, err)
 			}
 			action := lastField(body, "action")
 			if action.Type != gjson.String {
-				return errorResponse(req, badRequest(spec.MissingParam("action must be a string")))
+				return errorResponse(req, webapi.BadRequest(spec.MissingParam("action must be a string")))
 			}
 			vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
 			if err != nil {
 				return delayedResponse(req, expiration.ErrNotFound)
 			}
 			if !isAction(action.Str) {
-				return errorResponse(req, badRequest(spec.InvalidParam(badAction)))
+				return errorResponse(req, webapi.BadRequest(spec.InvalidParam(badAction)))
 			}
 			return a.actUnstable(req, userAPI, vars["delayID"], action.Str)
 		}))

@@ -1,39 +1,21 @@
 package clientapi
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
-	"time"
 
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/matrix-org/util"
-	"github.com/sirupsen/logrus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
-
-// errTooLarge is M_TOO_LARGE, which gomatrixserverlib does not name.
-const errTooLarge spec.MatrixErrorCode = "M_TOO_LARGE"
-
-// requestError is an error in the request itself, and what it is answered with.
-type requestError struct {
-	code int
-	spec.MatrixError
-}
-
-// rateError says that there were too many requests: with one token or delay ID, with unknown ones from one address, or of one user.
-type rateError struct{ retryAfter time.Duration }
-
-func (e *rateError) Error() string { return "too many requests" }
 
 // errorResponse is the answer to a request that failed. In this file alone, errors become Matrix error codes.
 func errorResponse(req *http.Request, err error) util.JSONResponse {
 	var (
-		request *requestError
-		rate    *rateError
 		field   *fieldError
 		limit   *expiration.LimitError
 		dropped *expiration.DropError
@@ -41,10 +23,7 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 		refused *expiration.RefusedError
 	)
 	switch {
-	case errors.As(err, &request):
-		return util.JSONResponse{Code: request.code, JSON: request.MatrixError}
-	case errors.As(err, &rate):
-		return limits.Exceeded("Too many requests", rate.retryAfter)
+	case errors.As(err, new(*webapi.RequestError)), errors.As(err, new(*webapi.RateError)): // answered below
 	case errors.As(err, &delay):
 		return delay.response()
 	case errors.As(err, &field):
@@ -53,7 +32,7 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 		return util.JSONResponse{Code: http.StatusNotFound, JSON: spec.NotFound("No event is running with this token")}
 	case errors.Is(err, expiration.ErrTooLarge):
 		return util.JSONResponse{Code: http.StatusRequestEntityTooLarge, JSON: spec.MatrixError{
-			ErrCode: errTooLarge, Err: "The event fits, but its closing event would be too large",
+			ErrCode: webapi.ErrTooLarge, Err: "The event fits, but its closing event would be too large",
 		}}
 	case errors.As(err, &limit):
 		return limits.Exceeded("Too many of your events are running, or scheduled", limit.RetryAfter)
@@ -62,12 +41,7 @@ func errorResponse(req *http.Request, err error) util.JSONResponse {
 	case errors.As(err, &refused):
 		return util.JSONResponse{Code: refused.Code, JSON: refused.Response}
 	}
-	level := logrus.ErrorLevel
-	if errors.Is(req.Context().Err(), context.Canceled) { // the client hung up
-		level = logrus.DebugLevel
-	}
-	util.GetLogger(req.Context()).WithError(err).Log(level, "Failed to handle an expiring or delayed event")
-	return util.JSONResponse{Code: http.StatusInternalServerError, JSON: spec.Unknown("Internal server error")}
+	return webapi.ErrorResponse(req, err, "Failed to handle an expiring or delayed event")
 }
 
 // delayedResponse is errorResponse for a request that names a delayed event.
@@ -105,7 +79,7 @@ func Explain(err error) json.RawMessage {
 	case errors.As(err, &refused):
 		return refused.Response
 	case errors.Is(err, expiration.ErrTooLarge):
-		shown = spec.MatrixError{ErrCode: errTooLarge, Err: "The closing event would be too large"}
+		shown = spec.MatrixError{ErrCode: webapi.ErrTooLarge, Err: "The closing event would be too large"}
 	case errors.As(err, &limit):
 		shown = spec.MatrixError{ErrCode: spec.ErrorLimitExceeded, Err: "Too many of your events are running, or were due at once"}
 	case !errors.As(err, &dropped):

@@ -7,6 +7,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
 // guesses limits the requests with unknown tokens and delay IDs from each address. The engine counts requests with known ones.
@@ -20,15 +21,7 @@ func newGuesses(limit expiration.RateLimit, realIPHeader string) *guesses {
 	return &guesses{limits.New[netip.Prefix](limit), realIPHeader}
 }
 
-// count counts a request with an unknown token or delay ID. It returns a *rateError if there are too many from one address.
+// count counts a request with an unknown token or delay ID. It returns a *webapi.RateError if there are too many from one address.
 func (g *guesses) count(req *http.Request) error {
-	return limited(g.limiter.Wait(limits.ClientNetwork(req, g.realIPHeader), time.Now()))
-}
-
-// limited returns a *rateError if a request is allowed only after some time.
-func limited(wait time.Duration) error {
-	if wait > 0 {
-		return &rateError{retryAfter: wait}
-	}
-	return nil
+	return webapi.Limited(g.limiter.Wait(limits.ClientNetwork(req, g.realIPHeader), time.Now()))
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
 const (
@@ -42,8 +43,8 @@ type Keeper interface {
 }
 
 // keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} for one method. It behaves like a handler of Dendrite's
-// MakeExternalAPI, but limits the size and the time of the body, and dumps no requests into the log (see untraced). Refreshes are by far
-// the most frequent requests, so a successful refresh gets no logger and no request ID unless they would show in the log.
+// MakeExternalAPI, but limits the size and the time of the body, and dumps no requests into the log (see webapi.Untraced). Refreshes are by
+// far the most frequent requests, so a successful refresh gets no logger and no request ID unless they would show in the log.
 type keepAlive struct {
 	api *API
 	// do refreshes or ends an event.
@@ -108,9 +109,9 @@ func resultOf(err error) string {
 	switch {
 	case err == nil:
 		return "ok"
-	case errors.As(err, new(*requestError)):
+	case errors.As(err, new(*webapi.RequestError)):
 		return "bad_request"
-	case errors.As(err, new(*rateError)):
+	case errors.As(err, new(*webapi.RateError)):
 		return "limited"
 	case errors.Is(err, expiration.ErrNotFound):
 		return "not_found"
@@ -130,7 +131,7 @@ func (k *keepAlive) keep(req *http.Request, token string) error {
 		}
 		return expiration.ErrNotFound
 	}
-	if err := limited(wait); err != nil {
+	if err := webapi.Limited(wait); err != nil {
 		return err
 	}
 	return k.do(req.Context(), hash)
@@ -138,7 +139,7 @@ func (k *keepAlive) keep(req *http.Request, token string) error {
 
 // readToken returns the token in the body of a request.
 func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
-	body, err := readBody(boundBody(w, req.Body, maxKeepAliveSize, keepAliveReadTimeout))
+	body, err := webapi.ReadBody(webapi.BoundBody(w, req.Body, maxKeepAliveSize, keepAliveReadTimeout))
 	if err != nil {
 		return "", err
 	}
@@ -147,19 +148,15 @@ func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
 
 // parseToken returns the token in the body of a request.
 func parseToken(body []byte) (string, error) {
-	if err := checkObject(body, "The body"); err != nil {
+	if err := webapi.CheckObject(body, "The body"); err != nil {
 		return "", err
 	}
 	token := lastField(body, tokenKey)
 	switch {
 	case !token.Exists():
-		return "", badRequest(spec.MissingParam(tokenKey + " is missing"))
+		return "", webapi.BadRequest(spec.MissingParam(tokenKey + " is missing"))
 	case token.Type != gjson.String:
-		return "", badRequest(spec.BadJSON(tokenKey + " must be a string"))
+		return "", webapi.BadRequest(spec.BadJSON(tokenKey + " must be a string"))
 	}
 	return token.Str, nil
-}
-
-func badRequest(e spec.MatrixError) *requestError {
-	return &requestError{http.StatusBadRequest, e}
 }

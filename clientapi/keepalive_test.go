@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
 // atOnce is a fake Keeper that knows one token. It calls do for every action.
@@ -149,7 +150,7 @@ func FuzzReadToken(f *testing.F) {
 		case json.Unmarshal(fields[tokenKey], &want) != nil || want == nil:
 			code = spec.ErrorBadJSON
 		}
-		var refused *requestError
+		var refused *webapi.RequestError
 		switch {
 		case code != "":
 			if !errors.As(err, &refused) || refused.ErrCode != code || token != "" {

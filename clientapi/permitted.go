@@ -10,6 +10,8 @@ import (
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
+
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
 // checkJoined returns an error if a user is not in a room.
@@ -24,7 +26,7 @@ func (a *API) checkJoined(req *http.Request, device *userapi.Device, roomID stri
 	case err != nil:
 		return fmt.Errorf("looking up a membership: %w", err)
 	case !res.RoomExists || !res.IsInRoom:
-		return &requestError{http.StatusForbidden, spec.Forbidden("You are not in this room")}
+		return webapi.Refuse(http.StatusForbidden, spec.Forbidden("You are not in this room"))
 	}
 	return nil
 }
@@ -60,13 +62,13 @@ func (a *API) checkPower(ctx context.Context, device *userapi.Device, to target)
 	case err != nil:
 		return fmt.Errorf("looking up the sender: %w", err)
 	case sender == nil:
-		return &requestError{http.StatusForbidden, spec.Forbidden("You are not in this room")}
+		return webapi.Refuse(http.StatusForbidden, spec.Forbidden("You are not in this room"))
 	}
 	has, needs := levels.UserLevel(*sender), levels.EventLevel(to.eventType, to.stateKey != nil)
 	if has < needs {
-		return &requestError{http.StatusForbidden, spec.Forbidden(fmt.Sprintf(
+		return webapi.Refuse(http.StatusForbidden, spec.Forbidden(fmt.Sprintf(
 			"Your power level is %d, and this event needs %d", has, needs,
-		))}
+		)))
 	}
 	return nil
 }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/limits"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
 // Timers is the part of the engine that the routes use. Each of the interfaces is defined beside its routes, and can be replaced alone.
@@ -109,7 +110,7 @@ func (a *API) AddRoutes(router *mux.Router, userAPI userapi.QueryAcccessTokenAPI
 	v3.Handle("/capabilities", capabilitiesHandler(userAPI, a.rsAPI, &a.dendrite.RateLimiting, a.cfg)).
 		Methods(http.MethodGet, http.MethodOptions)
 	send := func(path, method string, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse) {
-		v3.Handle(path, a.authenticated("send_message", userAPI, f)).Methods(method, http.MethodOptions)
+		v3.Handle(path, webapi.Authenticated("send_message", userAPI, f)).Methods(method, http.MethodOptions)
 	}
 	send("/rooms/{roomID}/send/{eventType}", http.MethodPost,
 		func(req *http.Request, device *userapi.Device, vars map[string]string) util.JSONResponse {

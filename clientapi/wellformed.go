@@ -19,6 +19,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/dendritefix"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/eventsize"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
 const (
@@ -38,17 +39,17 @@ func checkNames(to target) error {
 	for _, name := range names {
 		// PostgreSQL can store neither invalid UTF-8 nor NUL, and JSON cannot express invalid UTF-8.
 		if !utf8.ValidString(name.value) || strings.ContainsRune(name.value, 0) {
-			return badRequest(spec.InvalidParam(fmt.Sprintf("The %s must be valid UTF-8 without NUL characters", name.what)))
+			return webapi.BadRequest(spec.InvalidParam(fmt.Sprintf("The %s must be valid UTF-8 without NUL characters", name.what)))
 		}
 	}
 	if _, err := spec.NewRoomID(to.roomID); err != nil || len(to.roomID) > maxNameSize {
-		return badRequest(spec.InvalidParam(fmt.Sprintf("The room ID must look like !room:server, with at most %d bytes", maxNameSize)))
+		return webapi.BadRequest(spec.InvalidParam(fmt.Sprintf("The room ID must look like !room:server, with at most %d bytes", maxNameSize)))
 	}
 	for _, name := range names[1:] {
 		if len(name.value) > maxNameSize { // an ordinary send gets the same answer
-			return &requestError{http.StatusRequestEntityTooLarge, spec.BadJSON(
+			return webapi.Refuse(http.StatusRequestEntityTooLarge, spec.BadJSON(
 				fmt.Sprintf("The %s must be at most %d bytes", name.what, maxNameSize),
-			)}
+			))
 		}
 	}
 	return nil
@@ -58,10 +59,10 @@ func checkNames(to target) error {
 // this.
 func checkContent(content []byte) error {
 	if dendritefix.Unstorable(content) {
-		return badRequest(spec.BadJSON("redacts, and event_id and rel_type in m.relates_to, must not have NUL characters"))
+		return webapi.BadRequest(spec.BadJSON("redacts, and event_id and rel_type in m.relates_to, must not have NUL characters"))
 	}
 	if jsondepth.TooDeep(content) {
-		return badRequest(spec.BadJSON(fmt.Sprintf("The content must not be nested deeper than %d levels", jsondepth.Max)))
+		return webapi.BadRequest(spec.BadJSON(fmt.Sprintf("The content must not be nested deeper than %d levels", jsondepth.Max)))
 	}
 	return nil
 }
@@ -76,10 +77,10 @@ func (a *API) checkSendable(
 		return nil, fmt.Errorf("looking up a room version: %w", err)
 	}
 	if to.eventType == spec.MRoomCreate { // Dendrite cannot build one here
-		return nil, &requestError{http.StatusForbidden, spec.Forbidden(neverSendable[spec.MRoomCreate])}
+		return nil, webapi.Refuse(http.StatusForbidden, spec.Forbidden(neverSendable[spec.MRoomCreate]))
 	}
 	if to.eventType == spec.MRoomRedaction && !dendritefix.RedactsInContent(version) { // SendEvent sets no redacts beside the content
-		return nil, &requestError{http.StatusForbidden, spec.Forbidden(neverSendable[spec.MRoomRedaction])}
+		return nil, webapi.Refuse(http.StatusForbidden, spec.Forbidden(neverSendable[spec.MRoomRedaction]))
 	}
 	if err = checkShape(version, to, content); err != nil {
 		return nil, err
@@ -156,9 +157,9 @@ func checkSize(built gomatrixserverlib.PDU, to target, closed bool) error {
 	if eventsize.Fits(built, size) {
 		return nil
 	}
-	return &requestError{http.StatusRequestEntityTooLarge, spec.BadJSON(fmt.Sprintf(
+	return webapi.Refuse(http.StatusRequestEntityTooLarge, spec.BadJSON(fmt.Sprintf(
 		"The event must be at most %d bytes with what the server adds to it", eventsize.Max,
-	))}
+	)))
 }
 
 // checkShape returns an error for events that SendEvent accepts but the roomserver cannot process.
@@ -168,19 +169,19 @@ func checkShape(version gomatrixserverlib.RoomVersion, to target, content []byte
 		var member gomatrixserverlib.MemberContent
 		switch pseudo := version == gomatrixserverlib.RoomVersionPseudoIDs; {
 		case json.Unmarshal(content, &member) != nil:
-			return badRequest(spec.BadJSON(neverSendable[spec.MRoomMember]))
+			return webapi.BadRequest(spec.BadJSON(neverSendable[spec.MRoomMember]))
 		case pseudo && member.MXIDMapping != nil:
-			return badRequest(spec.BadJSON("In this room the server sets mxid_mapping"))
+			return webapi.BadRequest(spec.BadJSON("In this room the server sets mxid_mapping"))
 		case pseudo && member.Membership == spec.Invite:
-			return &requestError{http.StatusForbidden, spec.Forbidden("In this room an invitation cannot be sent as state")}
+			return webapi.Refuse(http.StatusForbidden, spec.Forbidden("In this room an invitation cannot be sent as state"))
 		case pseudo && to.stateKey != nil && strings.HasPrefix(*to.stateKey, "@"): // it is translated to the user's key in the room
 			if _, err := spec.NewUserID(*to.stateKey, true); err != nil {
-				return badRequest(spec.InvalidParam("The state key of m.room.member must be a user ID"))
+				return webapi.BadRequest(spec.InvalidParam("The state key of m.room.member must be a user ID"))
 			}
 		}
 	case "m.room.tombstone":
 		if lastField(content, "replacement_room").Str == to.roomID {
-			return badRequest(spec.InvalidParam("replacement_room must not be the room itself"))
+			return webapi.BadRequest(spec.InvalidParam("replacement_room must not be the room itself"))
 		}
 	}
 	return nil
@@ -198,7 +199,7 @@ func refusal(res util.JSONResponse, eventType string) error {
 		if hint == "" {
 			hint = "No room can have an event with this type, state key and content"
 		}
-		return badRequest(spec.BadJSON(hint))
+		return webapi.BadRequest(spec.BadJSON(hint))
 	case res.Code < 400:
 		return errors.New("a rehearsed event was neither built nor refused")
 	}
@@ -206,9 +207,9 @@ func refusal(res util.JSONResponse, eventType string) error {
 	if hint != "" {
 		text = strings.TrimSpace(hint + ": " + text)
 	}
-	return &requestError{res.Code, spec.MatrixError{
+	return webapi.Refuse(res.Code, spec.MatrixError{
 		ErrCode: spec.MatrixErrorCode(gjson.GetBytes(body, "errcode").Str), Err: text,
-	}}
+	})
 }
 
 // neverSendable has, by event type, a hint for the client whose event is refused whatever the room's state is. It says which values the

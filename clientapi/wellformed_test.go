@@ -20,6 +20,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/eventsize"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/jsondepth"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
 const (
@@ -47,7 +48,7 @@ func check(version gomatrixserverlib.RoomVersion, to target, content string, tim
 	a := &API{dendrite: &config.ClientAPI{}, rsAPI: versioned{version: version}}
 	err := checkNames(to)
 	if err == nil {
-		err = checkObject([]byte(content), "The content")
+		err = webapi.CheckObject([]byte(content), "The content")
 	}
 	if err == nil {
 		err = checkContent([]byte(content))
@@ -208,9 +209,9 @@ func TestNeverSendable(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := check(test.version, test.to, test.content, time.Time{})
-			var refused *requestError
+			var refused *webapi.RequestError
 			require.ErrorAs(t, err, &refused)
-			require.Equal(t, test.code, refused.code, refused)
+			require.Equal(t, test.code, refused.Code, refused)
 			require.Equal(t, test.errcode, string(refused.ErrCode), refused)
 			require.Contains(t, refused.Err, test.text)
 			require.NotEmpty(t, refused.Err)

@@ -1,4 +1,6 @@
-package clientapi
+// Package webapi is what our HTTP routes share: bodies bounded in size and time, handlers whose requests and answers never get into the log,
+// and one answer for each kind of bad request.
+package webapi
 
 import (
 	"fmt"
@@ -15,9 +17,9 @@ import (
 	"github.com/matrix-org/util"
 )
 
-// untraced returns a handler like that of Dendrite's MakeExternalAPI, except that it never writes whole requests and answers into the
+// Untraced returns a handler like that of Dendrite's MakeExternalAPI, except that it never writes whole requests and answers into the
 // log, which Dendrite does if DENDRITE_TRACE_HTTP is set. The requests and answers here contain tokens.
-func untraced(name string, f func(*http.Request) util.JSONResponse) http.Handler {
+func Untraced(name string, f func(*http.Request) util.JSONResponse) http.Handler {
 	handler := util.MakeJSONAPI(util.NewJSONRequestHandler(f))
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		task, ctx := internal.StartTask(req.Context(), name)
@@ -26,15 +28,15 @@ func untraced(name string, f func(*http.Request) util.JSONResponse) http.Handler
 	})
 }
 
-// authenticated is untraced for requests with an access token, also of guests. As Dendrite's MakeAuthAPI does, it adds the user to
+// Authenticated is Untraced for requests with an access token, also of guests. As Dendrite's MakeAuthAPI does, it adds the user to
 // the log, and reports answers of 500 and above to Sentry, but without the answer. It passes the decoded parts of the path.
 //
 // A malformed query is refused. Go would drop the malformed parameter, so an event with a malformed delay would be sent at once. A user
 // without a server is refused too: Dendrite lets an application service name one, and its SendEvent panics.
-func (a *API) authenticated(
+func Authenticated(
 	name string, userAPI userapi.QueryAcccessTokenAPI, f func(*http.Request, *userapi.Device, map[string]string) util.JSONResponse,
 ) http.Handler {
-	return untraced(name, func(req *http.Request) util.JSONResponse {
+	return Untraced(name, func(req *http.Request) util.JSONResponse {
 		device, refused := auth.VerifyUserFromRequest(req, userAPI)
 		if refused != nil {
 			if refused.Code == http.StatusInternalServerError { // Dendrite's own answer has no errcode
@@ -43,10 +45,10 @@ func (a *API) authenticated(
 			return *refused
 		}
 		if _, err := url.ParseQuery(req.URL.RawQuery); err != nil {
-			return errorResponse(req, badRequest(spec.InvalidParam("The query is malformed")))
+			return BadRequest(spec.InvalidParam("The query is malformed")).Response()
 		}
 		if _, err := spec.NewUserID(device.UserID, true); err != nil {
-			return errorResponse(req, badRequest(spec.BadJSON("user_id must be a user ID")))
+			return BadRequest(spec.BadJSON("user_id must be a user ID")).Response()
 		}
 		vars, err := httputil.URLDecodeMapValues(mux.Vars(req))
 		if err != nil {
