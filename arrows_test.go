@@ -57,7 +57,7 @@ var arrows = map[string]struct {
 
 	// Other MSCs, and fixes for Dendrite, have nothing to do with timers.
 	"syncapi/stateafter": {[]string{"around"}, everything},
-	"rtc":                {[]string{"around"}, everything},
+	"rtc":                {[]string{"around", "limits", "webapi"}, everything},
 	"rtc/livekit":        {nil, matrix | web}, // of Matrix only canonical JSON
 	"rtc/keeper":         {[]string{"expiration", "failpoint", "guard", "keylock", "rtc/livekit"}, 0},
 	"summary":            {[]string{"limits"}, everything},

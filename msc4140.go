@@ -63,8 +63,9 @@ type Extension struct {
 	client   *clientapi.API
 	consumer *syncapi.Consumer
 	sync     *stateafter.Route
-	cfg      *config.Config
 	rooms    *summary.Summaries
+	features []string // unstable features that /versions adds to Dendrite's
+	calls    *rtc.Discovery
 }
 
 // New opens the database and wires everything together. It starts nothing. It also repairs JetStream's consumers after a crash, which must
@@ -87,7 +88,7 @@ func New(
 	if err != nil {
 		return nil, fmt.Errorf("failed to derive the key of the refresh tokens: %w", err)
 	}
-	componentCfg, clientCfg := cfg.Components()
+	componentCfg, clientCfg, rtcCfg := cfg.Components()
 	js, _ := natsInstance.Prepare(processCtx, &dendriteCfg.Global.JetStream)
 	if err = dendritefix.ResetStrandedConsumers(processCtx.Context(), js, &dendriteCfg.Global.JetStream); err != nil {
 		return nil, err
@@ -115,12 +116,15 @@ func New(
 	if err != nil {
 		return nil, fmt.Errorf("failed to open the syncapi's database: %w", err)
 	}
+	features := unstableFeatures(cfg)
+	calls := rtc.NewDiscovery(rtcCfg, features)
 	return &Extension{
 		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, quiet: quiet, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
 		sync:     stateAfter,
-		cfg:      cfg,
 		rooms:    summary.New(summary.Config{Limit: clientCfg.UnknownTokens, RealIPHeader: clientCfg.RealIPHeader}, &dendriteCfg.ClientAPI, wrapper),
+		features: append(features, calls.Features()...),
+		calls:    calls,
 	}, nil
 }
 
@@ -136,22 +140,19 @@ func (e *Extension) UserAPI(userAPI dendriteuserapi.UserInternalAPI) dendriteuse
 func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteuserapi.QueryAcccessTokenAPI) {
 	routers.Client.Use( // the first is the outermost
 		dendritefix.BoundDepth, dendritefix.RefuseNUL, delayid.Add(e.timers, userAPI), e.sync.Middleware(userAPI),
-		around.Versions(e.features()...),
+		around.Versions(e.features...),
 	)
 	e.client.AddRoutes(routers.Client, userAPI)
-	rtc.AddRoutes(routers, userAPI, e.cfg.MatrixRTC.Transports)
+	e.calls.AddRoutes(routers, userAPI)
 	e.rooms.AddRoutes(routers.Client, userAPI)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }
 
-// features returns the unstable features that /versions adds to Dendrite's.
-func (e *Extension) features() []string {
+// unstableFeatures returns the unstable features that /versions adds to Dendrite's, without those of calls.
+func unstableFeatures(cfg *config.Config) []string {
 	features := []string{"org.matrix.msc4222"}
-	if e.cfg.DelayedEvents.MaxScheduledPerUser > 0 {
+	if cfg.DelayedEvents.MaxScheduledPerUser > 0 {
 		features = append(features, "org.matrix.msc4140", "org.matrix.msc4140.stable")
-	}
-	if len(e.cfg.MatrixRTC.Transports) > 0 {
-		features = append(features, "org.matrix.msc4143")
 	}
 	return features
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/clientapi"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
 )
 
 // Config is the section expiration of dendrite.yaml.
@@ -55,8 +56,8 @@ type RateLimiting struct {
 	// UnknownToken limits the requests with unknown tokens or delay IDs from one address and, counted apart, room summaries. Default 20
 	// in 1000 ms.
 	UnknownToken RateLimit `yaml:"unknown_token"`
-	// User limits two kinds of requests of one user, each with a counter of its own: those that schedule or look up delayed events, and those
-	// that act on them with an access token. Application services are exempt. Default 10 in 1000 ms.
+	// User limits three kinds of requests of one user, each with a counter of its own: those that schedule or look up delayed events, those
+	// that act on them with an access token, and those for the transports of calls. Application services are exempt. Default 10 in 1000 ms.
 	User RateLimit `yaml:"user"`
 	// Due limits the delayed events of one user that are sent when they are due. Those above the limit are never sent. Application services
 	// are exempt. Default 100 in 10000 ms.
@@ -99,8 +100,8 @@ func (c *Config) Defaults() {
 // expiration.Timers. With fewer idle connections, a mass expiry would open new ones all the time.
 const idleConnections = 5
 
-// Components returns the configuration of the engine and of its HTTP routes.
-func (c *Config) Components() (expiration.Config, clientapi.Config) {
+// Components returns the configuration of the engine, of its HTTP routes, and of the transports of calls.
+func (c *Config) Components() (expiration.Config, clientapi.Config, rtc.Config) {
 	limit := func(l RateLimit) expiration.RateLimit {
 		if !c.RateLimiting.Enabled {
 			return expiration.RateLimit{}
@@ -119,5 +120,6 @@ func (c *Config) Components() (expiration.Config, clientapi.Config) {
 			DelayIDs:      limit(c.RateLimiting.Token),
 			UnknownTokens: limit(c.RateLimiting.UnknownToken), RealIPHeader: c.RateLimiting.RealIPHeader,
 			UserRequests: limit(c.RateLimiting.User),
-		}
+		},
+		rtc.Config{Transports: c.MatrixRTC.Transports, UserRequests: limit(c.RateLimiting.User)}
 }

@@ -30,7 +30,7 @@ func TestRateLimitingSwitchedOff(t *testing.T) {
 	for _, enabled := range []bool{true, false} {
 		c, err := parse(fmt.Appendf(nil, "expiration: {rate_limiting: {enabled: %t, token: {threshold: 7}, unknown_token: {threshold: 8}, user: {threshold: 9}}}", enabled))
 		require.NoError(t, err)
-		component, routes := c.Components()
+		component, routes, calls := c.Components()
 		var token, unknown, user expiration.RateLimit
 		if enabled {
 			token = expiration.RateLimit{Threshold: 7, Cooloff: time.Second}
@@ -40,5 +40,6 @@ func TestRateLimitingSwitchedOff(t *testing.T) {
 		require.Equal(t, token, component.TokenLimit)
 		require.Equal(t, unknown, routes.UnknownTokens)
 		require.Equal(t, user, routes.UserRequests)
+		require.Equal(t, user, calls.UserRequests)
 	}
 }

@@ -12,13 +12,51 @@ import (
 )
 
 const (
-	transportsPath = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports"
-	wellKnownPath  = "/.well-known/matrix/client"
+	transportsPath       = "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports"
+	stableTransportsPath = "/_matrix/client/v1/rtc/transports"
+	wellKnownPath        = "/.well-known/matrix/client"
 )
 
-// Clients learn the transports of calls (MSC4143) from an endpoint, if they are logged in, and from the well-known file.
+// tokenPaths are the paths of a server that makes LiveKit's tokens itself.
+var tokenPaths = []string{
+	"/_matrix/client/v1/rtc/livekit/get_token",
+	"/_matrix/client/v1/rtc/livekit/delegate_delayed_leave",
+	"/_matrix/client/unstable/io.element.msc4195/rtc/livekit/get_token",
+	"/_matrix/client/unstable/io.element.msc4195/rtc/livekit/delegate_delayed_leave",
+	"/_matrix/client/unstable/io.element.msc4195/livekit/sfu/get",
+	"/_matrix/client/unstable/io.element.msc4195/livekit/get_token",
+	"/_matrix/client/unstable/io.element.msc4195/livekit/delegate_delayed_leave",
+	"/_matrix/client/unstable/io.element.msc4195/livekit/sfu_webhook",
+	"/_matrix/client/unstable/io.element.msc4195/livekit/healthz",
+	"/_matrix/client/v3/expiration/delegate",
+	"/_matrix/federation/v1/rtc/livekit/get_token",
+	"/_matrix/federation/unstable/io.element.msc4195/rtc/livekit/get_token",
+}
+
+// requireUnrecognized requires that a server answers as if it had never heard of these paths, in a way that browsers can read.
+func requireUnrecognized(t *testing.T, who *user, paths ...string) {
+	t.Helper()
+	for _, path := range paths {
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodOptions} {
+			res := who.do(t, method, path, nil)
+			require.Equal(t, http.StatusNotFound, res.Code, "%s %s: %s", method, path, res)
+			require.Equal(t, "M_UNRECOGNIZED", res.Get("errcode").Str, "%s %s: %s", method, path, res)
+			require.Equal(t, "*", res.Header.Get("Access-Control-Allow-Origin"), "%s %s", method, path)
+		}
+		// Without an answer of 200 to this a browser would not let the page see the 404.
+		res, err := who.Do(t.Context(), http.MethodOptions, path, nil, "Access-Control-Request-Method", http.MethodPost)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, res.Code, path)
+		require.Contains(t, res.Header.Get("Access-Control-Allow-Headers"), "Authorization")
+	}
+}
+
+// Clients learn the transports of calls (MSC4143) from endpoints, if they are logged in, and from the well-known file. The operator's list is
+// told as it is. Another server makes the tokens, so this one has no routes for them.
 func TestTransports(t *testing.T) {
 	t.Parallel()
+	const stable = `[{"type":"livekit","livekit_service_url":"https://a.example/jwt"},{"type":"m.livekit","livekit_service_url":"https://a.example/jwt"},` +
+		`{"type":"livekit","livekit_service_url":"http://b.example:8080"},{"type":"m.livekit","livekit_service_url":"http://b.example:8080"}]`
 	const both = `[{"type":"livekit","livekit_service_url":"https://a.example/jwt"},{"type":"livekit","livekit_service_url":"http://b.example:8080"}]`
 	s := start(t, homeserver.Config{WellKnown: true, MatrixRTC: JSON{"transports": []JSON{
 		{"type": "livekit", "livekit_service_url": "https://a.example/jwt"},
@@ -28,24 +66,56 @@ func TestTransports(t *testing.T) {
 	require.NoError(t, err)
 	for _, u := range []*user{s.newUser(t), {guest, s}} {
 		require.JSONEq(t, `{"rtc_transports":`+both+`}`, string(u.must(t, http.MethodGet, transportsPath, nil).Body))
+		require.JSONEq(t, `{"rtc_transports":`+stable+`,"transports":`+stable+`}`, string(u.must(t, http.MethodGet, stableTransportsPath, nil).Body))
 		require.True(t, u.must(t, http.MethodGet, "/_matrix/client/versions", nil).Get(`unstable_features.org\.matrix\.msc4143`).Bool())
 	}
 	anybody := &user{s.Anonymous(), s}
-	require.Equal(t, http.StatusUnauthorized, anybody.do(t, http.MethodGet, transportsPath, nil).Code)
+	for _, path := range []string{transportsPath, stableTransportsPath} {
+		require.Equal(t, http.StatusUnauthorized, anybody.do(t, http.MethodGet, path, nil).Code)
+		preflight, err := anybody.Do(t.Context(), http.MethodOptions, path, nil, "Access-Control-Request-Method", http.MethodGet)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, preflight.Code)
+	}
+	requireUnrecognized(t, anybody, tokenPaths...)
 	res := anybody.must(t, http.MethodGet, wellKnownPath, nil)
 	require.JSONEq(t, both, res.Get(`org\.matrix\.msc4143\.rtc_foci`).Raw)
 	require.Equal(t, s.URL, res.Get(`m\.homeserver.base_url`).Str, "what Dendrite says")
 	require.Equal(t, "*", res.Header.Get("Access-Control-Allow-Origin"))
 }
 
-// Without configured transports the endpoint returns an empty list. The well-known file has no such field, and /versions no such feature.
-func TestNoTransports(t *testing.T) {
+// A server without the section matrix_rtc has no route of calls at all. The well-known file has no such field, and /versions no such feature.
+func TestNothingConfiguredForCalls(t *testing.T) {
 	t.Parallel()
-	s := start(t, homeserver.Config{WellKnown: true})
+	authority, err := homeserver.NewAuthority(t.TempDir())
+	require.NoError(t, err)
+	s := start(t, homeserver.Config{WellKnown: true, Federation: &homeserver.Federation{Host: "127.0.0.4", Authority: authority}})
 	alice := s.newUser(t)
-	require.JSONEq(t, `{"rtc_transports":[]}`, string(alice.must(t, http.MethodGet, transportsPath, nil).Body))
+	for _, who := range []*user{alice, {s.Anonymous(), s}} {
+		requireUnrecognized(t, who, append(tokenPaths, transportsPath, stableTransportsPath)...)
+	}
 	require.False(t, alice.must(t, http.MethodGet, wellKnownPath, nil).Get(`org\.matrix\.msc4143\.rtc_foci`).Exists())
 	require.False(t, alice.must(t, http.MethodGet, "/_matrix/client/versions", nil).Get(`unstable_features.org\.matrix\.msc4143`).Exists())
+}
+
+// A client that asks for the transports in a loop is told to wait. Others are not.
+func TestTransportsAreLimited(t *testing.T) {
+	t.Parallel()
+	s := start(t, homeserver.Config{
+		MatrixRTC:  JSON{"transports": []JSON{{"type": "livekit", "livekit_service_url": "https://a.example"}}},
+		Expiration: JSON{"rate_limiting": JSON{"user": JSON{"threshold": 3, "cooloff_ms": 3_600_000}}},
+	})
+	alice, bob := s.newUser(t), s.newUser(t)
+	for i, path := range []string{transportsPath, stableTransportsPath, transportsPath, stableTransportsPath} {
+		res := alice.do(t, http.MethodGet, path, nil)
+		if i < 3 {
+			require.Equal(t, http.StatusOK, res.Code, res)
+			continue
+		}
+		require.Equal(t, http.StatusTooManyRequests, res.Code, res)
+		require.Equal(t, "M_LIMIT_EXCEEDED", res.Get("errcode").Str)
+		require.NotEmpty(t, res.Header.Get("Retry-After"))
+	}
+	bob.must(t, http.MethodGet, transportsPath, nil)
 }
 
 // A server that does not publish its URL does not publish transports in the well-known file either.
