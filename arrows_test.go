@@ -53,7 +53,7 @@ var arrows = map[string]struct {
 	"syncapi/delayid": {nil, dendrite | web},
 
 	// The configuration fills the configurations of these packages.
-	"config": {[]string{"clientapi", "expiration", "rtc"}, dendrite},
+	"config": {[]string{"clientapi", "expiration", "rtc", "rtc/livekit"}, dendrite | matrix},
 
 	// Other MSCs, and fixes for Dendrite, have nothing to do with timers.
 	"syncapi/stateafter": {[]string{"around"}, everything},

@@ -76,4 +76,5 @@ func (c *Config) Verify(configErrs *config.ConfigErrors) {
 			configErrs.Add(fmt.Sprintf("invalid value for config key %q: %v (must be %s)", "expiration."+b.key, b.shown, b.allowed))
 		}
 	}
+	c.MatrixRTC.verify(&c.DelayedEvents, configErrs)
 }

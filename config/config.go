@@ -121,5 +121,5 @@ func (c *Config) Components() (expiration.Config, clientapi.Config, rtc.Config) 
 			UnknownTokens: limit(c.RateLimiting.UnknownToken), RealIPHeader: c.RateLimiting.RealIPHeader,
 			UserRequests: limit(c.RateLimiting.User),
 		},
-		rtc.Config{Transports: c.MatrixRTC.Transports, UserRequests: limit(c.RateLimiting.User)}
+		rtc.Config{Transports: c.MatrixRTC.announced(), UserRequests: limit(c.RateLimiting.User)}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"maps"
 	"os"
 	"path/filepath"
@@ -58,24 +59,29 @@ func keysOfExample(prefix string, section yaml.MapSlice) map[string]bool {
 	return keys
 }
 
-// The examples in the documentation have every key and no other, and show the defaults.
+// The examples in the documentation, with the table of the keys of livekit, have every key and no other. The examples show the defaults.
 func TestDocumentedKeys(t *testing.T) {
-	var examples []byte
-	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(documentation(t), -1) {
-		examples = append(examples, block[1]...)
+	documented := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `livekit\\.(\\w+)` \\|").FindAllStringSubmatch(documentation(t), -1) {
+		documented["matrix_rtc.livekit."+row[1]] = true
 	}
-	var documented yaml.MapSlice
-	require.NoError(t, yaml.Unmarshal(examples, &documented))
-	require.ElementsMatch(t, slices.Collect(maps.Keys(keysIn("", reflect.TypeFor[sections]()))),
-		slices.Collect(maps.Keys(keysOfExample("", documented))))
-
-	c, err := parse(examples)
-	require.NoError(t, err)
-	require.Len(t, c.MatrixRTC.Transports, 1)
-	c.MatrixRTC.Transports = nil // only this value and the next are not defaults
-	require.EqualValues(t, "file:"+sqliteFile, c.Database.ConnectionString)
-	c.Database.ConnectionString = ""
-	var defaults Config
+	var defaults, examples Config
 	defaults.Defaults()
-	require.Equal(t, &defaults, c)
+	for _, block := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(documentation(t), -1) {
+		var keys yaml.MapSlice
+		require.NoError(t, yaml.Unmarshal([]byte(block[1]), &keys))
+		maps.Copy(documented, keysOfExample("", keys))
+		c, err := parse([]byte(block[1]))
+		require.NoError(t, err)
+		// Only these values are not defaults.
+		examples.Database.ConnectionString += c.Database.ConnectionString
+		examples.MatrixRTC.Transports = append(examples.MatrixRTC.Transports, c.MatrixRTC.Transports...)
+		examples.MatrixRTC.LiveKit = cmp.Or(examples.MatrixRTC.LiveKit, c.MatrixRTC.LiveKit)
+		c.Database.ConnectionString, c.MatrixRTC = "", MatrixRTC{}
+		require.Equal(t, &defaults, c)
+	}
+	require.ElementsMatch(t, slices.Collect(maps.Keys(keysIn("", reflect.TypeFor[sections]()))), slices.Collect(maps.Keys(documented)))
+	require.EqualValues(t, "file:"+sqliteFile, examples.Database.ConnectionString)
+	require.Len(t, examples.MatrixRTC.Transports, 1)
+	require.NotNil(t, examples.MatrixRTC.LiveKit)
 }

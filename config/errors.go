@@ -78,8 +78,10 @@ func kind(goType string) string {
 		return "true or false"
 	case "int", "int64":
 		return "a whole number"
-	case "string", "config.DataSource":
+	case "string", "config.DataSource", "livekit.Secret":
 		return "text"
+	case "[]string":
+		return "a list of texts"
 	case "[]rtc.Transport":
 		return "a list of sections"
 	}
@@ -89,7 +91,7 @@ func kind(goType string) string {
 // keysOf returns the keys of the section that has this Go type.
 func keysOf(goType string) []string {
 	for _, section := range []any{
-		Config{}, config.DatabaseOptions{}, DelayedEvents{}, RateLimiting{}, RateLimit{}, MatrixRTC{}, rtc.Transport{},
+		Config{}, config.DatabaseOptions{}, DelayedEvents{}, RateLimiting{}, RateLimit{}, MatrixRTC{}, LiveKit{}, rtc.Transport{},
 	} {
 		if fmt.Sprintf("%T", section) == goType {
 			text, _ := yaml.Marshal(section)

@@ -20,8 +20,16 @@ func Load(file string, cfg *config.Dendrite) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.MatrixRTC.LiveKit != nil {
+		var errs config.ConfigErrors
+		if c.MatrixRTC.LiveKit.resolve(&cfg.Global, &errs); len(errs) > 0 {
+			return nil, joined(errs)
+		}
+	}
 	return c, c.resolveDatabase(cfg)
 }
+
+func joined(errs config.ConfigErrors) error { return errors.New(strings.Join(errs, "; ")) }
 
 // sections are our sections of dendrite.yaml. They are pointers because of sections without keys: the YAML library would clear a struct,
 // but leaves the target of a pointer as it is.
@@ -46,10 +54,9 @@ func parse(data []byte) (*Config, error) {
 	}
 	if len(errs) == 0 { // after an error, a value of the file may be missing
 		c.Verify(&errs)
-		c.MatrixRTC.Verify(&errs)
 	}
 	if len(errs) > 0 {
-		return nil, errors.New(strings.Join(errs, "; "))
+		return nil, joined(errs)
 	}
 	return c, nil
 }

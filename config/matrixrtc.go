@@ -2,21 +2,30 @@ package config
 
 import (
 	"fmt"
-	"net/url"
 
 	"github.com/matrix-org/dendrite/setup/config"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
 )
 
-// MatrixRTC is the section matrix_rtc of dendrite.yaml.
+// MatrixRTC is the section matrix_rtc of dendrite.yaml. It has LiveKit or Transports, or neither.
 type MatrixRTC struct {
-	// Transports are the transports that clients are told to use for calls, the best first. Default: none.
+	// LiveKit is the SFU for which this server makes the tokens itself. Default: none.
+	LiveKit *LiveKit `yaml:"livekit"`
+	// Transports are the transports that clients are told to use for calls, the best first, if another service makes their tokens. Default:
+	// none.
 	Transports []rtc.Transport `yaml:"transports"`
 }
 
-// Verify adds an error to configErrs for each value that is not allowed. The error names the key.
-func (m *MatrixRTC) Verify(configErrs *config.ConfigErrors) {
+// verify adds an error to configErrs for each value that is not allowed. The error names the key.
+func (m *MatrixRTC) verify(delayed *DelayedEvents, configErrs *config.ConfigErrors) {
+	if m.LiveKit != nil {
+		m.LiveKit.verify(delayed, configErrs)
+		if len(m.Transports) > 0 {
+			configErrs.Add(`config keys "matrix_rtc.livekit" and "matrix_rtc.transports": only one of them can be used, because the transport ` +
+				"of livekit is derived from it")
+		}
+	}
 	for i, transport := range m.Transports {
 		check := func(ok bool, key, value, allowed string) {
 			if !ok {
@@ -24,15 +33,16 @@ func (m *MatrixRTC) Verify(configErrs *config.ConfigErrors) {
 					fmt.Sprintf("matrix_rtc.transports[%d].%s", i, key), value, allowed))
 			}
 		}
-		check(transport.Type == "livekit", "type", transport.Type, "livekit")
-		check(isBaseURL(transport.LiveKitServiceURL), "livekit_service_url", transport.LiveKitServiceURL,
+		check(transport.Type == rtc.TypeLiveKit, "type", transport.Type, rtc.TypeLiveKit)
+		check(isURL(transport.LiveKitServiceURL, "https", "http"), "livekit_service_url", transport.LiveKitServiceURL,
 			"a URL such as https://rtc.example.com/livekit/jwt")
 	}
 }
 
-// isBaseURL reports whether clients can append a path to a URL and call it.
-func isBaseURL(text string) bool {
-	u, err := url.Parse(text)
-	return err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Hostname() != "" && u.User == nil &&
-		u.RawQuery == "" && !u.ForceQuery && u.Fragment == ""
+// announced returns the transports that clients are told about.
+func (m *MatrixRTC) announced() []rtc.Transport {
+	if m.LiveKit != nil {
+		return []rtc.Transport{{Type: rtc.TypeLiveKit, LiveKitServiceURL: m.LiveKit.ServiceURL, URL: m.LiveKit.URL}}
+	}
+	return m.Transports
 }

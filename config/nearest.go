@@ -15,7 +15,7 @@ func nearest(key string) string {
 	// Without database and rate_limiting, because sections of Dendrite have these keys too.
 	for _, ours := range []string{
 		"expiration", "matrix_rtc", "expiration.max_duration", "expiration.max_running_per_user", "expiration.delayed_events",
-		"expiration.restart_grace", "matrix_rtc.transports",
+		"expiration.restart_grace", "matrix_rtc.livekit", "matrix_rtc.transports",
 	} {
 		if distance(key, ours[strings.LastIndex(ours, ".")+1:]) <= tolerance {
 			return ours

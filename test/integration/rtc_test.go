@@ -1,9 +1,11 @@
 package integration
 
 import (
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -83,6 +85,27 @@ func TestTransports(t *testing.T) {
 	require.Equal(t, "*", res.Header.Get("Access-Control-Allow-Origin"))
 }
 
+// From the section livekit the transport is derived: the service is below this server's own URL. The url of the SFU is not announced,
+// because there are no sticky events. The secret is not in the log.
+func TestTransportOfLiveKit(t *testing.T) {
+	t.Parallel()
+	const secret = "only-for-tests-only-for-tests-only-for-tests"
+	s := start(t, homeserver.Config{WellKnown: true, MatrixRTC: JSON{"livekit": JSON{
+		"url": "ws://127.0.0.1:1/sfu", "api_key": "key", "api_secret": secret,
+	}}})
+	alice := s.newUser(t)
+	derived := `{"type":"livekit","livekit_service_url":"` + s.URL + `/_matrix/client/unstable/io.element.msc4195/livekit"}`
+	require.JSONEq(t, `{"rtc_transports":[`+derived+`]}`, string(alice.must(t, http.MethodGet, transportsPath, nil).Body))
+	both := alice.must(t, http.MethodGet, stableTransportsPath, nil)
+	require.JSONEq(t, "["+derived+","+strings.Replace(derived, "livekit", "m.livekit", 1)+"]", both.Get("transports").Raw)
+	require.JSONEq(t, "["+derived+"]", alice.must(t, http.MethodGet, wellKnownPath, nil).Get(`org\.matrix\.msc4143\.rtc_foci`).Raw)
+	require.True(t, alice.must(t, http.MethodGet, "/_matrix/client/versions", nil).Get(`unstable_features.org\.matrix\.msc4143`).Bool())
+	s.Kill()
+	for _, name := range []string{"output", "log"} {
+		require.NotContains(t, everythingIn(t, filepath.Join(s.Dir, name)), secret)
+	}
+}
+
 // A server without the section matrix_rtc has no route of calls at all. The well-known file has no such field, and /versions no such feature.
 func TestNothingConfiguredForCalls(t *testing.T) {
 	t.Parallel()
@@ -127,25 +150,45 @@ func TestTransportsWithoutWellKnown(t *testing.T) {
 	require.Equal(t, "M_UNRECOGNIZED", res.Get("errcode").Str)
 }
 
+// everythingIn returns the content of a file, or of all files in a folder.
+func everythingIn(t *testing.T, path string) string {
+	t.Helper()
+	var all strings.Builder
+	require.NoError(t, filepath.WalkDir(path, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(name)
+		all.Write(data)
+		return err
+	}))
+	require.NotEmpty(t, all.String(), path)
+	return all.String()
+}
+
 func TestBadTransports(t *testing.T) {
 	t.Parallel()
 	for section, says := range map[string]string{
 		"5":                  `"matrix_rtc": 5 (must be a section`,
-		"{transport: []}":    `unknown config key "transport" (the keys there are transports)`,
+		"{transport: []}":    `unknown config key "transport" (the keys there are livekit, transports)`,
 		"{transports: {}}":   `transports": a section (must be a list of sections)`,
 		"{transports: [5]}":  `"transports": 5 (must be a section`,
 		"{transports: [{}]}": `"matrix_rtc.transports[0].type"`,
-		"{transports: [{type: livekit, url: x}]}":                                                    `unknown config key "url" (the keys there are type, livekit_service_url)`,
-		"{transports: [{type: livekit, livekit_service_url: [x]}]}":                                  `livekit_service_url": a list (must be text)`,
-		"{transports: [{type: jitsi, livekit_service_url: 'https://a.example'}]}":                    `"matrix_rtc.transports[0].type": "jitsi" (must be livekit)`,
-		"{transports: [{type: livekit, livekit_service_url: 'https://a.example'}, {type: livekit}]}": `"matrix_rtc.transports[1].livekit_service_url": ""`,
-		"{transports: [{type: livekit, livekit_service_url: a.example/jwt}]}":                        `"matrix_rtc.transports[0].livekit_service_url": "a.example/jwt"`,
-		"{transports: [{type: livekit, livekit_service_url: 'wss://a.example'}]}":                    `"matrix_rtc.transports[0].livekit_service_url": "wss://a.example"`,
-		"{transports: [{type: livekit, livekit_service_url: 'https:///jwt'}]}":                       `"matrix_rtc.transports[0].livekit_service_url": "https:///jwt"`,
-		"{transports: [{type: livekit, livekit_service_url: 'https://user:secret@a.example'}]}":      `"matrix_rtc.transports[0].livekit_service_url"`,
-		"{transports: [{type: livekit, livekit_service_url: 'https://a.example?x'}]}":                `"matrix_rtc.transports[0].livekit_service_url": "https://a.example?x"`,
-		"{transports: [{type: livekit, livekit_service_url: 'https://a.example/#x'}]}":               `"matrix_rtc.transports[0].livekit_service_url": "https://a.example/#x"`,
-		"{transports: [{type: livekit, livekit_service_url: 'https://a.example:port'}]}":             `"matrix_rtc.transports[0].livekit_service_url": "https://a.example:port"`,
+		"{transports: [{type: livekit, url: x}]}":                                                                                                   `unknown config key "url" (the keys there are type, livekit_service_url)`,
+		"{transports: [{type: livekit, livekit_service_url: [x]}]}":                                                                                 `livekit_service_url": a list (must be text)`,
+		"{transports: [{type: jitsi, livekit_service_url: 'https://a.example'}]}":                                                                   `"matrix_rtc.transports[0].type": "jitsi" (must be livekit)`,
+		"{transports: [{type: livekit, livekit_service_url: 'https://a.example'}, {type: livekit}]}":                                                `"matrix_rtc.transports[1].livekit_service_url": ""`,
+		"{transports: [{type: livekit, livekit_service_url: a.example/jwt}]}":                                                                       `"matrix_rtc.transports[0].livekit_service_url": "a.example/jwt"`,
+		"{transports: [{type: livekit, livekit_service_url: 'wss://a.example'}]}":                                                                   `"matrix_rtc.transports[0].livekit_service_url": "wss://a.example"`,
+		"{transports: [{type: livekit, livekit_service_url: 'https:///jwt'}]}":                                                                      `"matrix_rtc.transports[0].livekit_service_url": "https:///jwt"`,
+		"{transports: [{type: livekit, livekit_service_url: 'https://user:secret@a.example'}]}":                                                     `"matrix_rtc.transports[0].livekit_service_url"`,
+		"{transports: [{type: livekit, livekit_service_url: 'https://a.example?x'}]}":                                                               `"matrix_rtc.transports[0].livekit_service_url": "https://a.example?x"`,
+		"{transports: [{type: livekit, livekit_service_url: 'https://a.example/#x'}]}":                                                              `"matrix_rtc.transports[0].livekit_service_url": "https://a.example/#x"`,
+		"{transports: [{type: livekit, livekit_service_url: 'https://a.example:port'}]}":                                                            `"matrix_rtc.transports[0].livekit_service_url": "https://a.example:port"`,
+		"{livekit: {url: 'wss://a.example', api_key: key, api_secret: change-me-change-me-change-me-change-me}}":                                    `"matrix_rtc.livekit.api_secret": the value is still the placeholder`,
+		"{livekit: {url: 'wss://a.example', api_key: key, api_secret_file: /none}}":                                                                 `"matrix_rtc.livekit.api_secret_file": open /none: no such file`,
+		"{livekit: {url: 'wss://a.example', api_key: key, api_secret: only-for-tests-only-for-tests-only}}":                                         `missing config key "matrix_rtc.livekit.service_url"`,
+		"{livekit: {url: 'wss://a.example', api_key: key, api_secret: x}, transports: [{type: livekit, livekit_service_url: 'https://a.example'}]}": `only one of them`,
 	} {
 		t.Run(section, func(t *testing.T) {
 			hs, err := homeserver.New(binary, t.TempDir(), homeserver.Config{})
