@@ -35,8 +35,8 @@ var arrows = map[string]struct {
 	worlds world
 }{
 	"": {[]string{ // the root package joins everything
-		"around", "clientapi", "config", "dendritefix", "expiration", "expiration/storage", "inputqueue", "roomserver", "rtc", "summary",
-		"syncapi", "syncapi/delayid", "syncapi/stateafter", "userapi",
+		"around", "clientapi", "config", "dendritefix", "expiration", "expiration/storage", "inputqueue", "roomserver", "rtc", "rtc/livekit",
+		"summary", "syncapi", "syncapi/delayid", "syncapi/stateafter", "userapi",
 	}, dendrite | web},
 
 	// The engine imports nothing of Dendrite, Matrix or HTTP.
@@ -57,7 +57,7 @@ var arrows = map[string]struct {
 
 	// Other MSCs, and fixes for Dendrite, have nothing to do with timers.
 	"syncapi/stateafter": {[]string{"around"}, everything},
-	"rtc":                {[]string{"around", "limits", "webapi"}, everything},
+	"rtc":                {[]string{"around", "guard", "limits", "rtc/livekit", "webapi"}, everything},
 	"rtc/livekit":        {nil, matrix | web}, // of Matrix only canonical JSON
 	"rtc/keeper":         {[]string{"expiration", "failpoint", "guard", "keylock", "rtc/livekit"}, 0},
 	"summary":            {[]string{"limits"}, everything},

@@ -42,6 +42,7 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/roomserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc/livekit"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/summary"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi/delayid"
@@ -66,6 +67,7 @@ type Extension struct {
 	rooms    *summary.Summaries
 	features []string // unstable features that /versions adds to Dendrite's
 	calls    *rtc.Discovery
+	liveKit  *rtc.Check // nil without LiveKit
 }
 
 // New opens the database and wires everything together. It starts nothing. It also repairs JetStream's consumers after a crash, which must
@@ -118,6 +120,11 @@ func New(
 	}
 	features := unstableFeatures(cfg)
 	calls := rtc.NewDiscovery(rtcCfg, features)
+	var liveKit *rtc.Check
+	if l := cfg.MatrixRTC.LiveKit; l != nil {
+		client := livekit.New(livekit.Config{APIURL: l.APIURL, Key: l.APIKey, Secret: l.APISecret})
+		liveKit = rtc.NewCheck(rtc.CheckConfig{APIURL: l.APIURL, Insecure: l.Insecure()}, client)
+	}
 	return &Extension{
 		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, quiet: quiet, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
@@ -125,6 +132,7 @@ func New(
 		rooms:    summary.New(summary.Config{Limit: clientCfg.UnknownTokens, RealIPHeader: clientCfg.RealIPHeader}, &dendriteCfg.ClientAPI, wrapper),
 		features: append(features, calls.Features()...),
 		calls:    calls,
+		liveKit:  liveKit,
 	}, nil
 }
 
@@ -171,6 +179,9 @@ func (e *Extension) Start() error {
 		return err
 	}
 	e.quiet.Start(ctx)
+	if e.liveKit != nil {
+		e.liveKit.Start(ctx)
+	}
 	e.process.ComponentStarted()
 	go func() {
 		defer e.process.ComponentFinished()
@@ -191,12 +202,16 @@ func (e *Extension) Start() error {
 // Stop stops the timers and waits for attempts in progress. Dendrite's shutdown calls it too. An earlier call leaves less work to the next
 // start. It may be called twice.
 func (e *Extension) Stop() {
+	if e.liveKit != nil {
+		e.liveKit.Stop()
+	}
 	e.timers.Stop()
 	e.quiet.Stop()
 }
 
 // health is Dendrite's health check with a check of our database. Our warning does not enter Dendrite's own list, because that list is
-// never cleared and a database can recover.
+// never cleared and a database can recover. What is wrong with LiveKit does not change the status: whoever restarts a server that is not
+// healthy would only add to the outage.
 func (e *Extension) health(w http.ResponseWriter, req *http.Request) {
 	_, warnings := e.process.IsDegraded()
 	ctx, cancel := context.WithTimeout(req.Context(), healthTimeout)
@@ -205,12 +220,19 @@ func (e *Extension) health(w http.ResponseWriter, req *http.Request) {
 		logrus.WithError(err).Warn("Failed to reach, or to write, the database of expiring events")
 		warnings = append(warnings, "expiration: cannot reach the database, or cannot write it")
 	}
-	if len(warnings) == 0 {
-		w.WriteHeader(http.StatusOK)
-		return
+	var degraded []string
+	if e.liveKit != nil {
+		degraded = e.liveKit.Degraded()
 	}
-	w.WriteHeader(http.StatusServiceUnavailable)
-	_ = json.NewEncoder(w).Encode(struct {
-		Warnings []string `json:"warnings"`
-	}{warnings})
+	code := http.StatusOK
+	if len(warnings) > 0 {
+		code = http.StatusServiceUnavailable
+	}
+	w.WriteHeader(code)
+	if len(warnings)+len(degraded) > 0 {
+		_ = json.NewEncoder(w).Encode(struct {
+			Warnings []string `json:"warnings,omitempty"`
+			Degraded []string `json:"degraded,omitempty"`
+		}{warnings, degraded})
+	}
 }

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -109,6 +110,21 @@ func (l *LiveKit) resolve(global *config.Global, configErrs *config.ConfigErrors
 	if len(l.FullAccessServers) == 0 {
 		l.FullAccessServers = []string{string(global.ServerName)}
 	}
+}
+
+// Insecure returns the URLs for clients that a browser refuses to call from a page of a secure site: those without TLS, unless they lead to
+// the browser's own machine.
+func (l *LiveKit) Insecure() (insecure []string) {
+	for _, text := range []string{l.URL, l.ServiceURL} {
+		u, err := url.Parse(text)
+		if err != nil || u.Scheme == "wss" || u.Scheme == "https" || u.Hostname() == "localhost" {
+			continue
+		}
+		if address, err := netip.ParseAddr(u.Hostname()); err != nil || !address.IsLoopback() {
+			insecure = append(insecure, text)
+		}
+	}
+	return insecure
 }
 
 // keyOrFile returns the value of a key of the section livekit, or the first line of the file that stands in its place. Exactly one of them

@@ -178,3 +178,19 @@ func TestServiceURLIsNeeded(t *testing.T) {
 			`"global.well_known_client_name", which is %q`, base)}, errs)
 	}
 }
+
+// URLs without TLS are accepted, and named, unless they lead to the own machine.
+func TestInsecureURLs(t *testing.T) {
+	for url, insecure := range map[string]bool{
+		"wss://a.example": false, "ws://a.example": true, "ws://192.0.2.1:7880/sfu": true, "ws://[2001:db8::1]": true,
+		"ws://localhost:7880": false, "ws://127.0.0.1:7880": false, "ws://127.9.9.9": false, "ws://[::1]:7880": false,
+	} {
+		c, err := loaded(t, liveKit(map[string]string{"url": "'" + url + "'", "service_url": "'" + strings.Replace(url, "ws", "http", 1) + "'"}))
+		require.NoError(t, err)
+		if insecure {
+			require.Equal(t, []string{url, strings.Replace(url, "ws", "http", 1)}, c.MatrixRTC.LiveKit.Insecure())
+		} else {
+			require.Empty(t, c.MatrixRTC.LiveKit.Insecure(), url)
+		}
+	}
+}

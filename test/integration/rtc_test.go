@@ -3,10 +3,12 @@ package integration
 import (
 	"io/fs"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -100,9 +102,58 @@ func TestTransportOfLiveKit(t *testing.T) {
 	require.JSONEq(t, "["+derived+","+strings.Replace(derived, "livekit", "m.livekit", 1)+"]", both.Get("transports").Raw)
 	require.JSONEq(t, "["+derived+"]", alice.must(t, http.MethodGet, wellKnownPath, nil).Get(`org\.matrix\.msc4143\.rtc_foci`).Raw)
 	require.True(t, alice.must(t, http.MethodGet, "/_matrix/client/versions", nil).Get(`unstable_features.org\.matrix\.msc4143`).Bool())
+	eventually(t, "the health check names it", func() bool { return degraded(t, s) == `["calls: LiveKit cannot be reached"]` })
 	s.Kill()
 	for _, name := range []string{"output", "log"} {
 		require.NotContains(t, everythingIn(t, filepath.Join(s.Dir, name)), secret)
+	}
+	require.Equal(t, 1, strings.Count(everythingIn(t, filepath.Join(s.Dir, "log")), "LiveKit cannot be reached at http://127.0.0.1:1/sfu "))
+}
+
+// degraded returns the list of the health check of a server that is healthy.
+func degraded(t *testing.T, s *server) string {
+	t.Helper()
+	res, err := s.Anonymous().Do(t.Context(), http.MethodGet, "/_dendrite/monitor/health", nil)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, res.Code, res)
+	require.False(t, res.Get("warnings").Exists(), res)
+	return res.Get("degraded").Raw
+}
+
+// A LiveKit that refuses the key, whose clock is wrong, or that clients could not reach is in the health check, and the server runs all the
+// same. One that works is not.
+func TestHealthOfLiveKit(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		url   string
+		code  int
+		clock time.Duration
+		want  string
+	}{
+		"Fine":    {"wss://rtc.example.com", http.StatusOK, 0, ""},
+		"Refused": {"wss://rtc.example.com", http.StatusUnauthorized, 0, `["calls: LiveKit refuses the key or the secret"]`},
+		"Clock":   {"wss://rtc.example.com", http.StatusOK, -time.Minute, `["calls: LiveKit's clock is not the same as this server's"]`},
+		"NoTLS":   {"ws://rtc.example.com", http.StatusOK, 0, `["calls: clients cannot reach ws://rtc.example.com from a secure page"]`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			asked := make(chan string, 1)
+			liveKit := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				w.Header().Set("Date", time.Now().Add(test.clock).UTC().Format(http.TimeFormat))
+				w.WriteHeader(test.code)
+				_, _ = w.Write([]byte(`{"rooms":[]}`))
+				select {
+				case asked <- req.URL.Path:
+				default:
+				}
+			}))
+			defer liveKit.Close()
+			s := start(t, homeserver.Config{WellKnown: true, MatrixRTC: JSON{"livekit": JSON{
+				"url": test.url, "api_url": liveKit.URL, "api_key": "key", "api_secret": "only-for-tests-only-for-tests-only-for-tests",
+			}}})
+			require.Equal(t, "/twirp/livekit.RoomService/ListRooms", <-asked)
+			eventually(t, "the health check names it", func() bool { return degraded(t, s) == test.want })
+		})
 	}
 }
 
