@@ -11,7 +11,8 @@
 //	ext, err := msc4140.New(...)            // with the roomserver API, before any component of Dendrite gets it
 //	rsAPI = ext.RoomserverAPI()             // to be used in its place from here on
 //	monolith.UserAPI = ext.UserAPI(userAPI) // before Dendrite's routes are registered
-//	ext.AddPublicRoutes(routers, userAPI)   // before Dendrite's own routes
+//	ext.AddPublicRoutes(routers, userAPI,   // before Dendrite's own routes
+//		msc4140.Federation{KeyRing: keyRing, Client: monolith.Client})
 //	err = ext.Start()                       // when all components exist, before HTTP is served
 package msc4140
 
@@ -67,8 +68,13 @@ type Extension struct {
 	rooms    *summary.Summaries
 	features []string // unstable features that /versions adds to Dendrite's
 	calls    *rtc.Discovery
-	liveKit  *rtc.Check // nil without LiveKit
+	// liveKit and tokens are nil if this server makes no tokens of LiveKit.
+	liveKit *rtc.Check
+	tokens  *rtc.Tokens
 }
+
+// Federation is what Dendrite uses to talk with other servers.
+type Federation = rtc.Federation
 
 // New opens the database and wires everything together. It starts nothing. It also repairs JetStream's consumers after a crash, which must
 // happen before any component reads a stream.
@@ -120,10 +126,16 @@ func New(
 	}
 	features := unstableFeatures(cfg)
 	calls := rtc.NewDiscovery(rtcCfg, features)
-	var liveKit *rtc.Check
+	var (
+		liveKit       *rtc.Check
+		liveKitTokens *rtc.Tokens
+	)
 	if l := cfg.MatrixRTC.LiveKit; l != nil {
-		client := livekit.New(livekit.Config{APIURL: l.APIURL, Key: l.APIKey, Secret: l.APISecret})
-		liveKit = rtc.NewCheck(rtc.CheckConfig{APIURL: l.APIURL, Insecure: l.Insecure()}, client)
+		sfu := livekit.New(livekit.Config{APIURL: l.APIURL, Key: l.APIKey, Secret: l.APISecret})
+		liveKit = rtc.NewCheck(rtc.CheckConfig{APIURL: l.APIURL, Insecure: l.Insecure()}, sfu)
+		liveKitTokens = rtc.NewTokens(*rtcCfg.Tokens, &dendriteCfg.Global, rtc.Parts{
+			SFU: sfu, Rooms: rtc.NewRooms(wrapper, dendriteCfg.Global.IsLocalServerName),
+		})
 	}
 	return &Extension{
 		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, quiet: quiet, timers: timers, client: client,
@@ -133,6 +145,7 @@ func New(
 		features: append(features, calls.Features()...),
 		calls:    calls,
 		liveKit:  liveKit,
+		tokens:   liveKitTokens,
 	}, nil
 }
 
@@ -145,13 +158,16 @@ func (e *Extension) UserAPI(userAPI dendriteuserapi.UserInternalAPI) dendriteuse
 }
 
 // AddPublicRoutes registers the routes. Dendrite's own routes must be registered after them.
-func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI dendriteuserapi.QueryAcccessTokenAPI) {
+func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI rtc.UserAPI, others Federation) {
 	routers.Client.Use( // the first is the outermost
 		dendritefix.BoundDepth, dendritefix.RefuseNUL, delayid.Add(e.timers, userAPI), e.sync.Middleware(userAPI),
 		around.Versions(e.features...),
 	)
 	e.client.AddRoutes(routers.Client, userAPI)
 	e.calls.AddRoutes(routers, userAPI)
+	if e.tokens != nil {
+		e.tokens.AddRoutes(routers, userAPI, others)
+	}
 	e.rooms.AddRoutes(routers.Client, userAPI)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
 }

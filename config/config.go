@@ -53,11 +53,12 @@ type RateLimiting struct {
 	Enabled bool `yaml:"enabled"`
 	// Token limits the keep-alives for one token, and the actions on one delayed event without an access token. Default 20 in 1000 ms.
 	Token RateLimit `yaml:"token"`
-	// UnknownToken limits the requests with unknown tokens or delay IDs from one address and, counted apart, room summaries. Default 20
-	// in 1000 ms.
+	// UnknownToken limits the requests with unknown tokens or delay IDs from one address and, each counted apart, room summaries, the requests
+	// for tokens of LiveKit with OpenID tokens, and those of one other server. Default 20 in 1000 ms.
 	UnknownToken RateLimit `yaml:"unknown_token"`
-	// User limits three kinds of requests of one user, each with a counter of its own: those that schedule or look up delayed events, those
-	// that act on them with an access token, and those for the transports of calls. Application services are exempt. Default 10 in 1000 ms.
+	// User limits four kinds of requests of one user, each with a counter of its own: those that schedule or look up delayed events, those
+	// that act on them with an access token, those for the transports of calls, and those for tokens of LiveKit. Application services are
+	// exempt. Default 10 in 1000 ms.
 	User RateLimit `yaml:"user"`
 	// Due limits the delayed events of one user that are sent when they are due. Those above the limit are never sent. Application services
 	// are exempt. Default 100 in 10000 ms.
@@ -121,5 +122,8 @@ func (c *Config) Components() (expiration.Config, clientapi.Config, rtc.Config) 
 			UnknownTokens: limit(c.RateLimiting.UnknownToken), RealIPHeader: c.RateLimiting.RealIPHeader,
 			UserRequests: limit(c.RateLimiting.User),
 		},
-		rtc.Config{Transports: c.MatrixRTC.announced(), UserRequests: limit(c.RateLimiting.User)}
+		rtc.Config{
+			Transports: c.MatrixRTC.announced(), UserRequests: limit(c.RateLimiting.User),
+			Tokens: c.MatrixRTC.tokens(limit(c.RateLimiting.User), limit(c.RateLimiting.UnknownToken), c.RateLimiting.RealIPHeader),
+		}
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/config"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
 )
 
@@ -45,4 +46,16 @@ func (m *MatrixRTC) announced() []rtc.Transport {
 		return []rtc.Transport{{Type: rtc.TypeLiveKit, LiveKitServiceURL: m.LiveKit.ServiceURL, URL: m.LiveKit.URL}}
 	}
 	return m.Transports
+}
+
+// tokens returns the configuration of the tokens that this server makes itself, or nil.
+func (m *MatrixRTC) tokens(users, servers expiration.RateLimit, realIPHeader string) *rtc.TokenConfig {
+	l := m.LiveKit
+	if l == nil {
+		return nil
+	}
+	return &rtc.TokenConfig{
+		URL: l.URL, ServicePath: l.ServicePath, FullAccessServers: l.FullAccessServers,
+		UserRequests: users, ServerRequests: servers, RealIPHeader: realIPHeader,
+	}
 }

@@ -1,4 +1,14 @@
-// Package rtc tells clients which transports their calls can use (MatrixRTC, MSC4143). A server without transports has none of its routes.
+// Package rtc is the call backend: it tells clients which transports their calls can use (MatrixRTC, MSC4143), and gives them tokens for
+// LiveKit (MSC4195).
+//
+// What it guarantees:
+//
+//   - A server without transports has none of the routes. If another service makes the tokens, it only has those that tell the transports.
+//   - A token is only for a user who is joined to the room, for this user's own participant, and for a few minutes. Users of other servers
+//     can only listen, unless the configuration says otherwise.
+//   - No answer tells whether a user, a room or a device exists.
+//   - Another server is asked only if it is in the room. What it answers is bounded, in size and time.
+//   - No token gets into the log.
 package rtc
 
 import (
@@ -45,6 +55,8 @@ type Config struct {
 	Transports []Transport
 	// UserRequests limits the requests of each user for the transports. Application services are exempt.
 	UserRequests limits.Rate
+	// Tokens are the tokens that this server makes itself, or nil if another service makes them.
+	Tokens *TokenConfig
 }
 
 // Discovery tells clients which transports their calls can use. All its answers are made of one list.

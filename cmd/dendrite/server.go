@@ -110,7 +110,7 @@ func build(cfg *config.Dendrite, extensionCfg *msc4140config.Config, h *home) (s
 		Client: base.CreateClient(cfg, dnsCache), FedClient: federationClient,
 		AppserviceAPI: asAPI, FederationAPI: fsAPI, RoomserverAPI: rsAPI, UserAPI: s.extension.UserAPI(userAPI),
 	}
-	s.extension.AddPublicRoutes(s.routers, userAPI)
+	s.extension.AddPublicRoutes(s.routers, userAPI, msc4140.Federation{KeyRing: keyRing, Client: monolith.Client})
 	monolith.AddAllPublicRoutes(s.process, cfg, s.routers, connections, s.nats, caches, caching.EnableMetrics)
 	if len(cfg.MSCs.MSCs) > 0 {
 		if err = mscs.Enable(cfg, connections, s.routers, &monolith, caches); err != nil {
