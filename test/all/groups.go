@@ -69,7 +69,7 @@ var groups = []group{
 	}},
 	{name: "federation", what: "two servers, quiet rooms, and a hostile server", steps: []step{
 		tests("-run=^(TestFederation|TestFederationLateClosing|TestFederationQuietRooms|TestFederationRedactionInContent|"+
-			"TestHostileServer|TestQuietRooms|TestRemoteRoomSummary|TestStateAfterConflicts)$", integration),
+			"TestHostileServer|TestQuietRooms|TestRemoteRoomSummary|TestStateAfterConflicts|TestTokensBetweenServers|TestTokensForAHostileServer)$", integration),
 	}},
 	{name: "crowds", what: "many who replace, leave and end in the same moment", steps: []step{
 		tests("-run=^(TestManyReplacedAtExpiry|TestManyEndWhileTheSenderLeaves)$", integration),

@@ -7,7 +7,9 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -110,6 +112,25 @@ func (p *Peer) answer(w http.ResponseWriter, req *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(keys)
+}
+
+// Post sends a signed request to a server.
+func (p *Peer) Post(ctx context.Context, server, path string, body any) (Response, error) {
+	signed := fclient.NewFederationRequest(http.MethodPost, p.Name, spec.ServerName(server), path)
+	if err := errors.Join(signed.SetContent(body), signed.Sign(p.Name, peerKey, p.key)); err != nil {
+		return Response{}, err
+	}
+	req, err := signed.HTTPRequest()
+	if err != nil {
+		return Response{}, err
+	}
+	res, err := fclient.NewClient(fclient.WithSkipVerify(true)).DoHTTPRequest(ctx, req)
+	if err != nil {
+		return Response{}, err
+	}
+	defer res.Body.Close()
+	data, err := io.ReadAll(res.Body)
+	return Response{Code: res.StatusCode, Header: res.Header, Body: data}, err
 }
 
 // Join joins a public room of a server.

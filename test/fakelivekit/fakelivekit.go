@@ -1,0 +1,193 @@
+// Package fakelivekit is LiveKit's API for tests: rooms, tokens and webhooks, without media. It is written after LiveKit's own answers, and
+// does not use our client.
+package fakelivekit
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// Key and Secret are those of every server.
+const (
+	Key    = "key-of-tests"
+	Secret = "only-for-tests-only-for-tests-only-for-tests"
+)
+
+// Server is a LiveKit.
+type Server struct {
+	// URL is where its API is.
+	URL  string
+	http *httptest.Server
+
+	mu    sync.Mutex // guards the fields below
+	away  bool
+	rooms map[string]room // by name
+}
+
+// room is a room, with the fields that our server looks at.
+type room struct {
+	SID          string `json:"sid"`
+	Name         string `json:"name"`
+	CreationTime string `json:"creation_time"` // protobuf's JSON has 64-bit numbers as strings
+}
+
+// Start starts a server, which the caller must close.
+func Start() *Server {
+	s := &Server{rooms: map[string]room{}}
+	s.http = httptest.NewServer(http.HandlerFunc(s.serve))
+	s.URL = s.http.URL
+	return s
+}
+
+// Close stops the server.
+func (s *Server) Close() { s.http.Close() }
+
+// Section is the section matrix_rtc.livekit of a homeserver that uses this server. Its URL for clients is url.
+func (s *Server) Section(url string) map[string]any {
+	return map[string]any{"url": url, "api_url": s.URL, "api_key": Key, "api_secret": Secret}
+}
+
+// SetAway makes the server answer as a proxy does whose LiveKit is down, until it is called again.
+func (s *Server) SetAway(away bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.away = away
+}
+
+// Rooms returns the names of all rooms.
+func (s *Server) Rooms() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.rooms))
+}
+
+// Forget forgets all rooms, as a restart does.
+func (s *Server) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.rooms)
+}
+
+// Claims are the claims of a token.
+type Claims struct {
+	jwt.RegisteredClaims
+	Video struct {
+		Room           string `json:"room"`
+		RoomJoin       bool   `json:"roomJoin"`
+		RoomCreate     bool   `json:"roomCreate"`
+		RoomList       bool   `json:"roomList"`
+		RoomAdmin      bool   `json:"roomAdmin"`
+		CanPublish     *bool  `json:"canPublish"`
+		CanPublishData *bool  `json:"canPublishData"`
+		CanSubscribe   *bool  `json:"canSubscribe"`
+	} `json:"video"`
+	SHA256 string `json:"sha256,omitempty"`
+}
+
+// Verify returns the claims of a token that is ours and valid now.
+func Verify(token string) (claims Claims, err error) {
+	_, err = jwt.NewParser(jwt.WithValidMethods([]string{"HS256"}), jwt.WithIssuer(Key), jwt.WithExpirationRequired()).
+		ParseWithClaims(token, &claims, func(*jwt.Token) (any, error) { return []byte(Secret), nil })
+	return claims, err
+}
+
+// Report sends a signed webhook to a homeserver, and returns the status of the answer.
+func Report(ctx context.Context, url string, event map[string]any) (int, error) {
+	body, err := json.Marshal(event)
+	if err != nil {
+		return 0, err
+	}
+	sum := sha256.Sum256(body)
+	now := time.Now()
+	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, Claims{
+		RegisteredClaims: jwt.RegisteredClaims{
+			Issuer: Key, NotBefore: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(5 * time.Minute)),
+		},
+		SHA256: base64.StdEncoding.EncodeToString(sum[:]),
+	}).SignedString([]byte(Secret))
+	if err != nil {
+		return 0, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("Authorization", token)
+	req.Header.Set("Content-Type", "application/webhook+json")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	return res.StatusCode, res.Body.Close()
+}
+
+// serve answers a call, in Twirp's JSON.
+func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away {
+		http.Error(w, "<html>Bad Gateway", http.StatusBadGateway)
+		return
+	}
+	status, answer := s.call(req)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// call answers a call. The mutex is held.
+func (s *Server) call(req *http.Request) (status int, answer any) {
+	var body struct {
+		Name  string   `json:"name"`
+		Names []string `json:"names"`
+	}
+	token, isBearer := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
+	claims, err := Verify(token)
+	if !isBearer {
+		err = errors.New("no token")
+	}
+	switch {
+	case err != nil:
+		return http.StatusUnauthorized, failure("unauthenticated", err.Error())
+	case json.NewDecoder(req.Body).Decode(&body) != nil:
+		return http.StatusBadRequest, failure("malformed", "the json request could not be decoded")
+	}
+	method := strings.TrimPrefix(req.URL.Path, "/twirp/livekit.RoomService/")
+	switch {
+	case method == "CreateRoom" && claims.Video.RoomCreate:
+		made, ok := s.rooms[body.Name]
+		if !ok {
+			now := time.Now()
+			made = room{SID: fmt.Sprintf("RM_%d", now.UnixNano()), Name: body.Name, CreationTime: fmt.Sprint(now.Unix())}
+			s.rooms[body.Name] = made
+		}
+		return http.StatusOK, made
+	case method == "ListRooms" && claims.Video.RoomList:
+		found := []room{}
+		for name, r := range s.rooms {
+			if len(body.Names) == 0 || slices.Contains(body.Names, name) {
+				found = append(found, r)
+			}
+		}
+		return http.StatusOK, map[string]any{"rooms": found}
+	case method == "CreateRoom", method == "ListRooms":
+		return http.StatusUnauthorized, failure("unauthenticated", "permissions denied")
+	}
+	return http.StatusNotFound, failure("bad_route", "no handler for path "+req.URL.Path)
+}
+
+func failure(code, msg string) map[string]string { return map[string]string{"code": code, "msg": msg} }
