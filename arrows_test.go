@@ -35,7 +35,8 @@ var arrows = map[string]struct {
 	worlds world
 }{
 	"": {[]string{ // the root package joins everything
-		"around", "clientapi", "config", "dendritefix", "expiration", "expiration/storage", "inputqueue", "roomserver", "rtc", "rtc/livekit",
+		"around", "clientapi", "config", "dendritefix", "expiration", "expiration/storage", "inputqueue", "roomserver", "rtc", "rtc/keeper",
+		"rtc/livekit",
 		"summary", "syncapi", "syncapi/delayid", "syncapi/stateafter", "userapi",
 	}, dendrite | web},
 

@@ -43,7 +43,6 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/inputqueue"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/roomserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc/livekit"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/summary"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/syncapi/delayid"
@@ -68,9 +67,7 @@ type Extension struct {
 	rooms    *summary.Summaries
 	features []string // unstable features that /versions adds to Dendrite's
 	calls    *rtc.Discovery
-	// liveKit and tokens are nil if this server makes no tokens of LiveKit.
-	liveKit *rtc.Check
-	tokens  *rtc.Tokens
+	backend  *backend // nil if this server makes no tokens of LiveKit
 }
 
 // Federation is what Dendrite uses to talk with other servers.
@@ -127,25 +124,25 @@ func New(
 	features := unstableFeatures(cfg)
 	calls := rtc.NewDiscovery(rtcCfg, features)
 	var (
-		liveKit       *rtc.Check
-		liveKitTokens *rtc.Tokens
+		callBackend *backend
+		members     syncapi.Members
 	)
 	if l := cfg.MatrixRTC.LiveKit; l != nil {
-		sfu := livekit.New(livekit.Config{APIURL: l.APIURL, Key: l.APIKey, Secret: l.APISecret})
-		liveKit = rtc.NewCheck(rtc.CheckConfig{APIURL: l.APIURL, Insecure: l.Insecure()}, sfu)
-		liveKitTokens = rtc.NewTokens(*rtcCfg.Tokens, &dendriteCfg.Global, rtc.Parts{
-			SFU: sfu, Rooms: rtc.NewRooms(wrapper, dendriteCfg.Global.IsLocalServerName),
-		})
+		rooms := rtc.NewRooms(wrapper, dendriteCfg.Global.IsLocalServerName)
+		callBackend = newBackend(l, *rtcCfg.Tokens, &dendriteCfg.Global, timers, store.Participants(), rooms)
+		members = callBackend.keeper
+		if enableMetrics {
+			prometheus.MustRegister(callBackend.collectors()...)
+		}
 	}
 	return &Extension{
 		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, quiet: quiet, timers: timers, client: client,
-		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers),
+		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers, members),
 		sync:     stateAfter,
 		rooms:    summary.New(summary.Config{Limit: clientCfg.UnknownTokens, RealIPHeader: clientCfg.RealIPHeader}, &dendriteCfg.ClientAPI, wrapper),
 		features: append(features, calls.Features()...),
 		calls:    calls,
-		liveKit:  liveKit,
-		tokens:   liveKitTokens,
+		backend:  callBackend,
 	}, nil
 }
 
@@ -165,8 +162,8 @@ func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI rtc.UserAP
 	)
 	e.client.AddRoutes(routers.Client, userAPI)
 	e.calls.AddRoutes(routers, userAPI)
-	if e.tokens != nil {
-		e.tokens.AddRoutes(routers, userAPI, others)
+	if e.backend != nil {
+		e.backend.tokens.AddRoutes(routers, userAPI, others)
 	}
 	e.rooms.AddRoutes(routers.Client, userAPI)
 	routers.DendriteAdmin.HandleFunc("/monitor/health", e.health)
@@ -195,8 +192,10 @@ func (e *Extension) Start() error {
 		return err
 	}
 	e.quiet.Start(ctx)
-	if e.liveKit != nil {
-		e.liveKit.Start(ctx)
+	if e.backend != nil {
+		if err := e.backend.start(ctx); err != nil {
+			return err
+		}
 	}
 	e.process.ComponentStarted()
 	go func() {
@@ -218,8 +217,8 @@ func (e *Extension) Start() error {
 // Stop stops the timers and waits for attempts in progress. Dendrite's shutdown calls it too. An earlier call leaves less work to the next
 // start. It may be called twice.
 func (e *Extension) Stop() {
-	if e.liveKit != nil {
-		e.liveKit.Stop()
+	if e.backend != nil {
+		e.backend.stop()
 	}
 	e.timers.Stop()
 	e.quiet.Stop()
@@ -237,8 +236,8 @@ func (e *Extension) health(w http.ResponseWriter, req *http.Request) {
 		warnings = append(warnings, "expiration: cannot reach the database, or cannot write it")
 	}
 	var degraded []string
-	if e.liveKit != nil {
-		degraded = e.liveKit.Degraded()
+	if e.backend != nil {
+		degraded = e.backend.degraded()
 	}
 	code := http.StatusOK
 	if len(warnings) > 0 {

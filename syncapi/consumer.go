@@ -1,5 +1,5 @@
 // Package syncapi reads the roomserver's output stream, and stops the timers of events that were replaced or redacted, or whose
-// senders have left.
+// senders have left. It also tells the call backend who has left.
 //
 // The consumer is durable: it receives every event of every room at least once, in the order of the room, also across restarts. A message
 // arrives a moment after the event is in the room. This delays only the moment when a token becomes invalid. Before a closing event is
@@ -52,6 +52,13 @@ type Timers interface {
 	DeleteStopped(ctx context.Context) error
 }
 
+// Members is told who has left a room.
+type Members interface {
+	// MemberLeft is called for users of all servers, perhaps late, twice, or after the user has joined again. Its effect is durable when it
+	// returns nil.
+	MemberLeft(ctx context.Context, roomID, userID string) error
+}
+
 // Roomserver is the part of the roomserver that the consumer queries.
 type Roomserver interface {
 	QueryUserIDForSender(ctx context.Context, roomID spec.RoomID, senderID spec.SenderID) (*spec.UserID, error)
@@ -65,6 +72,7 @@ type Consumer struct {
 	topic     string
 	rsAPI     Roomserver
 	timers    Timers
+	members   Members // may be nil
 	levels    *dendritefix.PowerLevels
 }
 
@@ -74,14 +82,15 @@ const consumer, pullSuffix = "ExpirationTimers", "Pull"
 // ConsumerName returns the full name that JetStream knows the consumer by.
 func ConsumerName(cfg *config.JetStream) string { return cfg.Durable(consumer) + pullSuffix }
 
-// NewConsumer returns a consumer that does nothing before Start.
-func NewConsumer(cfg *config.JetStream, js nats.JetStreamContext, rsAPI Roomserver, timers Timers) *Consumer {
+// NewConsumer returns a consumer that does nothing before Start. members may be nil.
+func NewConsumer(cfg *config.JetStream, js nats.JetStreamContext, rsAPI Roomserver, timers Timers, members Members) *Consumer {
 	return &Consumer{
 		jetstream: js,
 		durable:   cfg.Durable(consumer),
 		topic:     cfg.Prefixed(jetstream.OutputRoomEvent),
 		rsAPI:     rsAPI,
 		timers:    timers,
+		members:   members,
 		levels:    dendritefix.NewPowerLevels(rsAPI.QueryCurrentState),
 	}
 }
@@ -175,6 +184,9 @@ func (c *Consumer) onNewRoomEvent(ctx context.Context, output *api.OutputNewRoom
 	}
 	// Only events from before the message are dropped: it may arrive late, or again, after the user has rejoined.
 	c.timers.DropSender(ctx, event.RoomID().String(), userID.String(), sent)
+	if c.members != nil {
+		failed = errors.Join(failed, c.members.MemberLeft(ctx, event.RoomID().String(), userID.String()))
+	}
 	return errors.Join(failed, c.cancelMembership(ctx, event, userID.String(), sent))
 }
 

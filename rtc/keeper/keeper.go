@@ -157,7 +157,7 @@ func (k *Keeper) Warnings() []string {
 	if k.silentSince.IsZero() {
 		return nil
 	}
-	return []string{fmt.Sprintf("livekit: no answer since %s", k.silentSince.UTC().Format(time.RFC3339))}
+	return []string{fmt.Sprintf("calls: LiveKit has not answered since %s", k.silentSince.UTC().Format(time.RFC3339))}
 }
 
 // Leave is a delayed leave event that a user hands over.

@@ -1,10 +1,11 @@
-// Package fakelivekit is LiveKit's API for tests: rooms, tokens and webhooks, without media. It is written after LiveKit's own answers, and
+// Package fakelivekit is LiveKit's API for tests: rooms, participants, tokens and webhooks, without media. It is written after LiveKit's own answers, and
 // does not use our client.
 package fakelivekit
 
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -43,6 +44,15 @@ type room struct {
 	SID          string `json:"sid"`
 	Name         string `json:"name"`
 	CreationTime string `json:"creation_time"` // protobuf's JSON has 64-bit numbers as strings
+
+	participants map[string]participant // by identity
+}
+
+// participant is a session, with the fields that our server looks at.
+type participant struct {
+	SID      string `json:"sid"`
+	Identity string `json:"identity"`
+	State    string `json:"state"`
 }
 
 // Start starts a server, which the caller must close.
@@ -81,6 +91,41 @@ func (s *Server) Forget() {
 	defer s.mu.Unlock()
 	clear(s.rooms)
 }
+
+// Enter connects a participant with a token of ours, as a client does. As in LiveKit, the room must be there, and an older session of the
+// same identity ends.
+func (s *Server) Enter(token string) error {
+	claims, err := Verify(token)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.rooms[claims.Video.Room]
+	if !ok || !claims.Video.RoomJoin {
+		return errors.New("there is no such room, or the token is not for it")
+	}
+	r.participants[claims.Subject] = participant{SID: newSID("PA"), Identity: claims.Subject, State: "ACTIVE"}
+	return nil
+}
+
+// Leave ends the session of a participant. It reports nothing to the homeserver.
+func (s *Server) Leave(room, identity string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.rooms[room].participants, identity)
+}
+
+// Has reports whether a participant is connected.
+func (s *Server) Has(room, identity string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.rooms[room].participants[identity]
+	return ok
+}
+
+// newSID returns an ID that no other room or session has.
+func newSID(kind string) string { return kind + "_" + rand.Text() }
 
 // Claims are the claims of a token.
 type Claims struct {
@@ -152,8 +197,10 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 // call answers a call. The mutex is held.
 func (s *Server) call(req *http.Request) (status int, answer any) {
 	var body struct {
-		Name  string   `json:"name"`
-		Names []string `json:"names"`
+		Name     string   `json:"name"`
+		Names    []string `json:"names"`
+		Room     string   `json:"room"`
+		Identity string   `json:"identity"`
 	}
 	token, isBearer := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
 	claims, err := Verify(token)
@@ -172,7 +219,7 @@ func (s *Server) call(req *http.Request) (status int, answer any) {
 		made, ok := s.rooms[body.Name]
 		if !ok {
 			now := time.Now()
-			made = room{SID: fmt.Sprintf("RM_%d", now.UnixNano()), Name: body.Name, CreationTime: fmt.Sprint(now.Unix())}
+			made = room{newSID("RM"), body.Name, fmt.Sprint(now.Unix()), map[string]participant{}}
 			s.rooms[body.Name] = made
 		}
 		return http.StatusOK, made
@@ -184,8 +231,21 @@ func (s *Server) call(req *http.Request) (status int, answer any) {
 			}
 		}
 		return http.StatusOK, map[string]any{"rooms": found}
-	case method == "CreateRoom", method == "ListRooms":
+	case method == "CreateRoom", method == "ListRooms", !claims.Video.RoomAdmin || claims.Video.Room != body.Room:
 		return http.StatusUnauthorized, failure("unauthenticated", "permissions denied")
+	}
+	participants := s.rooms[body.Room].participants
+	found, ok := participants[body.Identity]
+	switch {
+	case method == "ListParticipants":
+		return http.StatusOK, map[string]any{"participants": slices.AppendSeq([]participant{}, maps.Values(participants))}
+	case (method == "GetParticipant" || method == "RemoveParticipant") && !ok:
+		return http.StatusNotFound, failure("not_found", "participant does not exist")
+	case method == "GetParticipant":
+		return http.StatusOK, found
+	case method == "RemoveParticipant":
+		delete(participants, body.Identity)
+		return http.StatusOK, struct{}{}
 	}
 	return http.StatusNotFound, failure("bad_route", "no handler for path "+req.URL.Path)
 }
