@@ -25,6 +25,7 @@ type told struct {
 	cancelled []string
 	dropped   []string
 	failed    error
+	left      []string
 	users     map[spec.SenderID]string
 	redacted  map[string]expiration.DropReason
 }
@@ -33,6 +34,11 @@ func (d *told) StateChanged(context.Context, expiration.StateKey, string) error 
 
 func (d *told) DropSender(_ context.Context, roomID, userID string, before time.Time) {
 	d.dropped = append(d.dropped, fmt.Sprint(roomID, userID, before.Unix()))
+}
+
+func (d *told) MemberLeft(_ context.Context, roomID, userID string) error {
+	d.left = append(d.left, roomID+userID)
+	return d.failed
 }
 
 func (d *told) CancelState(_ context.Context, s expiration.StateKey, owner string, before time.Time) error {
@@ -47,7 +53,8 @@ func (d *told) QueryUserIDForSender(_ context.Context, _ spec.RoomID, id spec.Se
 	return spec.NewUserID(string(id), true)
 }
 
-// When a user leaves a room, the user's scheduled events about its own membership there are cancelled. Other events are not.
+// When a user leaves a room, the user's scheduled events about its own membership there are cancelled. Other events are not. The call
+// backend, if there is one, learns of it.
 func TestMembershipEventsOfWhoIsOut(t *testing.T) {
 	const room, alice = "!room:example.org", "@alice:example.org"
 	failed := errors.New("disk full")
@@ -76,6 +83,16 @@ func TestMembershipEventsOfWhoIsOut(t *testing.T) {
 			require.ErrorIs(t, err, test.failed)
 			require.Equal(t, test.want, d.cancelled)
 			require.Equal(t, test.want != nil, d.dropped != nil)
+			require.Empty(t, d.left)
+
+			c.members = d
+			err = c.onNewRoomEvent(t.Context(), &api.OutputNewRoomEvent{Event: &types.HeaderedEvent{PDU: pdu}}, time.Unix(7, 0))
+			require.ErrorIs(t, err, test.failed)
+			if test.want != nil {
+				require.Equal(t, []string{room + alice}, d.left)
+			} else {
+				require.Empty(t, d.left)
+			}
 		})
 	}
 }

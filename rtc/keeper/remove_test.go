@@ -54,6 +54,9 @@ func TestRemoving(t *testing.T) {
 			w.leaves(m)
 			require.False(t, w.sfu.has(participantOf(m)))
 			require.True(t, w.sfu.has(participantOf(other)))
+			w.store.mu.Lock()
+			w.store.before = func(operation string) { require.NotEqual(t, "mark", operation, "nothing is written for most users") }
+			w.store.mu.Unlock()
 			w.leaves(expiration.Member{RoomID: room, UserID: "@nobody:example.org"})
 		},
 		"all names of a user": func(t *testing.T, w *world) {

@@ -62,7 +62,7 @@ var groups = []group{
 		tests("-race", "-run=^TestSoak$", integration),
 	}},
 	{name: "crashes", what: "crashes at every step in the life of an event, and backups (sqlite3)", steps: []step{
-		tests("-run=^(TestCrashes|TestStateSetBack|TestStreamsThatForget|TestBackups)$", integration),
+		tests("-run=^(TestCrashes|TestCrashesOfCalls|TestStateSetBack|TestStreamsThatForget|TestBackups)$", integration),
 	}},
 	{name: "outages", what: "database, disk and roomserver away (PostgreSQL, and root for a full disk)", steps: []step{
 		tests("-run=^(TestPostgreSQLIsAway|TestDatabaseOutage|TestDiskIsFull|TestRoomserverRefuses|TestStreamIsBehind)$", integration),

@@ -23,6 +23,7 @@ type call struct {
 	roomID  string
 	users   []*user
 	delay   time.Duration // of each leave event
+	crashes int           // how many there were
 }
 
 // participant is a user in a call, who has handed over a leave event.

@@ -152,7 +152,7 @@ func TestServiceRoutes(t *testing.T) {
 	const sfu = "ws://127.0.0.1:1/sfu"
 	s := start(t, homeserver.Config{WellKnown: true, MatrixRTC: JSON{"livekit": startLiveKit(t).Section(sfu)}})
 	anybody := &user{s.Anonymous(), s}
-	for _, path := range []string{"/sfu/get", "/get_token", "/sfu_webhook", "/healthz"} {
+	for _, path := range []string{"/sfu/get", "/get_token", "/delegate_delayed_leave", "/sfu_webhook", "/healthz"} {
 		preflight, err := anybody.Do(t.Context(), http.MethodOptions, servicePath+path, nil, "Access-Control-Request-Method", http.MethodPost)
 		require.NoError(t, err)
 		require.Equal(t, http.StatusOK, preflight.Code)
@@ -168,6 +168,6 @@ func TestServiceRoutes(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, code)
 	require.Equal(t, http.StatusOK, anybody.do(t, http.MethodPost, servicePath+"/sfu_webhook", JSON{"event": "room_finished"}).Code)
-	requireUnrecognized(t, anybody, servicePath+"/delegate_delayed_leave", servicePath+"/delegate_expiration")
+	requireUnrecognized(t, anybody, servicePath+"/delegate_expiration")
 	requireUnrecognized(t, anybody, tokenPathsEndingIn("/rtc/livekit/delegate_delayed_leave")...)
 }
