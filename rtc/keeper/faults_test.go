@@ -217,6 +217,11 @@ func TestFaults(t *testing.T) {
 			require.ErrorIs(t, w.delegate(leaveOf(2)), expiration.ErrNotFound)
 			w.timers.schedule(tokenOf(3).timer, alice, room, 10*time.Second-time.Millisecond)
 			require.ErrorIs(t, w.delegate(tokenOf(3)), ErrTooShort)
+			w.timers.schedule(tokenOf(5).timer, alice, room, time.Hour)
+			require.ErrorIs(t, w.DelegateToken(t.Context(), tokenOf(5).timer.Hash, func(string, string) (livekit.Participant, error) {
+				return tokenOf(5).Participant, errFault
+			}), errFault)
+			w.wantPhase(tokenOf(5), over)
 			w.timers.schedule(leaveOf(4).timer, alice, room, time.Hour)
 			w.failing(errFault, "find")
 			require.ErrorIs(t, w.delegate(leaveOf(4)), errFault)

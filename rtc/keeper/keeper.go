@@ -182,15 +182,18 @@ func (k *Keeper) DelegateLeave(ctx context.Context, l Leave) error {
 }
 
 // DelegateToken takes over the timer of an expiring event. It returns nil when that is durable. participant returns the name at LiveKit of
-// the event's sender. The error is expiration.ErrNotFound if no such timer runs, ErrTooShort, or passing.
-func (k *Keeper) DelegateToken(ctx context.Context, h expiration.TokenHash, participant func(userID, roomID string) livekit.Participant) error {
+// the event's sender, or an error that refuses the request. The error is expiration.ErrNotFound if no such timer runs, ErrTooShort, the
+// error of participant, or passing.
+func (k *Keeper) DelegateToken(
+	ctx context.Context, h expiration.TokenHash, participant func(userID, roomID string) (livekit.Participant, error),
+) error {
 	return k.delegate(ctx, expiration.Kept{Hash: h}, "", "", func(row *expiration.Delegation) error {
 		if row.Duration < minTokenDuration {
 			return ErrTooShort
 		}
-		p := participant(row.UserID, row.RoomID)
+		p, err := participant(row.UserID, row.RoomID)
 		row.Room, row.Identity = p.Room, p.Identity
-		return nil
+		return err
 	})
 }
 

@@ -238,7 +238,9 @@ func (m *machine) delegate(p *person, delay time.Duration, token bool) {
 	p.timers = append(p.timers, h)
 	var err error
 	if token {
-		err = m.w.DelegateToken(m.w.t.Context(), h.kept.Hash, func(string, string) livekit.Participant { return p.Participant })
+		err = m.w.DelegateToken(m.w.t.Context(), h.kept.Hash, func(string, string) (livekit.Participant, error) {
+			return p.Participant, nil
+		})
 	} else {
 		err = m.w.DelegateLeave(m.w.t.Context(), Leave{
 			UserID: alice, RoomID: room, DelayID: name, MemberKey: [32]byte{1, p.Identity[0]}, Participant: p.Participant,

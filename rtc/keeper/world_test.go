@@ -98,9 +98,9 @@ func tokenOf(n int) member {
 // delegate hands over the timer of a member.
 func (w *world) delegate(m member) error {
 	if !m.timer.Delayed {
-		return w.DelegateToken(w.t.Context(), m.timer.Hash, func(userID, roomID string) livekit.Participant {
+		return w.DelegateToken(w.t.Context(), m.timer.Hash, func(userID, roomID string) (livekit.Participant, error) {
 			require.Equal(w.t, []string{alice, room}, []string{userID, roomID})
-			return m.Participant
+			return m.Participant, nil
 		})
 	}
 	for n := range 100 { // which delay ID has this hash
