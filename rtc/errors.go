@@ -15,7 +15,8 @@ import (
 // errorUnauthorized is an error code that gomatrixserverlib does not name.
 const errorUnauthorized spec.MatrixErrorCode = "M_UNAUTHORIZED"
 
-// Errors of Participants and Delegations. Each is one of several answers to a client; any other error is a fault of the server.
+// Errors of Participants, Delegations and TokenDelegations. Each is one of several answers to a client; any other error is a fault of the
+// server, unless its interface says otherwise.
 var (
 	// ErrNotJoined: the user is not joined to the room.
 	ErrNotJoined = errors.New("the user is not joined to the room")
@@ -23,6 +24,8 @@ var (
 	ErrTooMany = errors.New("too many participants of one user")
 	// ErrNotScheduled: the user has no such delayed event in this room, or it has been sent or cancelled.
 	ErrNotScheduled = errors.New("no such delayed event is scheduled")
+	// ErrTooShort: the duration of the token's event is too short for the timer to be kept alive by what LiveKit says.
+	ErrTooShort = errors.New("the duration is too short")
 )
 
 // What requests are refused with (MSC4195). The text for a user who is not joined is the same for a room that does not exist, so that it
@@ -33,6 +36,7 @@ var (
 	errNotOfOrigin     = forbidden("The user is not of the server that asks")
 	errNotOurs         = webapi.BadRequest(spec.InvalidParam("url is not an SFU of this server"))
 	errMemberID        = spec.InvalidParam("The member ID could be that of a user of another server")
+	errTooShort        = webapi.BadRequest(spec.InvalidParam("The event's duration is too short for an SFU to keep it alive"))
 	errOtherServer     = webapi.Refuse(http.StatusBadGateway, spec.Unknown("The server of the SFU gives no token"))
 	// errTooMany has a limit that recovers over days.
 	errTooMany = &webapi.RateError{RetryAfter: time.Hour}
@@ -40,9 +44,8 @@ var (
 
 // What the service's requests are refused with, beside these.
 var (
-	errOpenID       = webapi.Refuse(http.StatusUnauthorized, spec.MatrixError{ErrCode: errorUnauthorized, Err: "The OpenID token is not valid for this user"})
-	errNoCall       = forbidden("There is no call, and users of this server cannot begin one here")
-	errNotScheduled = webapi.BadRequest(spec.BadJSON("delay_id is not that of a delayed event that is scheduled by this user in this room"))
+	errOpenID = webapi.Refuse(http.StatusUnauthorized, spec.MatrixError{ErrCode: errorUnauthorized, Err: "The OpenID token is not valid for this user"})
+	errNoCall = forbidden("There is no call, and users of this server cannot begin one here")
 	// The leave event of a user of another server is not here. Clients know the first error: they try again without delay_id.
 	errRemoteDelay      = webapi.BadRequest(spec.BadJSON("delay_id must be that of a delayed event of this server"))
 	errRemoteDelegation = forbidden("Only delayed events of this server can be handed over")
@@ -62,15 +65,16 @@ func handedOn(status int, code spec.MatrixErrorCode, text string) error {
 	return errOtherServer
 }
 
-// refusalOf returns the refusal for an error of Participants or Delegations, or the error itself if it is the server's fault.
+// refusalOf returns the refusal for an error of Participants, Delegations or TokenDelegations, or the error itself if there is none. That for
+// ErrNotScheduled depends on the API, see handOver.
 func refusalOf(err error) error {
 	switch {
 	case errors.Is(err, ErrNotJoined):
 		return errNotJoined
 	case errors.Is(err, ErrTooMany):
 		return errTooMany
-	case errors.Is(err, ErrNotScheduled):
-		return errNotScheduled
+	case errors.Is(err, ErrTooShort):
+		return errTooShort
 	}
 	return err
 }
@@ -78,7 +82,7 @@ func refusalOf(err error) error {
 // respond is the answer to a request with this result or error.
 func respond(req *http.Request, result any, err error) util.JSONResponse {
 	if err != nil {
-		return webapi.ErrorResponse(req, err, "Failed to make a token of LiveKit")
+		return webapi.ErrorResponse(req, err, "Failed to make a token of LiveKit, or to take over a leave event")
 	}
 	return util.JSONResponse{Code: http.StatusOK, JSON: result}
 }

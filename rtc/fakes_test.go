@@ -58,16 +58,17 @@ type world struct {
 	servers *fakeServers
 	client  HTTP // servers
 	routers httputil.Routers
+	tokens  *Tokens
 }
 
-// newWorld returns a world in which alice, bob, carol of b.example and dave of c.example are in roomID. change may change it before it
+// newWorld returns a world in which alice, bob, a guest, a service, carol of b.example and dave of c.example are in roomID. change may change it before it
 // starts.
 func newWorld(t *testing.T, change func(*world)) *world {
 	w := &world{
 		t:   t,
 		cfg: TokenConfig{URL: sfuURL, ServicePath: servicePath, FullAccessServers: []string{"a.example"}},
 		rooms: &fakeRooms{rooms: map[string][]string{
-			roomID:             {"@alice:a.example", "@bob:a.example", "@carol:b.example", "@dave:c.example"},
+			roomID:             {"@alice:a.example", "@bob:a.example", "@carol:b.example", "@dave:c.example", "@7:a.example", "@service:a.example"},
 			"!alone:a.example": {"@alice:a.example"},
 			"!left:b.example":  {"@carol:b.example"},
 			"!acl:a.example":   {"@alice:a.example", "@carol:b.example"},
@@ -78,13 +79,14 @@ func newWorld(t *testing.T, change func(*world)) *world {
 		routers: httputil.NewRouters(),
 	}
 	w.client = w.servers
-	w.parts = Parts{SFU: w.sfu, Participants: w.keeper, Delegations: w.keeper, Hints: w.keeper}
+	w.parts = Parts{SFU: w.sfu, Participants: w.keeper, Delegations: w.keeper, TokenDelegations: w.keeper, Hints: w.keeper}
 	global := &config.Global{SigningIdentity: fclient.SigningIdentity{ServerName: "a.example", KeyID: keyID, PrivateKey: w.servers.key}}
 	w.parts.Rooms = NewRooms(w.rooms, global.IsLocalServerName)
 	if change != nil {
 		change(w)
 	}
-	NewTokens(w.cfg, global, w.parts).AddRoutes(w.routers, w.users, Federation{KeyRing: w.servers, Client: w.client})
+	w.tokens = NewTokens(w.cfg, global, w.parts)
+	w.tokens.AddRoutes(w.routers, w.users, Federation{KeyRing: w.servers, Client: w.client})
 	return w
 }
 
@@ -241,12 +243,13 @@ func (f *fakeSFU) Hear(authorization string, body []byte) (livekit.Event, error)
 	return livekit.Event{SID: string(body)}, nil
 }
 
-// fakeKeeper is Participants, Delegations and Hints.
+// fakeKeeper is Participants, Delegations, TokenDelegations and Hints.
 type fakeKeeper struct {
 	remembered []Participant
 	leaves     []Leave
+	tokens     []livekit.Participant // of alice in roomID, whose timer every token is
 	hints      []livekit.Event
-	err        error // of Remember and DelegateLeave
+	err        error // of all but Hint
 }
 
 func (f *fakeKeeper) Remember(_ context.Context, p Participant) error {
@@ -259,9 +262,23 @@ func (f *fakeKeeper) DelegateLeave(_ context.Context, l Leave) error {
 	return f.err
 }
 
+func (f *fakeKeeper) DelegateToken(
+	_ context.Context, _ [32]byte, participant func(userID, roomID string) (livekit.Participant, error),
+) error {
+	if f.err != nil {
+		return f.err
+	}
+	p, err := participant("@alice:a.example", roomID)
+	if err != nil {
+		return fmt.Errorf("handing over: %w", err)
+	}
+	f.tokens = append(f.tokens, p)
+	return nil
+}
+
 func (f *fakeKeeper) Hint(e livekit.Event) { f.hints = append(f.hints, e) }
 
-// fakeUsers is the user API. Access tokens are user IDs.
+// fakeUsers is the user API. Access tokens are user IDs. One user is a guest, and one is an application service.
 type fakeUsers struct {
 	openID  map[string]string // users by OpenID token
 	expired bool
@@ -271,6 +288,12 @@ type fakeUsers struct {
 func (f *fakeUsers) QueryAccessToken(_ context.Context, req *userapi.QueryAccessTokenRequest, res *userapi.QueryAccessTokenResponse) error {
 	if strings.HasPrefix(req.AccessToken, "@") {
 		res.Device = &userapi.Device{UserID: req.AccessToken, AccountType: userapi.AccountTypeUser}
+	}
+	switch req.AccessToken {
+	case "@7:a.example":
+		res.Device.AccountType = userapi.AccountTypeGuest
+	case "@service:a.example":
+		res.Device.AccountType = userapi.AccountTypeAppService
 	}
 	return nil
 }

@@ -58,6 +58,14 @@ func (f *fields) has(path string) bool { return f.object.Get(path).Type != gjson
 // name returns a name, which must be there.
 func (f *fields) name(path string) string { return f.text(path, maxName) }
 
+// optional returns a name that may be missing, or "".
+func (f *fields) optional(path string) string {
+	if !f.has(path) {
+		return ""
+	}
+	return f.name(path)
+}
+
 // text returns a string of limited length, which must be there. PostgreSQL cannot look up a string with NUL.
 func (f *fields) text(path string, limit int) string {
 	field := f.object.Get(path)

@@ -18,22 +18,6 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
-// Delegations takes over leave events.
-type Delegations interface {
-	// DelegateLeave takes over a delayed leave event of a user. It returns nil when that is durable. The error is ErrNotScheduled, or passing.
-	DelegateLeave(ctx context.Context, l Leave) error
-}
-
-// Leave is a delayed leave event that a user hands over, to be sent when its participant is gone from the SFU.
-type Leave struct {
-	UserID, RoomID string // of the event
-	DelayID        string
-	// MemberKey identifies the member of a slot whose leave it is.
-	MemberKey [32]byte
-	// Participant is the member at LiveKit.
-	livekit.Participant
-}
-
 // Hints are told what LiveKit reports.
 type Hints interface{ Hint(e livekit.Event) }
 
@@ -64,8 +48,7 @@ const (
 	delegate                // no token: only the leave event is handed over
 )
 
-// addRoutes registers the routes. Without Delegations there is none for handing over alone: Element Call takes any answer but 404 for a
-// promise that leave events can be handed over.
+// addRoutes registers the routes. Without Delegations there is none for handing over alone, see Tokens.AddRoutes.
 func (s *service) addRoutes(router *mux.Router) {
 	path := strings.TrimPrefix(s.cfg.ServicePath, "/_matrix/client")
 	add := func(name string, kind request) {
@@ -147,7 +130,7 @@ func (s *service) answer(req *http.Request, kind request) (answer any, err error
 		answer = serviceAnswer{s.cfg.URL, jwt}
 	}
 	if delayID != "" {
-		err = s.handOver(ctx, m, delayID)
+		err = s.handOver(ctx, m, delayID, f.invalid)
 	}
 	return answer, err
 }
@@ -177,16 +160,6 @@ func (s *service) token(ctx context.Context, m member, fullAccess bool) (string,
 		return "", fmt.Errorf("looking for a room: %w", err)
 	}
 	return s.sign(ctx, m, livekit.Grant{Participant: p})
-}
-
-// handOver hands over a leave event.
-func (s *service) handOver(ctx context.Context, m member, delayID string) error {
-	if s.parts.Delegations == nil {
-		return errors.New("leave events cannot be handed over")
-	}
-	return refusalOf(s.parts.Delegations.DelegateLeave(ctx, Leave{
-		UserID: m.userID, RoomID: m.roomID, DelayID: delayID, MemberKey: m.key(), Participant: m.participant(),
-	}))
 }
 
 // webhook takes a webhook of LiveKit. The answer is always the same, because LiveKit would repeat what is refused.

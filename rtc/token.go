@@ -49,21 +49,22 @@ type TokenConfig struct {
 	ServicePath string
 	// FullAccessServers are the servers whose users may publish.
 	FullAccessServers []string
-	// UserRequests limits the requests of each user. Application services are exempt. ServerRequests limits those of each other server, and,
-	// counted apart, those for the service of each address. RealIPHeader is the header in which a trusted reverse proxy names that address, or
-	// "" if there is none.
+	// UserRequests limits the requests of each user: those for tokens and, counted apart, those that hand over a leave event. Application
+	// services are exempt. ServerRequests limits those of each other server, and, counted apart, those for the service of each address.
+	// RealIPHeader is the header in which a trusted reverse proxy names that address, or "" if there is none.
 	UserRequests, ServerRequests limits.Rate
 	RealIPHeader                 string
 }
 
-// Parts are what Tokens uses. All but SFU and Rooms may be nil: then nobody is remembered, no leave event can be handed over, and LiveKit's
-// webhooks tell nothing.
+// Parts are what Tokens uses. All but SFU and Rooms may be nil: then nobody is remembered, no leave event and no token of an expiring event
+// can be handed over, and LiveKit's webhooks tell nothing.
 type Parts struct {
-	SFU          SFU
-	Rooms        Rooms
-	Participants Participants
-	Delegations  Delegations
-	Hints        Hints
+	SFU              SFU
+	Rooms            Rooms
+	Participants     Participants
+	Delegations      Delegations
+	TokenDelegations TokenDelegations
+	Hints            Hints
 }
 
 // Tokens gives tokens of LiveKit to the users of this server and of others (MSC4195). A token is only for a user who is joined to the room,
@@ -72,14 +73,18 @@ type Tokens struct {
 	cfg      TokenConfig
 	dendrite *config.Global
 	parts    Parts
-	users    *limits.Limiter[string] // by user ID
+	users    *limits.Limiter[string] // by user ID; requests for tokens
+	leaves   *limits.Limiter[string] // by user ID; see delegateLeave
 	places   *limits.Places          // of requests that make this server ask others
 	others   Federation
 }
 
 // NewTokens returns the tokens of one LiveKit.
 func NewTokens(cfg TokenConfig, dendrite *config.Global, parts Parts) *Tokens {
-	return &Tokens{cfg: cfg, dendrite: dendrite, parts: parts, users: limits.New[string](cfg.UserRequests), places: limits.NewPlaces()}
+	return &Tokens{
+		cfg: cfg, dendrite: dendrite, parts: parts, places: limits.NewPlaces(),
+		users: limits.New[string](cfg.UserRequests), leaves: limits.New[string](cfg.UserRequests),
+	}
 }
 
 // UserAPI is the part of the user API that tokens need.
@@ -88,7 +93,8 @@ type UserAPI interface {
 	QueryOpenIDToken(ctx context.Context, req *userapi.QueryOpenIDTokenRequest, res *userapi.QueryOpenIDTokenResponse) error
 }
 
-// AddRoutes registers all routes. It must be called before Dendrite registers its own routes.
+// AddRoutes registers all routes. It must be called before Dendrite registers its own routes. Without Delegations there is none for handing
+// over a leave event: Element Call takes any answer but 404 for a promise that it can be handed over.
 func (t *Tokens) AddRoutes(routers httputil.Routers, userAPI UserAPI, others Federation) {
 	t.others = others
 	forUsers := webapi.Authenticated("rtc_get_token", userAPI, func(req *http.Request, device *userapi.Device, _ map[string]string) util.JSONResponse {
@@ -96,9 +102,15 @@ func (t *Tokens) AddRoutes(routers httputil.Routers, userAPI UserAPI, others Fed
 		return respond(req, tokenAnswer{jwt}, err)
 	})
 	forServers := t.forServers()
+	leaves := webapi.Authenticated("rtc_delegate", userAPI, func(req *http.Request, device *userapi.Device, _ map[string]string) util.JSONResponse {
+		return respond(req, struct{}{}, t.delegateLeave(req, device))
+	})
 	for _, path := range tokenPaths {
 		post(routers.Client, path+"/get_token", forUsers)
 		post(routers.Federation, path+"/get_token", forServers)
+		if t.parts.Delegations != nil {
+			post(routers.Client, path+"/delegate_delayed_leave", leaves)
+		}
 	}
 	newService(t, userAPI).addRoutes(routers.Client)
 }
@@ -123,10 +135,7 @@ func (t *Tokens) forUser(req *http.Request, device *userapi.Device) (jwt string,
 		return "", err
 	}
 	f := matrixFields(body)
-	url, m, server := f.text("url", maxSecret), f.member(device.UserID), spec.ServerName("")
-	if f.has("server_name") {
-		server = spec.ServerName(f.name("server_name"))
-	}
+	url, m, server := f.text("url", maxSecret), f.member(device.UserID), spec.ServerName(f.optional("server_name"))
 	if f.err != nil {
 		return "", f.err
 	}

@@ -1,11 +1,13 @@
-// Package rtc is the call backend: it tells clients which transports their calls can use (MatrixRTC, MSC4143), and gives them tokens for
-// LiveKit (MSC4195).
+// Package rtc is the call backend: it tells clients which transports their calls can use (MatrixRTC, MSC4143), gives them tokens for LiveKit,
+// and takes over their leave events (MSC4195).
 //
 // What it guarantees:
 //
 //   - A server without transports has none of the routes. If another service makes the tokens, it only has those that tell the transports.
 //   - A token is only for a user who is joined to the room, for this user's own participant, and for a few minutes. Users of other servers
 //     can only listen, unless the configuration says otherwise.
+//   - A leave event is only taken over from its own user, who is joined to its room, and for this user's own participant. An expiring event is
+//     taken over with its token, and for a participant of its own sender. If they cannot be taken over, there is no route for it.
 //   - No answer tells whether a user, a room or a device exists.
 //   - Another server is asked only if it is in the room. What it answers is bounded, in size and time.
 //   - No token gets into the log.
