@@ -15,6 +15,7 @@ func TestBodiesAreBounded(t *testing.T) {
 	_, routed, _ := newEndpoint(func() error { return nil })
 	for _, request := range []struct{ method, path, member string }{
 		{"PUT", "/_matrix/client/v3/expiration/refresh", fmt.Sprintf("%q:%q", tokenKey, knownToken)},
+		{"PUT", "/_matrix/client/v3/expiration/delegate", fmt.Sprintf("%q:%q", tokenKey, knownToken)},
 		{"POST", "/_matrix/client/unstable/org.matrix.msc4140/delayed_events/x", `"action":"no such action"`},
 	} {
 		for size, want := range map[int]int{maxKeepAliveSize: 0, maxKeepAliveSize + 1: http.StatusRequestEntityTooLarge} {

@@ -42,13 +42,15 @@ type Keeper interface {
 	End(context.Context, expiration.TokenHash) error
 }
 
+// tokenMethod does what a request with a token asks for. body is that of the request.
+type tokenMethod func(ctx context.Context, h expiration.TokenHash, body []byte) error
+
 // keepAlive answers PUT /_matrix/client/v3/expiration/{refresh_method} for one method. It behaves like a handler of Dendrite's
 // MakeExternalAPI, but limits the size and the time of the body, and dumps no requests into the log (see webapi.Untraced). Refreshes are by
 // far the most frequent requests, so a successful refresh gets no logger and no request ID unless they would show in the log.
 type keepAlive struct {
 	api *API
-	// do refreshes or ends an event.
-	do func(context.Context, expiration.TokenHash) error
+	do  tokenMethod
 	// logs: do writes to the request's logger, so the request needs one.
 	logs    bool
 	results *prometheus.CounterVec
@@ -57,14 +59,23 @@ type keepAlive struct {
 
 // keepAlives returns the handlers of the methods.
 func (a *API) keepAlives() map[string]http.Handler {
-	handler := func(method string, do func(context.Context, expiration.TokenHash) error, logs bool) http.Handler {
+	handler := func(method string, do tokenMethod, logs bool) http.Handler {
 		results := a.metrics.keepAlives.MustCurryWith(prometheus.Labels{"method": method})
 		return &keepAlive{api: a, do: do, logs: logs, results: results, ok: results.WithLabelValues("ok")}
 	}
-	return map[string]http.Handler{
-		methodRefresh: handler(methodRefresh, a.timers.Refresh, false),
-		methodEnd:     handler(methodEnd, a.timers.End, true), // End sends an event, and sending logs
+	byHash := func(do func(context.Context, expiration.TokenHash) error) tokenMethod {
+		return func(ctx context.Context, h expiration.TokenHash, _ []byte) error { return do(ctx, h) }
 	}
+	handlers := map[string]http.Handler{
+		methodRefresh: handler(methodRefresh, byHash(a.timers.Refresh), false),
+		methodEnd:     handler(methodEnd, byHash(a.timers.End), true), // End sends an event, and sending logs
+	}
+	if a.timers.Delegator != nil {
+		handlers[methodDelegate] = handler(methodDelegate, func(ctx context.Context, h expiration.TokenHash, body []byte) error {
+			return a.timers.DelegateToken(ctx, h, body)
+		}, false)
+	}
+	return handlers
 }
 
 func (k *keepAlive) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -73,14 +84,14 @@ func (k *keepAlive) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		defer task.EndTask()
 		req = req.WithContext(ctx)
 	}
-	token, err := readToken(w, req)
+	token, body, err := readToken(w, req)
 	if err != nil || k.logs || req.Method == http.MethodOptions || logrus.IsLevelEnabled(logrus.TraceLevel) {
-		k.answer(w, req, token, err)
+		k.answer(w, req, token, body, err)
 		return
 	}
 	util.Protect(func(w http.ResponseWriter, req *http.Request) {
-		if err := k.keep(req, token); err != nil {
-			k.answer(w, req, token, err)
+		if err := k.keep(req, token, body); err != nil {
+			k.answer(w, req, token, body, err)
 			return
 		}
 		k.ok.Inc()
@@ -91,10 +102,10 @@ func (k *keepAlive) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 // answer answers and logs a request as Dendrite does. If err is nil, it first does what the request asks for.
-func (k *keepAlive) answer(w http.ResponseWriter, req *http.Request, token string, err error) {
+func (k *keepAlive) answer(w http.ResponseWriter, req *http.Request, token string, body []byte, err error) {
 	util.MakeJSONAPI(util.NewJSONRequestHandler(func(req *http.Request) util.JSONResponse {
 		if err == nil {
-			err = k.keep(req, token)
+			err = k.keep(req, token, body)
 		}
 		k.results.WithLabelValues(resultOf(err)).Inc()
 		if err == nil {
@@ -122,7 +133,7 @@ func resultOf(err error) string {
 }
 
 // keep does what a request asks for, unless a rate limit forbids it.
-func (k *keepAlive) keep(req *http.Request, token string) error {
+func (k *keepAlive) keep(req *http.Request, token string, body []byte) error {
 	hash := expiration.HashToken(token)
 	known, wait := k.api.timers.Allow(hash)
 	if !known {
@@ -134,16 +145,16 @@ func (k *keepAlive) keep(req *http.Request, token string) error {
 	if err := webapi.Limited(wait); err != nil {
 		return err
 	}
-	return k.do(req.Context(), hash)
+	return k.do(req.Context(), hash, body)
 }
 
-// readToken returns the token in the body of a request.
-func readToken(w http.ResponseWriter, req *http.Request) (string, error) {
-	body, err := webapi.ReadBody(webapi.BoundBody(w, req.Body, maxKeepAliveSize, keepAliveReadTimeout))
-	if err != nil {
-		return "", err
+// readToken returns the token in the body of a request, and the body.
+func readToken(w http.ResponseWriter, req *http.Request) (token string, body []byte, err error) {
+	body, err = webapi.ReadBody(webapi.BoundBody(w, req.Body, maxKeepAliveSize, keepAliveReadTimeout))
+	if err == nil {
+		token, err = parseToken(body)
 	}
-	return parseToken(body)
+	return token, body, err
 }
 
 // parseToken returns the token in the body of a request.

@@ -24,20 +24,25 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
-// atOnce is a fake Keeper that knows one token. It calls do for every action.
+// atOnce is a fake Keeper and Delegator that knows one token. It calls do for every action.
 type atOnce struct{ do func() error }
 
 func (a atOnce) Allow(h expiration.TokenHash) (bool, time.Duration) {
 	return h == expiration.HashToken(knownToken), 0
 }
-func (a atOnce) Refresh(context.Context, expiration.TokenHash) error { return a.do() }
-func (a atOnce) End(context.Context, expiration.TokenHash) error     { return a.do() }
+func (a atOnce) Refresh(context.Context, expiration.TokenHash) error   { return a.do() }
+func (a atOnce) End(context.Context, expiration.TokenHash) error       { return a.do() }
+func (a atOnce) DelegateToken(context.Context, [32]byte, []byte) error { return a.do() }
 
 const knownToken = "k0QmcyYpC3XbGkEvTqPIxvCZ5Vd1m2VZJxXkq2y7S_A"
 
 // newEndpoint returns the endpoint in two forms: as Dendrite's routers serve it, and behind KeepAlivesFirst.
 func newEndpoint(do func() error) (a *API, routed, first http.Handler) {
-	a = New(Config{}, &config.ClientAPI{}, nil, Timers{Keeper: atOnce{do: do}})
+	return newEndpointOf(Config{}, Timers{Keeper: atOnce{do}, Delegator: atOnce{do}})
+}
+
+func newEndpointOf(cfg Config, timers Timers) (a *API, routed, first http.Handler) {
+	a = New(cfg, &config.ClientAPI{}, nil, timers)
 	routers := httputil.NewRouters()
 	a.AddRoutes(routers.Client, nil)
 	return a, routers.Client, a.KeepAlivesFirst(routers.Client)
@@ -59,6 +64,9 @@ func TestKeepAlivesFirst(t *testing.T) {
 	}{
 		{"PUT", path + "refresh", body(knownToken), nil, 200, "ok"},
 		{"PUT", path + "end", body(knownToken), nil, 200, "ok"},
+		{"PUT", path + "delegate", body(knownToken), nil, 200, "ok"},
+		{"PUT", path + "delegate", body(knownToken), expiration.ErrNotFound, 404, "not_found"},
+		{"PUT", path + "delegate", body(knownToken), webapi.BadRequest(spec.InvalidParam("url")), 400, "bad_request"},
 		{"PUT", path + "refresh?x=y", body(knownToken), nil, 200, "ok"},
 		{"PUT", path + "refresh", body("guess"), nil, 404, "not_found"},
 		{"PUT", path + "refresh", body(knownToken), expiration.ErrNotFound, 404, "not_found"},
@@ -70,6 +78,7 @@ func TestKeepAlivesFirst(t *testing.T) {
 		{"GET", path + "refresh", "", nil, 405, ""},
 		{"POST", path + "end", body(knownToken), nil, 405, ""},
 		{"put", path + "refresh", body(knownToken), nil, 405, ""},
+		{"POST", path + "delegate", body(knownToken), nil, 405, ""},
 		{"PUT", path + "refres%68", body(knownToken), nil, 404, ""},
 		{"PUT", path + "refresh%2F", body(knownToken), nil, 404, ""},
 		{"PUT", path + "refresh/", body(knownToken), nil, 404, ""},
@@ -91,7 +100,7 @@ func TestKeepAlivesFirst(t *testing.T) {
 			require.Equal(t, answers[0].Header(), answers[1].Header())
 			require.Equal(t, "*", answers[1].Header().Get("Access-Control-Allow-Origin"))
 			var counted []string
-			for _, method := range []string{"refresh", "end"} {
+			for _, method := range []string{"refresh", "end", "delegate"} {
 				for _, result := range []string{"ok", "not_found", "forbidden", "limited", "bad_request", "error"} {
 					for range int(testutil.ToFloat64(a.metrics.keepAlives.WithLabelValues(method, result))) {
 						counted = append(counted, method+" "+result)
@@ -113,13 +122,13 @@ func TestPanickingKeepAlive(t *testing.T) {
 	var log strings.Builder
 	defer logrus.SetOutput(logrus.StandardLogger().Out)
 	logrus.SetOutput(&log)
-	for _, method := range []string{"refresh", "end"} {
+	for _, method := range []string{"refresh", "end", "delegate"} {
 		_, _, first := newEndpoint(panics)
 		w := httptest.NewRecorder()
 		first.ServeHTTP(w, httptest.NewRequest(http.MethodPut, "/_matrix/client/v3/expiration/"+method, strings.NewReader(body(knownToken))))
 		require.Equal(t, http.StatusInternalServerError, w.Code)
 	}
-	require.Equal(t, 2, strings.Count(log.String(), "Request panicked!"))
+	require.Equal(t, 3, strings.Count(log.String(), "Request panicked!"))
 	require.Contains(t, log.String(), "clientapi.panics", "the stack")
 	require.NotContains(t, log.String(), knownToken)
 }

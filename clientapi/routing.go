@@ -1,11 +1,11 @@
 // Package clientapi is the HTTP interface of expiring and delayed events. It parses and limits requests, and turns results into answers
 // and Matrix errors.
 //
-// To expire an event, a client marks it with the field m.will_expire and calls the keep-alive endpoint. To delay an event, a client adds a
-// delay to the query of a send, or uses the endpoint delayed_event. It then calls the endpoints of delayed events. The routes for sending
-// replace Dendrite's routes and call Dendrite's SendEvent, so a request with neither field nor delay is handled as in stock Dendrite, unless
-// its query is malformed. The memory of each request is bounded. The exception is the body of a send without a delay, which Dendrite does not
-// bound either.
+// To expire an event, a client marks it with the field m.will_expire and calls the keep-alive endpoint, or hands it over to an SFU there. To
+// delay an event, a client adds a delay to the query of a send, or uses the endpoint delayed_event. It then calls the endpoints of delayed
+// events. The routes for sending replace Dendrite's routes and call Dendrite's SendEvent, so a request with neither field nor delay is handled
+// as in stock Dendrite, unless its query is malformed. The memory of each request is bounded. The exception is the body of a send without a
+// delay, which Dendrite does not bound either.
 package clientapi
 
 import (
@@ -28,13 +28,15 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/webapi"
 )
 
-// Timers is the part of the engine that the routes use. Each of the interfaces is defined beside its routes, and can be replaced alone.
+// Timers is the part of the engine that the routes use. Each of the interfaces is defined beside its routes, and can be replaced alone. A
+// Delegator of nil means that no SFU keeps timers alive.
 type Timers struct {
 	Keeper
 	Sender
 	Scheduler
 	Actor
 	Finder
+	Delegator
 }
 
 // Config configures the routes; see docs/configuration.md.
