@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	dendriteconfig "github.com/matrix-org/dendrite/setup/config"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/config"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/expiration"
@@ -29,11 +28,11 @@ func newBackend(l *config.LiveKit, cfg rtc.TokenConfig, global *dendriteconfig.G
 	return &backend{
 		check:  rtc.NewCheck(rtc.CheckConfig{APIURL: l.APIURL, Insecure: l.Insecure()}, sfu),
 		keeper: k,
-		tokens: rtc.NewTokens(cfg, global, rtc.Parts{SFU: sfu, Rooms: rooms, Participants: kept{k}, Delegations: kept{k}, Hints: k}),
+		tokens: rtc.NewTokens(cfg, global, rtc.Parts{
+			SFU: sfu, Rooms: rooms, Participants: kept{k}, Delegations: kept{k}, TokenDelegations: kept{k}, Hints: k,
+		}),
 	}
 }
-
-func (b *backend) collectors() []prometheus.Collector { return b.keeper.Collectors() }
 
 // start takes up what earlier processes accepted. The timers must have been started.
 func (b *backend) start(ctx context.Context) error {
@@ -63,13 +62,22 @@ func (k kept) Remember(ctx context.Context, p rtc.Participant) error {
 }
 
 func (k kept) DelegateLeave(ctx context.Context, l rtc.Leave) error {
-	return errorOfCalls(k.Keeper.DelegateLeave(ctx, keeper.Leave(l)))
+	err := errorOfCalls(k.Keeper.DelegateLeave(ctx, keeper.Leave(l)))
+	if errors.Is(err, expiration.ErrNotFound) {
+		return rtc.ErrNotScheduled
+	}
+	return err
+}
+
+func (k kept) DelegateToken(ctx context.Context, token [32]byte, participant func(userID, roomID string) (livekit.Participant, error)) error {
+	return errorOfCalls(k.Keeper.DelegateToken(ctx, token, participant))
 }
 
 // errorOfCalls returns the error of package rtc that means the same.
 func errorOfCalls(err error) error {
 	for own, theirs := range map[error]error{
-		keeper.ErrNotJoined: rtc.ErrNotJoined, keeper.ErrTooMany: rtc.ErrTooMany, expiration.ErrNotFound: rtc.ErrNotScheduled,
+		keeper.ErrNotJoined: rtc.ErrNotJoined, keeper.ErrTooMany: rtc.ErrTooMany, keeper.ErrCrowded: rtc.ErrCrowded,
+		keeper.ErrTooShort: rtc.ErrTooShort,
 	} {
 		if errors.Is(err, own) {
 			return theirs

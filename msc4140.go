@@ -111,9 +111,20 @@ func New(
 	componentCfg.Explain = clientapi.Explain
 	timers := expiration.New(componentCfg, store, intake.Settling(outbox), tokens)
 	wrapper.Watch(timers)
-	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, clientapi.Timers{
-		Keeper: timers, Sender: timers, Scheduler: timers, Actor: timers, Finder: timers,
-	})
+	ofClients := clientapi.Timers{Keeper: timers, Sender: timers, Scheduler: timers, Actor: timers, Finder: timers}
+	var (
+		callBackend *backend
+		members     syncapi.Members
+	)
+	if l := cfg.MatrixRTC.LiveKit; l != nil {
+		rooms := rtc.NewRooms(wrapper, dendriteCfg.Global.IsLocalServerName)
+		callBackend = newBackend(l, *rtcCfg.Tokens, &dendriteCfg.Global, timers, store.Participants(), rooms)
+		members, ofClients.Delegator = callBackend.keeper, callBackend.tokens
+		if enableMetrics {
+			prometheus.MustRegister(callBackend.keeper.Collectors()...)
+		}
+	}
+	client := clientapi.New(clientCfg, &dendriteCfg.ClientAPI, wrapper, ofClients)
 	if enableMetrics {
 		prometheus.MustRegister(append(timers.Collectors(), client.Collectors()...)...)
 	}
@@ -123,18 +134,6 @@ func New(
 	}
 	features := unstableFeatures(cfg)
 	calls := rtc.NewDiscovery(rtcCfg, features)
-	var (
-		callBackend *backend
-		members     syncapi.Members
-	)
-	if l := cfg.MatrixRTC.LiveKit; l != nil {
-		rooms := rtc.NewRooms(wrapper, dendriteCfg.Global.IsLocalServerName)
-		callBackend = newBackend(l, *rtcCfg.Tokens, &dendriteCfg.Global, timers, store.Participants(), rooms)
-		members = callBackend.keeper
-		if enableMetrics {
-			prometheus.MustRegister(callBackend.collectors()...)
-		}
-	}
 	return &Extension{
 		process: processCtx, store: store, rsAPI: wrapper, accounts: accounts, quiet: quiet, timers: timers, client: client,
 		consumer: syncapi.NewConsumer(&dendriteCfg.Global.JetStream, js, wrapper, timers, members),

@@ -104,6 +104,7 @@ func TestLeavesThatAreNotTaken(t *testing.T) {
 		errcode, service string
 	}{
 		"NotScheduled": {fmt.Errorf("looking: %w", ErrNotScheduled), http.StatusBadRequest, "M_INVALID_PARAM", "M_BAD_JSON"},
+		"Crowded":      {ErrCrowded, http.StatusTooManyRequests, "M_LIMIT_EXCEEDED", "M_LIMIT_EXCEEDED"},
 		"TimersAway":   {errAway, http.StatusInternalServerError, "M_UNKNOWN", "M_UNKNOWN"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,6 +22,8 @@ var (
 	ErrNotJoined = errors.New("the user is not joined to the room")
 	// ErrTooMany: the user has too many participants in one room.
 	ErrTooMany = errors.New("too many participants of one user")
+	// ErrCrowded: too many timers of the user wait to be handed over.
+	ErrCrowded = errors.New("too many timers of one user are handed over")
 	// ErrNotScheduled: the user has no such delayed event in this room, or it has been sent or cancelled.
 	ErrNotScheduled = errors.New("no such delayed event is scheduled")
 	// ErrTooShort: the duration of the token's event is too short for the timer to be kept alive by what LiveKit says.
@@ -40,6 +42,7 @@ var (
 	errOtherServer     = webapi.Refuse(http.StatusBadGateway, spec.Unknown("The server of the SFU gives no token"))
 	// errTooMany has a limit that recovers over days.
 	errTooMany = &webapi.RateError{RetryAfter: time.Hour}
+	errCrowded = &webapi.RateError{RetryAfter: crowdedPause}
 )
 
 // What the service's requests are refused with, beside these.
@@ -73,6 +76,8 @@ func refusalOf(err error) error {
 		return errNotJoined
 	case errors.Is(err, ErrTooMany):
 		return errTooMany
+	case errors.Is(err, ErrCrowded):
+		return errCrowded
 	case errors.Is(err, ErrTooShort):
 		return errTooShort
 	}

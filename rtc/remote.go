@@ -21,7 +21,7 @@ const (
 	remoteTimeout = 10 * time.Second
 	// maxPublishers is how many servers are asked, one after the other, whether a URL is that of their SFU.
 	maxPublishers = 3
-	// crowdedPause is after what time to try again if too many requests of a user wait for other servers.
+	// crowdedPause is after what time to try again if too many requests of a user wait.
 	crowdedPause = time.Second
 )
 

@@ -149,7 +149,7 @@ func (t *Tokens) forUser(req *http.Request, device *userapi.Device) (jwt string,
 	}
 	leave, err := t.places.Enter(ctx, device)
 	if err != nil {
-		return "", webapi.Limited(crowdedPause)
+		return "", errCrowded
 	}
 	defer leave()
 	if server == "" {

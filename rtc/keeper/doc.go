@@ -68,7 +68,7 @@
 //
 // Locks are taken in this order, before those of package expiration:
 //
-//  1. Keeper.members, by member key: one delegation of a member is accepted at a time.
+//  1. Keeper.users, by user ID: one delegation of a user is accepted at a time.
 //  2. Keeper.rows, by timer: one write of a delegation's row at a time, or one step.
 //  3. Keeper.mu: all that is in memory. Neither the engine nor the store nor LiveKit is called while it is held. The suffix WithMu says that the
 //     caller holds it.

@@ -436,11 +436,17 @@ func TestConcurrentDelegations(t *testing.T) {
 
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		unlock, err := w.members.Lock(t.Context(), [32]byte{7})
+		unlock, err := w.users.Lock(t.Context(), alice)
 		require.NoError(t, err)
 		defer unlock()
 		w.timers.schedule(leaveOf(20).timer, alice, room, time.Hour)
 		err = w.DelegateLeave(ctx, Leave{UserID: alice, RoomID: room, DelayID: "delay20", MemberKey: [32]byte{7}})
 		require.True(t, errors.Is(err, context.Canceled))
+
+		for range waitingOfUser {
+			go func() { _ = w.delegate(leaveOf(20)) }()
+		}
+		synctest.Wait()
+		require.ErrorIs(t, w.delegate(leaveOf(20)), ErrCrowded)
 	})
 }

@@ -41,6 +41,8 @@ type Timers interface {
 const (
 	// minTokenDuration is the least duration of a timer whose token can be handed over.
 	minTokenDuration = 10 * time.Second
+	// waitingOfUser is how many timers of one user may wait to be taken over. Each is a write of its own, and with tokens needs no login.
+	waitingOfUser = 32
 	// stopPatience is how long Stop waits for steps in progress.
 	stopPatience = 5 * time.Second
 )
@@ -48,6 +50,8 @@ const (
 var (
 	// ErrTooShort: the duration of the token's timer is too short to be kept alive by an SFU.
 	ErrTooShort = errors.New("the duration is too short")
+	// ErrCrowded: too many timers of one user wait to be taken over.
+	ErrCrowded = keylock.ErrCrowded
 	// ErrStopped: the keeper is not running.
 	ErrStopped = errors.New("the keeper is not running")
 
@@ -64,8 +68,8 @@ type Keeper struct {
 	metrics *metrics
 	log     *logrus.Entry
 
-	members *keylock.Locks[[32]byte] // by member key: one delegation of a member is accepted at a time
-	rows    *keylock.Locks[int64]    // by timer: one step, or one change of its row, at a time
+	users *keylock.Locks[string] // by user ID: one delegation of a user is accepted at a time
+	rows  *keylock.Locks[int64]  // by timer: one step, or one change of its row, at a time
 
 	wakeup  chan struct{} // has capacity 1; signals that there may be something to do
 	remover chan struct{} // the same for the goroutine that removes participants
@@ -99,8 +103,8 @@ type call struct {
 func New(sfu SFU, timers Timers, store Store, rooms Rooms) *Keeper {
 	k := &Keeper{
 		sfu: sfu, timers: timers, store: store, rooms: rooms, wall: failpoint.WallClock,
-		log:     logrus.WithField("component", "rtc"),
-		members: keylock.New[[32]byte](), rows: keylock.New[int64](),
+		log:   logrus.WithField("component", "rtc"),
+		users: keylock.WithPlaces[string](1, 1+waitingOfUser), rows: keylock.New[int64](),
 		wakeup: make(chan struct{}, 1), remover: make(chan struct{}, 1),
 		kept: map[int64]*delegation{}, ofMember: map[[32]byte]*delegation{}, calls: map[string]*call{},
 		looks: queue{free: lookPlaces}, keeps: queue{free: keepPlaces}, finishes: queue{free: finishPlaces},
@@ -171,8 +175,8 @@ type Leave struct {
 }
 
 // DelegateLeave takes over a delayed leave. It returns nil when that is durable. Of one member's leaves the newest counts, and for an older
-// one nothing is sent. The error is expiration.ErrNotFound if the event is not scheduled, or is of another user or room. Any other error is
-// passing.
+// one nothing is sent. The error is expiration.ErrNotFound if the event is not scheduled, or is of another user or room, or
+// ErrCrowded. Any other error is passing.
 func (k *Keeper) DelegateLeave(ctx context.Context, l Leave) error {
 	return k.delegate(ctx, expiration.Kept{Hash: expiration.HashToken(l.DelayID), Delayed: true}, l.UserID, l.RoomID,
 		func(row *expiration.Delegation) error {
@@ -183,7 +187,7 @@ func (k *Keeper) DelegateLeave(ctx context.Context, l Leave) error {
 
 // DelegateToken takes over the timer of an expiring event. It returns nil when that is durable. participant returns the name at LiveKit of
 // the event's sender, or an error that refuses the request. The error is expiration.ErrNotFound if no such timer runs, ErrTooShort, the
-// error of participant, or passing.
+// error of participant, ErrCrowded, or passing.
 func (k *Keeper) DelegateToken(
 	ctx context.Context, h expiration.TokenHash, participant func(userID, roomID string) (livekit.Participant, error),
 ) error {
@@ -211,14 +215,12 @@ func (k *Keeper) delegate(
 	if err = complete(&row); err != nil {
 		return err
 	}
-	// The newest row in the table must be the newest delegation in memory.
-	if row.MemberKey != [32]byte{} {
-		unlock, err := k.members.Lock(ctx, row.MemberKey)
-		if err != nil {
-			return err
-		}
-		defer unlock()
+	// The newest row of a member in the table must be the newest in memory, and all rows of a member are one user's.
+	leave, err := k.users.Lock(ctx, row.UserID)
+	if err != nil {
+		return err
 	}
+	defer leave()
 	unlock, err := k.rows.Lock(ctx, row.NID)
 	if err != nil {
 		return err

@@ -1,7 +1,9 @@
 package integration
 
 import (
+	"maps"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -179,5 +181,109 @@ func TestKickedFromTheCall(t *testing.T) {
 		c.report(t, "participant_joined", bob)
 		c.requireInCall(t, bob, c.delay)
 		require.True(t, c.liveKit.Has(bob.Room, bob.Identity), "bob is back")
+	})
+}
+
+// An expiring event whose token was handed over runs as long as its sender is connected, without the client's keep-alives, and then ends.
+func TestTokenIsHandedOver(t *testing.T) {
+	onEachCall(t, func(t *testing.T, c *call) {
+		u := c.users[0]
+		const life = 10
+		p := c.get(t, u, "")
+		require.NoError(t, c.liveKit.Enter(p.token))
+		e := u.sendState(t, c.roomID, "_"+u.UserID+"_DEV", life, JSON{})
+		res := u.do(t, http.MethodPut, delegatePath, JSON{"expire_refresh_token": e.token, "device_id": "DEV"})
+		require.Equal(t, http.StatusOK, res.Code, res)
+		require.Equal(t, "{}", res.Get("@this").Raw)
+		running := func() bool { return len(u.closings(t, c.roomID, e.eventID)) == 0 }
+		for until := time.Now().Add(1.5 * life * time.Second); time.Now().Before(until); time.Sleep(time.Second) {
+			require.True(t, running())
+		}
+		c.restart(t, true)
+		require.True(t, running())
+		c.leaves(t, p, true)
+		eventuallyWithin(t, life*time.Second+soon, "the event ends", func() bool { return !running() })
+		require.Equal(t, "ended", u.closings(t, c.roomID, e.eventID)[0].Get(`content.m\.will_expire`).Str)
+	})
+}
+
+const delegatePath = "/_matrix/client/v3/expiration/delegate"
+
+// Whatever is wrong with a request that hands something over, its error is that of docs/calls-api.md.
+func TestBadDelegations(t *testing.T) {
+	onEachCall(t, func(t *testing.T, c *call) {
+		alice, bob := c.users[0], c.users[1]
+		stranger, other := c.newUser(t), c.room(t, alice)
+		const hour = time.Hour
+		scheduled := alice.delayState(t, c.roomID, "key", hour, JSON{})
+		sent := alice.delayState(t, c.roomID, "key", hour, JSON{"is": "sent"})
+		alice.acted(t, stableDelayed, sent, "send")
+		with := func(body JSON, changes JSON) JSON {
+			body = maps.Clone(body)
+			for key, value := range changes {
+				body[key] = value
+				if value == nil {
+					delete(body, key)
+				}
+			}
+			return body
+		}
+		leave := JSON{"url": "ws://127.0.0.1:1/sfu", "room_id": c.roomID, "slot_id": slotID, "member_id": "abc", "delay_id": scheduled}
+		for _, path := range tokenPathsEndingIn("/rtc/livekit/delegate_delayed_leave") {
+			for name, test := range map[string]struct {
+				who     *user
+				body    any
+				status  int
+				errcode string
+			}{
+				"unknown ID":      {alice, with(leave, JSON{"delay_id": "unknown"}), 400, "M_INVALID_PARAM"},
+				"sent already":    {alice, with(leave, JSON{"delay_id": sent}), 400, "M_INVALID_PARAM"},
+				"another user's":  {bob, leave, 400, "M_INVALID_PARAM"},
+				"another room":    {alice, with(leave, JSON{"room_id": other}), 400, "M_INVALID_PARAM"},
+				"another SFU":     {alice, with(leave, JSON{"url": "wss://elsewhere.example"}), 400, "M_INVALID_PARAM"},
+				"not joined":      {stranger, leave, 403, "M_FORBIDDEN"},
+				"no room":         {alice, with(leave, JSON{"room_id": "!none:localhost"}), 403, "M_FORBIDDEN"},
+				"no ID":           {alice, with(leave, JSON{"delay_id": nil}), 400, "M_MISSING_PARAM"},
+				"no member":       {alice, with(leave, JSON{"member_id": nil}), 400, "M_MISSING_PARAM"},
+				"ID is a number":  {alice, with(leave, JSON{"delay_id": 1}), 400, "M_BAD_JSON"},
+				"no JSON":         {alice, []byte("no"), 400, "M_NOT_JSON"},
+				"no access token": {&user{c.Anonymous(), c.server}, leave, 401, "M_MISSING_TOKEN"},
+			} {
+				requireRefused(t, test.who.do(t, http.MethodPost, path, test.body), test.status, test.errcode)
+				require.Equal(t, []string{scheduled}, alice.scheduled(t), name)
+			}
+			res := alice.do(t, http.MethodPost, path, leave)
+			require.Equal(t, http.StatusOK, res.Code, res)
+			require.Equal(t, "{}", res.Get("@this").Raw)
+		}
+
+		e, short := alice.sendState(t, c.roomID, "e", 3600, JSON{}), alice.sendState(t, c.roomID, "short", 9, JSON{})
+		token := JSON{"expire_refresh_token": e.token, "slot_id": slotID, "member_id": "abc"}
+		for name, test := range map[string]struct {
+			body    any
+			status  int
+			errcode string
+		}{
+			"unknown token":     {with(token, JSON{"expire_refresh_token": "unknown"}), 404, "M_NOT_FOUND"},
+			"another SFU":       {with(token, JSON{"url": "wss://elsewhere.example"}), 400, "M_INVALID_PARAM"},
+			"too short":         {with(token, JSON{"expire_refresh_token": short.token}), 400, "M_INVALID_PARAM"},
+			"no token":          {with(token, JSON{"expire_refresh_token": nil}), 400, "M_MISSING_PARAM"},
+			"nobody":            {with(token, JSON{"member_id": nil}), 400, "M_MISSING_PARAM"},
+			"no slot":           {with(token, JSON{"slot_id": nil}), 400, "M_MISSING_PARAM"},
+			"member is a map":   {with(token, JSON{"member_id": JSON{}}), 400, "M_BAD_JSON"},
+			"token is a number": {with(token, JSON{"expire_refresh_token": 1}), 400, "M_BAD_JSON"},
+			"no JSON":           {[]byte("no"), 400, "M_NOT_JSON"},
+			"too large":         {with(token, JSON{"x": strings.Repeat("x", 4<<10)}), 413, "M_TOO_LARGE"},
+		} {
+			res := alice.do(t, http.MethodPut, delegatePath, test.body)
+			require.Equal(t, test.status, res.Code, "%s: %s", name, res)
+			require.Equal(t, test.errcode, res.Get("errcode").Str, name)
+		}
+		anybody := &user{c.Anonymous(), c.server}
+		require.Equal(t, http.StatusOK, anybody.do(t, http.MethodPut, delegatePath, token).Code, "the token is the authority")
+		ended, err := anybody.KeepAlive(t.Context(), "end", e.token)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, ended.Code)
+		requireRefused(t, anybody.do(t, http.MethodPut, delegatePath, token), http.StatusNotFound, "M_NOT_FOUND")
 	})
 }
