@@ -169,5 +169,4 @@ func TestServiceRoutes(t *testing.T) {
 	require.Equal(t, http.StatusOK, code)
 	require.Equal(t, http.StatusOK, anybody.do(t, http.MethodPost, servicePath+"/sfu_webhook", JSON{"event": "room_finished"}).Code)
 	requireUnrecognized(t, anybody, servicePath+"/delegate_expiration")
-	requireUnrecognized(t, anybody, tokenPathsEndingIn("/rtc/livekit/delegate_delayed_leave")...)
 }
