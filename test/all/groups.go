@@ -79,7 +79,7 @@ var groups = []group{
 	}},
 	{name: "patches", what: "the component in a Dendrite source tree", steps: []step{{do: runPatches}, {do: runLines}}},
 	{name: "clients", what: "matrix-js-sdk and mautrix-go, as they are published (Node.js 18, npm)", steps: []step{tests("-race", "./test/clients")}},
-	{name: "install", what: "the files of docs/install, with both proxies and systemd (caddy, nginx, systemd-analyze, PostgreSQL)", steps: []step{tests("-race", "./test/install")}},
+	{name: "install", what: "the files of docs/install and of calls, with both proxies and systemd (caddy, nginx, systemd-analyze, PostgreSQL)", steps: []step{tests("-race", "./test/install")}},
 	{name: "hostile", what: "hostile users, beside a bystander whose lateness is measured", steps: []step{tests("./test/hostile")}},
 	{name: "livekit", what: "names, tokens, API and webhooks with the real LiveKit, and with its own library", steps: []step{
 		command("go", "-C", "./test/livekit", "vet", "-tags=all", "./..."), testsOf("./test/livekit"),

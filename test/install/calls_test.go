@@ -5,6 +5,7 @@ package install
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"net"
 	"net/http"
@@ -19,31 +20,63 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The files for nginx in docs/install and docs/element-call work beside each other. The one for calls passes on the requests for LiveKit and
-// for its token service, and serves the pages of Element Call.
-func TestNginxForCalls(t *testing.T) {
-	dir, https := t.TempDir(), freeAddress(t)
-	authority := writeCertificate(t, dir)
-	asked := make(chan *http.Request, 1)
-	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked <- r }))
-	defer backend.Close()
-	pages := filepath.Join(dir, "pages")
-	require.NoError(t, os.Mkdir(pages, 0o755))
-	require.NoError(t, os.WriteFile(filepath.Join(pages, "index.html"), []byte("the page"), 0o644))
-	listen := []string{
-		"	listen [::]:443 ssl http2;\n", "", "listen 443 ", "listen " + https + " ",
-	}
-	calls := adapt(t, "element-call/nginx.conf", dir, append(listen,
-		"127.0.0.1:8080", address(t, backend.URL), "127.0.0.1:7880", address(t, backend.URL),
-		"/etc/letsencrypt/live/rtc.example.com/", dir+"/", "/var/www/element-call", pages)...)
-	beside := t.TempDir()
-	matrix := adapt(t, "install/nginx.conf", beside, append(listen,
-		"	listen 8448 ssl http2;\n", "", "	listen [::]:8448 ssl http2;\n", "",
-		"/etc/letsencrypt/live/example.com/", dir+"/", "/var/log/nginx/", dir+"/")...)
-	runNginx(t, dir, https, calls+"; include "+matrix)
+// Caddy with the lines that the pages append forwards what clients need of LiveKit and lk-jwt-service, and nothing else, and serves the pages
+// of Element Call.
+func TestCaddyForCalls(t *testing.T) {
+	testCalls(t, func(t *testing.T, root, https string, backends []string) *x509.CertPool {
+		caddy, dir, file := installed(t, "caddy"), t.TempDir(), filepath.Join(root, "etc/caddy/Caddyfile")
+		_, httpsPort, _ := net.SplitHostPort(https)
+		_, httpPort, _ := net.SplitHostPort(freeAddress(t))
+		replace(t, file, append(backends, ", example.com:8448", "", "/var/www/", root+"/var/www/",
+			"\n{\n", "\n{\n admin off\n local_certs\n skip_install_trust\n default_bind 127.0.0.1\n http_port "+httpPort+
+				"\n https_port "+httpsPort+"\n storage file_system "+dir+"\n")...)
+		validate(t, file)
+		run(t, dir, https, caddy, "run", "--adapter", "caddyfile", "--config", file)
+		return trusting(t, []byte(read(t, filepath.Join(dir, "pki/authorities/local/root.crt"))))
+	})
+}
 
+// The same for nginx, with the site of install.md beside it.
+func TestNginxForCalls(t *testing.T) {
+	testCalls(t, func(t *testing.T, root, https string, backends []string) *x509.CertPool {
+		dir, sites := t.TempDir(), filepath.Join(root, "etc/nginx/sites-available")
+		authority := writeCertificate(t, dir)
+		for site, oldNew := range map[string][]string{
+			"matrix": {"	listen 8448 ssl http2;\n", "", "	listen [::]:8448 ssl http2;\n", "",
+				"/etc/letsencrypt/live/example.com/", dir + "/", "/var/log/nginx/", dir + "/"},
+			"calls":        append(backends, "/etc/letsencrypt/live/rtc.example.com/", dir+"/"),
+			"element-call": {"/etc/letsencrypt/live/call.example.com/", dir + "/", "/var/www/", root + "/var/www/"},
+		} {
+			replace(t, filepath.Join(sites, site), append(oldNew,
+				"	listen [::]:443 ssl http2;\n", "", "listen 443 ", "listen "+https+" ")...)
+		}
+		runNginx(t, dir, https, sites+"/*")
+		return trusting(t, authority)
+	})
+}
+
+// testCalls runs the commands of the pages about calls, and checks a proxy with the files that they leave. The proxy gets backends: pairs of
+// the address in its file and the address to use.
+func testCalls(t *testing.T, proxy func(t *testing.T, root, https string, backends []string) *x509.CertPool) {
+	root := after(t, serverName, "element-call/matrix_rtc.yaml", elementCall, lkJWTService)
+	require.NoError(t, os.Chmod(root, 0o755)) // nginx may run as somebody else
+	type request struct {
+		to  string
+		uri string
+		http.Header
+	}
+	asked := make(chan request, 1)
+	var backends []string
+	for _, to := range []string{"127.0.0.1:7880", "127.0.0.1:8080"} {
+		backend := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			asked <- request{to, r.RequestURI, r.Header}
+		}))
+		defer backend.Close()
+		backends = append(backends, to, address(t, backend.URL))
+	}
+	https := freeAddress(t)
 	client := &http.Client{Timeout: soon, Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: trusting(t, authority)},
+		TLSClientConfig: &tls.Config{RootCAs: proxy(t, root, https, backends)},
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, https)
 		},
@@ -62,36 +95,40 @@ func TestNginxForCalls(t *testing.T) {
 		require.NoError(t, err)
 		return res.StatusCode, string(text)
 	}
-	status, _ := get("https://rtc.example.com/livekit/jwt/sfu/get")
-	require.Equal(t, http.StatusOK, status)
-	require.Equal(t, "/sfu/get", (<-asked).URL.Path)
-	status, _ = get("https://rtc.example.com/livekit/sfu/rtc?access_token=x")
-	require.Equal(t, http.StatusOK, status)
-	req := <-asked
-	require.Equal(t, "/rtc?access_token=x", req.RequestURI)
-	require.Equal(t, []string{"websocket", "upgrade"}, []string{req.Header.Get("Upgrade"), req.Header.Get("Connection")})
-	status, _ = get("https://rtc.example.com/")
-	require.Equal(t, http.StatusNotFound, status)
+
+	for path, want := range map[string]request{
+		"/livekit/sfu/rtc?access_token=x":  {to: "127.0.0.1:7880", uri: "/rtc?access_token=x"},
+		"/livekit/sfu/rtc/v1?join_request": {to: "127.0.0.1:7880", uri: "/rtc/v1?join_request"},
+		"/livekit/sfu/rtc/validate":        {to: "127.0.0.1:7880", uri: "/rtc/validate"},
+		"/livekit/jwt/sfu/get":             {to: "127.0.0.1:8080", uri: "/sfu/get"},
+	} {
+		status, _ := get("https://rtc.example.com" + path)
+		require.Equal(t, http.StatusOK, status, path)
+		got := <-asked
+		require.Equal(t, want, request{to: got.to, uri: got.uri})
+		if got.to == "127.0.0.1:7880" {
+			require.Equal(t, []string{"websocket", "upgrade"}, []string{got.Get("Upgrade"), strings.ToLower(got.Get("Connection"))})
+		}
+	}
+
+	// The API, the other protocols and the health of LiveKit are not public, and the name of LiveKit has nothing else.
+	for _, path := range []string{
+		"/", "/metrics", "/_matrix/client/versions", "/livekit/sfu", "/livekit/sfu/", "/livekit/sfu/twirp/livekit.RoomService/ListRooms",
+		"/livekit/sfu/agent", "/livekit/sfu/whip/v1", "/livekit/sfu/debug/rooms",
+		"/livekit/sfu/rtc/../twirp/livekit.RoomService/ListRooms", "/livekit/sfu/rtc/%2e%2e/agent", "/livekit/sfu/rtc/..%2fagent",
+	} {
+		status, _ := get("https://rtc.example.com" + path)
+		require.Equal(t, http.StatusNotFound, status, path)
+		require.Empty(t, asked, path)
+	}
+
 	for _, path := range []string{"", "room/#/a-call"} {
 		status, body := get("https://call.example.com/" + path)
 		require.Equal(t, http.StatusOK, status)
-		require.Equal(t, "the page", body)
+		require.Contains(t, body, `<base href="/">`)
 	}
-}
-
-// Caddy takes the file of docs/element-call, and the one that "After install.md" makes of both.
-func TestCaddyForCalls(t *testing.T) {
-	dir := t.TempDir()
-	calls, err := os.ReadFile(adapt(t, "element-call/Caddyfile", dir))
-	require.NoError(t, err)
-	validate(t, filepath.Join(dir, "Caddyfile"))
-	_, added, found := strings.Cut(string(calls), "\nrtc.")
-	require.True(t, found)
-	both := adapt(t, "install/Caddyfile", dir)
-	file, err := os.ReadFile(both)
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(both, append(file, "rtc."+added...), 0o600))
-	validate(t, both)
+	_, body := get("https://call.example.com/config.json")
+	require.JSONEq(t, read(t, docs+"element-call/config.json"), body)
 }
 
 // validate has Caddy check a file.

@@ -1,7 +1,7 @@
 //go:build all
 
-// Package install tests the files in docs/install, and those in docs/element-call that are for the same programs. It runs the real proxies
-// with these files in front of the real homeserver with the configuration from there.
+// Package install tests the files in docs/install, docs/element-call and docs/lk-jwt-service. It runs the real proxies with these files, in
+// front of the real homeserver with the configuration from there, and the commands of the pages about calls.
 package install
 
 import (
@@ -61,16 +61,35 @@ func installed(t *testing.T, program string) string {
 // the file.
 func adapt(t *testing.T, name, dir string, oldNew ...string) string {
 	t.Helper()
-	data, err := os.ReadFile(docs + name)
-	require.NoError(t, err)
-	text := string(data)
+	path := filepath.Join(dir, filepath.Base(name))
+	write(t, path, read(t, docs+name))
+	replace(t, path, oldNew...)
+	return path
+}
+
+// replace replaces values in a file. It fails if a value is not in the file.
+func replace(t *testing.T, path string, oldNew ...string) {
+	t.Helper()
+	text := read(t, path)
 	for i := 0; i < len(oldNew); i += 2 {
 		require.Contains(t, text, oldNew[i])
 		text = strings.ReplaceAll(text, oldNew[i], oldNew[i+1])
 	}
-	path := filepath.Join(dir, filepath.Base(name))
+	write(t, path, text)
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	require.NoError(t, err)
+	return string(data)
+}
+
+// write writes a file, and makes its folder.
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
-	return path
 }
 
 // start starts a homeserver with the configuration from docs/install.
@@ -99,9 +118,9 @@ func address(t *testing.T, serverURL string) string {
 func TestUnit(t *testing.T) {
 	analyze := installed(t, "systemd-analyze")
 	for unit, program := range map[string]string{
-		"install/dendrite.service":            "/opt/dendrite/bin/dendrite",
-		"element-call/livekit.service":        "/usr/local/bin/livekit-server",
-		"element-call/lk-jwt-service.service": "/usr/local/bin/lk-jwt-service",
+		"install/dendrite.service":              "/opt/dendrite/bin/dendrite",
+		"element-call/livekit.service":          "/usr/local/bin/livekit-server",
+		"lk-jwt-service/lk-jwt-service.service": "/usr/local/bin/lk-jwt-service",
 	} {
 		unit := adapt(t, unit, t.TempDir(), program, binary)
 		// The threshold is in tenths: 0 is no exposure, 100 the greatest.
