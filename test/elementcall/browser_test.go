@@ -165,3 +165,12 @@ func (b *browser) crash(t *testing.T) time.Time {
 	_ = b.chromium.Wait()
 	return now
 }
+
+// freeze stops the browser for some time. Meanwhile it neither sends nor takes anything.
+func (b *browser) freeze(t *testing.T, long time.Duration) {
+	t.Helper()
+	signal := func(s syscall.Signal) { require.NoError(t, syscall.Kill(-b.chromium.Process.Pid, s)) }
+	signal(syscall.SIGSTOP)
+	time.Sleep(long)
+	signal(syscall.SIGCONT)
+}

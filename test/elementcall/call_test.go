@@ -3,6 +3,7 @@
 package elementcall
 
 import (
+	"flag"
 	"testing"
 	"time"
 
@@ -18,69 +19,118 @@ const (
 	delay = 18 * time.Second
 	// promptly limits the time from when a leave event is due until the other user's page shows it.
 	promptly = 5 * time.Second
-	// noticed limits the time until a crash is visible. LiveKit must detect it and report it.
-	noticed = 25 * time.Second
+	// noticed limits the time until a crash is visible. LiveKit needs 20 seconds of it.
+	noticed = 23 * time.Second
+	// settled is longer than LiveKit's clients, and the homeserver, take to find that somebody is gone.
+	settled = 30 * time.Second
 )
 
-// Alice and bob have accounts. Alice's browser crashes, and LiveKit's report makes the server send her leave event.
+var tries = flag.Int("tries", 1, "how often each kind of crash is tried in TestCall")
+
+// meeting are two users who meet in a call, one of whom gets into trouble.
+type meeting struct {
+	*stack
+	alice, bob *browser
+	link       string
+}
+
+// Alice and bob have accounts, and the homeserver takes their leave events. Whatever is restarted, nobody is thrown out, and whoever crashes
+// is gone in time.
 func TestCall(t *testing.T) {
 	s := start(t, options{})
-	alice, bob := s.newBrowser(t, "alice"), s.newBrowser(t, "bob")
-	for _, b := range []*browser{alice, bob} {
+	m := &meeting{stack: s, alice: s.newBrowser(t, "alice"), bob: s.newBrowser(t, "bob")}
+	for _, b := range []*browser{m.alice, m.bob} {
 		s.account(t, b.name)
 		b.do(t, nil, "login", site, b.name, homeserver.Password)
 	}
-	var link string
-	alice.do(t, &link, "begin", site, "Standup")
-	bob.do(t, nil, "follow", link)
-	meet(t, alice, bob, link, noticed)
+	m.alice.do(t, &m.link, "begin", site, "Standup")
+	m.bob.do(t, nil, "follow", m.link)
+	m.meet(t)
+	for range *tries {
+		m.crash(t, noticed, func() {})
+
+		// Both are restarted while the call runs, and the browser of one is frozen, as on a lost network.
+		m.homeserver.Kill()
+		require.NoError(t, m.homeserver.Start(t.Context()))
+		m.livekit.kill()
+		m.livekit.start(t)
+		m.remain(t)
+		m.alice.freeze(t, 10*time.Second)
+		m.requireSeen(t)
+
+		// Then one crashes, and the homeserver with her.
+		m.crash(t, noticed, func() {
+			m.homeserver.Kill()
+			require.NoError(t, m.homeserver.Start(t.Context()))
+		})
+	}
+
+	// Whoever leaves while LiveKit is away is gone at once.
+	m.livekit.kill()
+	left := m.alice.do(t, nil, "leave")
+	gone := m.bob.do(t, nil, "misses", m.alice.user)
+	t.Logf("alice was shown for %s after she left, while LiveKit was away", gone.Sub(left).Round(time.Millisecond))
+	require.Less(t, gone.Sub(left), promptly)
 }
 
-// Anyone with the link can join, and the token service does not accept leave events. Element Call restarts its own leave event, and the
-// server sends the event when the restarts end.
+// Anyone with the link can join, and the server takes no leave events. Element Call restarts its own leave event, and the server sends the
+// event when the restarts end.
 func TestCallByLink(t *testing.T) {
-	s := start(t, options{openRegistration: true, oldAuthService: true})
-	alice, bob := s.newBrowser(t, "alice"), s.newBrowser(t, "bob")
-	var link string
-	alice.do(t, &link, "begin", site, "Standup", alice.name)
-	bob.do(t, nil, "follow", link, bob.name)
-	meet(t, alice, bob, link, delay+promptly)
+	s := start(t, options{openRegistration: true, noDelegation: true})
+	m := &meeting{stack: s, alice: s.newBrowser(t, "alice"), bob: s.newBrowser(t, "bob")}
+	m.alice.do(t, &m.link, "begin", site, "Standup", m.alice.name)
+	m.bob.do(t, nil, "follow", m.link, m.bob.name)
+	m.meet(t)
+	m.crash(t, delay+promptly, func() {})
 }
 
-// meet lets two users in the lobby join the call, and kills alice's browser. It requires that bob's page stops showing her in time, and
-// that she can join again.
-func meet(t *testing.T, alice, bob *browser, link string, inTime time.Duration) {
+// meet lets the users, who are in the lobby, join the call.
+func (m *meeting) meet(t *testing.T) {
 	t.Helper()
-	both := []*browser{alice, bob}
-	alice.do(t, &alice.user, "join")
-	bob.do(t, nil, "watch", alice.user)
-	bob.do(t, &bob.user, "join")
-	requireSeen(t, both)
-	pictures(t, both, "1-met")
+	m.alice.do(t, &m.alice.user, "join")
+	m.bob.do(t, nil, "watch", m.alice.user)
+	m.bob.do(t, &m.bob.user, "join")
+	m.requireSeen(t)
+	m.pictures(t, "1-met")
+}
 
-	crashed := alice.crash(t)
-	gone := bob.do(t, nil, "misses", alice.user)
-	t.Logf("alice was shown for %s after her browser crashed", gone.Sub(crashed))
-	bob.picture(t, "2-alone")
+// crash kills alice's browser, and then whatever befalls. It requires that bob's page stops showing her in time, and that she can join again.
+func (m *meeting) crash(t *testing.T, inTime time.Duration, befalls func()) {
+	t.Helper()
+	crashed := m.alice.crash(t)
+	befalls()
+	gone := m.bob.do(t, nil, "misses", m.alice.user)
+	t.Logf("alice was shown for %s after her browser crashed", gone.Sub(crashed).Round(time.Millisecond))
+	m.bob.picture(t, "2-alone")
 	require.Less(t, gone.Sub(crashed), inTime)
-	requireShown(t, bob, bob.user)
+	requireShown(t, m.bob, m.bob.user)
 
-	alice.start(t)
-	alice.do(t, nil, "follow", link)
-	alice.do(t, nil, "join")
-	requireSeen(t, both)
-	pictures(t, both, "3-back")
+	m.alice.start(t)
+	m.alice.do(t, nil, "follow", m.link)
+	m.alice.do(t, nil, "join")
+	m.requireSeen(t)
+	m.pictures(t, "3-back")
 	var most int
-	bob.do(t, &most, "most")
+	m.bob.do(t, &most, "most")
 	require.Equal(t, 1, most, "how often alice was shown at one time")
 }
 
-// requireSeen requires that each of the two users sees the other one's video move, and that no user is shown twice.
-func requireSeen(t *testing.T, both []*browser) {
+// remain requires that nobody is thrown out of the call.
+func (m *meeting) remain(t *testing.T) {
 	t.Helper()
-	for i, b := range both {
-		b.do(t, nil, "sees", both[1-i].user)
-		requireShown(t, b, both[0].user, both[1].user)
+	for until := time.Now().Add(settled); time.Now().Before(until); time.Sleep(time.Second) {
+		requireShown(t, m.bob, m.alice.user, m.bob.user)
+		requireShown(t, m.alice, m.alice.user, m.bob.user)
+	}
+	m.requireSeen(t)
+}
+
+// requireSeen requires that each of the two users sees the other one's video move, and that no user is shown twice.
+func (m *meeting) requireSeen(t *testing.T) {
+	t.Helper()
+	for _, pair := range [][2]*browser{{m.alice, m.bob}, {m.bob, m.alice}} {
+		pair[0].do(t, nil, "sees", pair[1].user)
+		requireShown(t, pair[0], m.alice.user, m.bob.user)
 	}
 }
 
@@ -92,9 +142,8 @@ func requireShown(t *testing.T, b *browser, users ...string) {
 	require.ElementsMatch(t, users, shown, "whom %s sees", b.name)
 }
 
-func pictures(t *testing.T, both []*browser, what string) {
+func (m *meeting) pictures(t *testing.T, what string) {
 	t.Helper()
-	for _, b := range both {
-		b.picture(t, what)
-	}
+	m.alice.picture(t, what)
+	m.bob.picture(t, what)
 }

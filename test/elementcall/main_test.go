@@ -1,7 +1,7 @@
 //go:build all
 
 // Package elementcall tests calls with the real Element Call. Two headless Chromiums, a real LiveKit, a reverse proxy and the real
-// homeserver run with the configuration that docs/element-call.md recommends.
+// homeserver run with the configuration that docs/install.md and docs/element-call.md recommend.
 package elementcall
 
 import (
@@ -16,6 +16,7 @@ import (
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
 var (
@@ -33,7 +34,6 @@ var programs struct {
 	dir        string
 	homeserver string
 	livekit    string
-	auth       string
 	// elementCall is a folder with the pages of Element Call.
 	elementCall string
 }
@@ -47,9 +47,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	code := m.Run()
-	_ = os.RemoveAll(dir)
-	os.Exit(code)
+	postgres.Main(m, func() { _ = os.RemoveAll(dir) })
 }
 
 // installed returns an error that names the missing programs.
@@ -73,7 +71,7 @@ func requirePrograms(t *testing.T) {
 	}
 }
 
-// makePrograms builds the homeserver, LiveKit and the token service, and downloads Element Call.
+// makePrograms builds the homeserver and LiveKit, and downloads Element Call.
 func makePrograms(dir string) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), buildTimeout)
 	defer cancel()
@@ -81,15 +79,11 @@ func makePrograms(dir string) (err error) {
 	if programs.homeserver, err = homeserver.Build(ctx, dir); err != nil {
 		return err
 	}
-	programs.livekit, programs.auth = filepath.Join(dir, "livekit-server"), filepath.Join(dir, "authservice")
-	for binary, pkg := range map[string]string{
-		programs.livekit: "github.com/livekit/livekit-server/cmd/server", programs.auth: "./authservice",
-	} {
-		build := exec.CommandContext(ctx, "go", "build", "-o", binary, pkg)
-		build.Dir = "livekit"
-		if out, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
-		}
+	programs.livekit = filepath.Join(dir, "livekit-server")
+	build := exec.CommandContext(ctx, "go", "build", "-o", programs.livekit, "github.com/livekit/livekit-server/cmd/server")
+	build.Dir = "livekit"
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building LiveKit: %w\n%s", err, out)
 	}
 	if err = os.CopyFS(dir, scripts); err != nil {
 		return err

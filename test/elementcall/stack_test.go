@@ -3,14 +3,14 @@
 package elementcall
 
 import (
+	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	neturl "net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,33 +21,37 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/postgres"
 )
 
-// docs is the folder with the configuration files of docs/element-call.md.
-const docs = "../../docs/element-call"
+// docs is the folder with the documents.
+const docs = "../../docs"
 
-// secret is the registration secret in docs/element-call/dendrite.yaml.
-const secret = "change-me-registration"
+// The secrets in the configuration files of docs/install.md and docs/element-call.md. The second is a placeholder that the homeserver refuses.
+const (
+	registrationSecret = "a-third-long-password"
+	placeholder        = "change-me-change-me-change-me-change-me"
+)
 
-// stack has all services that a call needs, on loopback, with the configuration files of docs/element-call.
+// stack has all that a call needs, on loopback: the homeserver, LiveKit and the reverse proxy, with the configuration files of
+// docs/install.md and docs/element-call.md.
 type stack struct {
 	// dir has the output of all programs, and the screenshots.
 	dir        string
 	homeserver *homeserver.Server
+	livekit    *program
 	// https is the address of the reverse proxy. Browsers resolve all names of example.com to it.
 	https string
-	// env makes programs resolve these names to the reverse proxy, and trust its certificates.
-	env []string
 	// replace are the values in the configuration files that are replaced, and their replacements.
 	replace []string
 }
 
-// options are the changes to the configuration files that an operator would make.
+// options are what makes a stack different.
 type options struct {
 	// openRegistration lets users without an account join by a link.
 	openRegistration bool
-	// oldAuthService runs a token service that does not accept leave events.
-	oldAuthService bool
+	// noDelegation hides that the homeserver takes leave events, so that clients restart their own.
+	noDelegation bool
 }
 
 // start starts a stack for one test.
@@ -57,32 +61,24 @@ func start(t *testing.T, o options) *stack {
 	s := &stack{dir: keptDir(t)}
 	s.https = freeAddress(t)
 	ports := map[string]string{}
-	for _, port := range []string{"7880", "7881", "7882", "8008", "8080"} {
+	for _, port := range []string{"7880", "7881", "7882", "8008"} {
 		_, ports[port], _ = net.SplitHostPort(freeAddress(t))
 		s.replace = append(s.replace, port, ports[port])
 	}
 	s.replace = append(s.replace,
-		"/etc/dendrite", s.dir, "/var/lib/dendrite", s.dir, "/var/www/element-call", s.pages(t),
+		"/etc/dendrite", s.dir, "/var/lib/dendrite", s.dir, "/var/www/element-call", s.pages(t), placeholder, rand.Text()+rand.Text(),
+		"postgresql://dendrite:a-long-password@127.0.0.1/dendrite?sslmode=disable", postgres.NewDatabase(t),
+		", example.com:8448", "", // no other server asks
 		// Media use loopback.
 		"use_external_ip: true", "node_ip: 127.0.0.1\n  enable_loopback_candidate: true\n  interfaces: {includes: [lo]}",
 	)
 	if o.openRegistration {
 		s.replace = append(s.replace, "registration_disabled: true", "registration_disabled: false")
 	}
-	s.startHomeserver(t, ports["8008"])
+	s.livekit = s.program(t, "livekit", programs.livekit, "--config", s.file(t, "livekit.yaml", "element-call/livekit.yaml"))
+	s.startHomeserver(t, ports["8008"], o.noDelegation)
 	s.startCaddy(t)
-	s.findNames(t)
-	s.startAuthService(t, o.oldAuthService)
-	s.program(t, "livekit", programs.livekit, "--config", s.file(t, "livekit.yaml"))
-	for _, port := range []string{"7880", "8080"} {
-		await(t, "port "+port, func() bool {
-			conn, err := net.Dial("tcp", "127.0.0.1:"+ports[port])
-			if err == nil {
-				_ = conn.Close()
-			}
-			return err == nil
-		})
-	}
+	s.requireWellKnown(t)
 	return s
 }
 
@@ -117,13 +113,17 @@ func freeAddress(t *testing.T) string {
 	}
 }
 
-// file copies a file of the documentation into the stack's folder, with the replacements, and returns its path.
-func (s *stack) file(t *testing.T, name string) string {
+// file joins files of the documentation to one in the stack's folder, with the replacements, and returns its path.
+func (s *stack) file(t *testing.T, name string, of ...string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(docs, name))
-	require.NoError(t, err)
+	var all strings.Builder
+	for _, name := range of {
+		text, err := os.ReadFile(filepath.Join(docs, name))
+		require.NoError(t, err)
+		_, _ = strings.NewReplacer(s.replace...).WriteString(&all, string(text)) // never fails
+	}
 	path := filepath.Join(s.dir, name)
-	require.NoError(t, os.WriteFile(path, []byte(strings.NewReplacer(s.replace...).Replace(string(text))), 0o600))
+	require.NoError(t, os.WriteFile(path, []byte(all.String()), 0o600))
 	return path
 }
 
@@ -135,17 +135,17 @@ func (s *stack) pages(t *testing.T) string {
 	require.NoError(t, err)
 	index = []byte(strings.Replace(string(index), "<head>", `<head><base href="/">`, 1))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "index.html"), index, 0o644))
-	config, err := os.ReadFile(filepath.Join(docs, "config.json"))
+	config, err := os.ReadFile(filepath.Join(docs, "element-call", "config.json"))
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"), config, 0o644))
 	require.NoError(t, os.Symlink(filepath.Join(programs.elementCall, "assets"), filepath.Join(dir, "assets")))
 	return dir
 }
 
-// startHomeserver starts the homeserver. It starts the trace in front of it, at the port that the reverse proxy uses.
-func (s *stack) startHomeserver(t *testing.T, port string) {
+// startHomeserver starts the homeserver. It starts the trace in front of it, at the port that the reverse proxy and LiveKit use.
+func (s *stack) startHomeserver(t *testing.T, port string, noDelegation bool) {
 	t.Helper()
-	config, err := os.ReadFile(s.file(t, "dendrite.yaml"))
+	config, err := os.ReadFile(s.file(t, "dendrite.yaml", "install/dendrite.yaml", "element-call/matrix_rtc.yaml"))
 	require.NoError(t, err)
 	s.homeserver, err = homeserver.NewConfigured(programs.homeserver, s.dir, "example.com", config)
 	require.NoError(t, err)
@@ -155,13 +155,13 @@ func (s *stack) startHomeserver(t *testing.T, port string) {
 			t.Error(err)
 		}
 	})
-	newTrace(t, s.homeserver.URL, "127.0.0.1:"+port)
+	newTrace(t, s.homeserver.URL, "127.0.0.1:"+port, noDelegation)
 }
 
 // account makes an account, as an operator does.
 func (s *stack) account(t *testing.T, name string) *homeserver.Client {
 	t.Helper()
-	user, err := homeserver.RegisterAt(t.Context(), s.homeserver.URL, secret, name)
+	user, err := homeserver.RegisterAt(t.Context(), s.homeserver.URL, registrationSecret, name)
 	require.NoError(t, err)
 	return user
 }
@@ -169,7 +169,7 @@ func (s *stack) account(t *testing.T, name string) *homeserver.Client {
 // startCaddy starts the reverse proxy, with its own certificate authority instead of a public one.
 func (s *stack) startCaddy(t *testing.T) {
 	t.Helper()
-	config, err := os.ReadFile(s.file(t, "Caddyfile"))
+	config, err := os.ReadFile(s.file(t, "Caddyfile", "install/Caddyfile", "element-call/Caddyfile", "element-call/pages.Caddyfile"))
 	require.NoError(t, err)
 	host, port, err := net.SplitHostPort(s.https)
 	require.NoError(t, err)
@@ -182,42 +182,11 @@ func (s *stack) startCaddy(t *testing.T) {
 	s.program(t, "caddy", "caddy", "run", "--adapter", "caddyfile", "--config", path)
 }
 
-// findNames starts a proxy that connects requests for names of example.com to the reverse proxy, and refuses all others.
-func (s *stack) findNames(t *testing.T) {
-	t.Helper()
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodConnect || !strings.HasSuffix(r.URL.Hostname(), "example.com") {
-			http.Error(w, "not here", http.StatusForbidden)
-			return
-		}
-		there, err := net.Dial("tcp", s.https)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
-			return
-		}
-		here, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			_ = there.Close()
-			return
-		}
-		_, _ = io.WriteString(here, "HTTP/1.1 200 OK\r\n\r\n")
-		for _, pair := range [][2]net.Conn{{here, there}, {there, here}} {
-			go func() {
-				_, _ = io.Copy(pair[0], pair[1])
-				_, _ = pair[0].Close(), pair[1].Close()
-			}()
-		}
-	}))
-	t.Cleanup(proxy.Close)
-	s.env = []string{"HTTPS_PROXY=" + proxy.URL, "SSL_CERT_FILE=" + s.authority()}
-	s.requireWellKnown(t, proxy.URL)
-}
-
 // authority is the path of the authority's certificate, which signs those of the reverse proxy.
 func (s *stack) authority() string { return s.dir + "/caddy/pki/authorities/local/root.crt" }
 
-// requireWellKnown requires that the well-known files have the contents that docs/element-call.md describes.
-func (s *stack) requireWellKnown(t *testing.T, proxy string) {
+// requireWellKnown requires that the well-known file names the homeserver, and the service that gives out tokens.
+func (s *stack) requireWellKnown(t *testing.T) {
 	t.Helper()
 	const url = "https://example.com/.well-known/matrix/client"
 	var certificate []byte
@@ -228,8 +197,10 @@ func (s *stack) requireWellKnown(t *testing.T, proxy string) {
 	})
 	roots := x509.NewCertPool()
 	require.True(t, roots.AppendCertsFromPEM(certificate))
-	through := func(*http.Request) (*neturl.URL, error) { return neturl.Parse(proxy) }
-	client := http.Client{Transport: &http.Transport{Proxy: through, TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	toProxy := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, s.https)
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: toProxy, TLSClientConfig: &tls.Config{RootCAs: roots}}}
 	defer client.CloseIdleConnections()
 	var answer []byte
 	await(t, url, func() bool {
@@ -241,40 +212,49 @@ func (s *stack) requireWellKnown(t *testing.T, proxy string) {
 		answer, err = io.ReadAll(res.Body)
 		return err == nil && res.StatusCode == http.StatusOK
 	})
-	shown, err := os.ReadFile(filepath.Join(docs, "well-known-client.json"))
-	require.NoError(t, err)
-	require.JSONEq(t, string(shown), string(answer))
+	require.JSONEq(t, `{
+		"m.homeserver": {"base_url": "https://matrix.example.com"},
+		"org.matrix.msc4143.rtc_foci": [{
+			"type": "livekit",
+			"livekit_service_url": "https://matrix.example.com/_matrix/client/unstable/io.element.msc4195/livekit"
+		}]
+	}`, string(answer))
 }
 
-// startAuthService starts the token service.
-func (s *stack) startAuthService(t *testing.T, old bool) {
-	t.Helper()
-	settings, err := os.ReadFile(s.file(t, "lk-jwt-service.env"))
-	require.NoError(t, err)
-	for line := range strings.Lines(string(settings)) {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-			s.env = append(s.env, line)
-		}
-	}
-	if old {
-		s.env = append(s.env, "DELEGATION=off")
-	}
-	s.program(t, "authservice", programs.auth)
+// program is a program of the stack.
+type program struct {
+	path string
+	args []string
+	log  *os.File
+	cmd  *exec.Cmd
 }
 
 // program runs a program of the stack until the test ends.
-func (s *stack) program(t *testing.T, name, path string, args ...string) {
+func (s *stack) program(t *testing.T, name, path string, args ...string) *program {
 	t.Helper()
 	log, err := os.Create(filepath.Join(s.dir, name+".log"))
 	require.NoError(t, err)
-	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr, cmd.Env = log, log, append(os.Environ(), s.env...)
-	require.NoError(t, cmd.Start())
+	p := &program{path: path, args: args, log: log}
+	p.start(t)
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		p.kill()
 		_ = log.Close()
 	})
+	return p
+}
+
+// start runs the program, also after kill.
+func (p *program) start(t *testing.T) {
+	t.Helper()
+	p.cmd = exec.Command(p.path, p.args...)
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	require.NoError(t, p.cmd.Start())
+}
+
+// kill ends the program at once. It may be called twice.
+func (p *program) kill() {
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait()
 }
 
 // await returns when a condition is true.

@@ -22,11 +22,13 @@ import (
 
 // refusals are the requests that the homeserver may answer with an error, and the reasons.
 var refusals = map[string]string{
-	"POST /_matrix/client/v3/register 401":         "how to register: the client asks without saying how, and is told",
-	"POST /_matrix/client/v3/register 403":         "the same where registration is disabled: the login page asks, too",
-	"GET /_matrix/client/v3/room_keys/version 404": "a key backup, which the user does not have",
-	"POST /_matrix/client/unstable/io.element.msc4195/rtc/livekit/delegate_delayed_leave 404": "whether the homeserver " +
-		"takes leave events; the service for tokens does",
+	"POST /_matrix/client/v3/register 401":                                          "how to register: the client asks without saying how, and is told",
+	"POST /_matrix/client/v3/register 403":                                          "the same where registration is disabled: the login page asks, too",
+	"GET /_matrix/client/v3/room_keys/version 404":                                  "a key backup, which the user does not have",
+	"POST " + delegatePath + " 401":                                                 "whether the homeserver takes leave events: asked without a login, and any answer but 404 is a yes",
+	"POST " + delegatePath + " 404":                                                 hidden,
+	"POST " + delegateToIt + " 400":                                                 "the same of the service, asked without a body",
+	"POST " + delegateToIt + " 404":                                                 hidden,
 	"POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/…/restart 404": sentAlready,
 	"POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/…/cancel 404":  sentAlready,
 }
@@ -34,6 +36,13 @@ var refusals = map[string]string{
 // sentAlready is the reason why a delayed event is not found. On a slow machine connections break, so that a participant counts as gone
 // and then joins again.
 const sentAlready = "a leave event that was sent; the client joins again"
+
+// delegatePath is where the homeserver takes leave events, and delegateToIt where the service does that it serves.
+const (
+	delegatePath = "/_matrix/client/unstable/io.element.msc4195/rtc/livekit/delegate_delayed_leave"
+	delegateToIt = "/_matrix/client/unstable/io.element.msc4195/livekit/delegate_delayed_leave"
+	hidden       = "the test hides that the server takes leave events"
+)
 
 // trace is a proxy in front of a homeserver that counts requests and answers.
 type trace struct {
@@ -47,8 +56,9 @@ type asked struct {
 	status  int
 }
 
-// newTrace starts a trace. When the test ends, it prints the table of errors. An error that is not among the refusals fails the test.
-func newTrace(t *testing.T, homeserver, address string) *trace {
+// newTrace starts a trace. When the test ends, it prints the table of errors. An error that is not among the refusals fails the test. With
+// noDelegation the trace itself answers requests that hand over leave events, as a server does that takes none.
+func newTrace(t *testing.T, homeserver, address string, noDelegation bool) *trace {
 	t.Helper()
 	target, err := url.Parse(homeserver)
 	require.NoError(t, err)
@@ -59,6 +69,9 @@ func newTrace(t *testing.T, homeserver, address string) *trace {
 			r.SetURL(target)
 			r.Out.Host = r.In.Host
 			r.Out.Header["X-Forwarded-For"] = r.In.Header["X-Forwarded-For"]
+			if noDelegation && strings.HasSuffix(r.In.URL.Path, "/delegate_delayed_leave") {
+				r.Out.URL.Path += "/none"
+			}
 		},
 		ModifyResponse: func(res *http.Response) error {
 			if res.Request.Method == http.MethodOptions && res.StatusCode == http.StatusOK {

@@ -70,6 +70,9 @@ const commands = {
     return page.evaluate(() => JSON.parse(localStorage.getItem("matrix-auth-store")).user_id);
   },
 
+  // Leaves the call.
+  leave: () => field("incall_leave").click(),
+
   // Waits until a user's video is shown and moves.
   async sees(user) {
     await page.evaluate(() => (window.before = undefined));

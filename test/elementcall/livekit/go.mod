@@ -5,11 +5,6 @@ go 1.26.0
 tool github.com/livekit/livekit-server/cmd/server
 
 require (
-	github.com/livekit/protocol v1.50.1-0.20260717184718-129001aa5ff0
-	github.com/twitchtv/twirp v8.1.3+incompatible
-)
-
-require (
 	buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go v1.36.11-20260709200747-435963d16310.1 // indirect
 	buf.build/go/protovalidate v1.2.0 // indirect
 	buf.build/go/protoyaml v0.7.0 // indirect
@@ -56,6 +51,7 @@ require (
 	github.com/livekit/livekit-server v1.13.4 // indirect
 	github.com/livekit/mageutil v0.0.0-20250511045019-0f1ff63f7731 // indirect
 	github.com/livekit/mediatransportutil v0.0.0-20260608063931-a3417d38cda0 // indirect
+	github.com/livekit/protocol v1.50.1-0.20260717184718-129001aa5ff0 // indirect
 	github.com/livekit/psrpc v0.7.2 // indirect
 	github.com/mackerelio/go-osstat v0.2.7 // indirect
 	github.com/mattn/go-colorable v0.1.15 // indirect
@@ -99,6 +95,7 @@ require (
 	github.com/rs/cors v1.11.1 // indirect
 	github.com/thoas/go-funk v0.9.3 // indirect
 	github.com/tomnomnom/linkheader v0.0.0-20250811210735-e5fe3b51442e // indirect
+	github.com/twitchtv/twirp v8.1.3+incompatible // indirect
 	github.com/ua-parser/uap-go v0.0.0-20260529044130-17c35e68e58c // indirect
 	github.com/urfave/cli/v3 v3.10.0 // indirect
 	github.com/urfave/negroni/v3 v3.1.1 // indirect
