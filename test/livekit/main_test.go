@@ -1,7 +1,7 @@
 //go:build all
 
-// Package livekit_test tries package rtc/livekit on the real LiveKit, and against LiveKit's own library. It is in a module of its own, so
-// that LiveKit's dependencies stay out of the homeserver's.
+// Package livekit_test tries package rtc/livekit on the real LiveKit, and against LiveKit's own library, and the homeserver with participants
+// of LiveKit's SDK. It is in a module of its own, so that LiveKit's dependencies stay out of the homeserver's.
 package livekit_test
 
 import (
@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/rtc/livekit"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
@@ -32,8 +33,8 @@ var (
 	soon = patience.For(30 * time.Second)
 	// buildTimeout limits the download and the build of LiveKit.
 	buildTimeout = patience.For(15 * time.Minute)
-	// binary is the path of LiveKit's server.
-	binary string
+	// binary is the path of LiveKit's server, and dendrite that of the homeserver.
+	binary, dendrite string
 )
 
 const (
@@ -49,10 +50,14 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if token := os.Getenv(participantToken); token != "" {
+		participate(os.Getenv(participantURL), token)
+		return
+	}
 	dir, err := os.MkdirTemp("", "msc4140-livekit-")
 	if err == nil {
 		binary = filepath.Join(dir, "livekit-server")
-		err = build()
+		err = build(dir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -64,8 +69,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// build builds the LiveKit of docs/element-call.md, with the dependencies that LiveKit chose.
-func build() error {
+// build builds the LiveKit of docs/element-call.md, with the dependencies that LiveKit chose, and the homeserver, with those of its module.
+func build(dir string) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), buildTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/livekit/livekit-server/cmd/server")
@@ -73,7 +78,11 @@ func build() error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building LiveKit: %w\n%s", err, out)
 	}
-	return nil
+	if err = os.Setenv(homeserver.Tree, "../.."); err != nil {
+		return err
+	}
+	dendrite, err = homeserver.Build(ctx, dir)
+	return err
 }
 
 // received is a webhook as it came.
@@ -107,7 +116,15 @@ type server struct {
 func start(t *testing.T) *server {
 	t.Helper()
 	url, webhooks := receive(t)
-	s := &server{address: freeAddress(t), webhooks: webhooks}
+	s := startAt(t, freeAddress(t), url)
+	s.webhooks = webhooks
+	return s
+}
+
+// startAt is start with an address, and with a URL for webhooks.
+func startAt(t *testing.T, address, url string) *server {
+	t.Helper()
+	s := &server{address: address}
 	_, port, _ := net.SplitHostPort(s.address)
 	_, udp, _ := net.SplitHostPort(freeAddress(t))
 	_, tcp, _ := net.SplitHostPort(freeAddress(t))
