@@ -29,7 +29,7 @@ type feature struct {
 	advice string
 }
 
-// needs is what a check cannot do without. Each of them includes those before it.
+// needs is what a check cannot do without. Each of them includes those before it, except that a transport needs no leave.
 type needs int
 
 const (
@@ -38,6 +38,8 @@ const (
 	anAccount
 	aRoom
 	aLeave
+	aTransport
+	anSFUToken
 )
 
 // has returns nil if the session has what a check needs, and otherwise the first cause of the lack.
@@ -49,8 +51,12 @@ func (s *session) has(needs needs) error {
 		return cmp.Or(s.noAccount, "no account")
 	case needs >= aRoom && s.roomID == "":
 		return unknownError("no room")
-	case needs >= aLeave && s.leaveID == "":
+	case needs == aLeave && s.leaveID == "":
 		return unknownError("no delayed leave")
+	case needs >= aTransport && !s.transport.Exists():
+		return unknownError("no transport")
+	case needs >= anSFUToken && !s.sfu.Exists():
+		return unknownError("no token for LiveKit")
 	}
 	return nil
 }
@@ -93,7 +99,14 @@ var features = []feature{
 	{"room summary", true, aRoom, trySummary, "A homeserver with room summaries (MSC3266): without them nobody joins by a link. " + adviceProxy},
 	{"to-device message", true, aRoom, tryToDevice, "Look at the server's log: encrypted calls get their keys this way."},
 	{"OpenID token", true, anAccount, tryOpenID, "Look at the server's log: the LiveKit service gets to know people this way."},
-	{"LiveKit service", true, aRoom, trySFU, "Look at whether it runs behind this URL, and at its log: it must reach the homeserver's federation API to look the OpenID token up (global.disable_federation must be false)."},
+	{"LiveKit service", true, aTransport, trySFU, "Look at whether it runs behind this URL. If this server makes the tokens itself (matrix_rtc.livekit), its log says what is wrong. Another service has a log too: it must reach LiveKit, and the homeserver's federation API to look the OpenID token up (global.disable_federation must be false)."},
+	{"LiveKit: as the homeserver sees it", false, aTransport, tryHealth, "Look at the homeserver's log, and at docs/operations.md, \"Health\"."},
+	{"LiveKit: URLs that browsers may call", true, aTransport, tryURLs, "Give LiveKit and the service TLS, by the reverse proxy for example, and name wss:// and https:// URLs: matrix_rtc.livekit.url and service_url in dendrite.yaml; or the service's LIVEKIT_URL, and livekit_service_url."},
+	{"LiveKit: takes the token", true, anSFUToken, tryLiveKit, "No answer: look at LiveKit, the proxy in front of it, and the name in the DNS. 401: key and secret must be those of livekit.yaml, and the clocks must not differ by a minute. 404: the proxy must take the path of the URL away. WebSockets: it must hand on the headers Upgrade and Connection."},
+	{"delayed leave: taken by the service", false, aTransport, tryTakes, "Nothing: clients restart their leaves themselves. With matrix_rtc.livekit this server takes them, and newer versions of lk-jwt-service do."},
+	{"delayed leave: promised only if taken", true, aTransport, tryPromise, "Let the homeserver and its proxy answer 404 at " + homeRTC + delegatePath + ", or run a service that takes leaves. Element Call believes the promise: it schedules its leave an hour ahead, and people who crash stay in the call for so long."},
+	{"delayed leave: sent after it is handed over", true, anSFUToken, tryHandOver, "Look at the log of the service: as it says that it takes leaves, clients schedule theirs an hour ahead and rely on it. If it cannot, let it answer 404 at " + delegatePath + "."},
+	{"LiveKit: tokens from the homeserver itself", true, anSFUToken, tryHomeToken, "The transports have a url, so newer clients ask the homeserver for tokens and nobody else. " + adviceProxy},
 	{"expiring event: sent, refreshed, ended", false, aRoom, tryExpiring, "Nothing: only clients of the 2024 draft of MSC4140 need it."},
 	{"browsers may ask all of that", true, nothing, tryBrowsers, "Let the reverse proxy hand on OPTIONS requests and the Access-Control headers of the answers, and add none of its own."},
 }

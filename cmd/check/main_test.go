@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/fakelivekit"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
 )
 
@@ -63,29 +63,11 @@ func start(t *testing.T, binary string, cfg homeserver.Config) *homeserver.Serve
 	return hs
 }
 
-// withSFU is the configuration of a homeserver whose calls use an SFU, with a service that gives out tokens.
+// withSFU is the configuration of a homeserver whose calls use an SFU, with a service that gives out tokens and takes leave events.
 func withSFU(t *testing.T) homeserver.Config {
-	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		w.Header().Set("Access-Control-Allow-Origin", "*")
-		w.Header().Set("Access-Control-Allow-Headers", "Content-Type")
-		w.Header().Set("Access-Control-Allow-Methods", "POST")
-		if req.Method == http.MethodPost && req.URL.Path == "/jwt/sfu/get" {
-			var asked struct {
-				OpenID struct {
-					AccessToken string `json:"access_token"`
-				} `json:"openid_token"`
-			}
-			if json.NewDecoder(req.Body).Decode(&asked) != nil || asked.OpenID.AccessToken == "" {
-				w.WriteHeader(http.StatusBadRequest)
-				return
-			}
-			_, _ = w.Write([]byte(`{"url": "wss://sfu.example.com", "jwt": "a.b.c"}`))
-		}
-	}))
-	t.Cleanup(service.Close)
-	return homeserver.Config{WellKnown: true, MatrixRTC: homeserver.JSON{"transports": []homeserver.JSON{
-		{"type": "livekit", "livekit_service_url": service.URL + "/jwt"},
-	}}}
+	liveKit := fakelivekit.Start()
+	t.Cleanup(liveKit.Close)
+	return withService(t, &service{liveKit: liveKit, takes: true})
 }
 
 // checked runs the command. It returns the exit status, the output, and the names of the features by result.
@@ -114,23 +96,30 @@ func checked(t *testing.T, env []string, args ...string) (code int, printed stri
 	return cmd.ProcessState.ExitCode(), out.String(), found
 }
 
-// On our server every feature works, whatever the account is, and the check leaves nothing behind.
+// On our server every feature works, whatever the account is and whoever makes the tokens, and the check leaves nothing behind.
 func TestOurs(t *testing.T) {
-	hs := start(t, ours, withSFU(t))
+	liveKit := fakelivekit.Start()
+	t.Cleanup(liveKit.Close)
+	hs := start(t, ours, withLiveKit(liveKit, liveKit.URL))
 	alice, err := hs.Register(t.Context(), "alice")
 	require.NoError(t, err)
-	for name, test := range map[string]struct{ env, args []string }{
-		"OpenRegistration":   {},
-		"RegistrationSecret": {args: []string{"--registration-secret", homeserver.SharedSecret}},
-		"Password":           {args: []string{"--user", "alice"}, env: []string{"PASSWORD=" + homeserver.Password}},
-		"AccessToken":        {env: []string{"ACCESS_TOKEN=" + alice.Token}},
+	for name, test := range map[string]struct {
+		on        *homeserver.Server
+		env, args []string
+	}{
+		"OpenRegistration":   {on: hs},
+		"RegistrationSecret": {on: hs, args: []string{"--registration-secret", homeserver.SharedSecret}},
+		"Password":           {on: hs, args: []string{"--user", "alice"}, env: []string{"PASSWORD=" + homeserver.Password}},
+		"AccessToken":        {on: hs, env: []string{"ACCESS_TOKEN=" + alice.Token}},
+		"AnotherService":     {on: start(t, ours, withSFU(t))},
 	} {
 		t.Run(name, func(t *testing.T) {
-			code, printed, found := checked(t, test.env, append(test.args, "--server", hs.URL)...)
+			code, printed, found := checked(t, test.env, append(test.args, "--server", test.on.URL)...)
 			require.Equal(t, 0, code, printed)
 			require.Len(t, found["ok"], len(features), printed)
 			require.NotContains(t, printed, "left behind")
 			require.NotContains(t, printed, homeserver.Password)
+			require.NotContains(t, printed, "eyJ", "a token for LiveKit")
 		})
 	}
 	rooms, err := alice.Do(t.Context(), http.MethodGet, "/_matrix/client/v3/joined_rooms", nil)
@@ -182,14 +171,33 @@ func TestExitStatus(t *testing.T) {
 	}
 }
 
+// startProxy starts a reverse proxy in front of a server. It answers a request itself with the code of refuse, if that is not 0, and lets
+// change change all other answers. Both may be nil.
+func startProxy(t *testing.T, hs *homeserver.Server, refuse func(*http.Request) (code int), change func(*http.Response) error) *httptest.Server {
+	target, err := url.Parse(hs.URL)
+	require.NoError(t, err)
+	behind := httputil.NewSingleHostReverseProxy(target)
+	behind.ModifyResponse = change
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if refuse != nil {
+			if code := refuse(req); code != 0 {
+				w.Header().Set("Access-Control-Allow-Origin", "*")
+				w.WriteHeader(code)
+				return
+			}
+		}
+		behind.ServeHTTP(w, req)
+	}))
+	t.Cleanup(proxy.Close)
+	return proxy
+}
+
 // The command finds the faults of a server or of its proxy, and reports nothing else.
 func TestFaults(t *testing.T) {
 	cfg := withSFU(t)
 	cfg.WellKnown = false // the well-known file would bypass the proxy
 	cfg.Expiration = homeserver.JSON{"delayed_events": homeserver.JSON{"max_delay": "10m"}}
 	hs := start(t, ours, cfg)
-	target, err := url.Parse(hs.URL)
-	require.NoError(t, err)
 	const longDelay = "delayed leave: due in an hour"
 	restarts := 0
 	for name, fault := range map[string]struct {
@@ -245,8 +253,7 @@ func TestFaults(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			behind := httputil.NewSingleHostReverseProxy(target)
-			behind.ModifyResponse = func(res *http.Response) error {
+			proxy := startProxy(t, hs, fault.refuse, func(res *http.Response) error {
 				if fault.spoil != nil {
 					fault.spoil(res.Header)
 				}
@@ -258,18 +265,7 @@ func TestFaults(t *testing.T) {
 				res.Body, res.ContentLength = io.NopCloser(strings.NewReader(renamed)), int64(len(renamed))
 				res.Header.Set("Content-Length", strconv.Itoa(len(renamed)))
 				return err
-			}
-			proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-				if fault.refuse != nil {
-					if code := fault.refuse(req); code != 0 {
-						w.Header().Set("Access-Control-Allow-Origin", "*")
-						w.WriteHeader(code)
-						return
-					}
-				}
-				behind.ServeHTTP(w, req)
-			}))
-			defer proxy.Close()
+			})
 			code, printed, found := checked(t, nil, "--server", proxy.URL)
 			require.Equal(t, exitMissing, code, printed)
 			require.Equal(t, fault.MISSING, found["MISSING"], printed)

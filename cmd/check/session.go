@@ -50,10 +50,13 @@ type session struct {
 	noAccount unknownError // why there is no account, if that is not the server's fault
 	deviceID  string
 	roomID    string
-	since     string // of the last sync
-	leaveID   string // the delay ID of the delayed leave event
-	sfuURL    string // where the SFU's tokens are given out
+	since     string       // of the last sync
+	leaveID   string       // the delay ID of the delayed leave event
+	transport gjson.Result // of LiveKit
 	openID    gjson.Result
+	sfu       gjson.Result // LiveKit's URL, and a token for it
+	// takesLeaves is true if the service seems to take leave events.
+	takesLeaves bool
 	// asked are the requests that a browser would have to be allowed.
 	asked []exchange
 	// tidy are the steps that undo what the checks created, run in reverse order.

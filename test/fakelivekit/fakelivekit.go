@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -180,7 +181,7 @@ func Report(ctx context.Context, url string, event map[string]any) (int, error) 
 	return res.StatusCode, res.Body.Close()
 }
 
-// serve answers a call, in Twirp's JSON.
+// serve answers a client, or a call in Twirp's JSON.
 func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,10 +189,39 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, "<html>Bad Gateway", http.StatusBadGateway)
 		return
 	}
+	if !strings.HasPrefix(req.URL.Path, "/twirp/") {
+		status, text := s.admit(req)
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, text)
+		return
+	}
 	status, answer := s.call(req)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// admit answers a client with a token in the query, as LiveKit does with room.auto_create: false. There are no WebSockets, so a client can
+// only ask whether it would be let in. The mutex is held.
+func (s *Server) admit(req *http.Request) (status int, text string) {
+	token := req.FormValue("access_token")
+	claims, err := Verify(token)
+	_, roomThere := s.rooms[claims.Video.Room]
+	isWebSocket := req.URL.Path == "/rtc" && strings.EqualFold(req.Header.Get("Upgrade"), "websocket")
+	switch {
+	case token != "" && err != nil:
+		return http.StatusUnauthorized, "invalid token: " + token + ", error: " + err.Error()
+	case req.URL.Path != "/rtc/validate" && !isWebSocket:
+		return http.StatusNotFound, "404 page not found"
+	case !claims.Video.RoomJoin:
+		return http.StatusUnauthorized, "permissions denied"
+	case !roomThere:
+		return http.StatusNotFound, "requested room does not exist"
+	case isWebSocket:
+		return http.StatusNotImplemented, "this LiveKit has no WebSockets"
+	}
+	return http.StatusOK, "success"
 }
 
 // call answers a call. The mutex is held.
