@@ -84,6 +84,7 @@ var groups = []group{
 	{name: "livekit", what: "names, tokens, API and webhooks with the real LiveKit, and with its own library", steps: []step{
 		command("go", "-C", "./test/livekit", "vet", "-tags=all", "./..."), testsOf("./test/livekit"),
 	}},
+	{name: "call", what: "a call on this machine, by one command (npm)", steps: []step{tests("./cmd/call")}},
 	{name: "elementcall", what: "calls with Element Call in Chromium, over LiveKit (chromium, caddy, Node.js, npm)", steps: []step{
 		command("go", "-C", "test/elementcall/livekit", "vet", "./..."), tests("./test/elementcall"),
 	}},
