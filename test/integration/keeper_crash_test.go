@@ -18,10 +18,10 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
-// callPoints are the places where TestCrashesOfCalls kills the server: all steps of a delegation, and those of its timer.
+// callPoints are the places where TestCrashesOfCalls kills the server: all steps of a delegation, and those that it takes with its timer.
 var callPoints = []failpoint.Point{
-	failpoint.AfterInsert, failpoint.BeforeDelegation, failpoint.AfterDelegation, failpoint.BeforeRefresh, failpoint.AfterRefresh,
-	failpoint.BeforeSession, failpoint.BeforeClaim, failpoint.AfterClaim, failpoint.AfterClosing, failpoint.AfterDelete, failpoint.AfterLoad,
+	failpoint.BeforeDelegation, failpoint.AfterDelegation, failpoint.BeforeRefresh, failpoint.AfterRefresh, failpoint.BeforeSession,
+	failpoint.BeforeClaim, failpoint.AfterClaim, failpoint.AfterClosing, failpoint.AfterLoad,
 }
 
 // insist repeats a request, as clients do, until it is answered with 200. It starts the server when it has crashed.
