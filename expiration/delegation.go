@@ -161,6 +161,20 @@ func (t *Timers) KeepAlive(ctx context.Context, k Kept) error {
 	return t.refresh(ctx, tm, 0)
 }
 
+// Supersede cancels the older of two delayed events of one sender if both are for the same state. Otherwise it does nothing, as for an event
+// that is over or on its way. An older leave event that nobody keeps alive would throw out who has come back. The error is passing.
+func (t *Timers) Supersede(ctx context.Context, older, newer Kept) error {
+	before, after := t.find(older.Hash, older.Delayed), t.find(newer.Hash, newer.Delayed)
+	if !before.Delayed() || !after.Delayed() || before == after || before.State() == 0 || before.State() != after.State() ||
+		before.Sender() != after.Sender() {
+		return nil
+	}
+	if err := t.cancel(ctx, before); err != nil && !isFinal(err) {
+		return fmt.Errorf("cancelling an older delayed event: %w", err)
+	}
+	return nil
+}
+
 // Finish closes an expiring event, as End does, or sends a delayed event, as SendDelayed does, and returns their errors. When it returns nil,
 // the room has the event. End answers only once that the sender is gone: if Finish gets that answer, a later End of the client gets
 // ErrNotFound.

@@ -293,3 +293,31 @@ func TestFinishFails(t *testing.T) {
 		require.ErrorIs(t, w.Finish(t.Context(), kept[2].Kept), ErrNotFound)
 	})
 }
+
+// An older delayed event is cancelled if the newer one is of the same sender and for the same state. Others are left alone.
+func TestSupersede(t *testing.T) {
+	inWorld(t, Config{}, func(t *testing.T, w *world) {
+		older, newer, other := w.schedule(leave("key"), "older", time.Hour), w.schedule(leave("key"), "newer", time.Hour), w.schedule(leave("other"), "other", time.Hour)
+		bobs := leave("key")
+		bobs.Sender = "@bob:example.org"
+		ofBob := w.schedule(bobs, "bob's", time.Hour)
+		e := w.message("!room", 2*time.Hour)
+		for _, pair := range [][2]Kept{
+			{keptDelayed(older), keptDelayed(other)}, {keptDelayed(older), keptDelayed(ofBob)}, {keptDelayed(older), keptDelayed(older)},
+			{keptDelayed(older), w.keptOf(e)}, {w.keptOf(e), keptDelayed(newer)}, {keptDelayed("unknown"), keptDelayed(newer)},
+			{keptDelayed(older), keptDelayed("unknown")},
+		} {
+			require.NoError(t, w.Supersede(t.Context(), pair[0], pair[1]))
+		}
+		require.NoError(t, w.Supersede(t.Context(), keptDelayed(older), keptDelayed(newer)))
+		require.NoError(t, w.Supersede(t.Context(), keptDelayed(older), keptDelayed(newer)), "again")
+		time.Sleep(90 * time.Minute)
+		sent := map[string]bool{}
+		for _, e := range w.roomserver.sent() {
+			sent[e.content] = true
+		}
+		require.Equal(t, map[string]bool{"newer": true, "other": true, "bob's": true}, sent)
+		require.NoError(t, w.Supersede(t.Context(), keptDelayed(newer), keptDelayed(other)), "it is over")
+		w.wantClosings()
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	userapi "github.com/matrix-org/dendrite/userapi/api"
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -101,6 +102,10 @@ func (t *Tokens) DelegateToken(ctx context.Context, token [32]byte, body []byte)
 		return errNotOurs
 	}
 	return refusalOf(t.parts.TokenDelegations.DelegateToken(ctx, token, func(userID, roomID string) (livekit.Participant, error) {
+		// The limit of requests by token is one for each of the user's events. Each hand-over is a write, and a look at LiveKit.
+		if err := webapi.Limited(t.leaves.Wait(userID, time.Now())); err != nil {
+			return livekit.Participant{}, err
+		}
 		m := m
 		m.userID, m.roomID = userID, roomID
 		if m.id == "" {

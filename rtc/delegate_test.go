@@ -133,6 +133,18 @@ func TestDelegateLeaveIsLimited(t *testing.T) {
 	require.NotEmpty(t, a.Header().Get("Retry-After"))
 }
 
+// Tokens have limits of their own, but there are many of them. So each user may hand over only so often.
+func TestDelegateTokenIsLimited(t *testing.T) {
+	w := newWorld(t, func(w *world) { w.cfg.UserRequests = limits.Rate{Threshold: 1, Cooloff: time.Hour} })
+	hand := func(token byte) error {
+		return w.tokens.DelegateToken(t.Context(), [32]byte{token}, []byte(`{"device_id":"DEV"}`))
+	}
+	require.NoError(t, hand(1))
+	var limited *webapi.RateError
+	require.ErrorAs(t, hand(2), &limited)
+	require.Positive(t, limited.RetryAfter)
+}
+
 // Element Call takes any answer but 404 for a promise. It asks without an access token, and so may browsers, before.
 func TestDelegateLeaveIsThereOnlyIfItWorks(t *testing.T) {
 	without := newWorld(t, func(w *world) { w.parts.Delegations = nil })

@@ -29,7 +29,7 @@ func (k *Keeper) look(c *call) {
 	k.mu.Unlock()
 	asked := time.Now()
 	room, sessions, err := livekit.Room{}, []livekit.Session(nil), errPanic
-	guard.Run("looking at a room of LiveKit", func() { room, sessions, err = k.ask(c.name) })
+	guard.Run("looking at a room of LiveKit", func() { room, sessions, err = k.ask(c) })
 	if k.ctx.Err() != nil {
 		return
 	}
@@ -63,27 +63,52 @@ func (k *Keeper) look(c *call) {
 	}
 }
 
-// ask asks LiveKit who is in a room, and makes the room if it is not there, because nobody can connect without it. The room has the same SID
-// before and after, so LiveKit was not started anew in between, which would empty the list.
-func (k *Keeper) ask(name string) (livekit.Room, []livekit.Session, error) {
+// ask asks LiveKit who is in a room. If the room is not there, nobody can connect, so it is made for those who have a token. The room has the
+// same SID before and after, so LiveKit was not started anew in between, which would empty the list.
+func (k *Keeper) ask(c *call) (livekit.Room, []livekit.Session, error) {
 	ctx, cancel := context.WithTimeout(k.ctx, lookTimeout)
 	defer cancel()
-	room, err := k.sfu.Room(ctx, name)
+	room, err := k.sfu.Room(ctx, c.name)
 	if errors.Is(err, livekit.ErrNotFound) {
-		room, err = k.sfu.CreateRoom(ctx, name)
+		var expected bool
+		if expected, err = k.isExpected(ctx, c); err != nil || !expected {
+			return room, nil, err
+		}
+		room, err = k.sfu.CreateRoom(ctx, c.name)
 	}
 	if err != nil {
 		return room, nil, err
 	}
-	sessions, err := k.sfu.Participants(ctx, name)
+	sessions, err := k.sfu.Participants(ctx, c.name)
 	if err != nil {
 		return room, nil, err
 	}
-	after, err := k.sfu.Room(ctx, name)
+	after, err := k.sfu.Room(ctx, c.name)
 	if err == nil && after.SID != room.SID {
 		err = errChanged
 	}
 	return room, sessions, err
+}
+
+// isExpected reports whether somebody may connect to a room: whoever was there before, or has a token of ours. A client can hand over timers
+// for any number of rooms, and LiveKit need not have those where nobody can come.
+func (k *Keeper) isExpected(ctx context.Context, c *call) (bool, error) {
+	var identities []string
+	k.mu.Lock()
+	for d := range c.delegations {
+		if d.sid != "" {
+			k.mu.Unlock()
+			return true, nil
+		}
+		identities = append(identities, d.row.Identity)
+	}
+	k.mu.Unlock()
+	for _, identity := range identities {
+		if _, err := k.store.MemberAt(ctx, c.name, identity); !errors.Is(err, expiration.ErrNotFound) {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // answeredWithMu notes whether LiveKit has answered. When it answers again for a room that it did not answer for, all such rooms are looked
@@ -140,7 +165,7 @@ func (k *Keeper) act(d *delegation) {
 		k.endWithMu(d, "over")
 	default:
 		if err != nil && k.ctx.Err() == nil {
-			if d.failures == 0 {
+			if d.failures[s] == 0 {
 				k.log.WithError(err).WithField("step", s.String()).Warn("A step of a delegation failed, and is repeated")
 			}
 			k.metrics.failures.WithLabelValues(s.String()).Inc()

@@ -16,7 +16,8 @@
 //   - Gone is gone. That a participant is gone is written down before the timer ends. After that nothing restarts the timer, in no process.
 //   - Webhooks are hints. Each only brings a look at LiveKit forward, or makes it more lenient. A lost, late, repeated or forged webhook
 //     costs time at most.
-//   - Who is not joined to the room of Matrix is removed from LiveKit, and again for as long as a token may be valid. See [Keeper.MemberLeft].
+//   - Who is not joined to the room of Matrix is removed from LiveKit, and each time that it comes again, for a week after it was last heard of. See
+//     [Keeper.MemberLeft].
 //
 // A participant who crashes is noticed by LiveKit after 20 seconds. Its webhook brings a look at once, a second look after 250 ms confirms
 // it, and then the timer ends.
@@ -28,7 +29,7 @@
 //	phase      LiveKit says                    looks                            the timer
 //	waiting    never there                     after 1 s, growing, to 1 min     restarted when accepted; of a token, at half of its duration
 //	connected  there                           every 15 s, or delay/4           restarted at half of the delay
-//	missing    no longer there                 every second                     with a grace: restarted once more
+//	missing    no longer there                 every second                     with a grace: restarted at half of its delay
 //	silent     nothing                         after 1 s, growing, to 10 s      restarted once more
 //	gone       no longer there, for good       none                             ends; a failure that passes is repeated
 //	over       (forgotten)                     none                             is not ours
@@ -41,7 +42,7 @@
 //	waiting               there, as JOINED or ACTIVE                             connected  restart, note
 //	waiting               not there, and min(1 h, delay) is over: a leave        gone       note, end
 //	connected             there, whatever its session                            connected
-//	connected             not there, the room has the SID that was noted         missing    until 250 ms later
+//	connected             not there, the room has the SID that was noted         missing    until 250 ms later; 3 s without a webhook
 //	connected             not there, otherwise                                   missing    until 20 s later; restart
 //	connected, missing    no answer                                              silent     restart
 //	silent                not there, or JOINING                                  missing    until 20 s later; restart
@@ -49,7 +50,7 @@
 //	missing               not there, and the time is over                        gone       note, end
 //	gone                  the engine has ended the timer                         over
 //	all                   the engine says that the timer has ended               over       nothing is sent
-//	all                   a newer delegation of the same member, or timer        over       nothing is sent
+//	all                   a newer delegation of the same member, or timer        over       the older event is cancelled
 //
 // Every restart in the table is left out if the last sign of life is more than 30 seconds old. What an earlier process saw does not count.
 // The engine lets each delegated timer run for 30 seconds after a start at least, in which the first look comes.

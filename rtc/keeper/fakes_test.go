@@ -394,6 +394,16 @@ func (f *fakeTimers) KeepAlive(_ context.Context, k expiration.Kept) error {
 	})
 }
 
+// Supersede treats all delayed events as events for the same state.
+func (f *fakeTimers) Supersede(_ context.Context, older, newer expiration.Kept) error {
+	return f.call("supersede", func() error {
+		if tm := f.runningWithMu(older); tm != nil && older.Delayed && newer.Delayed {
+			tm.ended, tm.endedAt = "cancelled", time.Now()
+		}
+		return nil
+	})
+}
+
 func (f *fakeTimers) Finish(_ context.Context, k expiration.Kept) error {
 	f.mu.Lock()
 	f.ends++

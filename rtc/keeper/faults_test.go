@@ -142,7 +142,7 @@ func TestFaults(t *testing.T) {
 			w.wantRow(m, expiration.DelegationConnected)
 			w.failing(nil)
 			w.restart(time.Second)
-			time.Sleep(confirmed)
+			time.Sleep(unheard)
 			w.wantEnded(m, "finished", 0)
 		},
 		"it dies after it has ended the timer": func(t *testing.T, w *world) {
@@ -173,8 +173,50 @@ func TestFaults(t *testing.T) {
 			time.Sleep(time.Second)
 			w.wantPhase(m, connected)
 			w.sfu.exit(m.Participant)
-			time.Sleep(lookInterval + confirmed)
+			time.Sleep(lookInterval + unheard)
 			w.wantEnded(m, "finished", 0)
+		},
+		"LiveKit's restart takes a good part of a short duration": func(t *testing.T, w *world) {
+			m := w.connected(tokenOf(1), minTokenDuration)
+			w.restartLiveKit(3 * time.Second)
+			time.Sleep(12 * time.Second)
+			w.enters(m)
+			w.wantPhase(m, connected)
+			time.Sleep(time.Minute)
+			require.Empty(t, w.timers.of(m.timer).ended)
+		},
+		"the database is away, but not for so long that a short duration runs out": func(t *testing.T, w *world) {
+			m := w.connected(tokenOf(1), minTokenDuration)
+			for range 10 {
+				w.failing(errFault, "keep")
+				time.Sleep(minTokenDuration/2 - 600*time.Millisecond)
+				w.failing(nil)
+				time.Sleep(minTokenDuration / 2)
+			}
+			require.Empty(t, w.timers.of(m.timer).ended)
+		},
+		"a client connects anew, and the webhook is lost": func(t *testing.T, w *world) {
+			m := w.connected(leaveOf(1), time.Hour)
+			for range 40 { // at every moment between two looks
+				time.Sleep(lookInterval + 400*time.Millisecond)
+				w.sfu.exit(m.Participant)
+				time.Sleep(2 * time.Second)
+				require.True(t, w.sfu.enter(m.Participant, livekit.Active))
+			}
+			time.Sleep(time.Minute)
+			w.wantPhase(m, connected)
+		},
+		"nobody has a token for the room": func(t *testing.T, w *world) {
+			w.timers.schedule(tokenOf(1).timer, alice, room, time.Hour)
+			require.NoError(t, w.DelegateToken(t.Context(), tokenOf(1).timer.Hash, func(string, string) (livekit.Participant, error) {
+				return tokenOf(1).Participant, nil
+			}))
+			time.Sleep(time.Minute)
+			require.False(t, w.sfu.enter(tokenOf(1).Participant, livekit.Active), "LiveKit has no such room")
+			w.getsToken(tokenOf(1).Participant)
+			time.Sleep(waitingPause)
+			w.enters(tokenOf(1))
+			w.wantPhase(tokenOf(1), connected)
 		},
 		"webhooks are repeated, and many": func(t *testing.T, w *world) {
 			m := w.connected(leaveOf(1), time.Hour)
@@ -357,7 +399,8 @@ func TestPlaces(t *testing.T) {
 		require.NoError(t, w.DelegateLeave(t.Context(), Leave{
 			UserID: "@bob:example.org", RoomID: room, DelayID: "delay50", MemberKey: [32]byte{1}, Participant: bob.Participant,
 		}))
-		synctest.Wait()
+		w.getsToken(bob.Participant)
+		time.Sleep(waitingPause)
 		w.enters(bob)
 		time.Sleep(time.Minute)
 		w.crashes(bob)

@@ -33,6 +33,7 @@ type Timers interface {
 	Find(ctx context.Context, k expiration.Kept, owner, roomID string) (expiration.Delegation, error)
 	Delegate(ctx context.Context, d expiration.Delegation) error
 	Delegations(ctx context.Context) ([]expiration.Delegation, error)
+	Supersede(ctx context.Context, older, newer expiration.Kept) error
 	NoteSession(ctx context.Context, notes []expiration.SessionNote) error
 	KeepAlive(ctx context.Context, k expiration.Kept) error
 	Finish(ctx context.Context, k expiration.Kept) error
@@ -174,8 +175,8 @@ type Leave struct {
 	livekit.Participant
 }
 
-// DelegateLeave takes over a delayed leave. It returns nil when that is durable. Of one member's leaves the newest counts, and for an older
-// one nothing is sent. The error is expiration.ErrNotFound if the event is not scheduled, or is of another user or room, or
+// DelegateLeave takes over a delayed leave. It returns nil when that is durable. Of one member's leaves the newest counts, and an older
+// one for the same state is cancelled. The error is expiration.ErrNotFound if the event is not scheduled, or is of another user or room, or
 // ErrCrowded. Any other error is passing.
 func (k *Keeper) DelegateLeave(ctx context.Context, l Leave) error {
 	return k.delegate(ctx, expiration.Kept{Hash: expiration.HashToken(l.DelayID), Delayed: true}, l.UserID, l.RoomID,
@@ -229,6 +230,11 @@ func (k *Keeper) delegate(
 	if known, err := k.repeated(row); known {
 		return err
 	}
+	if older, ok := k.older(row); ok {
+		if err = k.timers.Supersede(ctx, older, row.Kept); err != nil {
+			return err
+		}
+	}
 	row.Taken, row.Phase = k.wall().Truncate(time.Millisecond), expiration.DelegationWaiting
 	if err = k.timers.Delegate(ctx, row); err != nil {
 		return fmt.Errorf("storing a delegation: %w", err)
@@ -239,6 +245,16 @@ func (k *Keeper) delegate(
 	k.endWithMu(k.ofMember[row.MemberKey], "replaced")
 	k.addWithMu(accept(row, time.Now()))
 	return nil
+}
+
+// older returns the timer of the same member's delegation that row replaces, if there is one.
+func (k *Keeper) older(row expiration.Delegation) (timer expiration.Kept, ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d := k.ofMember[row.MemberKey]; d != nil && d.row.NID != row.NID {
+		return d.row.Kept, true
+	}
+	return expiration.Kept{}, false
 }
 
 // repeated reports whether the same was accepted before. The error is ErrNotFound if the timer is about to end.
@@ -329,23 +345,24 @@ func (k *Keeper) Hint(e livekit.Event) {
 	switch e.Kind {
 	case livekit.ParticipantJoined:
 		k.joinedWithMu(e.Participant)
-		k.hintWithMu(e.Participant, now.Add(rejoinDoubt))
+		k.hintWithMu(e.Participant, now.Add(rejoinDoubt), false)
 	case livekit.ParticipantLeft, livekit.ParticipantAborted:
+		k.joinedWithMu(e.Participant) // LiveKit has given it a new token, although it was there for a moment only
 		var until time.Time
 		if slices.Contains(returning, e.Reason) {
 			until = now.Add(grace)
 		}
-		k.hintWithMu(e.Participant, until)
+		k.hintWithMu(e.Participant, until, true)
 	case livekit.RoomFinished:
-		k.hintWithMu(livekit.Participant{Room: e.Room}, time.Time{})
+		k.hintWithMu(livekit.Participant{Room: e.Room}, time.Time{}, false)
 	default:
 		return
 	}
 	k.metrics.hints.WithLabelValues(string(e.Kind)).Inc()
 }
 
-// hintWithMu has a room looked at now. Its participant may be missing in passing until a time.
-func (k *Keeper) hintWithMu(p livekit.Participant, until time.Time) {
+// hintWithMu has a room looked at now. Its participant may be missing in passing until a time. left says that its session has ended.
+func (k *Keeper) hintWithMu(p livekit.Participant, until time.Time, left bool) {
 	c := k.calls[p.Room]
 	if c == nil {
 		return
@@ -353,6 +370,9 @@ func (k *Keeper) hintWithMu(p livekit.Participant, until time.Time) {
 	for d := range c.delegations {
 		if d.row.Identity == p.Identity {
 			d.mayReturn(until)
+			if left {
+				d.left = time.Now()
+			}
 		}
 	}
 	c.hinted = true

@@ -236,6 +236,7 @@ func (m *machine) delegate(p *person, delay time.Duration, token bool) {
 	h := &handedOver{kept: expiration.Kept{Hash: expiration.HashToken(name), Delayed: !token}, delay: delay, at: time.Now()}
 	m.w.timers.schedule(h.kept, alice, room, delay)
 	p.timers = append(p.timers, h)
+	m.w.getsToken(p.Participant)
 	var err error
 	if token {
 		err = m.w.DelegateToken(m.w.t.Context(), h.kept.Hash, func(string, string) (livekit.Participant, error) {

@@ -15,7 +15,8 @@ import (
 )
 
 // Who may be at LiveKit. A participant who is not joined to the room of Matrix is removed. A removed client can connect again as long as it
-// has a valid token, so its participant is remembered, and removed again and again, until no token is valid any more.
+// has a valid token, so for some minutes its participant is removed again and again. LiveKit gives everybody who connects a new token, so
+// the participant is remembered for a week after that, and removed whenever LiveKit reports it.
 
 // Store remembers for whom tokens were made.
 type Store interface {
@@ -69,11 +70,16 @@ var (
 )
 
 // Remember notes durably for whom a token is about to be made, so that the participant can be removed when the user leaves the room. Without
-// it no token may be given away. The error is ErrNotJoined, ErrTooMany, or passing.
+// it no token may be given away. The error is ErrNotJoined, ErrTooMany, ErrCrowded, or passing.
 func (k *Keeper) Remember(ctx context.Context, m expiration.Member) error {
 	if err := k.mustBeJoined(ctx, m); err != nil {
 		return err
 	}
+	leave, err := k.users.Lock(ctx, m.UserID) // nobody else counts the user's names meanwhile
+	if err != nil {
+		return err
+	}
+	defer leave()
 	others, err := k.store.MembersOf(ctx, m.RoomID, m.UserID)
 	if err != nil {
 		return fmt.Errorf("reading the participants of a user: %w", err)
@@ -82,12 +88,18 @@ func (k *Keeper) Remember(ctx context.Context, m expiration.Member) error {
 	if len(others) >= maxIdentities {
 		return ErrTooMany
 	}
+	return k.remember(ctx, m)
+}
+
+// remember is Remember for a member whose user is joined, or was a moment ago, and who may have one name more.
+func (k *Keeper) remember(ctx context.Context, m expiration.Member) error {
 	m.Made = k.wall().Truncate(time.Millisecond)
-	if err = k.store.Remember(ctx, m); err != nil {
+	if err := k.store.Remember(ctx, m); err != nil {
 		return fmt.Errorf("remembering a participant: %w", err)
 	}
 	// A user who was kicked meanwhile does not count as leaving any more.
-	if err = k.mustBeJoined(ctx, m); err != nil {
+	err := k.mustBeJoined(ctx, m)
+	if err != nil {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.joinedWithMu(livekit.Participant{Room: m.Room, Identity: m.Identity})
@@ -150,10 +162,12 @@ func (k *Keeper) remove() {
 	for failures := 0; k.ctx.Err() == nil; {
 		pause := removeInterval
 		err := errors.Join(k.checkJoined(), k.removeLeaving(removed))
-		if err == nil && time.Since(pruned) >= pruneInterval {
-			if err = k.store.Prune(k.ctx, k.wall().Add(-rememberedFor)); err == nil {
+		if time.Since(pruned) >= pruneInterval {
+			failed := k.store.Prune(k.ctx, k.wall().Add(-rememberedFor))
+			if failed == nil {
 				pruned = time.Now()
 			}
+			err = errors.Join(err, failed)
 		}
 		switch {
 		case err == nil:
@@ -213,53 +227,69 @@ func (k *Keeper) checkMember(p livekit.Participant) error {
 	err = k.mustBeJoined(ctx, m)
 	switch {
 	case errors.Is(err, ErrNotJoined):
-		return errors.Join(k.MemberLeft(ctx, m.RoomID, m.UserID), k.removeParticipant(ctx, p))
+		return errors.Join(k.stillLeaves(ctx, m), k.removeParticipant(ctx, p))
 	case err != nil || !m.Leaving && k.wall().Sub(m.Made) < rememberInterval:
 		return err
 	}
-	return k.Remember(ctx, m)
+	return k.remember(ctx, m)
 }
 
-// removal is when this process has removed a leaving member, for the first and the last time.
-type removal struct{ first, last time.Time }
+// stillLeaves notes that a member who is not joined was heard of at LiveKit, which then has given it a new token. So it is removed for a while
+// again, and remembered longer.
+func (k *Keeper) stillLeaves(ctx context.Context, m expiration.Member) error {
+	m.Made = k.wall().Truncate(time.Millisecond)
+	if err := k.store.Remember(ctx, m); err != nil {
+		return fmt.Errorf("remembering a participant: %w", err)
+	}
+	return k.MemberLeft(ctx, m.RoomID, m.UserID)
+}
 
-// removeLeaving removes the participants whose users have left, new ones first, and otherwise in a random order, so that none of them blocks
-// the others. It stops after some errors, because LiveKit does not answer then.
+// removal is when this process has removed a leaving member, for the first and the last time, and when it has last tried to.
+type removal struct{ first, last, tried time.Time }
+
+// removeLeaving removes the participants whose users have left: those first that were not tried yet, or not for the longest time, and
+// otherwise in a random order, so that none of them blocks the others. It stops after some errors, because LiveKit does not answer then.
 func (k *Keeper) removeLeaving(removed map[expiration.Member]removal) (failed error) {
 	leaving, err := k.store.Leaving(k.ctx)
 	if err != nil {
 		return fmt.Errorf("reading who must be removed: %w", err)
 	}
 	rand.Shuffle(len(leaving), func(i, j int) { leaving[i], leaving[j] = leaving[j], leaving[i] })
-	slices.SortStableFunc(leaving, func(a, b expiration.Member) int { return removed[a].last.Compare(removed[b].last) })
+	slices.SortStableFunc(leaving, func(a, b expiration.Member) int { return removed[a].tried.Compare(removed[b].tried) })
 	still := make(map[expiration.Member]struct{}, len(leaving))
 	for _, m := range leaving {
 		still[m] = struct{}{}
 	}
 	maps.DeleteFunc(removed, func(m expiration.Member, _ removal) bool { _, is := still[m]; return !is })
-	failures := 0
-	for i, m := range leaving {
+	failures, tried := 0, 0
+	for _, m := range leaving {
 		was, again := removed[m]
-		if again && time.Since(was.last) < removeInterval {
-			break
+		again = again && !was.first.IsZero()
+		late := again && time.Since(was.first) > tokenLife
+		if again && time.Since(was.last) < removeInterval || late && k.wall().Sub(m.Made) < rememberedFor {
+			continue
 		}
-		if i == maxRemovals { // others may have left meanwhile, who come first
+		if tried == maxRemovals { // others may have left meanwhile, who come first
 			signal(k.remover)
 			break
 		}
+		tried++
 		err := errPanic
-		guard.Run("removing a participant", func() { err = k.removeMember(m, again && time.Since(was.first) > tokenLife) })
+		guard.Run("removing a participant", func() { err = k.removeMember(m, late) })
+		was.tried = time.Now()
+		if err == nil {
+			was.last = was.tried
+			if !again {
+				was.first = was.tried
+			}
+		}
+		removed[m] = was
 		if err != nil {
 			failed = err
 			if failures++; failures == maxFailures {
 				break
 			}
-			continue
 		}
-		if !again {
-			was.first = time.Now()
-		}
-		removed[m] = removal{was.first, time.Now()}
 	}
 	return failed
 }
@@ -268,8 +298,11 @@ func (k *Keeper) removeLeaving(removed map[expiration.Member]removal) (failed er
 func (k *Keeper) removeMember(m expiration.Member, last bool) error {
 	ctx, cancel := context.WithTimeout(k.ctx, removeTimeout)
 	defer cancel()
-	err := k.Remember(ctx, m)
-	if !errors.Is(err, ErrNotJoined) {
+	err := k.mustBeJoined(ctx, m)
+	switch {
+	case err == nil:
+		return k.remember(ctx, m)
+	case !errors.Is(err, ErrNotJoined):
 		return err
 	}
 	if err = k.removeParticipant(ctx, livekit.Participant{Room: m.Room, Identity: m.Identity}); err != nil || !last {

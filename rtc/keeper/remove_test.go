@@ -109,8 +109,41 @@ func TestRemoving(t *testing.T) {
 			synctest.Wait()
 			require.False(t, w.sfu.has(participantOf(m)))
 			time.Sleep(tokenLife + 2*removeInterval)
+			w.connects(m) // with a token that LiveKit gave at a connection that nobody noticed
+			w.joinedHint(m)
+			require.False(t, w.sfu.has(participantOf(m)))
+			time.Sleep(rememberedFor + 2*removeInterval)
 			synctest.Wait()
-			require.Empty(t, w.store.members, "when no token is valid any more, nobody is remembered")
+			require.Empty(t, w.store.members, "in the end nobody is remembered")
+		},
+		"whoever keeps connecting for a moment is remembered for longer": func(t *testing.T, w *world) {
+			m := w.remembered(1)
+			w.leaves(m)
+			for began := time.Now(); time.Since(began) < 2*rememberedFor; {
+				time.Sleep(6 * time.Hour)
+				w.Hint(livekit.Event{Kind: livekit.ParticipantAborted, Participant: participantOf(m)})
+			}
+			w.connects(m)
+			w.joinedHint(m)
+			require.False(t, w.sfu.has(participantOf(m)))
+		},
+		"one with too many names does not block the others": func(t *testing.T, w *world) {
+			w.store.mu.Lock()
+			for n := range maxIdentities + 5 { // two requests at once may make one more
+				m := expiration.Member{Room: "call", Identity: fmt.Sprint(n), RoomID: room, UserID: alice, Made: w.wall(), Leaving: true}
+				w.store.members[participantOf(m)] = m
+			}
+			w.store.mu.Unlock()
+			w.joinedHint(expiration.Member{})
+			m := w.remembered(1)
+			w.leaves(m)
+			time.Sleep(time.Minute)
+			require.False(t, w.sfu.has(participantOf(m)))
+			w.store.mu.Lock()
+			defer w.store.mu.Unlock()
+			for _, m := range w.store.members {
+				require.Equal(t, m.UserID != alice, m.Leaving, "alice is joined")
+			}
 		},
 		"whoever is not joined any more is removed, although nothing was reported": func(t *testing.T, w *world) {
 			m := w.remembered(1)
@@ -180,8 +213,10 @@ func TestRemoving(t *testing.T) {
 			w.rooms.out[[2]string{room, alice}], w.rooms.fault = true, errFault
 			w.rooms.mu.Unlock()
 			for n := range 100 {
-				m := expiration.Member{Room: "call", Identity: fmt.Sprint(n), RoomID: room, UserID: alice}
+				m := expiration.Member{Room: "call", Identity: fmt.Sprint(n), RoomID: room, UserID: alice, Made: w.wall()}
+				w.store.mu.Lock()
 				w.store.members[participantOf(m)] = m
+				w.store.mu.Unlock()
 				w.connects(m)
 				w.joinedHint(m)
 			}
@@ -235,8 +270,9 @@ func TestRemoving(t *testing.T) {
 			w.connected(leaveOf(9), time.Hour)
 			time.Sleep(rememberedFor + 2*pruneInterval)
 			synctest.Wait()
-			require.Len(t, w.store.members, 1)
+			require.Len(t, w.store.members, 2)
 			require.Contains(t, w.store.members, leaveOf(0).Participant)
+			require.Contains(t, w.store.members, leaveOf(9).Participant)
 		},
 		"one that LiveKit cannot remove does not block the others": func(t *testing.T, w *world) {
 			bad := w.remembered(1)
@@ -274,7 +310,7 @@ func TestRemoving(t *testing.T) {
 			time.Sleep(longestRetry)
 			synctest.Wait()
 			require.Len(t, w.sfu.removed, len(all))
-			time.Sleep(tokenLife + 2*removeInterval)
+			time.Sleep(rememberedFor + 2*removeInterval)
 			synctest.Wait()
 			require.Empty(t, w.store.members)
 		},

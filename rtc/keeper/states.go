@@ -43,9 +43,10 @@ const (
 	fresh = 30 * time.Second
 	// grace is how long a participant may be missing after LiveKit, or the way to it, was away. LiveKit's clients try for 40 seconds or so.
 	grace = 20 * time.Second
-	// confirmed is how long a participant must be missing if there is no reason for a grace. A second connection under the same identity
-	// replaces the first, and in between LiveKit has neither.
-	confirmed = 250 * time.Millisecond
+	// confirmed is how long a participant must be missing if a webhook has just said so, and there is no reason for a grace. A second
+	// connection under the same identity replaces the first, and in between LiveKit has neither. unheard is the same without a webhook: a
+	// client that connects anew is missing for a moment, and the webhook that would say so may be late or lost.
+	confirmed, unheard = 250 * time.Millisecond, 3 * time.Second
 	// rejoinDoubt is for how long after a connection LiveKit may not list it: the end of an older connection under the same identity takes the
 	// newer one from LiveKit's list, until that one changes.
 	rejoinDoubt = 2 * time.Second
@@ -104,10 +105,11 @@ type delegation struct {
 	waitUntil   time.Time // waiting: when it ends
 	until       time.Time // missing: when the participant counts as gone
 	doubt       time.Time // until then LiveKit's webhooks give a reason why the participant may be missing in passing
+	left        time.Time // when a webhook last said that a session of the participant has ended
 
 	lookAt   time.Time        // when to look for the participant, or zero
 	due      [steps]time.Time // when each step is to be done, or zero
-	failures int              // how many steps have failed in a row
+	failures [steps]int       // how often each step has failed in a row
 }
 
 // accept returns a new delegation, whose row was just written.
@@ -208,17 +210,20 @@ func (d *delegation) unanswered(now time.Time) {
 	}
 }
 
-// miss begins to wait for the participant's return. With a grace the timer is restarted once more.
+// miss begins to wait for the participant's return. With a grace the timer is kept alive until it is over.
 func (d *delegation) miss(graceful bool, now time.Time) {
 	if !d.become(missing, now) {
 		return
 	}
-	d.until, d.due[keep] = now.Add(confirmed), time.Time{}
-	if graceful {
+	d.until, d.due[keep] = now.Add(unheard), time.Time{}
+	switch {
+	case graceful:
 		d.until = now.Add(grace)
+	case now.Sub(d.left) < unheard:
+		d.until = now.Add(confirmed)
 	}
 	d.mayReturn(d.doubt)
-	if d.until.Sub(now) > confirmed {
+	if d.until.Sub(now) > unheard {
 		d.due[keep] = now
 	}
 }
@@ -331,11 +336,15 @@ func (d *delegation) done(s step, written expiration.SessionNote, err error, beg
 		return
 	}
 	if err != nil {
-		d.due[s] = now.Add(retryAfter(d.failures))
-		d.failures++
+		pause := retryAfter(d.failures[s])
+		if s == keep { // the timer must not run out because of the pauses
+			pause = min(pause, max(d.duration/16, firstRetry))
+		}
+		d.due[s] = now.Add(pause)
+		d.failures[s]++
 		return
 	}
-	d.failures, d.due[s] = 0, time.Time{}
+	d.failures[s], d.due[s] = 0, time.Time{}
 	switch s {
 	case note:
 		switch is := d.note(); {
@@ -346,7 +355,8 @@ func (d *delegation) done(s step, written expiration.SessionNote, err error, beg
 		}
 	case keep:
 		next := begun.Add(max(d.duration/2, shortestRestart))
-		if d.phase == connected || d.phase == waiting && !d.row.Delayed && next.Before(d.waitUntil) {
+		if d.phase == connected || d.phase == missing && next.Before(d.until) ||
+			d.phase == waiting && !d.row.Delayed && next.Before(d.waitUntil) {
 			d.due[keep] = next
 		}
 		d.planCheck(now)

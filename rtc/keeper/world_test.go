@@ -95,8 +95,18 @@ func tokenOf(n int) member {
 	return m
 }
 
-// delegate hands over the timer of a member.
+// getsToken notes that a token was made for a participant, as Remember does.
+func (w *world) getsToken(p livekit.Participant) {
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	if _, ok := w.store.members[p]; !ok {
+		w.store.members[p] = expiration.Member{Room: p.Room, Identity: p.Identity, RoomID: room, UserID: alice, Made: w.wall()}
+	}
+}
+
+// delegate hands over the timer of a member, for whom a token was made.
 func (w *world) delegate(m member) error {
+	w.getsToken(m.Participant)
 	if !m.timer.Delayed {
 		return w.DelegateToken(w.t.Context(), m.timer.Hash, func(userID, roomID string) (livekit.Participant, error) {
 			require.Equal(w.t, []string{alice, room}, []string{userID, roomID})

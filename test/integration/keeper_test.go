@@ -148,6 +148,19 @@ func TestNeverConnected(t *testing.T) {
 	})
 }
 
+// A client that comes back, and has forgotten its leave, hands over another one. The older one would throw it out later, so it is cancelled.
+func TestNewerLeaveCancelsTheOlder(t *testing.T) {
+	onEachCall(t, func(t *testing.T, c *call) {
+		older := c.join(t, c.users[0])
+		newer := c.join(t, c.users[0])
+		require.Equal(t, older.Participant, newer.Participant)
+		final := older.delayed(t, older.delayID).Get("finalised")
+		require.True(t, final.Exists())
+		require.False(t, final.Get("event_id").Exists(), final)
+		c.requireInCall(t, newer, 2*c.delay)
+	})
+}
+
 // When LiveKit is started anew, its participants have time to come back. When it stays away, the leaves are sent after the delay.
 func TestLiveKitIsAway(t *testing.T) {
 	onEachCall(t, func(t *testing.T, c *call) {
