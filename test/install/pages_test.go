@@ -189,5 +189,5 @@ func TestElementCallChecksum(t *testing.T) {
 	locked := gjson.Get(read(t, "../elementcall/js/package-lock.json"), `packages.node_modules/@element-hq/element-call-embedded`)
 	sum, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(locked.Get("integrity").Str, "sha512-"))
 	require.NoError(t, err)
-	require.Contains(t, read(t, docs+elementCall), hex.EncodeToString(sum)+"  element-call-embedded-"+locked.Get("version").Str+".tgz")
+	require.Contains(t, read(t, docs+elementCall), hex.EncodeToString(sum)+"  element-hq-element-call-embedded-"+locked.Get("version").Str+".tgz")
 }
