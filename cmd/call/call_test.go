@@ -126,7 +126,7 @@ func TestCall(t *testing.T) {
 	token(object{"delay_id": leave.Get("delay_id").Str, "delay_timeout": delay})
 	r.await(t, soon, `Alice +kept alive by the SFU`)
 	require.NoError(t, conn.Close())
-	r.await(t, soon, `Alice +lost`)
+	r.await(t, soon, `Alice +disconnected from LiveKit`)
 	r.await(t, soon, `Alice +gone after \d+\.\d s`)
 
 	require.NoError(t, r.cmd.Process.Signal(os.Interrupt))

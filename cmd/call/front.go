@@ -167,7 +167,7 @@ func openPages(dir string) (*pages, error) {
 	p := &pages{files: os.DirFS(dir)}
 	index, err := fs.ReadFile(p.files, "index.html")
 	if err != nil {
-		return nil, fmt.Errorf("reading Element Call's pages: %w", err)
+		return nil, fmt.Errorf("reading Element Call's pages in %s: %w", dir, err)
 	}
 	p.index = bytes.Replace(index, []byte("<head>"), []byte(`<head><base href="/">`), 1)
 	return p, nil

@@ -76,7 +76,7 @@ func missing(p parts, lookPath func(string) (string, error)) error {
 		errs = append(errs, errors.New("go is missing, which builds the homeserver: see https://go.dev/dl/"))
 	}
 	if _, err := lookPath("npm"); err != nil && p.pages == "" {
-		errs = append(errs, errors.New("npm is missing, which downloads Element Call (Debian: apt-get install npm), or --pages"))
+		errs = append(errs, errors.New("npm is missing, which downloads Element Call (Debian: apt-get install npm); or name a folder with --pages"))
 	}
 	return errors.Join(errs...)
 }

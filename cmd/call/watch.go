@@ -56,20 +56,25 @@ func (w *watch) changeWithMu(p livekit.Participant, change func(now *participant
 		now = &participant{}
 		w.participants[p] = now
 	}
-	change(now, func(format string, args ...any) { w.screen.say(w.nameWithMu(p), format, args...) })
+	change(now, func(format string, args ...any) {
+		if name := w.nameWithMu(p); name != "" {
+			w.screen.say(name, format, args...)
+		}
+	})
 	if !now.joined && now.connections == 0 {
 		delete(w.participants, p)
 	}
 }
 
-// nameWithMu returns the display name of a participant, if the identity tells who it is: user ID, colon, device ID.
+// nameWithMu returns the display name of a participant, or "". The identity of a member of a call is user ID, colon, device ID. Element Call
+// also opens connections with other identities, which belong to no membership and are not shown.
 func (w *watch) nameWithMu(p livekit.Participant) string {
 	for user, name := range w.names {
 		if strings.HasPrefix(p.Identity, user+":") {
 			return name
 		}
 	}
-	return p.Identity
+	return ""
 }
 
 // connected is called when LiveKit has accepted a connection.
@@ -94,7 +99,7 @@ func (w *watch) disconnected(p livekit.Participant) {
 			return
 		}
 		now.lost = time.Now()
-		say("lost: no connection to LiveKit, and still in the call for the others")
+		say("disconnected from LiveKit, but still in the call for the others")
 	})
 }
 
