@@ -156,7 +156,7 @@ func (e *Extension) UserAPI(userAPI dendriteuserapi.UserInternalAPI) dendriteuse
 // AddPublicRoutes registers the routes. Dendrite's own routes must be registered after them.
 func (e *Extension) AddPublicRoutes(routers httputil.Routers, userAPI rtc.UserAPI, others Federation) {
 	routers.Client.Use( // the first is the outermost
-		dendritefix.BoundDepth, dendritefix.RefuseNUL, delayid.Add(e.timers, userAPI), e.sync.Middleware(userAPI),
+		dendritefix.RefuseUnfinishedSync, dendritefix.BoundDepth, dendritefix.RefuseNUL, delayid.Add(e.timers, userAPI), e.sync.Middleware(userAPI),
 		around.Versions(e.features...),
 	)
 	e.client.AddRoutes(routers.Client, userAPI)

@@ -64,8 +64,8 @@ var groups = []group{
 	{name: "crashes", what: "crashes at every step in the life of an event, and backups (sqlite3)", steps: []step{
 		tests("-run=^(TestCrashes|TestCrashesOfCalls|TestStateSetBack|TestStreamsThatForget|TestBackups)$", integration),
 	}},
-	{name: "outages", what: "database, disk and roomserver away (PostgreSQL, and root for a full disk)", steps: []step{
-		tests("-run=^(TestPostgreSQLIsAway|TestDatabaseOutage|TestDiskIsFull|TestRoomserverRefuses|TestStreamIsBehind)$", integration),
+	{name: "outages", what: "the server stops; database, disk and roomserver away (PostgreSQL, and root for a full disk)", steps: []step{
+		tests("-run=^(TestPostgreSQLIsAway|TestDatabaseOutage|TestDiskIsFull|TestRoomserverRefuses|TestStreamIsBehind|TestStopsLoseNoEvents)$", integration),
 	}},
 	{name: "federation", what: "two servers, quiet rooms, and a hostile server", steps: []step{
 		tests("-run=^(TestFederation|TestFederationLateClosing|TestFederationQuietRooms|TestFederationRedactionInContent|"+
