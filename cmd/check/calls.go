@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -253,24 +254,24 @@ func tryHandOver(ctx context.Context, s *session) (string, error) {
 	return fmt.Sprintf("%v after it was handed over", time.Since(began).Round(10*time.Millisecond)), nil
 }
 
-// tryHomeToken asks the homeserver itself for a token. Newer clients do so if a transport has a URL, and then ask nobody else.
+// tryHomeToken asks the homeserver itself for a token. Newer clients do so if a transport has a url, and then ask nobody else.
 func tryHomeToken(ctx context.Context, s *session) (string, error) {
-	sfu := s.transport.Get("url").Str
-	if sfu == "" {
-		return "not needed: the transports have no url", nil
-	}
+	announced := s.transport.Get("url").Str
 	ask := func(path string) error {
-		res, err := s.ask(ctx, s.user, http.MethodPost, path+"/get_token",
-			homeserver.JSON{"url": sfu, "room_id": s.roomID, "slot_id": "m.call#ROOM", "member_id": "check"})
+		res, err := s.ask(ctx, s.user, http.MethodPost, path+"/get_token", homeserver.JSON{
+			"url": cmp.Or(announced, s.sfu.Get("url").Str), "room_id": s.roomID, "slot_id": "m.call#ROOM", "member_id": "check",
+		})
 		if err == nil && res.Get("jwt").Str == "" {
 			err = errors.New("the answer has no token")
 		}
 		return err
 	}
-	if err := ask(homeRTC); err != nil {
+	switch err := ask(homeRTC); {
+	case err != nil && announced == "":
+		return "not needed: the transports have no url", nil
+	case err != nil:
 		return "", err
-	}
-	if ask(homeRTCStable) != nil {
+	case ask(homeRTCStable) != nil:
 		return "only on the unstable path", nil
 	}
 	return "", nil

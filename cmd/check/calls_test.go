@@ -38,8 +38,8 @@ func withService(t *testing.T, s *service) homeserver.Config {
 type service struct {
 	liveKit *fakelivekit.Server
 	secret  livekit.Secret // with which it signs; by default LiveKit's
-	takes   bool           // it seems to take leave events
-	refuses bool           // it refuses them
+	takes   bool           // it says that it takes leave events
+	refuses bool           // it does not
 }
 
 func (s *service) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -60,7 +60,7 @@ func (s *service) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
 	case req.URL.Path != "/jwt/sfu/get":
 		w.WriteHeader(http.StatusNotFound)
-	case json.NewDecoder(req.Body).Decode(&asked) != nil, asked.OpenID.AccessToken == "", asked.DelayID != "" && s.refuses:
+	case json.NewDecoder(req.Body).Decode(&asked) != nil, asked.OpenID.AccessToken == "", asked.DelayID != "" && (s.refuses || !s.takes):
 		w.WriteHeader(http.StatusBadRequest)
 		_, _ = io.WriteString(w, `{"errcode": "M_BAD_JSON"}`)
 	default:
@@ -213,6 +213,42 @@ func TestPromise(t *testing.T) {
 	}
 }
 
+// The homeserver must make tokens itself if a transport has a url.
+func TestHomeToken(t *testing.T) {
+	for name, test := range map[string]struct {
+		transport, answer, stableAnswer string // "" is 404
+		seen, want                      string
+	}{
+		"Announced":   {`{"url": "wss://a.example"}`, `{"jwt": "a.b.c"}`, `{"jwt": "a.b.c"}`, "", ""},
+		"Unstable":    {`{"url": "wss://a.example"}`, `{"jwt": "a.b.c"}`, "", "only on the unstable path", ""},
+		"NotThere":    {`{"url": "wss://a.example"}`, "", `{"jwt": "a.b.c"}`, "", "HTTP 404"},
+		"NoToken":     {`{"url": "wss://a.example"}`, "{}", "{}", "", "the answer has no token"},
+		"Unannounced": {"{}", `{"jwt": "a.b.c"}`, `{"jwt": "a.b.c"}`, "", ""},
+		"NotNeeded":   {"{}", "", "", "not needed: the transports have no url", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				body, _ := io.ReadAll(req.Body)
+				answer := map[string]string{homeRTC + "/get_token": test.answer, homeRTCStable + "/get_token": test.stableAnswer}[req.URL.Path]
+				if answer == "" || gjson.GetBytes(body, "url").Str != "wss://a.example" {
+					w.WriteHeader(http.StatusNotFound)
+				}
+				_, _ = io.WriteString(w, answer)
+			}))
+			defer server.Close()
+			s := newSession(server.URL, credentials{})
+			s.user, s.transport, s.sfu = s.anybody(), gjson.Parse(test.transport), gjson.Parse(`{"url": "wss://a.example"}`)
+			seen, err := tryHomeToken(t.Context(), s)
+			if test.want != "" {
+				require.ErrorContains(t, err, test.want)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, test.seen, seen)
+		})
+	}
+}
+
 // The command names what is wrong with the call backend, whoever makes the tokens, and reports nothing else.
 func TestCalls(t *testing.T) {
 	liveKit, away := fakelivekit.Start(), fakelivekit.Start()
@@ -245,10 +281,6 @@ func TestCalls(t *testing.T) {
 		"NoTLS": {
 			cfg:     withLiveKit(liveKit, strings.Replace(liveKit.URL, "127.0.0.1", "0.0.0.0", 1)),
 			MISSING: []string{urlsSecure}, missing: []string{homeSees}, says: "cannot call ws://0.0.0.0:",
-		},
-		"NoTokens": {
-			cfg: withLiveKit(liveKit, liveKit.URL), path: "/get_token", code: http.StatusNotFound,
-			MISSING: []string{homeToken}, says: "HTTP 404",
 		},
 		// Tokens of another service.
 		"TwoSecrets": {

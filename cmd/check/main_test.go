@@ -154,6 +154,21 @@ func TestStock(t *testing.T) {
 	require.NotContains(t, printed, "left behind")
 }
 
+// The sample in docs/operations.md is what the command prints for a server without the section matrix_rtc, apart from durations.
+func TestSample(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/operations.md")
+	require.NoError(t, err)
+	_, sample, _ := strings.Cut(string(doc), "```\nok       ")
+	sample, _, ok := strings.Cut(sample, "```")
+	require.True(t, ok)
+	_, printed, _ := checked(t, nil, "--server", start(t, ours, homeserver.Config{WellKnown: true}).URL)
+	printed = regexp.MustCompile(` +\n`).ReplaceAllString(printed, "\n")
+	for line := range strings.Lines("ok       " + sample) {
+		line, _, _ = strings.Cut(line, " 90ms")
+		require.Contains(t, printed, line)
+	}
+}
+
 // An unreachable server is a finding. A wrong command line is not.
 func TestExitStatus(t *testing.T) {
 	gone := httptest.NewServer(nil)
