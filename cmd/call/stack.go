@@ -130,7 +130,6 @@ func (s *stack) startLiveKit(ctx context.Context, cfg livekit.Config, ports []in
 bind_addresses: [%s]
 rtc: {udp_port: %d, tcp_port: %d, node_ip: %[2]s, enable_loopback_candidate: true, interfaces: {includes: [lo, lo0]}}
 keys: {%[5]s: %[6]s}
-room: {auto_create: false}
 webhook: {api_key: %[5]s, urls: [%[7]q]}
 `, ports[0], loopback, ports[1], ports[2], cfg.Key, string(cfg.Secret), s.homeserver.URL+servicePath+"/sfu_webhook")
 	err := os.WriteFile(config, []byte(text), 0o600)

@@ -112,7 +112,8 @@ type server struct {
 	webhooks chan received
 }
 
-// start runs LiveKit until the test ends, configured as docs/element-call.md says, but on loopback alone.
+// start runs LiveKit until the test ends, configured as docs/element-call.md says, but on loopback alone, and without rooms that it makes
+// itself.
 func start(t *testing.T) *server {
 	t.Helper()
 	url, webhooks := receive(t)
