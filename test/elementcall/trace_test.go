@@ -26,9 +26,9 @@ var refusals = map[string]string{
 	"POST /_matrix/client/v3/register 403":                                          "the same where registration is disabled: the login page asks, too",
 	"GET /_matrix/client/v3/room_keys/version 404":                                  "a key backup, which the user does not have",
 	"POST " + delegatePath + " 401":                                                 "whether the homeserver takes leave events: asked without a login, and any answer but 404 is a yes",
-	"POST " + delegatePath + " 404":                                                 hidden,
+	"POST " + delegatePath + nowhere + " 404":                                       hidden,
 	"POST " + delegateToIt + " 400":                                                 "the same of the service, asked without a body",
-	"POST " + delegateToIt + " 404":                                                 hidden,
+	"POST " + delegateToIt + nowhere + " 404":                                       hidden,
 	"POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/…/restart 404": sentAlready,
 	"POST /_matrix/client/unstable/org.matrix.msc4140/delayed_events/…/cancel 404":  sentAlready,
 }
@@ -42,6 +42,8 @@ const (
 	delegatePath = "/_matrix/client/unstable/io.element.msc4195/rtc/livekit/delegate_delayed_leave"
 	delegateToIt = "/_matrix/client/unstable/io.element.msc4195/livekit/delegate_delayed_leave"
 	hidden       = "the test hides that the server takes leave events"
+	// nowhere makes a path one that the homeserver does not have.
+	nowhere = "/none"
 )
 
 // trace is a proxy in front of a homeserver that counts requests and answers.
@@ -70,7 +72,7 @@ func newTrace(t *testing.T, homeserver, address string, noDelegation bool) *trac
 			r.Out.Host = r.In.Host
 			r.Out.Header["X-Forwarded-For"] = r.In.Header["X-Forwarded-For"]
 			if noDelegation && strings.HasSuffix(r.In.URL.Path, "/delegate_delayed_leave") {
-				r.Out.URL.Path += "/none"
+				r.Out.URL.Path += nowhere
 			}
 		},
 		ModifyResponse: func(res *http.Response) error {
