@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
+	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 const (
@@ -20,11 +21,12 @@ const (
 	delay = 18 * time.Second
 	// promptly limits the time from when a leave event is due until the other user's page shows it.
 	promptly = 5 * time.Second
-	// noticed limits the time until a crash is visible. LiveKit needs 20 seconds of it.
-	noticed = 23 * time.Second
 	// settled is longer than LiveKit's clients, and the homeserver, take to find that somebody is gone.
 	settled = 30 * time.Second
 )
+
+// noticed limits the time until a crash is visible. LiveKit needs 20 seconds of it, and the page of the other user some part of the rest.
+var noticed = 20*time.Second + patience.For(5*time.Second)
 
 var tries = flag.Int("tries", 1, "how often each kind of crash is tried in TestCall")
 
