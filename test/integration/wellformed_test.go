@@ -321,6 +321,28 @@ func TestDelayedEventsOfApplicationServices(t *testing.T) {
 				JSON{"body": "new"}))
 			e = alice.event(t, roomID, alice.finalised(t, id).Get("event_id").Str)
 			require.Greater(t, e.Get("origin_server_ts").Int(), int64(1600000000000), "a user's ts is ignored")
+
+			// The bridge may not act for alice, whatever it asks for.
+			id = alice.delayMessage(t, roomID, time.Hour, "alice's")
+			as := "user_id=" + url.QueryEscape(alice.UserID)
+			send := homeserver.SendPath(roomID, "m.room.message")
+			_, scheduling := inDedicatedForm(unstableRooms, send, JSON{})
+			for _, request := range []struct {
+				method, path string
+				body         any
+			}{
+				{http.MethodPut, send + delayParameter + "1000&" + as, JSON{}},
+				{http.MethodPut, strings.Replace(send, "/send/", "/delayed_event/", 1) + "?" + as, scheduling},
+				{http.MethodPost, unstableDelayed + "/" + id + "/cancel?" + as, nil},
+				{http.MethodPost, unstableDelayed + "/" + id + "?" + as, JSON{"action": "cancel"}},
+				{http.MethodPost, stableDelayed + "/" + id + "/cancel?" + as, nil},
+				{http.MethodGet, stableDelayed + "/" + id + "?" + as, nil},
+			} {
+				res = bridge.do(t, request.method, request.path, request.body)
+				require.Equal(t, http.StatusForbidden, res.Code, "%s: %s", request.path, res)
+				require.Equal(t, "M_FORBIDDEN", res.Get("errcode").Str)
+			}
+			require.False(t, alice.delayed(t, id).Get("finalised").Exists())
 		})
 	}
 }
