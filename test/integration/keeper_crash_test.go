@@ -15,7 +15,6 @@ import (
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/failpoint"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/fakelivekit"
 	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/homeserver"
-	"github.com/matrix-org/dendrite/setup/mscs/msc4140/test/patience"
 )
 
 // callPoints are the places where TestCrashesOfCalls kills the server: all steps of a delegation, and those that it takes with its timer.
@@ -55,41 +54,30 @@ func (c *call) restore(t *testing.T) {
 
 // The server crashes at each step while a participant comes and goes. Each leave is sent, once, and nobody else leaves.
 func TestCrashesOfCalls(t *testing.T) {
-	t.Parallel()
-	for _, db := range databases {
-		t.Run(db.name, func(t *testing.T) {
-			t.Parallel()
-			liveKit := startLiveKit(t)
-			s := startWithFailpoints(t, homeserver.Config{
-				Postgres: db.open(t), WellKnown: true, Expiration: unlimited, MatrixRTC: JSON{"livekit": liveKit.Section("ws://127.0.0.1:1/sfu")},
-			})
-			c := &call{server: s, liveKit: liveKit, users: []*user{s.newUser(t), s.newUser(t)}}
-			c.delay = time.Duration(patience.Life(4)) * time.Second
-			c.roomID = s.room(t, c.users...)
-			stays := c.join(t, c.users[1])
-			hits, rounds := map[failpoint.Point]int{}, 0
-			for _, point := range callPoints {
-				rounds++
-				before := c.crashes
-				c.crashInCall(t, point, rounds, stays)
-				hits[point] += c.crashes - before
+	onEachCall(t, startWithFailpoints, func(t *testing.T, c *call) {
+		stays := c.join(t, c.users[1])
+		hits, rounds := map[failpoint.Point]int{}, 0
+		for _, point := range callPoints {
+			rounds++
+			before := c.crashes
+			c.crashInCall(t, point, rounds, stays)
+			hits[point] += c.crashes - before
+		}
+		t.Logf("%d rounds, crashed at the chosen place: %v", rounds, hits)
+		for _, point := range callPoints {
+			require.NotZero(t, hits[point], "never came to %s", point)
+		}
+		require.False(t, stays.delayed(t, stays.delayID).Get("finalised").Exists(), "who stays")
+		leaves := map[int]int{}
+		for _, e := range c.users[0].timeline(t, c.roomID) {
+			if round := e.Get("content.round"); round.Exists() {
+				leaves[int(round.Int())]++
 			}
-			t.Logf("%d rounds, crashed at the chosen place: %v", rounds, hits)
-			for _, point := range callPoints {
-				require.NotZero(t, hits[point], "never came to %s", point)
-			}
-			require.False(t, stays.delayed(t, stays.delayID).Get("finalised").Exists(), "who stays")
-			leaves := map[int]int{}
-			for _, e := range c.users[0].timeline(t, c.roomID) {
-				if round := e.Get("content.round"); round.Exists() {
-					leaves[int(round.Int())]++
-				}
-			}
-			for round := 1; round <= rounds; round++ {
-				require.Equal(t, 1, leaves[round], "leaves in round %d", round)
-			}
-		})
-	}
+		}
+		for round := 1; round <= rounds; round++ {
+			require.Equal(t, 1, leaves[round], "leaves in round %d", round)
+		}
+	})
 }
 
 // crashInCall has a participant join and leave a call, on a server that crashes at a point meanwhile.

@@ -35,14 +35,14 @@ type participant struct {
 	token, delayID string
 }
 
-// onEachCall runs a test with a call on each database.
-func onEachCall(t *testing.T, test func(t *testing.T, c *call)) {
+// onEachCall runs a test with a call on each database. begin starts the server.
+func onEachCall(t *testing.T, begin func(*testing.T, homeserver.Config) *server, test func(t *testing.T, c *call)) {
 	t.Parallel()
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			t.Parallel()
 			liveKit := startLiveKit(t)
-			s := start(t, homeserver.Config{
+			s := begin(t, homeserver.Config{
 				Postgres: db.open(t), WellKnown: true, Expiration: unlimited, MatrixRTC: JSON{"livekit": liveKit.Section("ws://127.0.0.1:1/sfu")},
 			})
 			c := &call{server: s, liveKit: liveKit, users: []*user{s.newUser(t), s.newUser(t)}}
@@ -119,7 +119,7 @@ func (c *call) requireOut(t *testing.T, p participant) {
 // Who is connected stays in the call for longer than the delay, also when the homeserver crashes. Who is gone leaves it, even if the webhook
 // is lost, or the homeserver is down meanwhile.
 func TestKeptAliveByLiveKit(t *testing.T) {
-	onEachCall(t, func(t *testing.T, c *call) {
+	onEachCall(t, start, func(t *testing.T, c *call) {
 		alice, bob := c.join(t, c.users[0]), c.join(t, c.users[1])
 		c.requireInCall(t, alice, 2*c.delay)
 		c.leaves(t, bob, true)
@@ -141,7 +141,7 @@ func TestKeptAliveByLiveKit(t *testing.T) {
 
 // Who hands over a leave and never connects leaves when the delay is over.
 func TestNeverConnected(t *testing.T) {
-	onEachCall(t, func(t *testing.T, c *call) {
+	onEachCall(t, start, func(t *testing.T, c *call) {
 		u := c.users[0]
 		key := "_" + u.UserID + "_DEV"
 		c.requireOut(t, c.get(t, u, u.delayState(t, c.roomID, key, c.delay, JSON{"gone": u.UserID})))
@@ -150,7 +150,7 @@ func TestNeverConnected(t *testing.T) {
 
 // A client that comes back, and has forgotten its leave, hands over another one. The older one would throw it out later, so it is cancelled.
 func TestNewerLeaveCancelsTheOlder(t *testing.T) {
-	onEachCall(t, func(t *testing.T, c *call) {
+	onEachCall(t, start, func(t *testing.T, c *call) {
 		older := c.join(t, c.users[0])
 		newer := c.join(t, c.users[0])
 		require.Equal(t, older.Participant, newer.Participant)
@@ -163,7 +163,7 @@ func TestNewerLeaveCancelsTheOlder(t *testing.T) {
 
 // When LiveKit is started anew, its participants have time to come back. When it stays away, the leaves are sent after the delay.
 func TestLiveKitIsAway(t *testing.T) {
-	onEachCall(t, func(t *testing.T, c *call) {
+	onEachCall(t, start, func(t *testing.T, c *call) {
 		alice, bob := c.join(t, c.users[0]), c.join(t, c.users[1])
 		c.requireInCall(t, alice, c.delay)
 		c.liveKit.Forget()
@@ -177,7 +177,7 @@ func TestLiveKitIsAway(t *testing.T) {
 
 // Who is kicked is removed from LiveKit, and again after coming back with the old token. Others stay.
 func TestKickedFromTheCall(t *testing.T) {
-	onEachCall(t, func(t *testing.T, c *call) {
+	onEachCall(t, start, func(t *testing.T, c *call) {
 		alice, bob := c.join(t, c.users[0]), c.join(t, c.users[1])
 		away := func() bool { return !c.liveKit.Has(bob.Room, bob.Identity) }
 		alice.inRoom(t, c.roomID, "kick", JSON{"user_id": bob.UserID})
@@ -199,7 +199,7 @@ func TestKickedFromTheCall(t *testing.T) {
 
 // An expiring event whose token was handed over runs as long as its sender is connected, without the client's keep-alives, and then ends.
 func TestTokenIsHandedOver(t *testing.T) {
-	onEachCall(t, func(t *testing.T, c *call) {
+	onEachCall(t, start, func(t *testing.T, c *call) {
 		u := c.users[0]
 		const life = 10
 		p := c.get(t, u, "")
@@ -224,7 +224,7 @@ const delegatePath = "/_matrix/client/v3/expiration/delegate"
 
 // Whatever is wrong with a request that hands something over, its error is that of docs/calls-api.md.
 func TestBadDelegations(t *testing.T) {
-	onEachCall(t, func(t *testing.T, c *call) {
+	onEachCall(t, start, func(t *testing.T, c *call) {
 		alice, bob := c.users[0], c.users[1]
 		stranger, other := c.newUser(t), c.room(t, alice)
 		const hour = time.Hour
