@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,22 +18,34 @@ import (
 
 // fakeLiveKit answers a check with what a test has set.
 type fakeLiveKit struct {
+	hangs bool
+
+	mu    sync.Mutex // guards what follows: fake time alone does not order a look after what the test does before it sleeps
 	skew  time.Duration
 	err   error
-	hangs bool
 	looks int
 }
 
 func (f *fakeLiveKit) Check(ctx context.Context) (time.Duration, error) {
+	f.mu.Lock()
 	f.looks++
+	skew, err := f.skew, f.err
+	f.mu.Unlock()
 	switch {
 	case f.hangs:
 		<-ctx.Done()
 		return 0, fmt.Errorf("calling: %w", ctx.Err())
-	case f.err != nil && f.err.Error() == "panic":
+	case err != nil && err.Error() == "panic":
 		panic("on purpose")
 	}
-	return f.skew, f.err
+	return skew, err
+}
+
+// answers sets what later looks are answered.
+func (f *fakeLiveKit) answers(err error, skew time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err, f.skew = err, skew
 }
 
 // checking starts a check under fake time. logged returns the lines that were logged since the last call.
@@ -61,25 +74,25 @@ func TestTroubles(t *testing.T) {
 		insecure    = "calls: clients cannot reach ws://a.example from a secure page"
 	)
 	for name, test := range map[string]struct {
-		liveKit  fakeLiveKit
+		liveKit  *fakeLiveKit
 		insecure []string
 		degraded []string
 		says     []string
 	}{
-		"Fine":        {},
-		"SmallSkew":   {liveKit: fakeLiveKit{skew: -10 * time.Second}},
-		"Unreachable": {fakeLiveKit{err: errors.New("dial: no route")}, nil, []string{unreachable}, []string{"http://a.example:7880 (matrix_rtc.livekit.api_url): dial: no route."}},
-		"Hangs":       {fakeLiveKit{hangs: true}, nil, []string{unreachable}, []string{"deadline exceeded"}},
-		"Refused":     {fakeLiveKit{err: fmt.Errorf("calling: %w", livekit.ErrRefused)}, nil, []string{refused}, []string{"must have a key of livekit.yaml"}},
-		"Ahead":       {fakeLiveKit{skew: 11 * time.Second}, nil, []string{clock}, []string{"clock is 11s ahead of ours"}},
-		"Behind":      {fakeLiveKit{skew: -2 * time.Minute}, nil, []string{clock}, []string{"clock is 2m0s behind ours"}},
-		"RefusedBySkew": {fakeLiveKit{skew: time.Hour, err: livekit.ErrRefused}, nil, []string{refused, clock},
+		"Fine":        {liveKit: &fakeLiveKit{}},
+		"SmallSkew":   {liveKit: &fakeLiveKit{skew: -10 * time.Second}},
+		"Unreachable": {&fakeLiveKit{err: errors.New("dial: no route")}, nil, []string{unreachable}, []string{"http://a.example:7880 (matrix_rtc.livekit.api_url): dial: no route."}},
+		"Hangs":       {&fakeLiveKit{hangs: true}, nil, []string{unreachable}, []string{"deadline exceeded"}},
+		"Refused":     {&fakeLiveKit{err: fmt.Errorf("calling: %w", livekit.ErrRefused)}, nil, []string{refused}, []string{"must have a key of livekit.yaml"}},
+		"Ahead":       {&fakeLiveKit{skew: 11 * time.Second}, nil, []string{clock}, []string{"clock is 11s ahead of ours"}},
+		"Behind":      {&fakeLiveKit{skew: -2 * time.Minute}, nil, []string{clock}, []string{"clock is 2m0s behind ours"}},
+		"RefusedBySkew": {&fakeLiveKit{skew: time.Hour, err: livekit.ErrRefused}, nil, []string{refused, clock},
 			[]string{"LiveKit refuses our token", "clock is 1h0m0s ahead of ours"}},
-		"Insecure": {fakeLiveKit{}, []string{"ws://a.example"}, []string{insecure}, []string{"do not call ws://a.example"}},
+		"Insecure": {&fakeLiveKit{}, []string{"ws://a.example"}, []string{insecure}, []string{"do not call ws://a.example"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c, logged := checking(t, &test.liveKit, test.insecure...)
+				c, logged := checking(t, test.liveKit, test.insecure...)
 				time.Sleep(checkTimeout)
 				synctest.Wait()
 				require.Equal(t, test.degraded, c.Degraded())
@@ -104,7 +117,7 @@ func TestTroublesComeAndGo(t *testing.T) {
 		c, logged := checking(t, f)
 		after := func(err error, skew time.Duration) []string {
 			synctest.Wait()
-			f.err, f.skew = err, skew
+			f.answers(err, skew)
 			time.Sleep(checkInterval)
 			synctest.Wait()
 			return logged()

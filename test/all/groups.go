@@ -85,9 +85,7 @@ var groups = []group{
 		command("go", "-C", "./test/livekit", "vet", "-tags=all", "./..."), testsOf("./test/livekit"),
 	}},
 	{name: "call", what: "a call on this machine, by one command (npm)", steps: []step{tests("./cmd/call")}},
-	{name: "elementcall", what: "calls with Element Call in Chromium, over LiveKit (chromium, caddy, Node.js, npm)", steps: []step{
-		command("go", "-C", "test/elementcall/livekit", "vet", "./..."), tests("./test/elementcall"),
-	}},
+	{name: "elementcall", what: "calls with Element Call in Chromium, over LiveKit (chromium, caddy, Node.js, npm)", steps: []step{tests("./test/elementcall")}},
 	{name: "benchmark", what: "the benchmark, too short for figures", steps: []step{ // closings-in-rooms is closings-in-one-room with more rooms
 		command("go", "run", "./test/bench", "-only", "keep-alives|many-timers|claims|sends|one-room|growth", "-rounds", "1", "-turn", "300ms", "-timers", "5000", "-idle", "300ms", "-due", "500",
 			"-closings-in-room", "16", "-rooms", "4", "-refreshes", "50000"),
