@@ -32,6 +32,10 @@ func tests(flagsAndPackages ...string) step {
 	return step{args: append([]string{"go", "test", "-json", "-count=1", "-tags=all", "-timeout=" + limit}, flagsAndPackages...)}
 }
 
+// several lets go test run more tests of integration beside each other than the machine has processors: they mostly wait. Tests that compare
+// times are not parallel, and run before the others.
+const several = "-parallel=4"
+
 // testsOf returns the step that runs the tests of a module of its own, which is in a folder.
 func testsOf(folder string) step {
 	return step{args: append([]string{"go", "-C", folder}, tests("./...").args[1:]...)}
@@ -56,19 +60,19 @@ var groups = []group{
 		fuzz("./rtc/livekit", "FuzzNames", "30000x"),
 	}},
 	{name: "races", what: "much at once, with the race detector in tests and server", steps: []step{
-		tests("-race", "-run=^(TestOneWinner|TestDelayedEvents|TestFederationRaces|TestClockIsSet)$", integration),
+		tests("-race", several, "-run=^(TestOneWinner|TestDelayedEvents|TestFederationRaces|TestClockIsSet)$", integration),
 	}},
 	{name: "soak", what: "random clients while everything befalls their server, with the race detector", steps: []step{
 		tests("-race", "-run=^TestSoak$", integration),
 	}},
 	{name: "crashes", what: "crashes at every step in the life of an event, and backups (sqlite3)", steps: []step{
-		tests("-run=^(TestCrashes|TestCrashesOfCalls|TestStateSetBack|TestStreamsThatForget|TestBackups)$", integration),
+		tests(several, "-run=^(TestCrashes|TestCrashesOfCalls|TestStateSetBack|TestStreamsThatForget|TestBackups)$", integration),
 	}},
 	{name: "outages", what: "the server stops; database, disk and roomserver away (PostgreSQL, and root for a full disk)", steps: []step{
-		tests("-run=^(TestPostgreSQLIsAway|TestDatabaseOutage|TestDiskIsFull|TestRoomserverRefuses|TestStreamIsBehind|TestStopsLoseNoEvents)$", integration),
+		tests(several, "-run=^(TestPostgreSQLIsAway|TestDatabaseOutage|TestDiskIsFull|TestRoomserverRefuses|TestStreamIsBehind|TestStopsLoseNoEvents)$", integration),
 	}},
 	{name: "federation", what: "two servers, quiet rooms, and a hostile server", steps: []step{
-		tests("-run=^(TestFederation|TestFederationLateClosing|TestFederationQuietRooms|TestFederationRedactionInContent|"+
+		tests(several, "-run=^(TestFederation|TestFederationLateClosing|TestFederationQuietRooms|TestFederationRedactionInContent|"+
 			"TestHostileServer|TestQuietRooms|TestRemoteRoomSummary|TestStateAfterConflicts|TestTokensBetweenServers|TestTokensForAHostileServer)$", integration),
 	}},
 	{name: "crowds", what: "many who replace, leave and end in the same moment", steps: []step{

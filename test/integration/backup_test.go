@@ -25,6 +25,7 @@ import (
 // continues with all timers, and has its key, its configuration and its media. A stopped server leaves complete database files without
 // write-ahead logs.
 func TestBackups(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("sqlite3"); err != nil && os.Getenv("CI") == "" {
 		t.Skipf("NOT TESTED: %s", err)
 	}

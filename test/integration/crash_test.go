@@ -41,6 +41,7 @@ var crashPoints = []failpoint.Point{
 // during recovery. Then it starts again on the same data. The clients repeat requests that had no answer, and go on. In the end all
 // answers were true, no event was lost or sent twice, and no event was early.
 func TestCrashes(t *testing.T) {
+	t.Parallel()
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			t.Parallel()

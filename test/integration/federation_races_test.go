@@ -44,6 +44,7 @@ type race struct {
 //
 // No event ever has two closing events. No closing event is ever built on an event that it overwrites.
 func TestFederationRaces(t *testing.T) {
+	t.Parallel()
 	onEachPair(t, func(t *testing.T, p *pair) {
 		const waves, perWave, life = 3, 36, 3 * time.Second
 		rivals := p.rivals(t)

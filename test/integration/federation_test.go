@@ -22,6 +22,7 @@ import (
 // These tests check what other servers see of expiring events, and what their users can do to them.
 
 func TestFederation(t *testing.T) {
+	t.Parallel()
 	onEachPair(t, func(t *testing.T, p *pair) {
 		t.Run("SeenByTheOther", func(t *testing.T) { testSeen(t, p) })
 		t.Run("SentByTheOther", func(t *testing.T) { testSentByTheOther(t, p) })
@@ -233,6 +234,7 @@ func testAway(t *testing.T, p *pair, goAway, comeBack func(*testing.T, *server))
 // State that is sent after the deadline wins, even if the closing event is built later without knowing that state. Here the near server
 // was busy or down when the deadline passed.
 func TestFederationLateClosing(t *testing.T) {
+	t.Parallel()
 	onEachPair(t, func(t *testing.T, p *pair) {
 		t.Run("Suspended", func(t *testing.T) { testLateClosing(t, p, suspend, resume) })
 		t.Run("Killed", func(t *testing.T) {

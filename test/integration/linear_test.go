@@ -34,6 +34,7 @@ const (
 var linearPatience = patience.For(20 * time.Second)
 
 func TestOneWinner(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		var keys []*contested
 		for range linearRooms {

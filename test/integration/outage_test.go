@@ -87,6 +87,7 @@ func (s *server) revive(t *testing.T) {
 }
 
 func TestPostgreSQLIsAway(t *testing.T) {
+	t.Parallel()
 	cluster, dsn := ownCluster(t)
 	s := start(t, homeserver.Config{Postgres: dsn, Expiration: unlimited})
 	s.outage(t, cluster.Pause, func() { require.NoError(t, cluster.Resume(t.Context())) })
@@ -142,6 +143,7 @@ func emptyLog(t *testing.T, database string) {
 }
 
 func TestRoomserverRefuses(t *testing.T) {
+	t.Parallel()
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			t.Parallel()
@@ -156,6 +158,7 @@ func TestRoomserverRefuses(t *testing.T) {
 // The consumer of the output stream is far behind. Only the stream reports changes that are not sends on this server. Until it does,
 // tokens may be accepted, but no event may be closed that must not be.
 func TestStreamIsBehind(t *testing.T) {
+	t.Parallel()
 	for _, db := range databases {
 		t.Run(db.name, func(t *testing.T) {
 			t.Parallel()
@@ -192,6 +195,7 @@ func TestStreamIsBehind(t *testing.T) {
 // The wall clock is set back or forward. A running server still closes events after their full life. Across a restart only the wall clock
 // counts. An event is then late by at most the time by which the clock was set back.
 func TestClockIsSet(t *testing.T) {
+	t.Parallel()
 	for _, step := range []time.Duration{-time.Hour, time.Hour} {
 		t.Run(step.String(), func(t *testing.T) {
 			t.Parallel()
@@ -255,6 +259,7 @@ func requireLife(t *testing.T, since time.Time, seconds int) {
 
 // This is TestPostgreSQLIsAway step by step. It checks each answer while the database is down.
 func TestDatabaseOutage(t *testing.T) {
+	t.Parallel()
 	cluster, dsn := ownCluster(t)
 	s := start(t, homeserver.Config{Postgres: dsn, Expiration: unlimited})
 	alice := s.newUser(t)

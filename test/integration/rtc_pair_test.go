@@ -16,6 +16,7 @@ import (
 
 // Two servers, each with a LiveKit, give each other's users tokens with which they can listen. The clients ask their own server for that.
 func TestTokensBetweenServers(t *testing.T) {
+	t.Parallel()
 	const nearSFU, farSFU = "ws://127.0.0.1:1/near", "ws://127.0.0.1:1/far"
 	for i, db := range databases {
 		t.Run(db.name, func(t *testing.T) {

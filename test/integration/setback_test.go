@@ -29,6 +29,7 @@ import (
 // After a crash at the wrong moment JetStream may lose messages, so that the sequence numbers of a stream start again. The consumers
 // remember the higher numbers. They must not wait until the stream reaches them again.
 func TestStreamsThatForget(t *testing.T) {
+	t.Parallel()
 	onEachDatabase(t, unlimited, func(t *testing.T, s *server) {
 		alice := s.newUser(t)
 		roomID := s.room(t, alice)
@@ -59,6 +60,7 @@ func TestStreamsThatForget(t *testing.T) {
 // even if that event is still queued. An event sent in parallel is then the only forward extremity. The removed event is no longer current
 // state, although no event has replaced it. When the queued event is processed, the removed event is current again and must be closed.
 func TestStateSetBack(t *testing.T) {
+	t.Parallel()
 	for _, other := range []struct {
 		name string
 		// send sends an event that references the expiring event, and returns its ID.

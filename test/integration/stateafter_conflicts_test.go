@@ -14,6 +14,7 @@ import (
 // Two servers change the same state while the connection between them is interrupted. A client that uses only state_after agrees with its
 // own server about the winner, even if the losing event is the last one in its timeline.
 func TestStateAfterConflicts(t *testing.T) {
+	t.Parallel()
 	onEachPair(t, func(t *testing.T, p *pair) {
 		const keys = 8
 		p.alice.arrived(t, p.roomID, p.carol)

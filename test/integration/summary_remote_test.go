@@ -13,6 +13,7 @@ import (
 // The summary of a room that this server is not in comes from another server: one that the request names, or the one with the alias. Only
 // users with an account get it.
 func TestRemoteRoomSummary(t *testing.T) {
+	t.Parallel()
 	onEachPair(t, func(t *testing.T, p *pair) {
 		club := p.carol.roomWith(t, JSON{"join_rule": "public"})
 		p.alice.joinBy(t, club, p.far)
